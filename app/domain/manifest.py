@@ -1,0 +1,68 @@
+"""The record beside an artefact, and the report people read: what was received, measured, removed, written."""
+
+import json
+from dataclasses import asdict
+from typing import Any, Final
+
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest_of
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.domain.verdict import ModuleVerdict, Verdict
+
+MANIFEST_FORMAT: Final = 1
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as plain JSON values; scores that could not be measured are null."""
+    return {
+        "id": str(verdict.id),
+        "metric": verdict.metric,
+        "policy": {key: _plain(value) for key, value in asdict(verdict.policy).items()},
+        "reference": str(verdict.reference),
+        "outcome": verdict.outcome.value,
+        "reason": verdict.reason,
+        "modules_total": len(verdict.modules),
+        "modules_pruned": len(verdict.pruned),
+        "modules": [_module_json(module) for module in verdict.modules],
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, str) else value
+
+
+def _module_json(module: ModuleVerdict) -> dict[str, Any]:
+    return {
+        "name": module.name,
+        "decision": module.decision.value,
+        "reason": module.reason.value,
+        "scores": {str(comparison): score for comparison, score in module.scores.items()},
+        "safe_lora_cosine": module.cosine,
+        "update_norm": module.update_norm,
+        "v_norm": module.v_norm,
+        "lambda_max": module.lambda_max,
+        "rank": module.rank,
+        "scaling": module.scaling,
+    }
+
+
+def received_json(received: Received) -> dict[str, Any]:
+    """What arrived, as plain JSON values."""
+    return {
+        "config_sha256": str(received.config_digest),
+        "config_bytes": received.config_bytes,
+        "weights_sha256": str(received.weights_digest),
+        "weights_bytes": received.weights_bytes,
+    }
+
+
+def manifest_json(received: Received, verdict: Verdict, *, config: Digest, weights: Digest) -> bytes:
+    """`manifest.json` of an artefact: no name, no time, so that equal uploads give equal manifests."""
+    fields = {
+        "format": MANIFEST_FORMAT,
+        "digest": str(content_digest_of(config, weights)),
+        "files": {CONFIG_FILE: str(config), WEIGHTS_FILE: str(weights)},
+        "received": received_json(received),
+        "verdict": verdict_json(verdict),
+    }
+    return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -1,0 +1,56 @@
+"""What the operator decided about screening; part of every verdict's id."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Comparison(StrEnum):
+    """Which distance E-DIEM is taken of (method: the table of comparisons)."""
+
+    PROJECTION = "projection"
+    ALIGNMENT = "alignment"
+    INPUT = "input"
+
+
+class Unscorable(StrEnum):
+    """What becomes of a module whose score cannot be measured (no alignment vector, degenerate null)."""
+
+    REJECT = "reject"
+    PRUNE = "prune"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Thresholds and bounds of one screening.
+
+    tau: a module is pruned when its E-DIEM is not ≤ tau (interquartile ranges; larger is worse).
+    max_pruned: prune at most this many modules, the worst first (None: no cap). What the cap spares and tau condemns
+        makes the adapter rejected, unless `cap_keeps` says that the operator accepts the rest.
+    max_pruned_share: an adapter with a larger share (0..1) of its modules condemned is rejected outright.
+    max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
+    top_k: right singular vectors of V the `input` comparison looks at.
+    """
+
+    comparison: Comparison = Comparison.INPUT
+    tau: float = 3.0
+    max_pruned: int | None = None
+    cap_keeps: bool = False
+    max_pruned_share: float = 0.5
+    max_update_ratio: float = 100.0
+    unscorable: Unscorable = Unscorable.REJECT
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "max_pruned_share", "max_update_ratio"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"policy {name} must be a finite number, not {getattr(self, name)}")
+        if not 0.0 <= self.max_pruned_share <= 1.0:
+            raise ValueError(f"policy max_pruned_share must lie in 0..1, not {self.max_pruned_share}")
+        if self.max_update_ratio <= 0.0:
+            raise ValueError(f"policy max_update_ratio must be above 0, not {self.max_update_ratio}")
+        if self.max_pruned is not None and self.max_pruned < 0:
+            raise ValueError(f"policy max_pruned must be 0 or more, not {self.max_pruned}")
+        if self.top_k < 1:
+            raise ValueError(f"policy top_k must be 1 or more, not {self.top_k}")

@@ -1,0 +1,91 @@
+"""What screening found, module by module, and what follows from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from app.domain.digest import Digest
+from app.domain.policy import Comparison, Policy
+
+METRIC_VERSION: Final = "e-diem/1"
+"""Changes whenever the same bytes and policy could score differently; part of every verdict's id."""
+
+
+class Decision(StrEnum):
+    """What happens to one module."""
+
+    KEEP = "keep"
+    PRUNE = "prune"
+    REJECT = "reject"
+
+
+class Reason(StrEnum):
+    """Why."""
+
+    BELOW_TAU = "below_tau"
+    ABOVE_TAU = "above_tau"
+    ZERO_UPDATE = "zero_update"
+    UNSCORABLE = "unscorable"
+    SPARED_BY_CAP = "spared_by_cap"
+    NORM_TOO_LARGE = "norm_too_large"
+    NOT_FINITE = "not_finite"
+
+
+class Outcome(StrEnum):
+    """What happens to the adapter."""
+
+    CLEAN = "clean"
+    PRUNED = "pruned"
+    EMPTIED = "emptied"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVerdict:
+    """One module's measurements and its fate.
+
+    scores: E-DIEM by comparison (interquartile ranges from the median of a random update's distance), None when the
+        module cannot be scored under it. cosine: Safe LoRA's cos(C·ΔW, ΔW), None without V. update_norm, v_norm:
+        ‖ΔW‖_F (None when a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue of C = V·Vᵀ/‖V‖_F. input_share:
+        share of ‖ΔW‖² on the policy's top_k right singular vectors of V (0..1), None without V's triples.
+    """
+
+    name: str
+    rank: int
+    scaling: float
+    scores: Mapping[Comparison, float | None]
+    cosine: float | None
+    update_norm: float | None
+    v_norm: float
+    lambda_max: float
+    decision: Decision
+    reason: Reason
+    input_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The whole report: one entry per module, sorted by name.
+
+    id: digest over metric version, policy, reference digest and every module's decision inputs; equal ids mean the
+    same measurement with the same parameters.
+    """
+
+    id: Digest
+    metric: str
+    policy: Policy
+    reference: Digest
+    outcome: Outcome
+    reason: str
+    modules: tuple[ModuleVerdict, ...]
+
+    @property
+    def pruned(self) -> tuple[str, ...]:
+        """Names of the modules that are cut out."""
+        return tuple(m.name for m in self.modules if m.decision is Decision.PRUNE)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the modules that stay."""
+        return tuple(m.name for m in self.modules if m.decision is Decision.KEEP)

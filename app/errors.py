@@ -1,0 +1,151 @@
+"""Every way this gateway says no, in one tree and one table.
+
+    GatewayError            has a Code, a message for the person, and the part of the request at fault (`param`)
+    ├── Refused             4xx: the caller's to mend; sending the same again gives the same answer
+    └── Unavailable         5xx: not the caller's fault; `retryable` says whether waiting helps
+
+A Code is one row of the table (`CODES`): stable name, HTTP status, the stage that says it, a hint what to do. Rooms raise
+`Refused(TOO_LARGE, "weights: 2.1 GB, the cap is 2.0 GB", param="weights")`; only the API turns errors into responses.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+MESSAGE_LIMIT: Final = 400
+"""Characters of a message that leave the process: a hostile key must not fill a log line or a response."""
+
+
+class Stage(StrEnum):
+    """The seven words, and the door around them; label `stage=` in metrics and logs."""
+
+    DOOR = "door"
+    UPLOAD = "upload"
+    VALIDATE = "validate"
+    SCREEN = "screen"
+    PRUNE = "prune"
+    STORE = "store"
+    LOAD = "load"
+    SERVE = "serve"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One row of the table of refusals."""
+
+    name: str
+    status: int
+    stage: Stage
+    hint: str
+    retryable: bool = False
+
+
+_TABLE: dict[str, Code] = {}
+
+
+def _code(name: str, status: int, stage: Stage, hint: str, *, retryable: bool = False) -> Code:
+    if name in _TABLE:
+        raise ValueError(f"error code {name!r} declared twice")
+    _TABLE[name] = Code(name, status, stage, hint, retryable)
+    return _TABLE[name]
+
+
+_D, _U, _V = Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE
+_S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.SERVE
+
+# door: before anything is read
+UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
+FORBIDDEN = _code("forbidden", 403, _D, "This key's role does not allow that; ask the operator for another.")
+BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
+NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
+METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
+
+# upload: bytes as they arrive
+BAD_MULTIPART = _code(
+    "bad_multipart", 400, _U, "Send multipart/form-data with exactly the parts name, config and weights."
+)
+MISSING_PART = _code("missing_part", 400, _U, "Send the parts name, config (adapter_config.json) and weights.")
+UNEXPECTED_PART = _code("unexpected_part", 400, _U, "Send only the parts name, config and weights, each once.")
+TOO_LARGE = _code("too_large", 413, _U, "Make the upload smaller, or ask the operator to raise the cap.")
+UNSUPPORTED_ENCODING = _code("unsupported_encoding", 415, _U, "Send the body without Content-Encoding.")
+UPLOAD_TIMEOUT = _code("upload_timeout", 408, _U, "Send the body faster.")
+UPLOAD_INCOMPLETE = _code("upload_incomplete", 400, _U, "The body ended early; send it again.")
+TOO_MANY_UPLOADS = _code("too_many_uploads", 429, _U, "Wait for other uploads to end.", retryable=True)
+NO_SPACE = _code("no_space", 507, _U, "The operator must free disk space.", retryable=True)
+DIGEST_MISMATCH = _code("digest_mismatch", 422, _U, "The bytes that arrived are not those announced; send them again.")
+BAD_NAME = _code(
+    "bad_name", 400, _U, "Use 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or digit: my-adapter.v2"
+)
+RESERVED_NAME = _code("reserved_name", 409, _U, "Choose another name; this one belongs to the gateway.")
+NAME_TAKEN = _code("name_taken", 409, _U, "A name that differs only in case exists; use that one or another.")
+
+# validate: is it a LoRA adapter for this model?
+BAD_CONFIG = _code("bad_config", 400, _V, "Send the adapter_config.json that PEFT's save_pretrained wrote.")
+UNSUPPORTED_CONFIG = _code(
+    "unsupported_config", 422, _V, "Train a plain LoRA: no DoRA, bias, modules_to_save or patterns that are not names."
+)
+BAD_SCALING = _code("bad_scaling", 422, _V, "Use a lora_alpha above 0 and within the operator's scaling limit.")
+BAD_SAFETENSORS = _code("bad_safetensors", 400, _V, "Send the adapter_model.safetensors that PEFT wrote; no pickles.")
+BAD_DTYPE = _code("bad_dtype", 422, _V, "Save the weights as float32, float16 or bfloat16.")
+BAD_TENSOR_NAME = _code(
+    "bad_tensor_name", 422, _V, "Names must read base_model.model.<module>.lora_A.weight or .lora_B.weight."
+)
+UNKNOWN_MODULE = _code("unknown_module", 422, _V, "Adapt only linear modules that the served model's reference has.")
+UNPAIRED_TENSOR = _code("unpaired_tensor", 422, _V, "Each module needs both lora_A and lora_B.")
+WRONG_SHAPE = _code("wrong_shape", 422, _V, "Train the adapter on the served model itself; GET /v1/models names it.")
+RANK_TOO_HIGH = _code("rank_too_high", 422, _V, "Train with a smaller r, or ask the operator to raise max_lora_rank.")
+NOT_FINITE = _code("not_finite", 422, _V, "Weights must be finite in the serving dtype, also after scaling.")
+EMPTY_ADAPTER = _code("empty_adapter", 422, _V, "The file holds no LoRA tensors.")
+WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the served model.")
+
+# screen: what the measurement says
+REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
+UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
+BAD_REFERENCE = _code("bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build.")
+SCREENING_FAILED = _code("screening_failed", 500, _S, "Try again; the log has the details.", retryable=True)
+RESCREEN_FAILED = _code("rescreen_failed", 422, _P, "What was left after pruning did not pass; nothing was stored.")
+
+# store
+STORE_FAILED = _code("store_failed", 500, _T, "The operator must look at the store directory.", retryable=True)
+STORE_BUSY = _code("store_busy", 503, _T, "Another gateway holds this store; only one may.", retryable=True)
+ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "GET /adapters lists the names that exist.")
+VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} lists the versions that exist.")
+VERSION_NOT_READY = _code("version_not_ready", 409, _T, "Only a version that was screened and stored can become active.")
+
+# load and serve
+ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
+LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
+MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
+MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
+INVALID_REQUEST = _code("invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps.")
+REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
+ENGINE_REFUSED = _code("engine_refused", 400, _R, "The engine did not take the request; its words are in the message.")
+UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try again.", retryable=True)
+INTERNAL = _code("internal_error", 500, _D, "Our fault; the log has the details under the request id.", retryable=True)
+
+CODES: Final[dict[str, Code]] = dict(_TABLE)
+"""The whole table by name; the README's and the metrics' view of it."""
+
+
+def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """Return `text` without control characters and no longer than `limit`, fit for logs and responses."""
+    clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+class GatewayError(Exception):
+    """A row of the table, with the words for this occasion."""
+
+    def __init__(self, code: Code, message: str, *, param: str | None = None) -> None:
+        self.code = code
+        self.message = printable(message)
+        self.param = None if param is None else printable(param)
+        super().__init__(f"{code.name}: {self.message}")
+
+
+class Refused(GatewayError):
+    """The caller's to mend (4xx)."""
+
+
+class Unavailable(GatewayError):
+    """Not the caller's fault (5xx)."""
