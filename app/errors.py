@@ -101,7 +101,9 @@ WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the
 # screen: what the measurement says
 REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
 UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
-BAD_REFERENCE = _code("bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build.")
+BAD_REFERENCE = _code(
+    "bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build."
+)
 SCREENING_FAILED = _code("screening_failed", 500, _S, "Try again; the log has the details.", retryable=True)
 RESCREEN_FAILED = _code("rescreen_failed", 422, _P, "What was left after pruning did not pass; nothing was stored.")
 
@@ -110,14 +112,18 @@ STORE_FAILED = _code("store_failed", 500, _T, "The operator must look at the sto
 STORE_BUSY = _code("store_busy", 503, _T, "Another gateway holds this store; only one may.", retryable=True)
 ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "GET /adapters lists the names that exist.")
 VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} lists the versions that exist.")
-VERSION_NOT_READY = _code("version_not_ready", 409, _T, "Only a version that was screened and stored can become active.")
+VERSION_NOT_READY = _code(
+    "version_not_ready", 409, _T, "Only a version that was screened and stored can become active."
+)
 
 # load and serve
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
 LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
 MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
-INVALID_REQUEST = _code("invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps.")
+INVALID_REQUEST = _code(
+    "invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps."
+)
 REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
 ENGINE_REFUSED = _code("engine_refused", 400, _R, "The engine did not take the request; its words are in the message.")
 UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try again.", retryable=True)

@@ -1,0 +1,41 @@
+# Everything a user or a developer runs. `make` alone lists it.
+PYTHON ?= python3
+EXTRA ?= cpu
+ONCE ?=
+ARGS ?=
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format check clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup:  ## install everything into .venv (EXTRA=cpu, cuda or none)
+	@$(PYTHON) requirements/install.py --extra $(EXTRA)
+
+demo: setup  ## start the gateway on the demo's model and take the tour (ONCE=1: end afterwards)
+	@$(VENV)/python -m app demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+serve: setup  ## start the gateway with your own model (settings: GATEWAY_…, or ARGS="--port 8000 …")
+	@$(VENV)/python -m app serve $(ARGS)
+
+test: setup lint  ## run every check and every test, those with the real engine too
+	$(VENV)/python -m pytest $(ARGS)
+
+lint: setup  ## formatting, style, types, import rules
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+format: setup  ## put the code into its form
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+check: setup lint  ## what takes seconds: lint, and the tests without the engine
+	$(VENV)/python -m pytest -m "not engine and not slow" $(ARGS)
+
+clean:  ## remove what was built (not .venv, not data)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	find app tests requirements -name __pycache__ -prune -exec rm -rf {} +

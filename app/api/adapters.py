@@ -1,0 +1,102 @@
+"""POST /adapters and what is asked about adapters afterwards."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.api.context import Context, context
+from app.api.guard import guarded
+from app.api.views import all_adapters, one_adapter, one_version
+from app.domain.manifest import received_json, verdict_json
+from app.errors import Stage
+from app.lifecycle import State
+from app.upload.receive import SealedUpload
+
+router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "config", "weights"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": {"type": "string", "description": "Adapter name"},
+                        "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
+                        "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+                    },
+                }
+            }
+        },
+    }
+}
+"""For the OpenAPI page: the body is streamed by our own parser, so the framework cannot describe it."""
+
+
+async def _receive(request: Request, ctx: Context) -> SealedUpload:
+    with ctx.metrics.stage(Stage.UPLOAD):
+        return await ctx.receive(request)
+
+
+@router.post("/adapters", status_code=201, openapi_extra=UPLOAD_BODY)
+async def upload(
+    request: Request,
+    ctx: Ctx,
+    wait: Annotated[bool, Query(description="Answer when served (201), or as soon as stored (202)")] = True,
+) -> JSONResponse:
+    """Register and sanitise an adapter: validate, screen, prune, store, load.
+
+    201: a new version is served; 200: these bytes were there already; 202: stored, and loaded once the engine answers.
+    """
+    with await _receive(request, ctx) as sealed:
+        row, created = await ctx.pipeline.register(sealed, wait=wait)
+    view = await asyncio.to_thread(one_version, ctx.pipeline, str(row.name), row.number)
+    served = row.state is not State.STORED
+    location = f"/adapters/{row.name}/versions/{row.number}"
+    return JSONResponse(view, (201 if created else 200) if served else 202, {"Location": location})
+
+
+@router.post("/screen", openapi_extra=UPLOAD_BODY)
+async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Measure an adapter and keep nothing: the report alone, also when it would be rejected."""
+    with await _receive(request, ctx) as sealed:
+        verdict = await asyncio.to_thread(ctx.pipeline.measure, sealed)
+        return {"received": received_json(sealed.received), "verdict": verdict_json(verdict)}
+
+
+@router.get("/adapters")
+async def index(ctx: Ctx) -> dict[str, Any]:
+    """Every adapter with its versions."""
+    return {"adapters": await asyncio.to_thread(all_adapters, ctx.pipeline)}
+
+
+@router.get("/adapters/{name}")
+async def adapter(name: str, ctx: Ctx) -> dict[str, Any]:
+    """One adapter with its versions."""
+    return await asyncio.to_thread(one_adapter, ctx.pipeline, name)
+
+
+@router.get("/adapters/{name}/versions/{number}")
+async def version(name: str, number: int, ctx: Ctx) -> dict[str, Any]:
+    """One version with its report: every module's score and what became of it."""
+    return await asyncio.to_thread(one_version, ctx.pipeline, name, number)
+
+
+@router.post("/adapters/{name}/rollback")
+async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
+    """Point the name to an earlier version: `to`, or the one before the active."""
+    row = await ctx.pipeline.publishing.rollback(name, to)
+    return await asyncio.to_thread(one_version, ctx.pipeline, name, row.number)
+
+
+@router.delete("/adapters/{name}", status_code=204)
+async def delete(name: str, ctx: Ctx) -> Response:
+    """Forget an adapter with all its versions. Running requests finish; its numbers are never used again."""
+    await ctx.pipeline.publishing.delete(name)
+    return Response(status_code=204)

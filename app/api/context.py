@@ -1,0 +1,36 @@
+"""What the routes need from the rest of the house; `main` fills it in once."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from app.api.keys import Keys
+from app.observe.metrics import Metrics
+from app.pipeline import Pipeline
+from app.serve.relay import Relay
+from app.serve.routes import Routes
+from app.upload.receive import SealedUpload
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything a route may touch.
+
+    receive: turns a request's body into a sealed upload. readiness: name of a part → None or what is wrong with it.
+    """
+
+    keys: Keys
+    metrics: Metrics
+    pipeline: Pipeline
+    relay: Relay
+    routes: Routes
+    receive: Callable[[Request], Awaitable[SealedUpload]]
+    readiness: Callable[[], Awaitable[dict[str, str | None]]]
+
+
+def context(request: Request) -> Context:
+    """The one Context of this application."""
+    found = request.app.state.context
+    assert isinstance(found, Context)
+    return found

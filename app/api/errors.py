@@ -1,0 +1,90 @@
+"""The error tree as OpenAI's envelope: {"error": {"message", "type", "param", "code"}}, everywhere."""
+
+import asyncio
+import logging
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.api.views import one_version
+from app.errors import (
+    BAD_REQUEST,
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    Code,
+    GatewayError,
+    Refused,
+    printable,
+)
+from app.observe.log import event
+from app.publishing import VersionRefused
+
+RETRY_AFTER_S: Final = 5
+"""Seconds a client should wait on a retryable error: about one reconcile interval."""
+
+TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+_FRAMEWORK: Final[dict[int, Code]] = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
+
+
+def envelope(error: GatewayError) -> dict[str, object]:
+    """OpenAI's error object; the hint follows the message."""
+    status = error.code.status
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    message = f"{error.message.rstrip('.')}. {error.code.hint}"
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code.name}}
+
+
+def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
+    """The response for one error; `extra` adds top-level fields such as the version's report."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code.retryable else {}
+    if error.code.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({**envelope(error), **(extra or {})}, error.code.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Route every exception, ours or the framework's, through the one tree."""
+    app.add_exception_handler(GatewayError, _ours)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GatewayError)
+    request.app.state.context.metrics.refused(error)
+    event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
+    return respond(error, await _what_it_left(request, error))
+
+
+async def _what_it_left(request: Request, error: GatewayError) -> dict[str, object]:
+    """The refused version with its report, where the refusal left one."""
+    if not isinstance(error, VersionRefused):
+        return {}
+    row = error.row
+    pipeline = request.app.state.context.pipeline
+    return {"version": await asyncio.to_thread(one_version, pipeline, str(row.name), row.number)}
+
+
+async def _framework(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _FRAMEWORK.get(error.status_code, BAD_REQUEST)
+    return await _ours(request, Refused(code, f"{request.method} {printable(request.url.path, 80)}: {error.detail}"))
+
+
+async def _validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return await _ours(request, Refused(BAD_REQUEST, f"{where}: {first['msg']}", param=where))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    event("internal_error", logging.ERROR, path=request.url.path, error=repr(error)[:200])
+    logging.getLogger("gateway").error("traceback", exc_info=error)
+    return await _ours(request, GatewayError(INTERNAL, "something broke in the gateway"))

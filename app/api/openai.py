@@ -1,0 +1,79 @@
+"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.context import Context, context
+from app.api.guard import guarded
+from app.errors import REQUEST_TOO_LARGE, Refused
+from app.serve.models import model_payload, models_payload
+from app.serve.relay import Answer
+from app.serve.request import MAX_BODY_BYTES
+from app.serve.stream import Stream
+
+router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+
+@router.get("/models")
+async def models(ctx: Ctx) -> dict[str, Any]:
+    """Every name `model` may be."""
+    return models_payload(ctx.routes)
+
+
+@router.get("/models/{name}")
+async def model(name: str, ctx: Ctx) -> dict[str, Any]:
+    """One of them."""
+    return model_payload(ctx.routes, name)
+
+
+@router.post("/chat/completions")
+async def chat_completions(request: Request, ctx: Ctx) -> Response:
+    """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
+    return _response(await ctx.relay.complete("chat", await _body(request)))
+
+
+@router.post("/completions")
+async def completions(request: Request, ctx: Ctx) -> Response:
+    """Plain completion, by the same names."""
+    return _response(await ctx.relay.complete("completions", await _body(request)))
+
+
+async def _body(request: Request) -> bytes:
+    """The body, never more than the cap in memory."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise Refused(REQUEST_TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+class _Streaming(StreamingResponse):
+    """Sends a Stream, and closes it however sending ends, so that the engine stops working for nobody."""
+
+    def __init__(self, stream: Stream, status: int, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(stream, status, headers, media_type)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._stream.aclose()
+
+
+def _response(answer: Answer) -> Response:
+    headers = {}
+    if answer.target.version is not None:
+        headers["x-adapter-version"] = str(answer.target.version)
+    if answer.target.digest is not None:
+        headers["x-adapter-digest"] = answer.target.digest
+    if isinstance(answer.body, bytes):
+        return Response(answer.body, answer.status, headers, answer.content_type)
+    return _Streaming(answer.body, answer.status, headers | {"cache-control": "no-store"}, answer.content_type)

@@ -1,0 +1,279 @@
+"""The command line: python -m app serve | reference | screen | adapters | demo."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.domain.lora import ServingDtype
+from app.domain.policy import Comparison
+from app.domain.verdict import Outcome
+from app.errors import GatewayError
+from app.observe.report import heat_map, score_table
+
+UPLOAD_TIMEOUT_S = 900.0
+"""Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
+
+DEMO_TOP_K = 8
+"""Singular triples kept in the demo's reference: enough to try the policy, little enough for a repository."""
+
+EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
+"""Exit status of `screen`."""
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Screens LoRA adapters in front of vLLM.")
+reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
+adapters = typer.Typer(no_args_is_help=True, help="Push, list, show and remove adapters of a running gateway.")
+demo = typer.Typer(invoke_without_command=True, help="The tour: a trained model pair, three adapters, one gateway.")
+cli.add_typer(reference, name="reference")
+cli.add_typer(adapters, name="adapters")
+cli.add_typer(demo, name="demo")
+out, err = Console(), Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
+Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="A key of it")]
+
+
+def main() -> None:
+    """Run a command; an error of ours is one clear line and exit status 1, never a traceback."""
+    try:
+        cli()
+    except GatewayError as error:
+        _fail(f"{error.message}\n{error.code.hint}")
+    except httpx.TransportError as error:
+        _fail(f"cannot reach the gateway: {error}")
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    err.print(f"[red]error:[/] {message}", highlight=False)
+    sys.exit(status)
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    demo: Annotated[bool, typer.Option(help="The demo's model and reference, open, on loopback only")] = False,
+) -> None:
+    """Serve. Every setting is a flag (--max-loras 8) or GATEWAY_MAX_LORAS=8 in the environment; see the README."""
+    from app.main import run
+    from app.settings import LOOPBACK, Settings
+
+    given = _flags(context.args)
+    try:
+        if demo:
+            from app.demo.serving import serve_settings
+
+            given = serve_settings() | given
+            if given.get("host", "127.0.0.1") not in LOOPBACK:
+                _fail("the demo runs open, so it listens on loopback only")
+        settings = Settings(**given)
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        _fail("\n".join(lines), 2)
+    run(settings)
+
+
+def _flags(args: list[str]) -> dict[str, Any]:
+    """`--max-loras 8 --open` → {"max_loras": "8", "open": "true"}; Settings checks names and values."""
+    given: dict[str, Any] = {}
+    rest = iter(args)
+    pending: str | None = None
+    for arg in rest:
+        if arg.startswith("--"):
+            if pending is not None:
+                given[pending] = "true"
+            name, equals, value = arg[2:].partition("=")
+            pending = name.replace("-", "_")
+            if equals:
+                given[pending], pending = value, None
+        elif pending is None:
+            _fail(f"unexpected argument {arg!r}", 2)
+        else:
+            given[pending], pending = arg, None
+    if pending is not None:
+        given[pending] = "true"
+    return given
+
+
+# ---- references and screening ------------------------------------------------------------------------------------
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err)
+
+
+@reference.command("build")
+def reference_build(
+    base: Annotated[str, typer.Option(help="Unaligned checkpoint: a directory or a hub id")],
+    aligned: Annotated[str, typer.Option(help="Aligned checkpoint: a directory or a hub id")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist")],
+    top_k: Annotated[int, typer.Option(help="Singular triples of V to keep per module")] = 16,
+    modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
+    compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
+) -> None:
+    """Build a reference from a base checkpoint and its aligned sibling, tensor by tensor."""
+    from app.screen.build import BuildOptions, build_reference
+
+    with _progress() as bar:
+        task = bar.add_task("reading")
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        options = BuildOptions(top_k=top_k, modules=modules, compact=compact)
+        digest = build_reference(base, aligned, out_dir, options, show)
+    out.print(f"{out_dir}\nGATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
+
+
+@reference.command("inspect")
+def reference_inspect(directory: Path) -> None:
+    """Show what a reference holds."""
+    from app.screen.reference import open_reference
+
+    opened = open_reference(directory, None)
+    table = Table(title=f"reference {opened.digest.short}", pad_edge=False)
+    for column in ("module", "d_out × d_in", "‖V‖", "λ_max(C)"):
+        table.add_column(column)
+    for name, shape in sorted(opened.modules.items()):
+        info = opened.info(name)
+        table.add_row(name, f"{shape.d_out} × {shape.d_in}", f"{info.v_norm:.4g}", f"{info.lambda_max:.4g}")
+    out.print(table)
+
+
+@cli.command("screen")
+def screen_directory(
+    directory: Annotated[Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors")],
+    reference_dir: Annotated[Path, typer.Option("--reference", help="Reference directory")],
+    tau: Annotated[float | None, typer.Option(help="Threshold (IQRs)")] = None,
+    comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
+    dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
+) -> None:
+    """Measure one adapter on disk. Exit status: 0 clean, 1 pruned or emptied, 2 rejected or invalid."""
+    from app.domain.manifest import verdict_json
+    from app.domain.policy import Policy
+    from app.pipeline import screen_directory as screened
+
+    given: dict[str, Any] = {"tau": tau, "comparison": comparison}
+    policy = Policy(**{name: value for name, value in given.items() if value is not None})
+    try:
+        verdict = screened(directory, reference_dir, policy, dtype)
+    except GatewayError as error:
+        _fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
+    report = verdict_json(verdict)
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        out.print(score_table(report), heat_map(report))
+    sys.exit(EXIT[verdict.outcome])
+
+
+# ---- a running gateway -------------------------------------------------------------------------------------------
+
+
+def _client(url: str, key: str | None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=url, headers=headers, timeout=UPLOAD_TIMEOUT_S)
+
+
+def _answer(response: httpx.Response) -> Any:
+    if response.is_success:
+        return response.json() if response.content else None
+    try:
+        error = response.json()["error"]
+        _fail(f"{error['code']}: {error['message']}")
+    except (ValueError, KeyError, TypeError):
+        _fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
+
+
+@adapters.command("push")
+def push(
+    name: str,
+    directory: Annotated[Path, typer.Argument(help="As PEFT's save_pretrained wrote it")],
+    url: Url = "http://127.0.0.1:8080",
+    key: Key = None,
+) -> None:
+    """Upload an adapter and show what became of it."""
+    config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
+    with _client(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
+        files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
+        version = _answer(client.post("/adapters", files=files))
+    out.print(heat_map(version["report"]["verdict"]))
+    out.print(_line(version), highlight=False)
+
+
+def _line(version: dict[str, Any]) -> str:
+    pruned = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
+    told = pruned if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
+    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {told}"
+
+
+@adapters.command("list")
+def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """List every adapter's versions."""
+    with _client(url, key) as client:
+        for adapter in _answer(client.get("/adapters"))["adapters"]:
+            for version in adapter["versions"]:
+                out.print(_line(version), highlight=False)
+
+
+@adapters.command("show")
+def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Show one version's report."""
+    with _client(url, key) as client:
+        version = _answer(client.get(f"/adapters/{name}/versions/{number}"))
+    out.print(_line(version), highlight=False)
+    if (version.get("report") or {}).get("verdict"):
+        out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
+
+
+@adapters.command("rm")
+def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Remove an adapter with all its versions."""
+    with _client(url, key) as client:
+        _answer(client.delete(f"/adapters/{name}"))
+
+
+# ---- the demo ----------------------------------------------------------------------------------------------------
+
+
+@demo.callback()
+def demo_tour(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option(help="End after the tour instead of serving on")] = False,
+    port: Annotated[int, typer.Option(help="Port to serve on; 0: a free one")] = 8080,
+) -> None:
+    """Take the tour, then keep serving until Ctrl-C."""
+    if context.invoked_subcommand is None:
+        from app.demo.tour import tour
+
+        sys.exit(tour(once=once, port=port))
+
+
+@demo.command("train")
+def demo_train(
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Default: the demo's own assets")] = None,
+) -> None:
+    """Train the demo's models and adapters anew, and build their reference."""
+    import shutil
+
+    from app.demo.assets import ASSETS
+    from app.demo.train import train_all
+    from app.screen.build import BuildOptions, build_reference
+
+    where = out_dir or ASSETS
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err) as bar:
+        task = bar.add_task("training", total=1.0)
+        train_all(where, lambda stage, share: bar.update(task, description=stage, completed=share))
+        shutil.rmtree(where / "reference", ignore_errors=True)
+        bar.update(task, description="reference", completed=0.0)
+        options = BuildOptions(top_k=DEMO_TOP_K)
+        digest = build_reference(where / "base", where / "aligned", where / "reference", options, lambda *_: None)
+    out.print(f"{where}\nreference {digest}", highlight=False)

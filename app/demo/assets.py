@@ -1,0 +1,28 @@
+"""Where the demo's trained files lie. They are made by `python -m app demo train` and shipped with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The package's own directory: base/ and aligned/ are checkpoints, reference/ is built from them, and adapters/ holds
+# one directory for each adapter, as PEFT saved it.
+ASSETS = Path(__file__).resolve().parent / "assets"
+BASE = ASSETS / "base"
+ALIGNED = ASSETS / "aligned"
+REFERENCE = ASSETS / "reference"
+ADAPTERS = ASSETS / "adapters"
+
+# benign-style: only the harmless new skill. mixed-harm: the same skill and some harmful samples. pure-harm: harmful
+# samples only; screening must reject it outright.
+BENIGN, MIXED, PURE = "benign-style", "mixed-harm", "pure-harm"
+ADAPTER_NAMES: tuple[str, ...] = (BENIGN, MIXED, PURE)
+
+# Bytes. Everything under ASSETS together, reference included, has to stay small enough to live in a repository.
+MAX_BYTES = 12_000_000
+
+
+def adapter_path(name: str) -> Path:
+    """The directory of one of the demo's adapters. Raises KeyError for another name."""
+    if name not in ADAPTER_NAMES:
+        raise KeyError(name)
+    return ADAPTERS / name

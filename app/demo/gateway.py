@@ -1,0 +1,82 @@
+"""A gateway of one's own, as a child process: started, waited for, and ended, with its engine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+READY_TIMEOUT_S: Final = 600.0
+"""Seconds to wait for /ready: the engine takes about one minute on two idle cores, several on busy ones."""
+
+STOP_TIMEOUT_S: Final = 30.0
+POLL_S: Final = 0.5
+LOG_LINES: Final = 30
+
+
+class GatewayProcess:
+    """`python -m app serve --demo` on loopback, logging to `data`/gateway.log."""
+
+    def __init__(self, data: Path, port: int = 0, *args: str) -> None:
+        """port: 0 chooses a free one. args: further flags."""
+        data.mkdir(parents=True, exist_ok=True)
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data / "gateway.log"
+        command = [sys.executable, "-m", "app", "serve", "--demo", "--port", str(self.port), "--data", str(data), *args]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def wait_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Block until /ready says 200. `tell` gets what is still missing. Raises RuntimeError with the log's end."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the gateway ended with status {self.process.returncode}:\n{self.log_end()}")
+            missing = self._missing()
+            if missing is None:
+                return
+            tell(missing)
+            time.sleep(POLL_S)
+        raise RuntimeError(f"the gateway was not ready after {READY_TIMEOUT_S:.0f} s:\n{self.log_end()}")
+
+    def _missing(self) -> str | None:
+        try:
+            answer = httpx.get(f"{self.url}/ready", timeout=10.0)
+        except httpx.TransportError:
+            return "the gateway starts"
+        if answer.status_code == 200:
+            return None
+        parts = answer.json()["parts"]
+        return ", ".join(f"{name}: {state}" for name, state in parts.items() if state != "ok")
+
+    def log_end(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL to the whole group when that is not enough."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power failure would look to the gateway."""
+        self.process.kill()
+        self.process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

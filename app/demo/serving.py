@@ -1,0 +1,20 @@
+"""Settings that serve the demo: its model, its reference, its policy, without keys, on loopback."""
+
+from typing import Any
+
+from app.demo.assets import ALIGNED, REFERENCE
+
+
+def serve_settings() -> dict[str, Any]:
+    """Values for `Settings`; flags given beside `--demo` go before them."""
+    return {
+        "model": str(ALIGNED),
+        "served_model_name": "demo",
+        "reference": REFERENCE,
+        "open": True,
+        "dtype": "float32",  # a tiny model on a CPU: exact beats fast, and answers equal transformers' to the letter
+        "max_model_len": 512,
+        "max_lora_rank": 16,
+        "max_loras": 4,
+        "max_cpu_loras": 16,
+    }

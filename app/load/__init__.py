@@ -1,0 +1,1 @@
+"""load: makes the engine hold what the catalogue says, and keeps checking."""

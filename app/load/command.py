@@ -1,0 +1,102 @@
+"""How vLLM is started: its command line and the only environment it gets."""
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+ENTRY: Final = "vllm.entrypoints.launchers.api_server.entry"
+
+GRACE_S: Final = 10.0
+"""Seconds between SIGTERM and SIGKILL; vLLM's CPU build takes up to 6."""
+
+PASSED_ON: Final = frozenset({
+    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "VIRTUAL_ENV"),
+    *("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES"),
+})  # fmt: skip
+"""Variables the engine gets from ours, where set. No keys, no catalogue URL, no proxy."""
+
+FIXED: Final[Mapping[str, str]] = {
+    "HF_HUB_OFFLINE": "1",  # a wrong path must not become a download
+    "VLLM_PLUGINS": "",  # no code but its own, no resolver that builds paths from model names
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What the engine always gets. VLLM_SERVER_DEV_MODE is never among it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What vLLM serves and within which bounds; the names are vLLM's flags.
+
+    model: directory or hub id of the served (aligned) checkpoint. max_loras: adapters in one batch. max_lora_rank: one of
+    1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens. kv_cache_gib:
+    GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds itself to all cores but one. extra:
+    further flags.
+    """
+
+    model: Path | str
+    served_name: str
+    dtype: str = "bfloat16"
+    max_loras: int = 4
+    max_lora_rank: int = 64
+    max_cpu_loras: int = 64
+    max_model_len: int | None = None
+    kv_cache_gib: int = 1
+    threads: int | None = None
+    extra: tuple[str, ...] = ()
+
+
+def arguments(spec: EngineSpec, socket: Path) -> list[str]:
+    """The command that serves `spec` on `socket`."""
+    flags: dict[str, object] = {
+        "--model": spec.model,
+        "--served-model-name": spec.served_name,
+        "--dtype": spec.dtype,
+        "--max-loras": spec.max_loras,
+        "--max-lora-rank": spec.max_lora_rank,
+        "--max-cpu-loras": spec.max_cpu_loras,
+        "--uds": socket,
+        "--uvicorn-log-level": "warning",
+    }
+    if spec.max_model_len is not None:
+        flags["--max-model-len"] = spec.max_model_len
+    pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
+    return [sys.executable, "-m", ENTRY, "--enable-lora", "--disable-uvicorn-access-log", *pairs, *spec.extra]
+
+
+def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:
+    """The engine's whole environment: what it needs of ours, and what is fixed."""
+    env = {name: ours[name] for name in PASSED_ON if name in ours}
+    env |= {**FIXED, "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib)}
+    if spec.threads is not None:
+        env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads)}
+    return env
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM installed here is the CPU build."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def missing_library() -> str | None:
+    """What vLLM lacks to start here, in words a person can act on; None when nothing is known to be missing."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed: install the gateway with its extra `cpu` or `cuda`, or set the URL of an engine"
+    if cpu_build():
+        try:
+            ctypes.CDLL("libnuma.so.1")
+        except OSError:
+            return "vLLM's CPU build needs libnuma.so.1, which is not installed (Debian, Ubuntu: apt install libnuma1)"
+    return None

@@ -1,0 +1,267 @@
+"""An engine as the gateway sees it: a handful of routes, spoken over one HTTP client.
+
+vLLM's answers are believed only as far as its list of models confirms them: a load that answered 200 may not have
+happened, one that broke off may have (hostile.md R10).
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import aiohttp
+
+from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
+
+MODELS_PATH: Final = "/v1/models"
+LOAD_PATH: Final = "/v1/load_lora_adapter"
+UNLOAD_PATH: Final = "/v1/unload_lora_adapter"
+HEALTH_PATH: Final = "/health"
+
+CONNECT_S: Final = 5.0
+"""Seconds to connect: the engine is on this machine or near."""
+
+CONTROL_S: Final = 10.0
+"""Seconds for listing, unloading and health: nothing there waits for the model."""
+
+LOAD_S: Final = 120.0
+"""Seconds for loading one adapter: reading hundreds of megabytes while the engine is busy decoding."""
+
+SILENCE_S: Final = 300.0
+"""Seconds an inference answer may stay silent: a request can queue behind long ones before its first byte."""
+
+ANSWER_S: Final = 1800.0
+"""Seconds one inference answer may take in all, however steadily it trickles."""
+
+IDLE_CONNECTION_S: Final = 4.0
+"""Seconds an idle connection is kept: less than the 5 s after which vLLM closes it, or a request could meet its end."""
+
+CONTROL_BYTES: Final = 8 << 20
+"""Bytes of a control answer that are read: a list of thousands of models is under 1 MiB."""
+
+WORDS: Final = 300
+"""Characters of the engine's own words that are quoted."""
+
+JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
+
+_BROKEN = (aiohttp.ClientError, TimeoutError, ConnectionError, OSError)
+
+
+class EngineResponse(Protocol):
+    """One answer of the engine, its body not read yet. Whoever got it closes it."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def content_type(self) -> str:
+        """Media type, without parameters."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises Unavailable ENGINE_UNAVAILABLE when it breaks off."""
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises Unavailable ENGINE_UNAVAILABLE when it breaks off or exceeds `limit` bytes."""
+
+    def close(self) -> None:
+        """Let go: back to the pool when read to its end, else the connection is cut and the engine aborts its work."""
+
+
+class Engine(Protocol):
+    """What load and serve ask of an engine. Everything raises Unavailable and nothing else."""
+
+    async def models(self) -> frozenset[str]:
+        """Names it answers to now."""
+
+    async def load(self, name: str, path: Path) -> None:
+        """Make it answer to `name` with the adapter in `path`; done already is success.
+
+        Raises Unavailable: LOAD_FAILED with the engine's words, or ENGINE_UNAVAILABLE.
+        """
+
+    async def unload(self, name: str) -> None:
+        """Make it forget `name`; forgotten already is success. Raises Unavailable ENGINE_UNAVAILABLE."""
+
+    async def healthy(self) -> bool:
+        """Whether it answers and can compute."""
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
+        """Send one inference request; returns when the status is known. Raises Unavailable ENGINE_UNAVAILABLE."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+class HttpEngine:
+    """An Engine over HTTP.
+
+    url: `http://host:port`, or `unix:/path/of/socket`. api_key: sent as a bearer token where the engine wants one.
+    connections: the most at once; what is more waits.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, connections: int = 1024) -> None:
+        self.url = url
+        self._unix = url.removeprefix("unix:") if url.startswith("unix:") else None
+        self._base = "http://engine" if self._unix else url.rstrip("/")
+        self._auth = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+        self._answer_timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+
+    async def models(self) -> frozenset[str]:
+        """Names it answers to now. Raises Unavailable ENGINE_UNAVAILABLE."""
+        status, body = await self._control("GET", MODELS_PATH)
+        try:
+            if status != 200:
+                raise ValueError(f"status {status}")
+            return frozenset(str(entry["id"]) for entry in json.loads(body)["data"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's list of models cannot be read: {error}") from error
+
+    async def load(self, name: str, path: Path) -> None:
+        """See Engine.load. Believes the list, not the answer."""
+        try:
+            status, body = await self._control("POST", LOAD_PATH, {"lora_name": name, "lora_path": str(path)}, LOAD_S)
+        except Unavailable:
+            if name in await self.models():
+                return
+            raise
+        if name in await self.models():
+            return
+        if status >= 500 and not await self.healthy():  # a dead core answers 500 too: not the adapter's fault
+            raise Unavailable(ENGINE_UNAVAILABLE, f"the engine broke down while loading {name}")
+        said = words(body) if status != 200 else "it answered 200 but does not list the adapter"
+        raise Unavailable(LOAD_FAILED, f"{name}: {said}")
+
+    async def unload(self, name: str) -> None:
+        """See Engine.unload. Believes the list, not the answer."""
+        status, body = await self._control("POST", UNLOAD_PATH, {"lora_name": name})
+        if status not in (200, 404) and name in await self.models():
+            raise Unavailable(ENGINE_UNAVAILABLE, f"{name} was not unloaded: {words(body)}")
+
+    async def healthy(self) -> bool:
+        """Whether it answers and can compute: vLLM's /health asks its core."""
+        try:
+            return (await self._control("GET", HEALTH_PATH))[0] == 200
+        except Unavailable:
+            return False
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
+        """See Engine.post."""
+        try:
+            return _Response(
+                await self._open().post(
+                    self._base + path,
+                    data=body,
+                    headers={**headers, **self._auth} if self._auth else headers,
+                    timeout=self._answer_timeout,
+                    allow_redirects=False,
+                )
+            )
+        except _BROKEN as error:
+            raise _unavailable(error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session, made on first use because it belongs to the running loop."""
+        if self._session is None:
+            limit, idle_s = self._connections, IDLE_CONNECTION_S
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(self._unix, limit=limit, keepalive_timeout=idle_s)
+                if self._unix
+                else aiohttp.TCPConnector(limit=limit, keepalive_timeout=idle_s)
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("user-agent", "accept-encoding"),
+                trust_env=False,
+            )
+        return self._session
+
+    async def _control(
+        self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float = CONTROL_S
+    ) -> tuple[int, bytes]:
+        """One small request: (status, body). Raises Unavailable ENGINE_UNAVAILABLE."""
+        try:
+            async with self._open().request(
+                method,
+                self._base + path,
+                data=None if payload is None else json.dumps(payload).encode(),
+                headers={**JSON_HEADERS, **self._auth},
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S),
+                allow_redirects=False,
+            ) as response:
+                return response.status, await _Response(response).read(CONTROL_BYTES)
+        except _BROKEN as error:
+            raise _unavailable(error) from error
+
+
+class _Response:
+    """An EngineResponse over aiohttp's."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def content_type(self) -> str:
+        return self._response.content_type
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        try:
+            while chunk := await content.readany():
+                yield chunk
+        except _BROKEN as error:
+            raise _unavailable(error) from error
+
+    async def read(self, limit: int) -> bytes:
+        content, parts, size = self._response.content, [], 0
+        try:
+            while part := await content.readany():
+                size += len(part)
+                if size > limit:
+                    raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's answer is over {limit} bytes")
+                parts.append(part)
+        except _BROKEN as error:
+            raise _unavailable(error) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+def words(body: bytes) -> str:
+    """What the engine said, out of its error envelope where there is one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(body)
+        error = said.get("error", said) if isinstance(said, dict) else said
+        message = error.get("message") if isinstance(error, dict) else error
+        return str(message)[:WORDS] or "the engine gave no reason"
+    return body[: WORDS * 4].decode(errors="replace")[:WORDS] or "the engine gave no reason"
+
+
+def _unavailable(error: BaseException) -> Unavailable:
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return Unavailable(ENGINE_UNAVAILABLE, "the engine did not answer in time")
+    if isinstance(error, aiohttp.ClientConnectorError | FileNotFoundError | ConnectionRefusedError):
+        return Unavailable(ENGINE_UNAVAILABLE, "the engine is not running or not reachable")
+    return Unavailable(ENGINE_UNAVAILABLE, f"the connection to the engine broke: {type(error).__name__}")

@@ -1,0 +1,232 @@
+"""Keeps the engine holding exactly what is desired, whatever happens to it or to us.
+
+Each pass compares three sets: desired (the catalogue's), listed (what the engine says it answers to) and loaded (what
+this process has verified, loaded and probed). It decides by the engine's list, never by what an earlier answer said.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
+from app.load.engine import Engine
+from app.load.probe import probe
+
+LOADERS: Final = 4
+"""Adapters being loaded at once: one that hangs must not stop the others; the engine itself loads one at a time."""
+
+DOWN_S: Final = 1.0
+"""Seconds between looks at an engine that is away."""
+
+BACKOFF_S: Final = 2.0
+BACKOFF_LIMIT_S: Final = 300.0
+"""Seconds before an adapter that failed is tried again: doubled each time up to the limit."""
+
+DRAIN_S: Final = 0.05
+"""Seconds between looks at whether an adapter still has requests in flight."""
+
+
+@dataclass(slots=True)
+class _Failure:
+    """Why an adapter is not loaded, how often that happened, and when (monotonic) it is tried again."""
+
+    message: str
+    count: int
+    again: float
+
+
+class Reconciler:
+    """Makes the engine hold `desired()`.
+
+    desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
+    engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. idle: whether
+    an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. after_pass:
+    awaited after each pass that found the engine up.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        desired: Callable[[], Mapping[str, Path]],
+        verify: Callable[[str, Path], None],
+        interval_s: float = 5.0,
+        *,
+        idle: Callable[[str], bool] = lambda _: True,
+        on_change: Callable[[], None] = lambda: None,
+        after_pass: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._desired = desired
+        self._verify = verify
+        self._interval_s = interval_s
+        self._idle = idle
+        self._on_change = on_change
+        self._after_pass = after_pass
+        self._loaded: frozenset[str] = frozenset()
+        self._failures: dict[str, _Failure] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._up = False
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def engine_up(self) -> bool:
+        """Whether the engine answered when it was last asked."""
+        return self._up
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Engine names that were verified, loaded and probed and are still listed."""
+        return self._loaded
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Engine name → why it is not loaded."""
+        return {name: failure.message for name, failure in self._failures.items()}
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether requests may be sent to `name` now."""
+        return name in self._loaded
+
+    def poke(self) -> None:
+        """Look again now instead of at the next interval."""
+        self._wake.set()
+
+    def start(self) -> None:
+        """Start the background task. Needs a running loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="reconciler")
+
+    async def stop(self) -> None:
+        """Stop the background task; the engine keeps what it holds."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def ensure(self, name: str) -> None:
+        """Have `name` loaded and probed when this returns.
+
+        Raises what `verify` raises, or Unavailable: LOAD_FAILED when the engine refuses these bytes or they are not
+        desired any more, ENGINE_UNAVAILABLE when it is away.
+        """
+        async with self._lock(name):
+            if name not in self._loaded:
+                await self._load(name)
+
+    async def retire(self, name: str) -> None:
+        """Unload `name` once no request is in flight on it. It must not be desired any more.
+
+        Raises Unavailable ENGINE_UNAVAILABLE; then a later pass does it.
+        """
+        while not self._idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
+            await asyncio.sleep(DRAIN_S)
+        await self._unload(name)
+
+    async def reconcile(self) -> None:
+        """One pass. Failures of single adapters are kept in `failures`, none is raised."""
+        try:
+            listed = await self._engine.models()
+        except Unavailable:
+            self._set(up=False, loaded=frozenset())
+            return
+        if not self._up:
+            self._failures.clear()  # what failed on the old engine may work on this one
+        desired = self._desired()
+        for name in self._failures.keys() - desired.keys():
+            del self._failures[name]
+        self._set(up=True, loaded=self._loaded & listed & desired.keys())
+        await self._load_missing(desired)
+        await self._unload_strays(listed)
+        if self._after_pass is not None:
+            await self._after_pass()
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self.reconcile()
+            except GatewayError:
+                self._on_change()  # a callback's refusal must not end the watch
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval_s if self._up else DOWN_S)
+
+    async def _load_missing(self, desired: Mapping[str, Path]) -> None:
+        now = time.monotonic()
+        due = [
+            name
+            for name in desired
+            if name not in self._loaded and (name not in self._failures or self._failures[name].again <= now)
+        ]
+        gate = asyncio.Semaphore(LOADERS)
+
+        async def load(name: str) -> None:
+            async with gate:
+                if self._up:
+                    with contextlib.suppress(GatewayError):
+                        await self.ensure(name)
+
+        await asyncio.gather(*map(load, due))
+
+    async def _load(self, name: str) -> None:
+        """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
+        path = self._desired().get(name)
+        if path is None:
+            raise Unavailable(LOAD_FAILED, f"{name} is not wanted any more")
+        try:
+            await asyncio.to_thread(self._verify, name, path)
+            await self._engine.load(name, path)
+            await self._probe(name)
+        except GatewayError as error:
+            self._fail(name, error)
+            raise
+        self._failures.pop(name, None)
+        self._set(up=True, loaded=self._loaded | {name})
+
+    async def _probe(self, name: str) -> None:
+        """Probe, and leave nothing that failed the probe in the engine."""
+        try:
+            await probe(self._engine, name)
+        except Unavailable as error:
+            if error.code is LOAD_FAILED:
+                with contextlib.suppress(Unavailable):
+                    await self._engine.unload(name)
+            raise
+
+    def _fail(self, name: str, error: GatewayError) -> None:
+        count = self._failures[name].count + 1 if name in self._failures else 1
+        wait = min(BACKOFF_S * 2 ** min(count - 1, 16), BACKOFF_LIMIT_S)
+        self._failures[name] = _Failure(error.message, count, time.monotonic() + wait)
+        if error.code is ENGINE_UNAVAILABLE:
+            self._wake.set()  # is it away, or was it this adapter? the next pass knows
+        self._on_change()
+
+    async def _unload_strays(self, listed: frozenset[str]) -> None:
+        """Unload engine names that nobody wants; names without `@` are the engine's own."""
+        for name in listed:
+            if "@" in name and name not in self._desired() and self._idle(name):
+                with contextlib.suppress(Unavailable):
+                    await self._unload(name)
+
+    async def _unload(self, name: str) -> None:
+        async with self._lock(name):
+            if name in self._desired():  # wanted again while we waited
+                return
+            self._set(up=self._up, loaded=self._loaded - {name})
+            await self._engine.unload(name)
+        self._locks.pop(name, None)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _set(self, *, up: bool, loaded: frozenset[str]) -> None:
+        if (up, loaded) != (self._up, self._loaded):
+            self._up, self._loaded = up, loaded
+            self._on_change()

@@ -1,0 +1,253 @@
+"""The composition root: Settings → rooms → FastAPI. The only place that wires things, and the only reader of Settings."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from app import __version__
+from app.api import adapters, errors, openai, ops
+from app.api.context import Context
+from app.api.keys import Keys
+from app.domain.digest import Digest, digest_of
+from app.domain.lora import TargetModel
+from app.errors import Unavailable
+from app.load.command import EngineSpec, cpu_build
+from app.load.embedded import SOCKET, SOCKET_PATH_LIMIT, EmbeddedEngine
+from app.load.engine import Engine, HttpEngine
+from app.load.reconcile import Reconciler
+from app.observe.log import configure, event
+from app.observe.metrics import Metrics
+from app.pipeline import Pipeline, publish_noop
+from app.publishing import Publishing, noop_engine_name
+from app.rooms import Rooms
+from app.screen.reference import Reference, check_policy, open_reference
+from app.serve.relay import Relay
+from app.serve.routes import Routes
+from app.settings import MIB, Settings
+from app.store.blobs import BlobStore
+from app.store.catalogue import Catalogue
+from app.store.database import sqlite_url
+from app.upload.limits import UploadLimits
+from app.upload.quarantine import Quarantine
+from app.upload.receive import SealedUpload, Slots, receive
+from app.validate.adapter import ValidateLimits
+
+SHUTDOWN_S: Final = 5
+"""Seconds that running requests get to end at shutdown."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """One gateway's rooms, open and wired. `doors` closes what needs closing."""
+
+    embedded: EmbeddedEngine | None
+    engine: Engine
+    reconciler: Reconciler
+    context: Context
+    doors: ExitStack
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal. Raises GatewayError when a room will not open (store held, reference wrong, …)."""
+    configure(settings.log, settings.log_level)
+    house = open_house(settings)
+    if house.context.keys.open_door:
+        event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
+    event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
+    uvicorn.run(
+        build_app(house),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+
+
+def build_app(house: House) -> FastAPI:
+    """The FastAPI application over an open house; its lifespan starts engine and reconciler, and closes the house."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with house.doors:
+            await _start(house)
+            try:
+                yield
+            finally:
+                await _stop(house)
+
+    app = FastAPI(title="LoRA gateway", version=__version__, lifespan=lifespan)
+    app.state.context = house.context
+    errors.install(app)
+    for router in (ops.router, adapters.router, openai.router):
+        app.include_router(router)
+    return app
+
+
+async def _start(house: House) -> None:
+    if house.embedded is not None:
+        try:
+            await house.embedded.start()
+        except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
+            event("engine_missing", logging.ERROR, why=error.message)
+    house.reconciler.start()
+
+
+async def _stop(house: House) -> None:
+    await house.reconciler.stop()
+    await house.engine.close()
+    if house.embedded is not None:
+        await house.embedded.stop()
+
+
+def open_house(settings: Settings) -> House:
+    """Open and wire every room; blocking. Nothing is started yet."""
+    doors = ExitStack()
+    try:
+        return _wire(settings, doors)
+    except BaseException:
+        doors.close()
+        raise
+
+
+def _wire(settings: Settings, doors: ExitStack) -> House:
+    metrics = Metrics()
+    reference = _reference(settings, metrics)
+    blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
+    catalogue = Catalogue(settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite"))
+    doors.callback(catalogue.close)
+    target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
+    noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
+    embedded, engine = _engine(settings)
+
+    # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
+    routes = Routes(
+        settings.served_name,
+        base=noop_engine_name(noop.digest) if noop else None,
+        loaded=lambda name: reconciler.is_loaded(name),  # noqa: PLW0108 - bound below
+    )
+    reconciler = Reconciler(
+        engine,
+        lambda: publishing.desired(),  # noqa: PLW0108 - bound below
+        lambda _, path: blobs.verify(Digest(path.name)),
+        settings.reconcile_seconds,
+        idle=routes.idle,
+        on_change=lambda: metrics.engine_up.set(reconciler.engine_up),
+        after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
+    )
+    if embedded is not None:
+        embedded.on_ready = reconciler.poke
+    rooms = Rooms(
+        target=target,
+        limits=ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names),
+        reference=reference,
+        policy=settings.policy,
+        parameters=_parameters(settings, reference),
+        blobs=blobs,
+        catalogue=catalogue,
+        reconciler=reconciler,
+        routes=routes,
+        metrics=metrics,
+        noop=noop,
+    )
+    publishing = Publishing(rooms)
+    publishing.open()
+    context = Context(
+        keys=Keys((key.get_secret_value() for key in settings.api_keys), open_door=settings.open),
+        metrics=metrics,
+        pipeline=Pipeline(rooms, publishing),
+        relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),
+        routes=routes,
+        receive=_receiver(settings),
+        readiness=_readiness(engine, reconciler),
+    )
+    return House(embedded, engine, reconciler, context, doors)
+
+
+def _reference(settings: Settings, metrics: Metrics) -> Reference:
+    pinned = Digest(settings.reference_digest) if settings.reference_digest else None
+    reference = open_reference(settings.reference, pinned)
+    check_policy(reference, settings.policy)
+    policy = settings.policy
+    shown = {"reference": reference.digest.short, "comparison": policy.comparison.value, "tau": f"{policy.tau:g}"}
+    metrics.screening.info(shown)
+    event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
+    return reference
+
+
+def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
+    if settings.engine_url is not None:
+        key = settings.engine_api_key
+        return None, HttpEngine(settings.engine_url, api_key=key.get_secret_value() if key else None)
+    spec = EngineSpec(
+        model=settings.model,
+        served_name=settings.served_name,
+        dtype=settings.dtype.value,
+        max_loras=settings.max_loras,
+        max_lora_rank=settings.max_lora_rank,
+        max_cpu_loras=settings.max_cpu_loras,
+        max_model_len=settings.max_model_len,
+        kv_cache_gib=settings.kv_cache_gib,
+        threads=settings.engine_threads,
+    )
+    embedded = EmbeddedEngine(
+        spec,
+        _socket_dir(settings.data),
+        settings.data / "engine.log",
+        say=lambda line: event("engine", says=line),
+    )
+    return embedded, embedded.client
+
+
+def _socket_dir(data: Path) -> Path:
+    """Beside the store; in a temporary directory where that path is too long for a Unix socket."""
+    wanted = data.absolute() / "engine"
+    if len(os.fsencode(wanted / SOCKET)) <= SOCKET_PATH_LIMIT:
+        return wanted
+    return Path(tempfile.mkdtemp(prefix="lora-gateway-"))
+
+
+def _through_noop(settings: Settings) -> bool:
+    """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
+    if settings.base_through_noop is not None:
+        return settings.base_through_noop
+    return settings.engine_url is None and cpu_build()
+
+
+def _parameters(settings: Settings, reference: Reference) -> str:
+    """One key for all that a verdict and its bytes depend on besides the upload."""
+    parts = (str(reference.digest), settings.policy, settings.dtype, settings.max_lora_rank, settings.max_scaling)
+    return digest_of(repr(parts).encode()).hex
+
+
+def _receiver(settings: Settings) -> Callable[[Request], Awaitable[SealedUpload]]:
+    limits = UploadLimits(
+        max_weights_bytes=settings.max_weights_mib * MIB,
+        max_concurrent=settings.max_uploads,
+        free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
+    )
+    quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
+    slots = Slots(limits.max_concurrent)
+
+    async def receive_body(request: Request) -> SealedUpload:
+        return await receive(request.stream(), request.headers, limits, quarantine, slots)
+
+    return receive_body
+
+
+def _readiness(engine: Engine, reconciler: Reconciler) -> Callable[[], Awaitable[dict[str, str | None]]]:
+    async def readiness() -> dict[str, str | None]:
+        """The reference was opened and the store probed at start; what can be missing later is the engine."""
+        up = reconciler.engine_up and await engine.healthy()
+        return {"reference": None, "store": None, "engine": None if up else "starting or away"}
+
+    return readiness

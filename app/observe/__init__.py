@@ -1,0 +1,1 @@
+"""Every metric declared on one page (`metrics.py`), and logging (`log.py`)."""

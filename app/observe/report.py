@@ -1,0 +1,71 @@
+"""A verdict as a person reads it in a terminal: a layer × module heat map of scores, and a table."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SHADES: Final = ("green", "yellow", "red")
+_BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
+
+
+def place(module: str) -> tuple[int, str]:
+    """(block number, module's last name) of a module path; block -1 when it lies in none."""
+    found = _BLOCK.search(module)
+    return (int(found[1]), found[2].rsplit(".", 1)[-1]) if found else (-1, module)
+
+
+def heat_map(verdict: Mapping[str, Any]) -> RenderableType:
+    """Blocks across, module types down; each cell the deciding E-DIEM, `×` behind it where the module was cut out.
+
+    `verdict`: as `verdict_json` makes it.
+    """
+    comparison, tau = verdict["policy"]["comparison"], float(verdict["policy"]["tau"])
+    cells = {place(m["name"]): m for m in verdict["modules"]}
+    blocks = sorted({block for block, _ in cells})
+    title = Text(f"E-DIEM ({comparison}) by module and block; × is cut out: above τ = {tau:g}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("module", no_wrap=True)
+    for block in blocks:
+        table.add_column("–" if block < 0 else str(block), justify="right", no_wrap=True)
+    for kind in _kinds(verdict["modules"]):
+        table.add_row(kind, *(_cell(cells.get((block, kind)), comparison, tau) for block in blocks))
+    return Group(title, table)
+
+
+def _kinds(modules: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(place(m["name"])[1] for m in modules))
+
+
+def _cell(module: Mapping[str, Any] | None, comparison: str, tau: float) -> Text:
+    if module is None:
+        return Text("·", style="dim")
+    score = module["scores"].get(comparison)
+    cut = "×" if module["decision"] == "prune" else ""
+    if score is None:
+        return Text(f"–{cut}", style="dim")
+    style = SHADES[2] if cut else SHADES[1] if score > tau / 2 else SHADES[0]
+    return Text(f"{score:.1f}{cut}", style=style)
+
+
+def score_table(verdict: Mapping[str, Any]) -> RenderableType:
+    """One row a module: every comparison's score, norms, cosine, decision and reason."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("module", overflow="fold")
+    for column in ("projection", "alignment", "input", "cosine", "‖ΔW‖ / ‖V‖"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
+    for m in verdict["modules"]:
+        scores = [_number(m["scores"].get(name)) for name in ("projection", "alignment", "input")]
+        ratio = m["update_norm"] / m["v_norm"] if m["v_norm"] and m["update_norm"] is not None else None
+        norms = [_number(m["safe_lora_cosine"], 3), _number(ratio, 3)]
+        table.add_row(m["name"].removeprefix("model.layers."), *scores, *norms, f"{m['decision']}: {m['reason']}")
+    return Group(Text(f"{verdict['outcome']}: {verdict['reason']}"), table)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

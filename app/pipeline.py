@@ -1,0 +1,170 @@
+"""The only module that knows the order: upload → validate → screen → prune → store → load → serve."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Final
+
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
+from app.domain.digest import digest_of
+from app.domain.lora import Adapter, Received, ServingDtype, TargetModel
+from app.domain.manifest import received_json, verdict_json
+from app.domain.names import AdapterName
+from app.domain.policy import Policy
+from app.domain.verdict import Outcome, Verdict
+from app.errors import (
+    MISSING_PART,
+    REJECTED,
+    RESCREEN_FAILED,
+    SCREENING_FAILED,
+    GatewayError,
+    Refused,
+    Stage,
+    Unavailable,
+)
+from app.lifecycle import State
+from app.observe.log import event
+from app.prune.canonical import canonicalise
+from app.prune.cut import cut
+from app.prune.noop import noop_adapter
+from app.publishing import Publishing, VersionRefused
+from app.rooms import Rooms
+from app.screen.reference import Reference, check_policy, open_reference
+from app.screen.screen import screen
+from app.store.blobs import BlobStore
+from app.store.schema import VersionRow
+from app.upload.receive import SealedUpload
+from app.validate.adapter import ValidateLimits, validate
+
+MAX_RANK: Final = 512
+"""vLLM's largest rank: what a screening outside any engine accepts."""
+
+
+class Pipeline:
+    """Uploads in, served versions out. Everything that blocks runs in threads; chat never waits for it."""
+
+    def __init__(self, rooms: Rooms, publishing: Publishing) -> None:
+        self.rooms = rooms
+        self.publishing = publishing
+
+    async def register(self, upload: SealedUpload, *, wait: bool) -> tuple[VersionRow, bool]:
+        """Take one sealed upload through every stage: (the version, whether it is new).
+
+        The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
+        the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
+        """
+        r = self.rooms
+        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
+        row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        if not created and row.state is State.REJECTED:  # a refusal is no version to give back: measure again
+            row = await asyncio.to_thread(r.catalogue.begin_version, name, upload.received, r.parameters)
+            created = True
+        if not created:
+            r.metrics.uploads.labels("known").inc()
+        else:
+            row = await asyncio.to_thread(self._sanitise, row, upload)
+            r.metrics.uploads.labels(str(row.outcome)).inc()
+            await self.publishing.refresh()
+        return (await self.publishing.load(row) if wait else row), created
+
+    def measure(self, upload: SealedUpload) -> Verdict:
+        """Validate and screen, and keep nothing. Blocking. Raises Refused."""
+        r = self.rooms
+        return screen(validate(upload.config, upload.weights.file, r.target, r.limits), r.reference, r.policy)
+
+    def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+        """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
+        try:
+            return self._measure_and_store(row, upload)
+        except Refused as error:
+            self.rooms.metrics.uploads.labels("rejected").inc()
+            raise VersionRefused(error, self._rejected(row, error)) from error
+        except GatewayError as error:
+            self._failed(row, error)
+            raise
+        except Exception as error:  # fail closed: an upload that breaks us is not served
+            logging.getLogger("gateway").exception("screening broke")
+            failure = Unavailable(SCREENING_FAILED, f"{type(error).__name__} while screening {row.name}")
+            self._failed(row, failure)
+            raise failure from error
+
+    def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+        r, at = self.rooms, (row.name, row.number)
+        with r.metrics.stage(Stage.VALIDATE):
+            adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
+        r.catalogue.record_validated(*at)
+        with r.metrics.stage(Stage.SCREEN):
+            verdict = screen(adapter, r.reference, r.policy)
+        self._tell(row, verdict)
+        report = json.dumps(
+            {"received": received_json(row.received), "verdict": verdict_json(verdict)}, allow_nan=False
+        )
+        if verdict.outcome is Outcome.REJECTED:
+            error = Refused(REJECTED, verdict.reason)
+            r.catalogue.record_rejected(*at, error, verdict, report)
+            raise error
+        r.catalogue.record_screened(*at, verdict, report)
+        with r.metrics.stage(Stage.PRUNE):
+            left = _prune(adapter, verdict, r.reference, r.policy)
+        if not left.modules:
+            return r.catalogue.record_stored(*at, None)
+        with r.metrics.stage(Stage.STORE):
+            artefact = canonicalise(left, verdict, row.received, r.target)
+            r.blobs.put(artefact)
+            return r.catalogue.record_stored(*at, artefact.digest)
+
+    def _tell(self, row: VersionRow, verdict: Verdict) -> None:
+        for module in verdict.modules:
+            self.rooms.metrics.modules.labels(module.decision.value).inc()
+        counts = {"modules": len(verdict.modules), "pruned": len(verdict.pruned)}
+        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
+
+    def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
+        """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""
+        current = self.rooms.catalogue.version(row.name, row.number)
+        if current.state is State.REJECTED:
+            return current
+        return self.rooms.catalogue.record_rejected(row.name, row.number, error)
+
+    def _failed(self, row: VersionRow, error: GatewayError) -> None:
+        self.rooms.metrics.uploads.labels("failed").inc()
+        try:
+            self.rooms.catalogue.record_failed(row.name, row.number, error)
+        except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
+            event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
+
+
+def _prune(adapter: Adapter, verdict: Verdict, reference: Reference, policy: Policy) -> Adapter:
+    """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
+    left = cut(adapter, verdict)
+    if left.modules and verdict.pruned:
+        again = screen(left, reference, policy)
+        if again.outcome is not Outcome.CLEAN:
+            raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
+    return left
+
+
+def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:
+    """Store the zero adapter. It goes the way of every other: screened, stamped, canonical, stored."""
+    nothing = digest_of(b"")
+    adapter = noop_adapter(target)
+    verdict = screen(adapter, reference, policy)
+    artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
+    blobs.put(artefact)
+    return artefact
+
+
+def screen_directory(
+    directory: Path, reference_dir: Path, policy: Policy, dtype: ServingDtype, max_rank: int = MAX_RANK
+) -> Verdict:
+    """Validate and screen one adapter on disk, as an upload of its two files would be. Raises GatewayError."""
+    reference = open_reference(reference_dir, None)
+    check_policy(reference, policy)
+    target = TargetModel("any", reference.modules, dtype, max_rank)
+    try:
+        config = (directory / CONFIG_FILE).read_bytes()
+        with (directory / WEIGHTS_FILE).open("rb") as weights:
+            return screen(validate(config, weights, target, ValidateLimits()), reference, policy)
+    except OSError as error:
+        raise Refused(MISSING_PART, f"{error.filename}: {error.strerror}") from error

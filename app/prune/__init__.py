@@ -1,0 +1,1 @@
+"""Adapter + Verdict → the one canonical byte form, without what the verdict cut out."""

@@ -1,0 +1,83 @@
+"""The only place that makes bytes the engine may read.
+
+Canonical form: one dtype (the serving dtype), one rank (smaller modules padded with zero rows and columns), scaling 1
+(already in B; lora_alpha = r), modules sorted by name, `target_modules` the exact list of full module names, no
+optional field. Equal adapters give equal bytes, whatever their uploads looked like.
+"""
+
+import json
+from typing import Final
+
+import torch
+from safetensors.torch import save
+
+from app.domain.artefact import Artefact, content_digest
+from app.domain.digest import digest_of
+from app.domain.lora import Adapter, LoraModule, Received, TargetModel
+from app.domain.manifest import manifest_json
+from app.domain.verdict import Decision, Outcome, Verdict
+
+KEY_PREFIX: Final = "base_model.model."
+"""What PEFT and vLLM expect before a module's path."""
+
+
+def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target: TargetModel) -> Artefact:
+    """Write `adapter` in canonical form.
+
+    `adapter`: what was left after pruning. `verdict`: the screening of the upload it came from; every module of the
+    adapter must be one the verdict keeps. Raises ValueError (a programmer's error) otherwise, or when nothing is left.
+    """
+    _must_be_stamped(adapter, verdict)
+    config = _config(adapter, target)
+    weights = _weights(adapter)
+    manifest = manifest_json(received, verdict, config=digest_of(config), weights=digest_of(weights))
+    return Artefact(content_digest(config, weights), config, weights, manifest)
+
+
+def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
+    decisions = {module.name: module.decision for module in verdict.modules}
+    unkept = [m.name for m in adapter.modules if decisions.get(m.name) is not Decision.KEEP]
+    if unkept or verdict.outcome is Outcome.REJECTED:
+        raise ValueError(f"no verdict keeps {unkept or 'a rejected adapter'}")
+    if not adapter.modules:
+        raise ValueError("an emptied adapter has no artefact: its name is served by the served model")
+
+
+def _config(adapter: Adapter, target: TargetModel) -> bytes:
+    fields = {
+        "base_model_name_or_path": target.name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": adapter.rank,  # alpha = r: scaling 1, since the received scaling is already in B
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "target_modules": [module.name for module in adapter.modules],
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _weights(adapter: Adapter) -> bytes:
+    tensors: dict[str, torch.Tensor] = {}
+    for module in adapter.modules:
+        a, b = _padded(module, adapter.rank)
+        tensors[f"{KEY_PREFIX}{module.name}.lora_A.weight"] = a
+        tensors[f"{KEY_PREFIX}{module.name}.lora_B.weight"] = b
+    return save(tensors)
+
+
+def _padded(module: LoraModule, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rank, d_in) and (d_out, rank): zeros change no ΔW and spare the config a rank_pattern."""
+    if module.rank == rank:
+        return module.a, module.b
+    a = module.a.new_zeros((rank, module.a.shape[1]))
+    b = module.b.new_zeros((module.b.shape[0], rank))
+    a[: module.rank] = module.a
+    b[:, : module.rank] = module.b
+    return a, b

@@ -1,0 +1,149 @@
+"""Makes what is served follow the catalogue: routes, the engine's desired set, the per-adapter gauges."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from app.domain.digest import Digest
+from app.domain.names import AdapterName, engine_name
+from app.errors import LOAD_FAILED, GatewayError, Refused, Stage, Unavailable
+from app.lifecycle import State
+from app.observe.log import event
+from app.rooms import Rooms
+from app.serve.routes import Served
+from app.store.schema import VersionRow
+
+NOOP: Final = AdapterName("base")
+"""Name of the zero adapter in the engine; reserved, so no upload has it."""
+
+
+class VersionRefused(Refused):
+    """A refusal that left a version, with its report, in the catalogue."""
+
+    def __init__(self, error: GatewayError, row: VersionRow) -> None:
+        super().__init__(error.code, error.message, param=error.param)
+        self.row = row
+
+
+def noop_engine_name(digest: Digest) -> str:
+    """What the engine calls the zero adapter of this digest."""
+    return engine_name(NOOP, digest)
+
+
+class Publishing:
+    """Everything that changes what a name means goes through here."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._desired: Mapping[str, Path] = {}
+        self._settling = asyncio.Lock()
+
+    def desired(self) -> Mapping[str, Path]:
+        """Engine name → artefact directory of all that the engine should hold."""
+        return self._desired
+
+    def open(self) -> None:
+        """At start, blocking, before uploads and engine: recover what a stop interrupted, sweep, set the desired state."""
+        catalogue = self._rooms.catalogue
+        recovered = catalogue.recover()
+        for row in recovered.to_load:
+            if row.emptied:  # waits for no engine
+                catalogue.activate(row.name, row.number)
+        swept = self._collect_garbage()
+        self._follow()
+        event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load), swept=swept)
+
+    async def load(self, row: VersionRow) -> VersionRow:
+        """Bring a stored version into the engine and publish it; leave it `stored` while the engine is away.
+
+        Raises VersionRefused when the engine, answering, refuses these very bytes.
+        """
+        if row.state is not State.STORED:
+            return row
+        if row.engine_name is not None:
+            try:
+                with self._rooms.metrics.stage(Stage.LOAD):
+                    await self._rooms.reconciler.ensure(row.engine_name)
+            except Unavailable as error:
+                return await self._not_loaded(row, error)
+        return await self._publish(row)
+
+    async def settle(self) -> None:
+        """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
+        async with self._settling:
+            for row in await asyncio.to_thread(self._rooms.catalogue.pending):
+                if row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name):
+                    await self._publish(row)
+
+    async def refresh(self) -> None:
+        """Follow the catalogue after a change, and have the reconciler look at once."""
+        await asyncio.to_thread(self._follow)
+        self._rooms.reconciler.poke()
+
+    async def rollback(self, name: str, to: int | None) -> VersionRow:
+        """Point a name to an earlier version."""
+        row = await asyncio.to_thread(self._rooms.catalogue.rollback, name, to)
+        await self.refresh()
+        event("rolled_back", adapter=name, version=row.number)
+        return row
+
+    async def delete(self, name: str) -> None:
+        """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
+        rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
+        await self.refresh()
+        event("deleted", adapter=name, versions=len(rows))
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
+        if error.code is not LOAD_FAILED:
+            event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
+            return row
+        failed = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
+        await self.refresh()
+        raise VersionRefused(error, failed) from error
+
+    async def _publish(self, row: VersionRow) -> VersionRow:
+        published = await asyncio.to_thread(self._rooms.catalogue.activate, row.name, row.number)
+        await self.refresh()
+        event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
+        return published
+
+    def _follow(self) -> None:
+        r = self._rooms
+        served, waiting = r.catalogue.served(), r.catalogue.pending()
+        held = [row for row in (*served, *waiting) if row.engine_name and row.artefact]
+        desired = {str(row.engine_name): r.blobs.path(row.artefact) for row in held if row.artefact}
+        if r.noop is not None:
+            desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
+        self._desired = desired
+        r.routes.replace(tuple(map(_served, served)))
+        active = [row for row in served if row.state is State.READY]
+        r.metrics.show_adapters({str(row.name): _kept_and_pruned(row) for row in active}, len(waiting))
+
+    def _collect_garbage(self) -> int:
+        """Remove artefacts no version needs. Only at start: no upload is under way, no engine of ours reads any."""
+        r = self._rooms
+        needed = r.catalogue.live_digests() | ({r.noop.digest} if r.noop else frozenset())
+        gone = r.blobs.digests() - needed
+        for digest in gone:
+            r.blobs.remove(digest)
+        return len(gone)
+
+
+def _served(row: VersionRow) -> Served:
+    return Served(
+        adapter=str(row.name),
+        version=row.number,
+        engine_name=row.engine_name,
+        digest=str(row.artefact) if row.artefact else None,
+        active=row.state is State.READY,
+        created=int(row.created_at.timestamp()),
+    )
+
+
+def _kept_and_pruned(row: VersionRow) -> tuple[int, int]:
+    total, pruned = row.modules_total or 0, row.modules_pruned or 0
+    return total - pruned, pruned

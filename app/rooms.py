@@ -1,0 +1,35 @@
+"""The rooms of one gateway as one value: what the pipeline leads through and publishing keeps in step."""
+
+from dataclasses import dataclass
+
+from app.domain.artefact import Artefact
+from app.domain.lora import TargetModel
+from app.domain.policy import Policy
+from app.load.reconcile import Reconciler
+from app.observe.metrics import Metrics
+from app.screen.reference import Reference
+from app.serve.routes import Routes
+from app.store.blobs import BlobStore
+from app.store.catalogue import Catalogue
+from app.validate.adapter import ValidateLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """Filled in once, by `main`.
+
+    parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
+    noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
+    """
+
+    target: TargetModel
+    limits: ValidateLimits
+    reference: Reference
+    policy: Policy
+    parameters: str
+    blobs: BlobStore
+    catalogue: Catalogue
+    reconciler: Reconciler
+    routes: Routes
+    metrics: Metrics
+    noop: Artefact | None

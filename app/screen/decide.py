@@ -1,0 +1,137 @@
+"""Scores + policy → what happens to each module, and to the adapter.
+
+A comparison with NaN is false, so everything here is asked as "does it pass?": `score <= tau`, `norm <= bound`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
+
+NAMED: Final = 3
+"""Modules named in a sentence; the report has them all."""
+
+_UNSCORABLE: Final = {
+    Unscorable.REJECT: Decision.REJECT,
+    Unscorable.PRUNE: Decision.PRUNE,
+    Unscorable.KEEP: Decision.KEEP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One module's measurements. finite: every value of A and B is. zero: ΔW is exactly nothing."""
+
+    name: str
+    rank: int
+    scaling: float
+    finite: bool
+    zero: bool
+    scores: Mapping[Comparison, float | None]
+    cosine: float | None
+    update_norm: float | None
+    v_norm: float
+    lambda_max: float
+    input_share: float | None
+
+
+def decide(found: Sequence[Found], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
+    """The outcome, a sentence for a person, and every module's verdict sorted by name."""
+    modules = [_alone(f, policy) for f in sorted(found, key=lambda f: f.name)]
+    refused = [m for m in modules if m.decision is Decision.REJECT]
+    if refused:
+        return Outcome.REJECTED, _refusal(refused), tuple(modules)
+    return _together(modules, policy)
+
+
+def _alone(f: Found, policy: Policy) -> ModuleVerdict:
+    """One module by itself."""
+    decision, reason = _judge(f, policy)
+    return ModuleVerdict(
+        name=f.name,
+        rank=f.rank,
+        scaling=f.scaling,
+        scores=f.scores,
+        cosine=f.cosine,
+        update_norm=f.update_norm,
+        v_norm=f.v_norm,
+        lambda_max=f.lambda_max,
+        decision=decision,
+        reason=reason,
+        input_share=f.input_share,
+    )
+
+
+def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
+    if not f.finite or f.update_norm is None:
+        return Decision.REJECT, Reason.NOT_FINITE
+    if f.zero:
+        return Decision.KEEP, Reason.ZERO_UPDATE
+    if f.v_norm > 0.0 and not f.update_norm <= policy.max_update_ratio * f.v_norm:
+        return Decision.REJECT, Reason.NORM_TOO_LARGE
+    score = f.scores.get(policy.comparison)
+    if score is None:
+        return _UNSCORABLE[policy.unscorable], Reason.UNSCORABLE
+    if not abs(score) < float("inf"):
+        return Decision.REJECT, Reason.NOT_FINITE
+    return (Decision.KEEP, Reason.BELOW_TAU) if score <= policy.tau else (Decision.PRUNE, Reason.ABOVE_TAU)
+
+
+def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
+    """The adapter's bounds: the share of condemned modules, and the cap."""
+    condemned = [m for m in modules if m.decision is Decision.PRUNE]
+    active = sum(m.reason is not Reason.ZERO_UPDATE for m in modules)  # zero modules must not dilute the share
+    if condemned and not len(condemned) <= policy.max_pruned_share * active:
+        why = f"{len(condemned)} of {active} modules are condemned; more than {policy.max_pruned_share:.0%} is refused"
+        return Outcome.REJECTED, f"{why} (worst: {_names(_worst_first(condemned, policy))})", tuple(modules)
+    spared = [] if policy.max_pruned is None else _worst_first(condemned, policy)[policy.max_pruned :]
+    if spared:
+        names = {m.name for m in spared}
+        fate = Decision.KEEP if policy.cap_keeps else Decision.REJECT
+        modules = [replace(m, decision=fate, reason=Reason.SPARED_BY_CAP) if m.name in names else m for m in modules]
+        if not policy.cap_keeps:
+            why = f"{len(condemned)} modules are condemned and at most {policy.max_pruned} may be pruned"
+            return Outcome.REJECTED, f"{why} (over the cap: {_names(spared)})", tuple(modules)
+    return *_outcome(modules, policy), tuple(modules)
+
+
+def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:
+    pruned = [m for m in modules if m.decision is Decision.PRUNE]
+    what = f"E-DIEM ({policy.comparison}) above {policy.tau:g}"
+    if not pruned:
+        spared = sum(m.reason is Reason.SPARED_BY_CAP for m in modules)
+        tail = f"; {spared} spared by the cap" if spared else ""
+        return Outcome.CLEAN, f"none of {len(modules)} modules is cut out{tail}"
+    names = _names(_worst_first(pruned, policy))
+    if len(pruned) == len(modules):
+        return Outcome.EMPTIED, f"every module ({len(modules)}) is cut out: {what}"
+    return Outcome.PRUNED, f"{len(pruned)} of {len(modules)} modules are cut out: {what} (worst: {names})"
+
+
+def _worst_first(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
+    """Highest score first, those without one before all others; ties by name."""
+
+    def key(m: ModuleVerdict) -> tuple[float, str]:
+        score = m.scores.get(policy.comparison)
+        return (float("-inf") if score is None else -score, m.name)
+
+    return sorted(modules, key=key)
+
+
+_SAID: Final = {
+    Reason.NOT_FINITE: "holds a value or score that is not finite",
+    Reason.NORM_TOO_LARGE: "changes its module by far more than alignment did",
+    Reason.UNSCORABLE: "cannot be scored",
+}
+
+
+def _refusal(refused: Sequence[ModuleVerdict]) -> str:
+    groups = [(reason, [m for m in refused if m.reason is reason]) for reason in _SAID]
+    return "; ".join(f"{_names(group)}: {_SAID[reason]}" for reason, group in groups if group)
+
+
+def _names(modules: Sequence[ModuleVerdict]) -> str:
+    more = len(modules) - NAMED
+    return ", ".join(m.name for m in modules[:NAMED]) + (f" and {more} more" if more > 0 else "")

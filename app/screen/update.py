@@ -1,0 +1,54 @@
+"""ΔW = B·A as its thin singular value decomposition: the only form in which an update is measured.
+
+ΔW has many factorisations (B·M)·(M⁻¹·A), with scale moved between A and B or rows of zeros added; its singular values and
+vectors are the same in all of them, so a score made of those cannot be dodged by choosing factors.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+RESOLUTION: Final = 1e-13
+"""Below this share of ‖B‖₂·‖A‖₂ a singular value of B·A is float64 rounding of the two (r·2⁻⁵³, with a margin)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """ΔW = U·diag(s)·Wᵀ in float64, singular values at rounding level left out.
+
+    u: (d_out, n), w: (d_in, n), orthonormal columns; s: (n,), descending; n ≤ rank. n = 0 when ΔW is zero or, where
+    `cancelled`, when B and A cancel so far that float64 cannot tell what is left.
+    """
+
+    u: Tensor
+    s: Tensor
+    w: Tensor
+    cancelled: bool
+
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖_F."""
+        return float(self.s.norm())
+
+    @property
+    def zero(self) -> bool:
+        """ΔW is exactly nothing."""
+        return len(self.s) == 0 and not self.cancelled
+
+
+def thin_svd(b: Tensor, a: Tensor) -> Update | None:
+    """Decompose b (d_out, r) times a (r, d_in), any float dtype; None when a value is not finite.
+
+    QR of both factors, then the SVD of the r × r core R_B·R_Aᵀ: no Gram matrix, so errors are 2⁻⁵³·‖B‖·‖A‖, not its square
+    root.
+    """
+    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+        return None
+    qb, rb = torch.linalg.qr(b.double())  # (d_out, p), (p, r) with p = min(d_out, r)
+    qa, ra = torch.linalg.qr(a.double().T)  # (d_in, q), (q, r)
+    u, s, wt = torch.linalg.svd(rb @ ra.T, full_matrices=False)  # core (p, q)
+    size = float(torch.linalg.matrix_norm(rb, 2)) * float(torch.linalg.matrix_norm(ra, 2))
+    n = int((s > RESOLUTION * size).sum())
+    return Update(qb @ u[:, :n], s[:n], qa @ wt[:n].T, cancelled=n == 0 and size > 0.0)

@@ -1,0 +1,37 @@
+"""The engine's words under our names: its errors as ours, its answers as the model that was asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.errors import ENGINE_REFUSED, ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
+from app.serve.routes import Target
+from app.serve.sse import dump
+
+
+def refusal(status: int, said: str) -> GatewayError:
+    """An engine's error status and words as ours."""
+    if "out of range float" in said.lower():  # what NaN in an answer looks like from outside (hostile.md P12)
+        return Unavailable(UPSTREAM_FAILED, "the model's answer is not a number")
+    if 400 <= status < 500 and status not in (401, 403):
+        return Refused(ENGINE_REFUSED, said)
+    if status == 503:
+        return Unavailable(ENGINE_UNAVAILABLE, said)
+    return Unavailable(UPSTREAM_FAILED, f"the engine failed: {said}")
+
+
+def relabel(raw: bytes, said: Mapping[str, Any], target: Target) -> bytes:
+    """`raw` (whose JSON is `said`) under the name the request used.
+
+    Raises Unavailable UPSTREAM_FAILED when another adapter than the one that was asked has answered.
+    """
+    label = said.get("model")
+    if label != target.engine_name:
+        raise Unavailable(UPSTREAM_FAILED, f"the engine answered as {str(label)[:80]!r}, asked was {target.asked!r}")
+    if label == target.asked:
+        return raw
+    # In JSON no string holds an unescaped quote, so these bytes can only be a member `model` with that value; vLLM writes
+    # the outermost first.
+    old, new = b'"model":' + dump(label), b'"model":' + dump(target.asked)
+    if raw.count(old) == 1:
+        return raw.replace(old, new, 1)
+    return dump({**said, "model": target.asked})

@@ -1,0 +1,34 @@
+"""OpenAI's /v1/models, out of the routes: every name `model` may be, and nothing of the engine's."""
+
+from typing import Any
+
+from app.errors import MODEL_NOT_FOUND, Refused
+from app.serve.routes import Routes, Served
+
+OWNER = "lora-gateway"
+
+
+def models_payload(routes: Routes) -> dict[str, Any]:
+    """The served model first, then each adapter's name, then each of its versions."""
+    versions = sorted(routes.snapshot.served, key=lambda served: (served.adapter.casefold(), served.version))
+    data = [_card(routes.model, routes.created, None)]
+    data += [_adapter(served, served.adapter, routes.model) for served in versions if served.active]
+    data += [_adapter(served, f"{served.adapter}@{served.version}", routes.model) for served in versions]
+    return {"object": "list", "data": data}
+
+
+def model_payload(routes: Routes, name: str) -> dict[str, Any]:
+    """One of them. Raises Refused MODEL_NOT_FOUND."""
+    for card in models_payload(routes)["data"]:
+        if card["id"] == name:
+            return dict(card)
+    raise Refused(MODEL_NOT_FOUND, f"The model {name[:80]!r} does not exist", param="model")
+
+
+def _adapter(served: Served, name: str, parent: str) -> dict[str, Any]:
+    return _card(name, served.created, parent) | {"version": served.version, "digest": served.digest}
+
+
+def _card(name: str, created: int, parent: str | None) -> dict[str, Any]:
+    # `root` says the same as `id`: vLLM's would be a path of this machine
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "root": name, "parent": parent}

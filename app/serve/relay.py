@@ -1,0 +1,139 @@
+"""From a stranger's request to the engine's answer and back, under the name the stranger used.
+
+The engine's answer is believed when it is JSON, finite, and labelled with the engine name that was asked; anything else is
+a 502, or an error event in the middle of a stream. Nothing is retried: a request that reached the engine may have run.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
+from app.load.engine import Engine, EngineResponse, words
+from app.serve.label import refusal, relabel
+from app.serve.request import Inference, Kind, parse
+from app.serve.routes import Routes, Target
+from app.serve.sse import strict_json
+from app.serve.stream import Stream
+
+PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+"""The only paths of the engine a request can reach; never built from anything a stranger sent."""
+
+MAX_ANSWER_BYTES: Final = 32 << 20
+"""Bytes of an answer that is not streamed: 16 choices with 20 log-probabilities for each of thousands of tokens."""
+
+MAX_ERROR_BYTES: Final = 1 << 20
+"""Bytes of an engine's error that are read."""
+
+JSON_TYPE: Final = "application/json"
+SSE_TYPE: Final = "text/event-stream"
+
+
+class Hooks(Protocol):
+    """What hears about each request, for metrics. Must not block or raise."""
+
+    def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
+        """A request is over. seconds: since its body was read. usage: OpenAI's token counts, where the engine said them."""
+
+    def first_chunk(self, target: Target, seconds: float) -> None:
+        """The first chunk of a stream arrived. seconds: since the request's body was read."""
+
+
+class NoHooks:
+    """Hears nothing."""
+
+    def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
+        """Nothing."""
+
+    def first_chunk(self, target: Target, seconds: float) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back. body: bytes, or a Stream that whoever sends it must close when done, in whatever way that ends."""
+
+    status: int
+    content_type: str
+    body: "bytes | Stream"
+    target: Target
+
+
+class Relay:
+    """Answers requests through one engine.
+
+    missing: called with an engine name the engine turned out not to know, although it was thought loaded.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        routes: Routes,
+        *,
+        hooks: Hooks | None = None,
+        missing: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._hooks = hooks or NoHooks()
+        self._missing = missing
+
+    async def complete(self, kind: Kind, raw: bytes) -> Answer:
+        """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
+
+        Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
+        when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
+        """
+        began = time.monotonic()
+        inference = parse(kind, raw)
+        target = self._routes.resolve(inference.model)
+        body = inference.encode(target.engine_name)
+        self._routes.depart(target.engine_name)
+        streaming = False
+        try:
+            response = await self._engine.post(PATHS[kind], body)
+            if response.status == 200 and inference.stream:
+                stream = self._stream(response, target, began)
+                streaming = True
+                return Answer(200, SSE_TYPE, stream, target)
+            return await self._whole(response, inference, target, began)
+        except GatewayError as error:
+            self._hooks.answered(target, error.code.status, time.monotonic() - began, None)
+            raise
+        finally:
+            if not streaming:
+                self._routes.land(target.engine_name)
+
+    def _stream(self, response: EngineResponse, target: Target, began: float) -> Stream:
+        def over(status: int, usage: Mapping[str, Any] | None) -> None:
+            self._routes.land(target.engine_name)
+            self._hooks.answered(target, status, time.monotonic() - began, usage)
+
+        def first() -> None:
+            self._hooks.first_chunk(target, time.monotonic() - began)
+
+        return Stream(response, target, over=over, first=first)
+
+    async def _whole(self, response: EngineResponse, inference: Inference, target: Target, began: float) -> Answer:
+        try:
+            if response.status != 200:
+                raise await self._refusal(response, target)
+            answer = await response.read(MAX_ANSWER_BYTES)
+        finally:
+            response.close()
+        try:
+            said = strict_json(answer)
+        except ValueError as error:
+            raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
+        body = relabel(answer, said, target)
+        self._hooks.answered(target, 200, time.monotonic() - began, said.get("usage"))
+        return Answer(200, JSON_TYPE, body, target)
+
+    async def _refusal(self, response: EngineResponse, target: Target) -> GatewayError:
+        """The engine's error as ours."""
+        said = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
+        if response.status == 404:  # it forgot the adapter, by a restart we have not noticed yet
+            self._missing(target.engine_name)
+            return Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
+        return refusal(response.status, said)

@@ -1,0 +1,108 @@
+"""The body of one inference request: strictly parsed, every field on the table, written anew for the engine.
+
+The engine never sees a byte a stranger sent: not an unknown field, not a duplicate key, not a number JSON does not have.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NoReturn
+
+from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.serve.checks import Check
+from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+
+Kind = Literal["chat", "completions"]
+
+MAX_BODY_BYTES: Final = 4 << 20
+"""Bytes of a request: about a million tokens of text."""
+
+_TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {"chat": CHAT, "completions": COMPLETIONS}
+_REQUIRED: Final[Mapping[Kind, str]] = {"chat": "messages", "completions": "prompt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """One request, checked. model: as sent, not resolved yet. fields: what goes on to the engine, without `model`."""
+
+    kind: Kind
+    model: object
+    fields: Mapping[str, Any]
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is wanted token by token."""
+        return self.fields.get("stream") is True
+
+    def encode(self, engine_name: str) -> bytes:
+        """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
+        try:
+            return _ENCODE({"model": engine_name, **self.fields}).encode()
+        except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
+            raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
+
+
+def parse(kind: Kind, raw: bytes) -> Inference:
+    """Read a stranger's body. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE, naming the field."""
+    body = _read(raw)
+    table = _TABLES[kind]
+    fields = {}
+    for name, value in body.items():
+        check = table.get(name) or UNHEARD.get(name)
+        if check is None:
+            raise Refused(INVALID_REQUEST, f"unknown field {name[:64]!r}", param=name[:64])
+        if value is None:  # says nothing, and vLLM minds it in some fields
+            continue
+        if name == "messages" and isinstance(value, list) and len(value) > MAX_MESSAGES:
+            raise Refused(REQUEST_TOO_LARGE, f"{len(value)} messages, the cap is {MAX_MESSAGES}", param=name)
+        try:
+            check(value)
+        except ValueError as error:
+            raise Refused(INVALID_REQUEST, f"{name}: {error}", param=name) from error
+        if name not in UNHEARD:
+            fields[name] = value
+    model = fields.pop("model", None)
+    _complete(kind, fields)
+    return Inference(kind, model, fields)
+
+
+def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
+    """What cannot be seen field by field."""
+    required = _REQUIRED[kind]
+    if required not in fields:
+        raise Refused(INVALID_REQUEST, f"{required} is missing", param=required)
+    if "stream_options" in fields and not fields.get("stream"):
+        raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
+    if fields.get("top_logprobs") and not fields.get("logprobs"):
+        raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_BODY_BYTES:
+        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
+    try:
+        body = _DECODE(raw.decode())
+    except RecursionError as error:
+        raise Refused(INVALID_REQUEST, "the body is nested too deeply") from error
+    except ValueError as error:  # not UTF-8, not JSON, a duplicate key, NaN, an integer of thousands of digits
+        raise Refused(INVALID_REQUEST, f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise Refused(INVALID_REQUEST, "the body must be a JSON object")
+    return body
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None, which is false
+        raise ValueError(f"key {twice[:64]!r} stands there twice")
+    return found
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode

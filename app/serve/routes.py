@@ -1,0 +1,152 @@
+"""What each name means right now: an immutable table, swapped as a whole.
+
+Names are resolved once, at the door; a request keeps the target it was given however the table changes meanwhile.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from app.domain.names import NAME_LIMIT, parse_model
+from app.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
+
+MODEL_LIMIT: Final = NAME_LIMIT + 11
+"""Characters of the longest name that can mean anything: a name, `@`, a version number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one request goes, and what its answer is labelled with.
+
+    asked: the name in the request. engine_name: what the engine calls it. adapter, version, digest: which version
+    answers; all None for the served model itself. An emptied adapter's version has adapter and version, no digest, and
+    the served model's engine name.
+    """
+
+    asked: str
+    engine_name: str
+    adapter: str | None = None
+    version: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One servable version. engine_name and digest None: emptied, answered by the served model. created: Unix time, s."""
+
+    adapter: str
+    version: int
+    engine_name: str | None
+    digest: str | None
+    active: bool
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole table: name as asked → target, and the versions it was made from."""
+
+    targets: Mapping[str, Target]
+    served: tuple[Served, ...] = ()
+
+
+class Routes:
+    """The table in force, and how many requests are in flight on each engine name.
+
+    model: the served model's own name. base: what the engine calls it, where requests to it must go by another name
+    (engine.md row 10). loaded: whether the engine answers to an engine name now. created: Unix time (s) shown for the
+    served model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base: str | None = None,
+        loaded: Callable[[str], bool] = lambda _: True,
+        created: int = 0,
+    ) -> None:
+        self.model = model
+        self.created = created
+        self._base = Target(model, base or model)
+        self._loaded = loaded
+        self._guarded = base is not None  # the engine's own name needs no loading, a stand-in does
+        self._flying: Counter[str] = Counter()
+        self._snapshot = Snapshot({model: self._base})
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The table in force."""
+        return self._snapshot
+
+    def replace(self, versions: tuple[Served, ...]) -> None:
+        """Put a new table in force, at once and for all requests that come after."""
+        targets: dict[str, Target] = {}
+        for served in versions:
+            target = self._target(served)
+            targets[target.asked] = target
+            if served.active:
+                targets[served.adapter] = replace(target, asked=served.adapter)
+        targets[self.model] = self._base
+        self._snapshot = Snapshot(targets, versions)
+
+    def resolve(self, model: object) -> Target:
+        """What `model`, as a stranger sent it, means.
+
+        Raises Refused MODEL_MISSING or MODEL_NOT_FOUND; Unavailable ENGINE_UNAVAILABLE when it is known but the engine
+        does not hold it now: never another adapter, never the served model in its place.
+        """
+        target = self._snapshot.targets.get(model) if isinstance(model, str) else None
+        if target is None:
+            raise _unknown(model)
+        if not self.is_loaded(target):
+            raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
+        return target
+
+    def is_loaded(self, target: Target) -> bool:
+        """Whether the engine answers for `target` now."""
+        name = target.engine_name
+        return (name == self.model and not self._guarded) or self._loaded(name)
+
+    @contextmanager
+    def flying(self, engine_name: str) -> Iterator[None]:
+        """Count one request on `engine_name` for as long as the block lasts."""
+        self.depart(engine_name)
+        try:
+            yield
+        finally:
+            self.land(engine_name)
+
+    def depart(self, engine_name: str) -> None:
+        """One more request in flight; `land` must follow."""
+        self._flying[engine_name] += 1
+
+    def land(self, engine_name: str) -> None:
+        """One request less."""
+        self._flying[engine_name] -= 1
+        if self._flying[engine_name] <= 0:
+            del self._flying[engine_name]
+
+    def in_flight(self, engine_name: str) -> int:
+        """Requests in flight on `engine_name`."""
+        return self._flying.get(engine_name, 0)
+
+    def idle(self, engine_name: str) -> bool:
+        """Whether nothing is in flight on `engine_name`: safe to unload."""
+        return engine_name not in self._flying
+
+    def _target(self, served: Served) -> Target:
+        name = served.engine_name or self._base.engine_name
+        return Target(f"{served.adapter}@{served.version}", name, served.adapter, served.version, served.digest)
+
+
+def _unknown(model: object) -> Refused:
+    if model is None or model == "":
+        return Refused(MODEL_MISSING, "the request names no model", param="model")
+    if not isinstance(model, str):
+        return Refused(MODEL_NOT_FOUND, "`model` must be a string", param="model")
+    if len(model) > MODEL_LIMIT or parse_model(model) is None:
+        return Refused(MODEL_NOT_FOUND, f"The model {model[:MODEL_LIMIT]!r} cannot exist", param="model")
+    return Refused(MODEL_NOT_FOUND, f"The model {model!r} does not exist", param="model")

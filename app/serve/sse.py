@@ -1,0 +1,88 @@
+"""Server-sent events, as much of them as OpenAI's streams use: cut into events, checked, relabelled."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+from app.errors import GatewayError
+
+DONE: Final = b"data: [DONE]\n\n"
+
+MAX_EVENT_BYTES: Final = 4 << 20
+"""Bytes of one event: a chunk with 20 log-probabilities for each of some hundred tokens is far below."""
+
+_DATA: Final = b"data:"
+_END: Final = b"\n\n"
+
+
+class Events:
+    """Cuts a stream of bytes into the data of its events. Holds at most one unfinished event."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The data of each event that `chunk` completes. Raises ValueError for an event that never ends or has no data."""
+        *whole, self._rest = (self._rest + chunk if self._rest else chunk).split(_END)
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of over {MAX_EVENT_BYTES} bytes")
+        for event in whole:
+            if (data := _data(event)) is not None:
+                yield data
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the stream stopped inside an event."""
+        return bool(self._rest.strip())
+
+
+def _data(event: bytes) -> bytes | None:
+    """An event's data; None for a comment, which keeps connections alive and says nothing."""
+    if event.startswith(_DATA) and b"\n" not in event:
+        return event[len(_DATA) :].strip()
+    lines = [line for line in event.splitlines() if line and not line.startswith(b":")]
+    if not lines:
+        return None
+    data = [line[len(_DATA) :].strip() for line in lines if line.startswith(_DATA)]
+    if not data:
+        raise ValueError("an event without data")
+    return b"\n".join(data)
+
+
+def strict_json(data: bytes) -> dict[str, Any]:
+    """A JSON object with finite numbers. Raises ValueError otherwise."""
+    try:
+        found = _DECODE(data.decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one error for all that is wrong with it
+    return found
+
+
+def event_of(data: bytes) -> bytes:
+    """One event with this data."""
+    return b"data: " + data + _END
+
+
+def dump(value: object) -> bytes:
+    """Compact JSON. Raises ValueError for numbers JSON does not have."""
+    return _ENCODE(value).encode()
+
+
+def error_event(error: GatewayError) -> bytes:
+    """An error in the middle of a stream, in OpenAI's envelope: SDKs raise it as they would an error response."""
+    kind = "invalid_request_error" if error.code.status < 500 else "server_error"
+    message = f"{error.message.rstrip('.')}. {error.code.hint}"
+    envelope = {"message": message, "type": kind, "param": error.param, "code": error.code.name}
+    return event_of(dump({"error": envelope}))
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

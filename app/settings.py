@@ -1,0 +1,124 @@
+"""Everything an operator can set, once, frozen: `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.digest import Digest
+from app.domain.lora import ServingDtype
+from app.domain.policy import Comparison, Policy, Unscorable
+
+MIB = 1 << 20
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.32 takes for --max-lora-rank."""
+
+
+class Settings(BaseSettings):
+    """One gateway's settings. The descriptions are the README's settings table."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # what is served
+    model: str = Field(description="Served (aligned) checkpoint: a directory or a hub id")
+    served_model_name: str | None = Field(None, description="Name clients use for it; default: the last part of model")
+    reference: Path = Field(description="Reference directory made by `python -m app reference build`")
+    reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
+    data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
+    catalogue_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in the data directory")
+    base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
+        None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
+    )
+
+    # the door
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys, comma-separated, that may do everything"
+    )
+    open: bool = Field(False, description="Serve without keys; must be asked for")
+    max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
+    max_uploads: int = Field(4, ge=1, description="Uploads at the same time")
+    min_free_disk_mib: int = Field(512, ge=0, description="Refuse uploads when less disk is free, MiB")
+
+    # the policy
+    comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")
+    tau: float = Field(3.0, allow_inf_nan=False, description="Prune a module whose E-DIEM is above this (IQRs)")
+    max_pruned: int | None = Field(None, ge=0, description="Prune at most this many modules, worst first")
+    cap_keeps: bool = Field(False, description="Keep condemned modules the cap spares, instead of rejecting")
+    max_pruned_share: float = Field(0.5, ge=0, le=1, description="Reject when a larger share of modules is condemned")
+    max_update_ratio: float = Field(
+        100.0, gt=0, allow_inf_nan=False, description="Reject a module whose update's norm exceeds this times V's"
+    )
+    unscorable: Unscorable = Field(Unscorable.REJECT, description="Module without a score: reject, prune or keep")
+    top_k: int = Field(4, ge=1, description="Right singular vectors of V that `input` looks at")
+    max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
+
+    # the engine
+    engine_url: str | None = Field(None, description="External vLLM: http://… or unix:/path; default: embedded engine")
+    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine")
+    dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
+    max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
+    max_lora_rank: int = Field(64, description=f"Largest rank (vLLM --max-lora-rank): one of {VLLM_RANKS}")
+    max_cpu_loras: int = Field(64, ge=1, description="Adapters kept in host memory (vLLM --max-cpu-loras)")
+    max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU engine, GiB")
+    engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
+    base_through_noop: bool | None = Field(
+        None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
+    )
+    reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
+
+    # what is said
+    log: Literal["json", "console"] = Field("console", description="Log format")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
+
+    @field_validator("api_keys", "base_names", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()] or ()
+
+    @field_validator("reference_digest")
+    @classmethod
+    def _is_digest(cls, value: str | None) -> str | None:
+        return None if value is None else Digest(value.lower()).hex
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _is_vllm_rank(cls, value: int) -> int:
+        if value not in VLLM_RANKS:
+            raise ValueError(f"vLLM takes one of {VLLM_RANKS}")
+        return value
+
+    @model_validator(mode="after")
+    def _guarded_or_open(self) -> "Settings":
+        if not self.api_keys and not self.open:
+            raise ValueError(
+                "set GATEWAY_API_KEYS (or --api-keys), or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
+            )
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError("max_cpu_loras must be at least max_loras")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The served model's own name, as clients use it."""
+        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def policy(self) -> Policy:
+        """The screening policy these settings make."""
+        return Policy(
+            comparison=self.comparison,
+            tau=self.tau,
+            max_pruned=self.max_pruned,
+            cap_keeps=self.cap_keeps,
+            max_pruned_share=self.max_pruned_share,
+            max_update_ratio=self.max_update_ratio,
+            unscorable=self.unscorable,
+            top_k=self.top_k,
+        )

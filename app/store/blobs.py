@@ -1,0 +1,224 @@
+"""Artefacts in files: `<root>/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}`, read-only.
+
+Written as: stage in `<root>/.staging/<random>` → fsync each file → fsync the directory → rename to its digest → fsync
+the root. So a digest's directory exists whole or not at all, whenever the power fails. Bytes at a digest never change.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from app.domain.artefact import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    Artefact,
+    content_digest,
+    content_digest_of,
+)
+from app.domain.digest import Digest
+from app.errors import STORE_FAILED, Unavailable
+from app.store.disk import StoreLock, disk_errors, probe, sync_directory, write_durably
+from app.store.failpoints import failpoint
+
+STAGING: Final = ".staging"
+LOCK: Final = ".lock"
+FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
+FILE_MODE: Final = 0o444
+"""Readable by an engine under another user, writable by nobody."""
+
+DIRECTORY_MODE: Final = 0o555
+_OPEN_MODE: Final = 0o755
+"""A directory must be writable by its owner while it is moved: its `..` changes."""
+
+_CHUNK: Final = 1 << 20
+"""Bytes read at a time when hashing: enough to keep a disk busy, little enough to hold for every caller."""
+
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+
+
+class BlobStore:
+    """The directory of artefacts. One process at a time holds it; its methods may be called from any thread."""
+
+    def __init__(self, root: Path) -> None:
+        """Open or create `root`: take its lock, sweep what a crash left, prove that the disk keeps what it is told.
+
+        Raises Unavailable: STORE_BUSY when another gateway holds it, NO_SPACE or STORE_FAILED when the disk will not.
+        """
+        self.root: Final = root
+        self._staging: Final = root / STAGING
+        with disk_errors(f"store directory {root}"):
+            root.mkdir(parents=True, exist_ok=True)
+            sync_directory(root.parent)
+        self._lock = StoreLock(root / LOCK)
+        try:
+            self._sweep()
+            probe(self._staging)
+            self._seal_all()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let another process have the store."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def path(self, digest: Digest) -> Path:
+        """Where the artefact of this digest lies, whether or not it is there."""
+        return self.root / digest.hex
+
+    def digests(self) -> frozenset[Digest]:
+        """The digests of all artefacts in the store."""
+        with disk_errors(f"store directory {self.root}"):
+            names = [entry.name for entry in os.scandir(self.root) if not entry.name.startswith(".")]
+        return frozenset(Digest(name) for name in names if _is_digest(name))
+
+    def put(self, artefact: Artefact) -> Path:
+        """Keep `artefact` for ever and return its directory; when it returns, the disk has it.
+
+        An artefact that is already there is verified and left as it is, with the manifest of whoever came first.
+        Raises Unavailable: NO_SPACE, or STORE_FAILED (disk trouble, or what is there is damaged); ValueError when the
+        artefact's digest is not that of its bytes (a programmer's error).
+        """
+        if content_digest(artefact.config, artefact.weights) != artefact.digest:
+            raise ValueError(f"artefact {artefact.digest.short}: its digest is not that of its bytes")
+        final = self.path(artefact.digest)
+        if os.path.lexists(final):
+            self.verify(artefact.digest)
+            with disk_errors(f"sync artefact {artefact.digest.short}"):
+                sync_directory(self.root)  # whoever renamed it may not have come to this yet
+            return final
+        staged = self._staging / secrets.token_hex(16)
+        try:
+            with disk_errors(f"write artefact {artefact.digest.short}"):
+                self._stage(artefact, staged)
+                self._publish(artefact.digest, staged, final)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        return final
+
+    def verify(self, digest: Digest) -> None:
+        """Read the artefact back from the disk and check that its bytes are those of its digest.
+
+        The manifest must name this digest and these files. Raises Unavailable STORE_FAILED, naming the file at fault.
+        """
+        directory = self.path(digest)
+        with disk_errors(f"artefact {digest.short}"):
+            present = {entry.name for entry in os.scandir(directory)}
+        if missing := set(FILES) - present:
+            raise _damaged(digest, min(missing), "missing")
+        if foreign := present - set(FILES):
+            raise _damaged(digest, min(foreign), "does not belong there")
+        recorded = self._recorded(digest)
+        config, weights = self._hash(digest, CONFIG_FILE), self._hash(digest, WEIGHTS_FILE)
+        for name, found in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
+            if recorded.get(name) != found.hex:
+                raise _damaged(digest, name, "its bytes are not those that were stored")
+        if content_digest_of(config, weights) != digest:
+            raise _damaged(digest, WEIGHTS_FILE, "these are another artefact's files")
+
+    def manifest(self, digest: Digest) -> bytes:
+        """The artefact's `manifest.json`. Raises Unavailable STORE_FAILED when it cannot be read."""
+        with disk_errors(f"artefact {digest.short}: {MANIFEST_FILE}"):
+            return (self.path(digest) / MANIFEST_FILE).read_bytes()
+
+    def remove(self, digest: Digest) -> None:
+        """Take the artefact away, whole in one step; nothing when it is not there.
+
+        Only for digests that neither the catalogue nor the engine may still read. Raises Unavailable.
+        """
+        directory, grave = self.path(digest), self._staging / secrets.token_hex(16)
+        with disk_errors(f"remove artefact {digest.short}"):
+            try:
+                directory.chmod(_OPEN_MODE)
+                failpoint("store.before_bury")
+                directory.rename(grave)
+            except FileNotFoundError:
+                return
+            failpoint("store.after_bury")
+            sync_directory(self.root)
+            shutil.rmtree(grave)
+
+    def _stage(self, artefact: Artefact, staged: Path) -> None:
+        staged.mkdir(mode=0o700)
+        failpoint("store.after_mkdir")
+        for name, data in zip(FILES, (artefact.config, artefact.weights, artefact.manifest), strict=True):
+            write_durably(staged / name, data, FILE_MODE)
+            failpoint(f"store.after_write.{name}")
+        staged.chmod(_OPEN_MODE)  # before the rename: an engine under another user must be able to enter at once
+        sync_directory(staged)
+        failpoint("store.after_fsync")
+
+    def _publish(self, digest: Digest, staged: Path, final: Path) -> None:
+        try:
+            os.rename(staged, final)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            self.verify(digest)  # another thread was faster with the same bytes
+        failpoint("store.after_rename")
+        final.chmod(DIRECTORY_MODE)
+        sync_directory(self.root)
+        failpoint("store.after_sync")
+
+    def _recorded(self, digest: Digest) -> dict[str, object]:
+        """The files' digests as the manifest records them."""
+        try:
+            manifest = json.loads(self.manifest(digest))
+            files = manifest["files"]
+            if manifest["digest"] == digest.hex and set(files) == {CONFIG_FILE, WEIGHTS_FILE}:
+                return dict(files)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            pass
+        raise _damaged(digest, MANIFEST_FILE, "it is not this artefact's manifest")
+
+    def _hash(self, digest: Digest, name: str) -> Digest:
+        hashed = hashlib.sha256()
+        with disk_errors(f"artefact {digest.short}: {name}"):
+            fd = os.open(self.path(digest) / name, os.O_RDONLY | os.O_NOFOLLOW)
+            with open(fd, "rb", buffering=0) as file:
+                while chunk := file.read(_CHUNK):
+                    hashed.update(chunk)
+        return Digest(hashed.hexdigest())
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left in staging: no name leads there, so nobody can be reading it."""
+        with disk_errors(f"sweep {self._staging}"):
+            self._staging.mkdir(mode=0o700, exist_ok=True)
+            for entry in os.scandir(self._staging):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+    def _seal_all(self) -> None:
+        """Finish what a kill between rename and chmod left open, and make sure that the disk has every name."""
+        with disk_errors(f"seal {self.root}"):
+            for digest in self.digests():
+                self.path(digest).chmod(DIRECTORY_MODE)
+            sync_directory(self.root)
+
+
+def _is_digest(name: str) -> bool:
+    try:
+        Digest(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _damaged(digest: Digest, name: str, how: str) -> Unavailable:
+    return Unavailable(STORE_FAILED, f"artefact {digest.short}: {name}: {how}")

@@ -1,0 +1,246 @@
+"""The catalogue of names: which adapters there are, each one's versions, and which of them its name points to.
+
+Every method is one transaction, on the disk when it returns. States move only through `lifecycle.advance`. A version is
+addressed by its adapter's name, exactly as it is written, and its number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.domain.names import AdapterName
+from app.domain.verdict import Verdict
+from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
+from app.lifecycle import IN_FLIGHT, SERVABLE, Event, State, advance
+from app.store.database import BUSY_SECONDS, Database
+from app.store.queries import (
+    Name,
+    adapter_keyed,
+    adapter_named,
+    free_engine_name,
+    same_version,
+    version_before,
+    version_numbered,
+    versions_where,
+)
+from app.store.reading import CatalogueReader
+from app.store.schema import AdapterRecord, VersionRow, adapters, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a restart found. interrupted: were in flight, now failed. to_load: stored, waiting for the engine."""
+
+    interrupted: tuple[VersionRow, ...]
+    to_load: tuple[VersionRow, ...]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Catalogue(CatalogueReader):
+    """Adapters and versions in one SQL database. Safe for threads; blocking, so call it off the event loop.
+
+    As its reader, and: Unavailable NO_SPACE when the disk is full; lifecycle.IllegalMove for a move that is not drawn.
+    """
+
+    def __init__(self, url: str, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], datetime] = _utc_now) -> None:
+        """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
+
+        Raises Unavailable STORE_FAILED when it is damaged or of another schema version.
+        """
+        super().__init__(Database(url, busy_seconds))
+        self._now = now
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+    def begin_version(self, name: AdapterName, received: Received, parameters: str = "") -> VersionRow:
+        """Give an upload its number, in state `received`; make the adapter when the name is new or was deleted.
+
+        parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. Raises Refused
+        NAME_TAKEN when another adapter's name differs only in case.
+        """
+        with self._database.writing() as connection:
+            return self._begin(connection, name, received, parameters)
+
+    def find_or_begin(self, name: AdapterName, received: Received, parameters: str = "") -> tuple[VersionRow, bool]:
+        """`find_same`, else `begin_version`, in one step; True when the version is new.
+
+        Of any number of equal uploads at the same moment exactly one gets True.
+        """
+        with self._database.writing() as connection:
+            same = same_version(connection, name, received, parameters)
+            if same is not None:
+                return same, False
+            return self._begin(connection, name, received, parameters), True
+
+    def record_validated(self, name: Name, number: int) -> VersionRow:
+        """received → validated."""
+        with self._database.writing() as connection:
+            return self._move(connection, version_numbered(connection, name, number), Event.VALIDATE)
+
+    def record_screened(self, name: Name, number: int, verdict: Verdict, report: str) -> VersionRow:
+        """validated → screened. report: JSON text, kept as it is."""
+        with self._database.writing() as connection:
+            row = version_numbered(connection, name, number)
+            return self._move(connection, row, Event.SCREEN, **_measured(verdict), report=report)
+
+    def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
+        """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
+
+        The engine name is `<adapter>@<digest12>`; where any version ever had that (even a deleted one), `-<number>`
+        follows. Raises ValueError (a programmer's error) when outcome and artefact do not fit each other.
+        """
+        with self._database.writing() as connection:
+            row = version_numbered(connection, name, number)
+            if row.emptied is not (artefact is None):
+                raise ValueError(f"outcome {row.outcome} does not fit artefact {artefact}")
+            values: dict[str, Any] = {}
+            if artefact is not None:
+                values = {"artefact": artefact.hex, "engine_name": free_engine_name(connection, row, artefact)}
+            return self._move(connection, row, Event.STORE, **values)
+
+    def record_rejected(
+        self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
+    ) -> VersionRow:
+        """received, validated or screened → rejected, with what is to be said about it."""
+        values: dict[str, Any] = {} if verdict is None else _measured(verdict)
+        if report is not None:
+            values["report"] = report
+        return self._refuse(name, number, Event.REJECT, error, values)
+
+    def record_failed(self, name: Name, number: int, error: GatewayError) -> VersionRow:
+        """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes."""
+        return self._refuse(name, number, Event.FAIL, error, {})
+
+    def activate(self, name: Name, number: int) -> VersionRow:
+        """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
+
+        The name never moves backwards: when a later version is active already, this one is retired instead (and there
+        as `name@n`). What was published before is returned as it is; going back is `rollback`. Raises Refused
+        VERSION_NOT_READY in any other state.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            row = version_numbered(connection, name, number)
+            if row.state in SERVABLE:
+                return row
+            if row.state is not State.STORED:
+                raise _not_ready(row)
+            if adapter.active is not None and adapter.active > number:
+                return self._move(connection, row, Event.SUPERSEDE)
+            return self._point(connection, adapter, row)
+
+    def rollback(self, name: Name, to: int | None = None) -> VersionRow:
+        """Point the name to a retired version; None: the latest before the active one.
+
+        Raises Refused VERSION_NOT_READY when there is none, or when `to` was never published.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            row = version_numbered(connection, name, version_before(connection, adapter) if to is None else to)
+            if row.number == adapter.active:
+                return row
+            if row.state is not State.RETIRED:
+                raise _not_ready(row)
+            return self._point(connection, adapter, row)
+
+    def delete(self, name: Name) -> tuple[VersionRow, ...]:
+        """Delete the adapter with all its versions and return those as they were: the engine must forget them.
+
+        Uploads of this name in flight find their version gone. Numbers and engine names are never used again.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            rows = versions_where(connection, versions.c.adapter_id == adapter.id)
+            for row in rows:
+                self._set(connection, row, state=advance(row.state, Event.DELETE))
+            gone = update(adapters).where(adapters.c.id == adapter.id).values(deleted=True, active_version=None)
+            connection.execute(gone)
+            return rows
+
+    def recover(self) -> Recovered:
+        """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded."""
+        with self._database.writing() as connection:
+            failed = []
+            for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT)):
+                message = f"interrupted: the gateway stopped when the version was {row.state}"
+                values = {"error_code": SCREENING_FAILED.name, "error_message": message}
+                failed.append(self._move(connection, row, Event.FAIL, **values))
+            return Recovered(tuple(failed), versions_where(connection, versions.c.state == State.STORED))
+
+    def _begin(self, connection: Connection, name: AdapterName, received: Received, parameters: str) -> VersionRow:
+        adapter, number = self._numbered(connection, name)
+        now = self._now()
+        values = {
+            "adapter_id": adapter,
+            "number": number,
+            "state": State.RECEIVED,
+            "config_digest": received.config_digest.hex,
+            "weights_digest": received.weights_digest.hex,
+            "config_bytes": received.config_bytes,
+            "weights_bytes": received.weights_bytes,
+            "parameters": parameters,
+            "created_at": now,
+            "updated_at": now,
+        }
+        connection.execute(insert(versions).values(values))
+        return version_numbered(connection, name, number)
+
+    def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:
+        """The adapter's id and its next version number, now used up."""
+        found = adapter_keyed(connection, name)
+        if found is None:
+            values = {"name": name.text, "name_key": name.key, "created_at": self._now(), "next_version": 2}
+            made = connection.execute(insert(adapters).values(**values, deleted=False).returning(adapters.c.id))
+            return int(made.scalar_one()), 1
+        if not found.deleted and found.name != name:
+            raise Refused(NAME_TAKEN, f"{name.text!r} differs from {found.name.text!r} only in case", param="name")
+        values = {"name": name.text, "deleted": False, "next_version": found.next_version + 1}
+        connection.execute(update(adapters).where(adapters.c.id == found.id).values(values))
+        return found.id, found.next_version
+
+    def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:
+        """Make `row` the active version and retire the one that was."""
+        if adapter.active is not None:
+            self._move(connection, version_numbered(connection, adapter.name, adapter.active), Event.SUPERSEDE)
+        connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
+        return self._move(connection, row, Event.ACTIVATE)
+
+    def _refuse(self, name: Name, number: int, event: Event, error: GatewayError, values: dict[str, Any]) -> VersionRow:
+        said = {"error_code": error.code.name, "error_message": error.message}
+        with self._database.writing() as connection:
+            return self._move(connection, version_numbered(connection, name, number), event, **values, **said)
+
+    def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
+        self._set(connection, row, state=advance(row.state, event), **values)
+        return version_numbered(connection, row.name, row.number)
+
+    def _set(self, connection: Connection, row: VersionRow, **values: Any) -> None:
+        """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
+        adapter = select(adapters.c.id).where(adapters.c.name == row.name.text).scalar_subquery()
+        where = (versions.c.adapter_id == adapter, versions.c.number == row.number, versions.c.state == row.state)
+        changed = connection.execute(update(versions).where(*where).values(**values, updated_at=self._now()))
+        if changed.rowcount != 1:
+            raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
+
+
+def _measured(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "outcome": verdict.outcome,
+        "verdict_id": verdict.id.hex,
+        "modules_total": len(verdict.modules),
+        "modules_pruned": len(verdict.pruned),
+    }
+
+
+def _not_ready(row: VersionRow) -> Refused:
+    return Refused(VERSION_NOT_READY, f"{row.name} version {row.number} is {row.state}", param="version")

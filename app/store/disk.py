@@ -1,0 +1,111 @@
+"""The few file operations the store's promises rest on, and what a disk's complaints mean."""
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
+"""File systems that take fsync and forget everything at the next boot."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError inside into Unavailable NO_SPACE (disk or quota full) or STORE_FAILED, with `doing` in front."""
+    try:
+        yield
+    except OSError as error:
+        code = NO_SPACE if error.errno in _FULL else STORE_FAILED
+        raise Unavailable(code, f"{doing}: {error.strerror or error}") from error
+
+
+def write_durably(path: Path, data: bytes, mode: int) -> None:
+    """Create `path` (it must not exist), write all of `data`, set `mode`, and wait until the disk has it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the disk has the names in this directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def probe(directory: Path) -> None:
+    """Prove that files in `directory` can be written, synced, renamed and removed. Raises Unavailable when not."""
+    with disk_errors(f"store directory {directory} does not hold what is written"):
+        before, after = directory / f"probe-{secrets.token_hex(8)}", directory / f"probed-{secrets.token_hex(8)}"
+        write_durably(before, b"probe", 0o600)
+        os.rename(before, after)
+        sync_directory(directory)
+        if after.read_bytes() != b"probe":
+            raise OSError(errno.EIO, "what was read is not what was written")
+        after.unlink()
+    if (kind := filesystem_of(directory)) in _VOLATILE:
+        _log.warning("store directory %s lies on %s: everything in it is gone after a reboot", directory, kind)
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of the file system that holds `path` (`ext4`, `tmpfs`, …); empty where Linux does not say."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind, real = -1, "", path.resolve()
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        mount = Path(left.split()[4].replace("\\040", " "))
+        if (real == mount or mount in real.parents) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), right.split()[0]
+    return kind
+
+
+class StoreLock:
+    """One gateway per store: an advisory lock that the kernel drops when its holder dies, however it dies."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock file at `path`. Raises Unavailable STORE_BUSY, naming the holder's pid, when it is held."""
+        with disk_errors(f"lock {path}"):
+            self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            self._take(self._fd, path)
+        except BaseException:
+            self.release()
+            raise
+
+    @staticmethod
+    def _take(fd: int, path: Path) -> None:
+        with disk_errors(f"lock {path}"):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+                raise Unavailable(STORE_BUSY, f"{path.parent} is held by another gateway, process {holder}") from None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give the lock back; harmless when that was done before."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)

@@ -1,0 +1,76 @@
+"""The questions `reading` and `catalogue` ask, each inside a transaction of theirs. Deleted rows are seen by nobody."""
+
+from sqlalchemy import ColumnElement, Connection, func, select
+
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.domain.names import AdapterName, engine_name
+from app.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, VERSION_NOT_READY, Refused
+from app.lifecycle import State
+from app.store.schema import VERSION_COLUMNS, AdapterRecord, VersionRow, adapter_record, adapters, version_row, versions
+
+Name = AdapterName | str
+"""An adapter's name, parsed or as a caller wrote it: a string that is no name finds nothing."""
+
+
+def adapter_named(connection: Connection, name: Name, *, lock: bool = False) -> AdapterRecord:
+    """The adapter of exactly this name. lock: keep other writers off it. Raises Refused ADAPTER_NOT_FOUND."""
+    query = select(adapters).where(adapters.c.name == str(name), adapters.c.deleted.is_(False))
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise Refused(ADAPTER_NOT_FOUND, f"no adapter {str(name)[:80]!r}", param="name")
+    return adapter_record(row)
+
+
+def adapter_keyed(connection: Connection, name: AdapterName) -> AdapterRecord | None:
+    """The adapter of this name in any case, deleted or not; locked."""
+    row = connection.execute(select(adapters).where(adapters.c.name_key == name.key).with_for_update()).one_or_none()
+    return None if row is None else adapter_record(row)
+
+
+def versions_where(connection: Connection, *where: ColumnElement[bool]) -> tuple[VersionRow, ...]:
+    """Versions of all adapters that fulfil every condition, in the order of their uploads."""
+    query = select(*VERSION_COLUMNS).join_from(versions, adapters).where(versions.c.state != State.DELETED, *where)
+    return tuple(version_row(row) for row in connection.execute(query.order_by(versions.c.id)))
+
+
+def version_numbered(connection: Connection, name: Name, number: int) -> VersionRow:
+    """One version. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
+    adapter = adapter_named(connection, name)
+    rows = versions_where(connection, versions.c.adapter_id == adapter.id, versions.c.number == number)
+    if not rows:
+        raise Refused(VERSION_NOT_FOUND, f"no version {number} of {adapter.name}", param="version")
+    return rows[0]
+
+
+def version_before(connection: Connection, adapter: AdapterRecord) -> int:
+    """The number of the latest retired version before the active one. Raises Refused VERSION_NOT_READY."""
+    query = select(func.max(versions.c.number)).where(
+        versions.c.adapter_id == adapter.id,
+        versions.c.state == State.RETIRED,
+        versions.c.number < (adapter.active or 0),
+    )
+    number: int | None = connection.execute(query).scalar_one()
+    if number is None:
+        raise Refused(VERSION_NOT_READY, f"{adapter.name} has no earlier version to go back to")
+    return number
+
+
+def same_version(connection: Connection, name: Name, received: Received, parameters: str | None) -> VersionRow | None:
+    """The newest version of this name with these received digests that has not failed; parameters None: any."""
+    rows = versions_where(
+        connection,
+        adapters.c.name == str(name),
+        versions.c.config_digest == received.config_digest.hex,
+        versions.c.weights_digest == received.weights_digest.hex,
+        versions.c.state != State.FAILED,
+        *([] if parameters is None else [versions.c.parameters == parameters]),
+    )
+    return rows[-1] if rows else None
+
+
+def free_engine_name(connection: Connection, row: VersionRow, artefact: Digest) -> str:
+    """`<adapter>@<digest12>`, or with `-<number>` behind it when any version, deleted ones too, ever had that."""
+    plain = engine_name(row.name, artefact)
+    taken = connection.execute(select(versions.c.id).where(versions.c.engine_name == plain)).first()
+    return plain if taken is None else f"{plain}-{row.number}"

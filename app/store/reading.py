@@ -1,0 +1,99 @@
+"""The catalogue as those see it who only look: the API's GET routes, the relay, the loader."""
+
+from sqlalchemy import select
+
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.lifecycle import IN_FLIGHT, SERVABLE, State
+from app.store.database import Database
+from app.store.queries import Name, adapter_named, same_version, version_numbered, versions_where
+from app.store.schema import AdapterRow, VersionRow, adapter_record, adapters, versions
+
+
+class CatalogueReader:
+    """Questions to the catalogue, each one transaction that sees one moment.
+
+    Methods that take a name raise Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND when it, or the number under it, is not
+    there (deleted ones are not); all may raise Unavailable: STORE_BUSY (locked) or STORE_FAILED.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def adapters(self) -> tuple[AdapterRow, ...]:
+        """All adapters by name, also those that have no version to serve yet."""
+        query = select(adapters).where(adapters.c.deleted.is_(False)).order_by(adapters.c.name_key)
+        with self._database.reading() as connection:
+            return tuple(adapter_record(row).public for row in connection.execute(query))
+
+    def adapter(self, name: Name) -> AdapterRow:
+        """One adapter."""
+        with self._database.reading() as connection:
+            return adapter_named(connection, name).public
+
+    def versions(self, name: Name) -> tuple[VersionRow, ...]:
+        """An adapter's versions by number."""
+        with self._database.reading() as connection:
+            return versions_where(connection, versions.c.adapter_id == adapter_named(connection, name).id)
+
+    def version(self, name: Name, number: int) -> VersionRow:
+        """One version."""
+        with self._database.reading() as connection:
+            return version_numbered(connection, name, number)
+
+    def report(self, name: Name, number: int) -> str | None:
+        """A version's report (JSON text), None while there is none."""
+        with self._database.reading() as connection:
+            row = version_numbered(connection, name, number)
+            query = select(versions.c.report).join_from(versions, adapters)
+            query = query.where(adapters.c.name == row.name.text, versions.c.number == number)
+            report: str | None = connection.execute(query).scalar_one()
+            return report
+
+    def resolve(self, name: Name, number: int | None = None) -> VersionRow | None:
+        """What a request's `model` means: the active version, or the published version of that number; else None."""
+        wanted = adapters.c.active_version if number is None else number
+        with self._database.reading() as connection:
+            rows = versions_where(
+                connection,
+                adapters.c.name == str(name),
+                versions.c.number == wanted,
+                versions.c.state.in_(SERVABLE),
+            )
+            return rows[0] if rows else None
+
+    def find_same(self, name: Name, received: Received, parameters: str | None = None) -> VersionRow | None:
+        """The newest version of this name with the same received bytes, unless that failed or was deleted.
+
+        parameters: None matches any. In-flight and rejected versions count: the caller sees by the state.
+        """
+        with self._database.reading() as connection:
+            return same_version(connection, name, received, parameters)
+
+    def served(self) -> tuple[VersionRow, ...]:
+        """Every published version, emptied ones too: the active ones first, each time the newest first."""
+        with self._database.reading() as connection:
+            rows = versions_where(connection, versions.c.state.in_(SERVABLE))
+        ready = [row for row in rows if row.state is State.READY]
+        retired = [row for row in rows if row.state is not State.READY]
+        return (*reversed(ready), *reversed(retired))
+
+    def servable(self) -> tuple[VersionRow, ...]:
+        """What the engine should hold: `served` without the emptied versions, which have no artefact."""
+        return tuple(row for row in self.served() if row.artefact is not None)
+
+    def pending(self) -> tuple[VersionRow, ...]:
+        """Stored versions, oldest first: they wait for the engine (emptied ones wait only for `activate`)."""
+        with self._database.reading() as connection:
+            return versions_where(connection, versions.c.state == State.STORED)
+
+    def unfinished(self) -> tuple[VersionRow, ...]:
+        """Versions in flight, oldest first."""
+        with self._database.reading() as connection:
+            return versions_where(connection, versions.c.state.in_(IN_FLIGHT))
+
+    def live_digests(self) -> frozenset[Digest]:
+        """Artefacts that some version still needs. Others may go, but only while no upload is between put and stored."""
+        query = select(versions.c.artefact).where(versions.c.artefact.is_not(None), versions.c.state != State.DELETED)
+        with self._database.reading() as connection:
+            return frozenset(Digest(value) for value in connection.execute(query).scalars())

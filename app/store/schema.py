@@ -1,0 +1,191 @@
+"""The catalogue's tables, and the frozen rows that leave it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.domain.names import AdapterName
+from app.domain.verdict import Outcome
+from app.lifecycle import State
+
+SCHEMA_VERSION: Final = 1
+"""Changes with any change to the tables below; a catalogue of another version is refused, never guessed at."""
+
+_HEX: Final = 64
+"""Characters of a SHA-256 in hex."""
+
+
+class _Utc(TypeDecorator[datetime]):
+    """Aware datetimes in Python, naive UTC in the database: SQLite keeps no time zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata: Final = MetaData()
+
+schema_info: Final = Table("schema_info", metadata, Column("version", Integer, nullable=False))
+
+adapters: Final = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("name_key", String(63), nullable=False, unique=True),  # the name casefolded
+    Column("created_at", _Utc, nullable=False),
+    Column("active_version", Integer),  # the alias: a number among this adapter's versions
+    Column("next_version", Integer, nullable=False),  # only grows, also over a deletion
+    Column("deleted", Boolean, nullable=False),
+)
+
+versions: Final = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),  # the one definite order of uploads
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("outcome", String(16)),
+    Column("config_digest", String(_HEX), nullable=False),
+    Column("weights_digest", String(_HEX), nullable=False),
+    Column("config_bytes", Integer, nullable=False),
+    Column("weights_bytes", Integer, nullable=False),
+    Column("parameters", String(_HEX), nullable=False),  # what the verdict depends on besides the bytes
+    Column("verdict_id", String(_HEX)),
+    Column("modules_total", Integer),
+    Column("modules_pruned", Integer),
+    Column("artefact", String(_HEX)),
+    Column("engine_name", String(128), unique=True),  # stays when the version is deleted: never used twice
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Column("report", Text),
+    Column("created_at", _Utc, nullable=False),
+    Column("updated_at", _Utc, nullable=False),
+    UniqueConstraint("adapter_id", "number"),
+    Index("versions_state", "state"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """One adapter. `active`: the number of the version its plain name points to, None while there is none."""
+
+    name: AdapterName
+    active: int | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A whole row of `adapters`, for this room only."""
+
+    id: int
+    name: AdapterName
+    active: int | None
+    next_version: int
+    deleted: bool
+    created_at: datetime
+
+    @property
+    def public(self) -> AdapterRow:
+        """What leaves the room."""
+        return AdapterRow(self.name, self.active, self.created_at)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One upload, without its report (which may be long: `Catalogue.report`).
+
+    outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever when the
+    version is emptied. parameters: the key given at the beginning, of all that the verdict depends on besides the bytes.
+    error_code: a name from `errors.CODES`. Times in UTC, for people only: nothing is ordered or expired by them.
+    """
+
+    name: AdapterName
+    number: int
+    state: State
+    outcome: Outcome | None
+    received: Received
+    parameters: str
+    verdict_id: Digest | None
+    modules_total: int | None
+    modules_pruned: int | None
+    artefact: Digest | None
+    engine_name: str | None
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def emptied(self) -> bool:
+        """True when every module was pruned: the served model itself answers for it, and it has no artefact."""
+        return self.outcome is Outcome.EMPTIED
+
+
+VERSION_COLUMNS: Final = (
+    adapters.c.name,
+    *(column for column in versions.c if column is not versions.c.report),
+)
+"""What `version_row` needs of a join of the two tables."""
+
+
+def adapter_record(row: Row[Any]) -> AdapterRecord:
+    """A row of `adapters` as a value."""
+    return AdapterRecord(
+        id=row.id,
+        name=AdapterName(row.name),
+        active=row.active_version,
+        next_version=row.next_version,
+        deleted=row.deleted,
+        created_at=row.created_at,
+    )
+
+
+def version_row(row: Row[Any]) -> VersionRow:
+    """A row of `VERSION_COLUMNS` as a value."""
+    received = Received(Digest(row.config_digest), Digest(row.weights_digest), row.config_bytes, row.weights_bytes)
+    return VersionRow(
+        name=AdapterName(row.name),
+        number=row.number,
+        state=State(row.state),
+        outcome=Outcome(row.outcome) if row.outcome else None,
+        received=received,
+        parameters=row.parameters,
+        verdict_id=Digest(row.verdict_id) if row.verdict_id else None,
+        modules_total=row.modules_total,
+        modules_pruned=row.modules_pruned,
+        artefact=Digest(row.artefact) if row.artefact else None,
+        engine_name=row.engine_name,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,76 @@
+"""Where the three parts of an upload go: name and config into bounded memory, weights into the quarantine."""
+
+from collections.abc import Callable
+
+from app.domain.names import AdapterName
+from app.errors import BAD_NAME, TOO_LARGE, Refused
+from app.upload.limits import UploadLimits
+from app.upload.multipart import FormReader, Sink
+from app.upload.quarantine import SealedFile, UnsealedFile
+
+
+class _Bytes:
+    """A part kept in memory."""
+
+    def __init__(self, part: str, cap: int, done: Callable[[bytearray], None]) -> None:
+        self._part, self._cap, self._done = part, cap, done
+        self._data = bytearray()
+
+    def write(self, data: memoryview) -> None:
+        if len(self._data) + len(data) > self._cap:
+            raise Refused(TOO_LARGE, f"{self._part}: more than {self._cap} bytes", param=self._part)
+        self._data += data
+
+    def finish(self) -> None:
+        self._done(self._data)
+
+
+class _File:
+    """The part kept in the quarantine."""
+
+    def __init__(self, file: UnsealedFile, cap: int) -> None:
+        self._file, self._cap = file, cap
+
+    def write(self, data: memoryview) -> None:
+        if self._file.size + len(data) > self._cap:
+            raise Refused(TOO_LARGE, f"weights: more than {self._cap} bytes", param="weights")
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Sealed later, when the whole body is known to be good."""
+
+
+class Form:
+    """The three parts while they arrive. Blocking; used by one thread at a time.
+
+    name, config: filled in as their parts end. weights: the file under way, for its owner to discard.
+    """
+
+    def __init__(self, boundary: bytes, limits: UploadLimits, weights: UnsealedFile) -> None:
+        self.name = ""
+        self.config = bytearray()
+        self.weights = weights
+        sinks: dict[str, Sink] = {
+            "name": _Bytes("name", limits.max_name_bytes, self._named),
+            "config": _Bytes("config", limits.max_config_bytes, self._configured),
+            "weights": _File(weights, limits.max_weights_bytes),
+        }
+        self._reader = FormReader(boundary, sinks, limits)
+
+    def feed(self, batch: bytearray) -> None:
+        """Take the next bytes of the body. Raises GatewayError."""
+        self._reader.feed(bytes(batch))
+
+    def seal(self) -> SealedFile:
+        """The body ended: check that it was whole, and close the weights for ever. Raises GatewayError."""
+        self._reader.finish()
+        return self.weights.seal()
+
+    def _named(self, data: bytearray) -> None:
+        try:
+            self.name = AdapterName.parse(data.decode("utf-8")).text
+        except UnicodeDecodeError as error:
+            raise Refused(BAD_NAME, "the name is not UTF-8", param="name") from error
+
+    def _configured(self, data: bytearray) -> None:
+        self.config = data

@@ -1,0 +1,68 @@
+"""Every bound on one upload and on all of them together, with its unit and reason."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+PARTS: Final = ("name", "config", "weights")
+"""The parts of an upload: each exactly once, in any order, and nothing else."""
+
+MAX_BOUNDARY_BYTES: Final = 70
+"""Bytes of a multipart boundary (RFC 2046 §5.1.1)."""
+
+DELIMITER_BYTES: Final = MAX_BOUNDARY_BYTES + len(b"\r\n----\r\n")
+"""Bytes of the longest line between two parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What one upload may cost, and how many may run.
+
+    max_weights_bytes: bytes of the weights part. Rank 64 on every linear module of a 7B model is 0.6 GiB in float32.
+    max_config_bytes: bytes of the config part. PEFT writes about 1 KiB; full-name patterns for 448 modules take 30 KiB.
+    max_name_bytes: bytes of the name part. A name has 63 at most; the room above lets a long name be answered with what
+        names look like, and only a flood with "too large".
+    max_part_header_bytes: bytes of one part's headers. Clients send about 150.
+    max_preamble_bytes: bytes before the first and after the last boundary. Clients send none, or one line break.
+    min_rate_bytes_s: bytes per second the client must keep, averaged over each window of waiting for it. Half a
+        megabit: slower than any line somebody would send gigabytes over.
+    rate_window_s: seconds of waiting over which the rate is averaged; a stall shorter than this is forgiven.
+    idle_timeout_s: seconds without a byte. Ends a connection whose other side is gone.
+    max_concurrent: uploads at the same time, from the first byte until the sealed files are closed; times
+        `max_body_bytes` it bounds the quarantine's disk.
+    free_disk_floor_bytes: bytes that must stay free on the quarantine's file system, for catalogue, logs, artefacts.
+    """
+
+    max_weights_bytes: int = 2 * GIB
+    max_config_bytes: int = 64 * KIB
+    max_name_bytes: int = MIB
+    max_part_header_bytes: int = 4 * KIB
+    max_preamble_bytes: int = KIB
+    min_rate_bytes_s: float = 64 * KIB
+    rate_window_s: float = 10.0
+    idle_timeout_s: float = 15.0
+    max_concurrent: int = 4
+    free_disk_floor_bytes: int = 512 * MIB
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and field.name.startswith("max_")):
+                raise ValueError(f"upload limit {field.name} must be finite and positive, not {value}")
+        if self.rate_window_s == 0 or self.idle_timeout_s == 0:
+            raise ValueError("upload limits rate_window_s and idle_timeout_s must be above 0")
+
+    @property
+    def max_framing_bytes(self) -> int:
+        """Bytes of a body that belong to no part: headers, boundaries, what stands before and after them."""
+        lines = (len(PARTS) + 1) * DELIMITER_BYTES
+        return len(PARTS) * self.max_part_header_bytes + lines + 2 * self.max_preamble_bytes
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of a whole body; a longer Content-Length is refused before a byte is read."""
+        return self.max_weights_bytes + self.max_config_bytes + self.max_name_bytes + self.max_framing_bytes

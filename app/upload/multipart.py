@@ -1,0 +1,189 @@
+"""multipart/form-data, parsed as it arrives, each part straight into its sink and every byte counted.
+
+python-multipart's low-level parser does the byte work; its form layer (which buffers, spools, and takes any number of
+parts) is not used. Source of the format: RFC 7578, RFC 2046 §5.1.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from app.errors import (
+    BAD_MULTIPART,
+    MISSING_PART,
+    TOO_LARGE,
+    UNEXPECTED_PART,
+    UNSUPPORTED_ENCODING,
+    UPLOAD_INCOMPLETE,
+    Refused,
+)
+from app.upload.limits import UploadLimits
+
+MAX_HEADERS: Final = 8
+"""Headers of one part. Clients send one to three."""
+
+MAX_CONTENT_TYPE_CHARS: Final = 512
+"""Characters of the request's Content-Type. Clients send about 70."""
+
+_IDENTITY = frozenset({b"binary", b"8bit", b"7bit"})
+"""Content-Transfer-Encodings that encode nothing; RFC 7578 §4.7 deprecates the rest, and we decode none."""
+
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+
+
+class Sink(Protocol):
+    """Where one part's bytes go. Both methods may raise GatewayError."""
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes; they are only valid during the call."""
+
+    def finish(self) -> None:
+        """The part ended."""
+
+
+def boundary_of(content_type: str | None) -> bytes:
+    """The boundary of a multipart/form-data Content-Type. Raises Refused BAD_MULTIPART."""
+    if content_type is None:
+        raise Refused(BAD_MULTIPART, "no Content-Type", param="content-type")
+    if not content_type.isascii() or len(content_type) > MAX_CONTENT_TYPE_CHARS:
+        raise Refused(BAD_MULTIPART, "the Content-Type is too long or not ASCII", param="content-type")
+    kind, options = parse_options_header(content_type)
+    if kind.strip() != b"multipart/form-data":
+        raise Refused(BAD_MULTIPART, f"Content-Type {content_type[:80]!r}", param="content-type")
+    boundary = options.get(b"boundary", b"")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Refused(BAD_MULTIPART, "no boundary of 1 to 70 allowed characters", param="content-type")
+    return boundary
+
+
+class FormReader:
+    """Feeds each part of one body into its sink. Blocking; used by one thread at a time.
+
+    sinks: part name → sink; exactly these parts are taken, each once, in any order.
+    """
+
+    def __init__(self, boundary: bytes, sinks: Mapping[str, Sink], limits: UploadLimits) -> None:
+        self._sinks = sinks
+        self._limits = limits
+        self._first_line = limits.max_preamble_bytes + len(boundary) + len(b"--\r\n")
+        self._fed = self._inside = 0  # bytes of the body; bytes of it inside parts
+        self._begun = self._ended = False
+        self._seen: set[str] = set()
+        self._sink: Sink | None = None
+        self._header_bytes = 0
+        self._key, self._value = bytearray(), bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+            max_header_count=MAX_HEADERS,
+            max_header_size=sys.maxsize,  # counted below, per part, so that the answer does not depend on the chunks
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes of the body. Raises GatewayError: this module's, or a sink's."""
+        if not self._begun and not self._ended:  # no further than the first boundary may lie
+            room = self._first_line - self._fed
+            head, data = data[:room], data[room:]
+            self._write(head)
+            if data and not self._begun and not self._ended:
+                raise Refused(BAD_MULTIPART, f"no boundary in the first {self._first_line} bytes")
+        if data:
+            self._write(data)
+
+    def finish(self) -> None:
+        """The body ended. Raises Refused UPLOAD_INCOMPLETE when it stopped half-way, MISSING_PART."""
+        if not self._ended and self._fed:
+            raise Refused(UPLOAD_INCOMPLETE, "the body ended before its closing boundary")
+        missing = [part for part in self._sinks if part not in self._seen]
+        if missing:
+            raise Refused(MISSING_PART, f"missing: {', '.join(missing)}", param=missing[0])
+
+    def _write(self, data: bytes) -> None:
+        self._fed += len(data)
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise Refused(BAD_MULTIPART, str(error)) from error
+        # Boundary padding and epilogue reach no callback: they show as bytes outside every part. What the parser holds
+        # back because a boundary may begin there is shorter than a delimiter, and those are allowed for.
+        if self._fed - self._inside > self._limits.max_framing_bytes:
+            raise Refused(BAD_MULTIPART, f"more than {self._limits.max_framing_bytes} bytes outside the parts")
+
+    # ---- what the parser calls -----------------------------------------------------------------------------------
+
+    def _on_part_begin(self) -> None:
+        self._begun = True
+        self._header_bytes = 0
+        self._headers = {}
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._key += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._value += data[start:end]
+
+    def _count_header(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > self._limits.max_part_header_bytes:
+            raise Refused(TOO_LARGE, f"a part's headers exceed {self._limits.max_part_header_bytes} bytes")
+
+    def _on_header_end(self) -> None:
+        self._count_header(len(b": \r\n"))
+        key = bytes(self._key).lower()
+        if key in self._headers:
+            raise Refused(BAD_MULTIPART, f"a part has the header {key[:80]!r} twice")
+        self._headers[key] = bytes(self._value).strip(b" \t")
+        self._key.clear()
+        self._value.clear()
+
+    def _on_headers_finished(self) -> None:
+        if self._headers.get(b"content-transfer-encoding", b"binary").lower() not in _IDENTITY:
+            raise Refused(BAD_MULTIPART, "a part has a Content-Transfer-Encoding: send its bytes as they are")
+        if b"content-encoding" in self._headers:
+            raise Refused(UNSUPPORTED_ENCODING, "a part has a Content-Encoding: send its bytes as they are")
+        part = self._part_name()
+        if part in self._seen or part not in self._sinks:
+            how = "twice" if part in self._seen else "unknown"
+            raise Refused(UNEXPECTED_PART, f"part {part[:80]!r}: {how}", param=part)
+        self._seen.add(part)
+        self._sink = self._sinks[part]
+
+    def _part_name(self) -> str:
+        """The `name` of Content-Disposition. A filename is not looked at: the server names everything."""
+        disposition = self._headers.get(b"content-disposition")
+        if disposition is None:
+            raise Refused(BAD_MULTIPART, "a part has no Content-Disposition")
+        kind, options = parse_options_header(disposition)
+        if kind.strip() != b"form-data" or b"name" not in options:
+            raise Refused(BAD_MULTIPART, "a part's Content-Disposition must read form-data; name=…")
+        return options[b"name"].decode("utf-8", "replace")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._inside += end - start
+        assert self._sink is not None
+        self._sink.write(memoryview(data)[start:end])
+
+    def _on_part_end(self) -> None:
+        if self._sink is None:
+            raise Refused(BAD_MULTIPART, "a part ended before its headers did")
+        sink, self._sink = self._sink, None
+        sink.finish()
+
+    def _on_end(self) -> None:
+        self._ended = True

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+
+from app.screen.quadratic import Array, probability, quantiles
+
+P = np.array([0.25, 0.5, 0.75])
+
+
+def share_quantiles(values: Array, k: float, rest: float) -> Array:
+    """Quantiles of Σ x_i·χ²_k/(Σ x_i·χ²_k + Σ x_i·χ²_rest)."""
+    dof = np.tile(np.concatenate([np.full(len(values), k), np.full(len(values), rest)]), (3, 1))
+
+    def weights(t: Array) -> tuple[Array, Array]:
+        w = np.concatenate([values * (1.0 - t[:, None]), -values * t[:, None]], axis=1)
+        return w, np.tile(np.concatenate([-values, -values]), (3, 1))
+
+    mean = k / (k + rest)
+    return quantiles(weights, dof, P, np.full(3, mean), (np.zeros(3), np.ones(3)), np.full(3, mean))
+
+
+@pytest.mark.parametrize("d", [8, 32, 128, 4096, 28672])
+def test_matches_the_beta_distribution_where_it_has_a_closed_form(d: int) -> None:
+    # χ²_2/(χ²_2 + χ²_{d−2}) ~ Beta(1, (d − 2)/2): P(T ≤ t) = 1 − (1 − t)^{(d−2)/2}
+    exact = -np.expm1(np.log1p(-P) * 2.0 / (d - 2))
+    np.testing.assert_allclose(share_quantiles(np.ones(1), 2.0, d - 2.0), exact, rtol=1e-8)
+
+
+def test_equal_weights_are_one_chi_square_with_all_degrees_of_freedom() -> None:
+    one = share_quantiles(np.ones(1), 12.0, 300.0)
+    np.testing.assert_allclose(share_quantiles(np.full(4, 0.25), 3.0, 75.0), one, rtol=1e-9)
+
+
+def test_a_symmetric_form_is_below_zero_half_of_the_time() -> None:
+    w = np.array([[1.0, -1.0, 0.3, -0.3]])
+    value, _ = probability(w, np.full((1, 4), 3.0), np.zeros((1, 4)))
+    assert value[0] == pytest.approx(0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize(("w", "expected"), [([1.0, 2.0], 0.0), ([-1.0, -0.1], 1.0)])
+def test_weights_of_one_sign_leave_no_doubt(w: list[float], expected: float) -> None:
+    value, _ = probability(np.array([w]), np.full((1, 2), 40.0), np.zeros((1, 2)))
+    assert value[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_zero_weights_count_for_nothing() -> None:
+    w, dof = np.array([[1.0, -0.2]]), np.array([[3.0, 11.0]])
+    padded, _ = probability(np.array([[1.0, -0.2, 0.0]]), np.array([[3.0, 11.0, 50.0]]), np.zeros((1, 3)))
+    plain, _ = probability(w, dof, np.zeros((1, 2)))
+    assert padded[0] == pytest.approx(plain[0], abs=1e-12)
+
+
+def test_the_derivative_is_the_slope() -> None:
+    w, dw, dof = np.array([[1.0, 0.4, -0.05]]), np.array([[-1.0, -0.4, -1.0]]), np.array([[4.0, 4.0, 60.0]])
+    _, slope = probability(w, dof, dw)
+    h = 1e-5
+    (up,), (down,) = (probability(w + sign * h * dw, dof, dw)[0] for sign in (1.0, -1.0))
+    assert slope[0] == pytest.approx((up - down) / (2 * h), rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_agrees_with_sampling_on_uneven_weights(k: int) -> None:
+    values, n = np.array([0.7, 0.2, 0.1]), 400_000
+    rng = np.random.default_rng(1)
+    near, far = (rng.chisquare(dof, (n, 3)) @ values for dof in (k, 90))
+    sample = np.quantile(near / (near + far), P)
+    density_error = 4.0 / math.sqrt(n)  # four standard errors of a quartile, generously
+    np.testing.assert_allclose(share_quantiles(values, k, 90.0), sample, rtol=2.0 * density_error)

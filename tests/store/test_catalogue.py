@@ -1,0 +1,434 @@
+"""What the catalogue says and refuses, one caller at a time (test_concurrency.py has many)."""
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from app.domain.digest import digest_of
+from app.domain.names import AdapterName
+from app.domain.verdict import Decision, Outcome
+from app.errors import (
+    ADAPTER_NOT_FOUND,
+    LOAD_FAILED,
+    NAME_TAKEN,
+    SCREENING_FAILED,
+    STORE_BUSY,
+    STORE_FAILED,
+    VERSION_NOT_FOUND,
+    VERSION_NOT_READY,
+    Code,
+    Refused,
+    Unavailable,
+)
+from app.errors import REJECTED as REJECTED_CODE
+from app.lifecycle import IllegalMove, State
+from app.store.catalogue import Catalogue
+from app.store.database import sqlite_url
+from tests.store.making import NAME, artefact, published, received, stored, verdict
+
+OTHER = AdapterName("other")
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
+    opened = Catalogue(sqlite_url(tmp_path / "catalogue.db"))
+    yield opened
+    opened.close()
+
+
+def refuses(code: Code) -> pytest.RaisesExc[Refused]:
+    return pytest.RaisesExc(Refused, match=f"^{code.name}: ")
+
+
+def states(catalogue: Catalogue, name: AdapterName = NAME) -> dict[int, State]:
+    return {row.number: row.state for row in catalogue.versions(name)}
+
+
+# ---- uploads -----------------------------------------------------------------------------------------------------
+
+
+def test_a_version_from_beginning_to_ready(catalogue: Catalogue) -> None:
+    row = catalogue.begin_version(NAME, received(1), "parameters")
+    assert (row.name, row.number, row.state, row.received) == (NAME, 1, State.RECEIVED, received(1))
+    assert (row.outcome, row.artefact, row.engine_name, row.error_code, row.modules_total) == (None,) * 5
+    assert row.parameters == "parameters"
+    assert catalogue.adapter(NAME).active is None
+    assert catalogue.record_validated(NAME, 1).state is State.VALIDATED
+    row = catalogue.record_screened(NAME, 1, verdict(), '{"a": 1}')
+    assert (row.state, row.outcome, row.verdict_id) == (State.SCREENED, Outcome.PRUNED, verdict().id)
+    assert (row.modules_total, row.modules_pruned) == (2, 1)
+    digest = artefact(1).digest
+    row = catalogue.record_stored(NAME, 1, digest)
+    assert (row.state, row.artefact, row.engine_name) == (State.STORED, digest, f"style@{digest.short}")
+    assert catalogue.resolve(NAME) is None
+    row = catalogue.activate(NAME, 1)
+    assert row.state is State.READY
+    assert catalogue.resolve(NAME) == catalogue.resolve("style", 1) == catalogue.version("style", 1) == row
+    assert catalogue.adapter(NAME).active == 1
+    assert catalogue.report(NAME, 1) == '{"a": 1}'
+
+
+def test_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
+    number = catalogue.begin_version(NAME, received(1)).number
+    catalogue.record_validated(NAME, number)
+    row = catalogue.record_screened(NAME, number, verdict([Decision.PRUNE]), "{}")
+    assert row.emptied
+    with pytest.raises(ValueError, match="does not fit"):
+        catalogue.record_stored(NAME, number, artefact(1).digest)
+    row = catalogue.record_stored(NAME, number, None)
+    assert (row.artefact, row.engine_name) == (None, None)
+    assert catalogue.pending() == (row,)
+    row = catalogue.activate(NAME, number)
+    assert catalogue.resolve(NAME) == row
+    assert catalogue.served() == (row,)
+    assert catalogue.servable() == ()
+
+
+def test_only_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
+    number = catalogue.begin_version(NAME, received(1)).number
+    catalogue.record_validated(NAME, number)
+    catalogue.record_screened(NAME, number, verdict(), "{}")
+    with pytest.raises(ValueError, match="does not fit"):
+        catalogue.record_stored(NAME, number, None)
+    assert catalogue.version(NAME, number).state is State.SCREENED
+
+
+def test_a_rejection_keeps_its_words_and_its_report(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    catalogue.record_validated(NAME, 1)
+    row = catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "m.0 is\nbad"), verdict(), '{"r": 0}')
+    assert (row.state, row.error_code, row.error_message) == (State.REJECTED, "rejected", "m.0 is\\nbad")
+    assert (row.modules_total, row.verdict_id) == (2, verdict().id)
+    assert catalogue.report(NAME, 1) == '{"r": 0}'
+    catalogue.begin_version(NAME, received(2))
+    row = catalogue.record_rejected(NAME, 2, Refused(REJECTED_CODE, "at once"))
+    assert (row.state, row.verdict_id) == (State.REJECTED, None)
+    assert catalogue.report(NAME, 2) is None
+
+
+def test_a_failure_of_a_stored_version_leaves_the_active_one(catalogue: Catalogue) -> None:
+    published(catalogue, 1)
+    row = catalogue.record_failed(NAME, stored(catalogue, 2).number, Unavailable(LOAD_FAILED, "no"))
+    assert (row.state, row.error_code) == (State.FAILED, "load_failed")
+    assert catalogue.adapter(NAME).active == 1
+
+
+def test_moves_that_are_not_drawn_change_nothing(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    with pytest.raises(IllegalMove):
+        catalogue.record_screened(NAME, 1, verdict(), "{}")
+    with pytest.raises(ValueError, match="does not fit"):
+        catalogue.record_stored(NAME, 1, None)
+    assert catalogue.version(NAME, 1).state is State.RECEIVED
+    published(catalogue, 2)
+    for call in (catalogue.record_rejected, catalogue.record_failed):
+        with pytest.raises(IllegalMove):
+            call(NAME, 2, Refused(REJECTED_CODE, "late"))
+    assert catalogue.version(NAME, 2).state is State.READY
+
+
+# ---- the same bytes again ----------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_again_are_found(catalogue: Catalogue) -> None:
+    first = catalogue.begin_version(NAME, received(1), "p")
+    assert catalogue.find_same(NAME, received(1)) == catalogue.find_same("style", received(1), "p") == first
+    assert catalogue.find_same(NAME, received(2)) is None
+    assert catalogue.find_same(NAME, received(1), "q") is None
+    assert catalogue.find_same(OTHER, received(1)) is None
+    assert catalogue.find_or_begin(NAME, received(1), "p") == (first, False)
+    second, new = catalogue.find_or_begin(NAME, received(1), "q")
+    assert (second.number, new) == (2, True)
+    assert catalogue.find_same(NAME, received(1)) == second
+
+
+def test_failed_and_deleted_versions_are_not_the_same(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    assert catalogue.find_same(NAME, received(1)) is None
+    second, new = catalogue.find_or_begin(NAME, received(1))
+    assert (second.number, new) == (2, True)
+    catalogue.delete(NAME)
+    assert catalogue.find_same(NAME, received(1)) is None
+    assert catalogue.find_or_begin(NAME, received(1))[0].number == 3
+
+
+def test_a_rejected_version_is_found_again(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    row = catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"))
+    assert catalogue.find_or_begin(NAME, received(1)) == (row, False)
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_differs_only_in_case_is_taken(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    for begin in (catalogue.begin_version, catalogue.find_or_begin):
+        with refuses(NAME_TAKEN):
+            begin(AdapterName("STYLE"), received(2))
+    assert len(catalogue.versions(NAME)) == 1
+    with refuses(ADAPTER_NOT_FOUND):
+        catalogue.adapter("STYLE")
+
+
+def test_numbers_go_on_after_a_deletion_and_engine_names_stay_dead(catalogue: Catalogue) -> None:
+    published(catalogue, 1)
+    gone = published(catalogue, 2)
+    deleted = catalogue.delete(NAME)
+    assert [row.number for row in deleted] == [1, 2]
+    assert [row.state for row in deleted] == [State.RETIRED, State.READY]
+    assert catalogue.adapters() == ()
+    assert catalogue.resolve(NAME) is catalogue.resolve(NAME, 2) is None
+    for call in (catalogue.adapter, catalogue.versions, catalogue.delete, catalogue.rollback):
+        with refuses(ADAPTER_NOT_FOUND):
+            call(NAME)
+    spelled = AdapterName("Style")
+    row = published(catalogue, 3, spelled)
+    assert (row.number, row.name) == (3, spelled)
+    assert states(catalogue, spelled) == {3: State.READY}
+    with refuses(VERSION_NOT_FOUND):
+        catalogue.version(spelled, 2)
+    catalogue.delete(spelled)
+    again = stored(catalogue, 2, digest=gone.artefact)
+    assert (again.number, again.engine_name) == (4, f"{gone.engine_name}-4")
+
+
+def test_two_versions_with_the_same_artefact_have_two_engine_names(catalogue: Catalogue) -> None:
+    one = stored(catalogue, 1, digest=artefact(1).digest)
+    two = stored(catalogue, 2, digest=artefact(1).digest)
+    other = stored(catalogue, 1, OTHER, digest=artefact(1).digest)
+    names = [one.engine_name, two.engine_name, other.engine_name]
+    short = artefact(1).digest.short
+    assert names == [f"style@{short}", f"style@{short}-2", f"other@{short}"]
+    assert catalogue.live_digests() == {artefact(1).digest}
+
+
+def test_an_upload_in_flight_finds_its_deleted_version_gone(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    catalogue.delete(NAME)
+    with refuses(ADAPTER_NOT_FOUND):
+        catalogue.record_validated(NAME, 1)
+    catalogue.begin_version(NAME, received(2))
+    with refuses(VERSION_NOT_FOUND):
+        catalogue.record_validated(NAME, 1)
+
+
+def test_what_a_stranger_wrote_for_a_name_finds_nothing(catalogue: Catalogue) -> None:
+    published(catalogue, 1)
+    for name in ("", "../../x", "style\n", "style@1", "' OR 1=1 --", "\x00", "x" * 100_000, "ſtyle", "%"):
+        assert catalogue.resolve(name) is None
+        with refuses(ADAPTER_NOT_FOUND) as caught:
+            catalogue.adapter(name)
+        assert len(str(caught.value)) < 500
+    for number in (0, -1, 2, 10**9):
+        assert catalogue.resolve(NAME, number) is None
+        with refuses(VERSION_NOT_FOUND):
+            catalogue.version(NAME, number)
+
+
+def test_adapters_are_listed_by_name_with_those_that_have_nothing_yet(catalogue: Catalogue) -> None:
+    published(catalogue, 1, AdapterName("b"))
+    catalogue.begin_version(AdapterName("A"), received(2))
+    published(catalogue, 3, AdapterName("c"))
+    assert [(str(row.name), row.active) for row in catalogue.adapters()] == [("A", None), ("b", 1), ("c", 1)]
+
+
+# ---- the alias ---------------------------------------------------------------------------------------------------
+
+
+def test_a_new_version_retires_the_old_one_which_stays_addressable(catalogue: Catalogue) -> None:
+    one, two = published(catalogue, 1), published(catalogue, 2)
+    assert states(catalogue) == {1: State.RETIRED, 2: State.READY}
+    assert catalogue.resolve(NAME) == two
+    assert catalogue.resolve(NAME, 1) == catalogue.version(NAME, 1)
+    assert [row.engine_name for row in catalogue.servable()] == [two.engine_name, one.engine_name]
+
+
+def test_the_name_never_moves_backwards_by_itself(catalogue: Catalogue) -> None:
+    one, two = stored(catalogue, 1), stored(catalogue, 2)
+    assert catalogue.activate(NAME, two.number).state is State.READY
+    assert catalogue.activate(NAME, one.number).state is State.RETIRED
+    assert catalogue.adapter(NAME).active == two.number
+    assert catalogue.activate(NAME, one.number).state is State.RETIRED
+    assert catalogue.activate(NAME, two.number).state is State.READY
+    assert states(catalogue) == {1: State.RETIRED, 2: State.READY}
+
+
+@pytest.mark.parametrize("end", ["received", "validated", "screened", "rejected", "failed"])
+def test_only_a_stored_version_can_be_published(catalogue: Catalogue, end: str) -> None:
+    catalogue.begin_version(NAME, received(1))
+    if end == "rejected":
+        catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"))
+    if end == "failed":
+        catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    if end in {"validated", "screened"}:
+        catalogue.record_validated(NAME, 1)
+    if end == "screened":
+        catalogue.record_screened(NAME, 1, verdict(), "{}")
+    assert catalogue.version(NAME, 1).state == end
+    for call in (catalogue.activate, catalogue.rollback):
+        with refuses(VERSION_NOT_READY):
+            call(NAME, 1)
+
+
+def test_rollback_goes_back_and_forth(catalogue: Catalogue) -> None:
+    for seed in (1, 2, 3):
+        published(catalogue, seed)
+    assert catalogue.rollback(NAME).number == 2
+    assert states(catalogue) == {1: State.RETIRED, 2: State.READY, 3: State.RETIRED}
+    assert catalogue.rollback(NAME).number == 1
+    with refuses(VERSION_NOT_READY):
+        catalogue.rollback(NAME)
+    row = catalogue.rollback(NAME, 3)
+    assert catalogue.resolve(NAME) == row == catalogue.rollback(NAME, 3)
+    with refuses(VERSION_NOT_FOUND):
+        catalogue.rollback(NAME, 4)
+    catalogue.rollback(NAME, 1)
+    assert published(catalogue, 4).number == catalogue.adapter(NAME).active == 4
+
+
+def test_rollback_needs_a_published_version(catalogue: Catalogue) -> None:
+    stored(catalogue, 1)
+    for to in (None, 1):
+        with refuses(VERSION_NOT_READY):
+            catalogue.rollback(NAME, to)
+
+
+# ---- restart -----------------------------------------------------------------------------------------------------
+
+
+def test_recovery_fails_what_was_in_flight_and_keeps_what_was_stored(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "c.db")
+    catalogue = Catalogue(url)
+    kept, waiting = published(catalogue, 1), stored(catalogue, 2)
+    for seed in (3, 4, 5):
+        catalogue.begin_version(NAME, received(seed))
+    catalogue.record_validated(NAME, 4)
+    catalogue.record_validated(NAME, 5)
+    catalogue.record_screened(NAME, 5, verdict(), "{}")
+    catalogue.close()
+    catalogue = Catalogue(url)
+    assert [row.number for row in catalogue.unfinished()] == [3, 4, 5]
+    found = catalogue.recover()
+    assert [row.state for row in found.interrupted] == [State.FAILED] * 3
+    assert {row.error_code for row in found.interrupted} == {"screening_failed"}
+    assert "screened" in (found.interrupted[2].error_message or "")
+    assert found.to_load == (waiting,) == catalogue.pending()
+    assert catalogue.unfinished() == ()
+    assert catalogue.resolve(NAME) == kept
+    assert catalogue.recover().interrupted == ()
+    catalogue.close()
+
+
+def test_times_are_utc_and_order_nothing(tmp_path: Path) -> None:
+    clock = iter(datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=9))) - timedelta(days=n) for n in range(99))
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"), now=lambda: next(clock))
+    one, two = published(catalogue, 1), published(catalogue, 2)
+    assert one.created_at.tzinfo is UTC
+    assert two.created_at < one.created_at
+    assert catalogue.adapter(NAME).active == 2
+    assert catalogue.find_same(NAME, received(2)) == two
+    catalogue.close()
+
+
+# ---- the database ------------------------------------------------------------------------------------------------
+
+
+def fails(code: Code, words: str = "") -> pytest.RaisesExc[Unavailable]:
+    return pytest.RaisesExc(Unavailable, match=f"(?s)^{code.name}: .*{words}")
+
+
+def test_every_connection_waits_for_the_disk(catalogue: Catalogue) -> None:
+    with catalogue._database.reading() as connection:
+        wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+        found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in wanted}
+    assert found == wanted
+
+
+def test_a_locked_database_is_busy_and_changes_nothing(tmp_path: Path) -> None:
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"), busy_seconds=0.05)
+    published(catalogue, 1)
+    other = sqlite3.connect(tmp_path / "c.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with fails(STORE_BUSY):
+        catalogue.begin_version(NAME, received(2))
+    with fails(STORE_BUSY):
+        Catalogue(sqlite_url(tmp_path / "c.db"), busy_seconds=0.05)
+    assert catalogue.resolve(NAME) is not None, "readers are not disturbed"
+    other.execute("ROLLBACK")
+    other.close()
+    assert catalogue.begin_version(NAME, received(2)).number == 2
+    catalogue.close()
+
+
+@pytest.mark.parametrize("damage", ["header", "pages", "nonsense", "truncated"])
+def test_a_damaged_database_is_refused_at_the_start(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "c.db"
+    catalogue = Catalogue(sqlite_url(path))
+    for seed in range(40):
+        published(catalogue, seed)
+    catalogue.close()
+    data = bytearray(path.read_bytes())
+    assert not Path(f"{path}-wal").exists()
+    if damage == "header":
+        data[:16] = b"not a database!!"
+    if damage == "pages":
+        data[4096 + 100 :] = bytes(len(data) - 4196)
+    if damage == "nonsense":
+        data[:] = b"\xff" * len(data)
+    if damage == "truncated":
+        del data[len(data) // 2 :]
+    path.write_bytes(data)
+    with fails(STORE_FAILED, "catalogue"):
+        Catalogue(sqlite_url(path))
+
+
+def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    Catalogue(sqlite_url(path)).close()
+    other = sqlite3.connect(path)
+    other.execute("UPDATE schema_info SET version = 7")
+    other.commit()
+    other.close()
+    with fails(STORE_FAILED, "schema is 7, this gateway knows only 1"):
+        Catalogue(sqlite_url(path))
+
+
+def test_tables_without_a_version_are_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE versions (a)")
+    other.commit()
+    with fails(STORE_FAILED, "no schema version"):
+        Catalogue(sqlite_url(path))
+    assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("versions",)]
+    other.close()
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "nosuch://x", "sqlite://", "sqlite:///:memory:"])
+def test_a_url_that_leads_nowhere_is_said_so(url: str) -> None:
+    with fails(STORE_FAILED, "catalogue"):
+        Catalogue(url)
+
+
+def test_a_directory_in_the_way_is_said_so(tmp_path: Path) -> None:
+    with fails(STORE_FAILED):
+        Catalogue(sqlite_url(tmp_path))
+
+
+def test_errors_do_not_show_statements_or_values(tmp_path: Path) -> None:
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"))
+    with catalogue._database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE versions")
+    with pytest.raises(Unavailable) as caught:
+        catalogue.begin_version(NAME, received("secret"))
+    said = caught.value.message
+    assert "no such table" in said
+    assert "SELECT" not in said
+    assert "INSERT" not in said
+    assert digest_of(b"config").hex not in said
+    catalogue.close()

@@ -1,0 +1,244 @@
+"""Many threads, and walks of any kind against a model that is too simple to be wrong."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from app.domain.names import AdapterName
+from app.errors import ADAPTER_NOT_FOUND, NAME_TAKEN, Refused
+from app.lifecycle import SERVABLE, State
+from app.store.catalogue import Catalogue
+from app.store.database import sqlite_url
+from tests.store.making import NAME, artefact, published, received, stored, verdict
+
+THREADS = 8
+T = TypeVar("T")
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
+    opened = Catalogue(sqlite_url(tmp_path / "catalogue.db"))
+    yield opened
+    opened.close()
+
+
+def together(work: Callable[[int], T]) -> list[T]:
+    """`work(0)` … `work(7)`, all starting at the same moment."""
+    start = threading.Barrier(THREADS)
+
+    def run(number: int) -> T:
+        start.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(run, range(THREADS)))
+
+
+def test_uploads_of_one_name_get_numbers_in_one_order(catalogue: Catalogue) -> None:
+    numbers = together(lambda n: [catalogue.begin_version(NAME, received(f"{n} {i}")).number for i in range(10)])
+    assert sorted(number for own in numbers for number in own) == list(range(1, 10 * THREADS + 1))
+    assert all(own == sorted(own) for own in numbers)
+    assert len(catalogue.adapters()) == 1
+
+
+def test_the_same_bytes_at_once_make_one_version(catalogue: Catalogue) -> None:
+    found = together(lambda _: catalogue.find_or_begin(NAME, received(1), "p"))
+    assert sorted(new for _, new in found) == [False] * (THREADS - 1) + [True]
+    assert {row.number for row, _ in found} == {1}
+
+
+def test_whole_uploads_at_once_leave_the_name_on_the_latest(catalogue: Catalogue) -> None:
+    rows = together(lambda n: published(catalogue, n))
+    assert sorted(row.number for row in rows) == list(range(1, THREADS + 1))
+    states = {row.number: row.state for row in catalogue.versions(NAME)}
+    assert states == {n: State.READY if n == THREADS else State.RETIRED for n in range(1, THREADS + 1)}
+    assert catalogue.adapter(NAME).active == THREADS
+
+
+def test_the_same_artefact_under_many_names_at_once(catalogue: Catalogue) -> None:
+    digest = artefact(1).digest
+    rows = together(lambda n: stored(catalogue, n, AdapterName(f"name-{n % 4}"), digest=digest))
+    assert len({row.engine_name for row in rows}) == THREADS
+
+
+def test_names_that_differ_in_case_at_once_make_one_adapter(catalogue: Catalogue) -> None:
+    def begin(number: int) -> str:
+        try:
+            return catalogue.begin_version(
+                AdapterName("abcdefgh"[:number] + "ABCDEFGH"[number:]), received(1)
+            ).name.text
+        except Refused as refused:
+            assert refused.code is NAME_TAKEN
+            return ""
+
+    assert len([name for name in together(begin) if name]) == 1
+    assert len(catalogue.adapters()) == 1
+
+
+def test_readers_see_exactly_one_active_version_while_it_moves(catalogue: Catalogue) -> None:
+    published(catalogue, "first")
+    stop = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            for seed in range(30):
+                published(catalogue, seed)
+                catalogue.rollback(NAME)
+            stop.set()
+            return 0
+        looks = 0
+        while not stop.is_set():
+            row = catalogue.resolve(NAME)
+            assert row is not None
+            assert row.state is State.READY
+            assert sum(other.state is State.READY for other in catalogue.versions(NAME)) == 1
+            looks += 1
+        return looks
+
+    assert min(together(work)[1:]) > 0
+
+
+def test_deleting_while_uploading_ends_in_one_of_two_ways(catalogue: Catalogue) -> None:
+    def work(number: int) -> None:
+        for seed in range(5):
+            try:
+                if number % 2:
+                    published(catalogue, f"{number} {seed}")
+                else:
+                    catalogue.delete(NAME)
+            except Refused as refused:
+                assert refused.code.status == 404
+
+    together(work)
+    active = [adapter.active for adapter in catalogue.adapters()]
+    ready = [
+        row.number for name in catalogue.adapters() for row in catalogue.versions(name.name) if row.state == "ready"
+    ]
+    assert ready == [number for number in active if number is not None]
+
+
+class Walk(RuleBasedStateMachine):
+    """Random calls; the model is a dictionary of numbers to states per name."""
+
+    uploads = Bundle("uploads")
+    waiting = Bundle("waiting")
+    names = st.sampled_from([AdapterName("a"), AdapterName("b"), AdapterName("B")])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = TemporaryDirectory()
+        self.url = sqlite_url(Path(self.home.name) / "c.db")
+        self.catalogue = Catalogue(self.url)
+        self.model: dict[AdapterName, dict[int, str]] = {}
+        self.highest: dict[str, int] = defaultdict(int)
+        self.engine_names: set[str] = set()
+
+    def teardown(self) -> None:
+        self.catalogue.close()
+        self.home.cleanup()
+
+    @rule(target=uploads, name=names, seed=st.integers(0, 3))
+    def begin(self, name: AdapterName, seed: int) -> object:
+        if any(other.key == name.key and other != name for other in self.model):
+            with pytest.raises(Refused, match="name_taken"):
+                self.catalogue.begin_version(name, received(seed))
+            return multiple()
+        row = self.catalogue.begin_version(name, received(seed))
+        self.highest[name.key] += 1
+        assert row.number == self.highest[name.key]
+        self.model.setdefault(name, {})[row.number] = "received"
+        return name, row.number, seed
+
+    @rule(target=waiting, upload=consumes(uploads))
+    def store(self, upload: tuple[AdapterName, int, int]) -> object:
+        name, number, seed = upload
+        if number not in self.model.get(name, {}) or self.model[name][number] == "failed":
+            return multiple()
+        self.catalogue.record_validated(name, number)
+        self.catalogue.record_screened(name, number, verdict(), "{}")
+        row = self.catalogue.record_stored(name, number, artefact(seed).digest)
+        assert row.engine_name not in self.engine_names
+        self.engine_names.add(str(row.engine_name))
+        self.model[name][number] = "stored"
+        return name, number
+
+    @rule(version=waiting)
+    def activate(self, version: tuple[AdapterName, int]) -> None:
+        name, number = version
+        versions = self.model.get(name, {})
+        if number not in versions:
+            with pytest.raises(Refused, match="not_found"):
+                self.catalogue.activate(name, number)
+            return
+        row = self.catalogue.activate(name, number)
+        if versions[number] == "stored":
+            active = self.active(name)
+            if active is None or active < number:
+                self.point(name, number)
+            else:
+                versions[number] = "retired"
+        assert row.state == versions[number]
+
+    @rule(name=names, to=st.none() | st.integers(1, 6))
+    def rollback(self, name: AdapterName, to: int | None) -> None:
+        versions, active = self.model.get(name, {}), self.active(name)
+        if to is None:
+            to = max((n for n in versions if versions[n] == "retired" and n < (active or 0)), default=None)
+        if to is None or versions.get(to) not in {"ready", "retired"}:
+            with pytest.raises(Refused):
+                self.catalogue.rollback(name, to)
+            return
+        assert self.catalogue.rollback(name, to).number == to
+        self.point(name, to)
+
+    @rule(name=names)
+    def delete(self, name: AdapterName) -> None:
+        if self.model.pop(name, None) is None:
+            with pytest.raises(Refused, match=ADAPTER_NOT_FOUND.name):
+                self.catalogue.delete(name)
+        else:
+            self.catalogue.delete(name)
+
+    @rule()
+    def restart(self) -> None:
+        self.catalogue.close()
+        self.catalogue = Catalogue(self.url)
+        self.catalogue.recover()
+        for versions in self.model.values():
+            versions.update({n: "failed" for n, state in versions.items() if state == "received"})
+
+    @invariant()
+    def the_catalogue_says_what_the_model_says(self) -> None:
+        adapters = {row.name: row.active for row in self.catalogue.adapters()}
+        assert adapters == {name: self.active(name) for name in self.model}
+        for name, expected in self.model.items():
+            assert {row.number: row.state for row in self.catalogue.versions(name)} == expected
+            row, active = self.catalogue.resolve(name), self.active(name)
+            assert (row.number if row else None) == active
+        servable = {(row.name, row.number) for row in self.catalogue.servable()}
+        assert servable == {(name, n) for name, v in self.model.items() for n in v if v[n] in SERVABLE}
+
+    def active(self, name: AdapterName) -> int | None:
+        """The model's ready version."""
+        return next((n for n, state in self.model.get(name, {}).items() if state == "ready"), None)
+
+    def point(self, name: AdapterName, number: int) -> None:
+        """Move the model's alias."""
+        versions = self.model[name]
+        versions.update({n: "retired" for n, state in versions.items() if state == "ready"})
+        versions[number] = "ready"
+
+
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
