@@ -19,7 +19,7 @@ from app.errors import DIGEST_MISMATCH, TOO_LARGE, TOO_MANY_UPLOADS, UPLOAD_INCO
 from app.upload.announced import DIGEST_HEADER, Announced
 from app.upload.form import Form
 from app.upload.limits import KIB, MIB, UploadLimits
-from app.upload.pace import Pace
+from app.upload.pace import pace
 from app.upload.quarantine import Quarantine, SealedFile
 
 FIRST_BATCH_BYTES: Final = 64 * KIB
@@ -116,18 +116,19 @@ async def receive(
 
 async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, length: int | None) -> None:
     """Move the body into the form. `length`: bytes announced, which the body must have exactly."""
-    pace = Pace(limits)
     cap = limits.max_body_bytes if length is None else length
     total, enough = 0, FIRST_BATCH_BYTES
     batch = bytearray()  # not a list of chunks: a million chunks of one byte must not cost a million objects
-    while (chunk := await pace.next(stream)) is not None:
-        total += len(chunk)
-        if total > cap:
-            raise _overrun(length, cap)
-        batch += chunk
-        if len(batch) >= enough:
-            await _in_thread(form.feed, batch)
-            batch, enough = bytearray(), BATCH_BYTES
+    async with pace(limits) as clock:
+        while (chunk := await clock.next(stream)) is not None:
+            total += len(chunk)
+            if total > cap:
+                raise _overrun(length, cap)
+            batch += chunk
+            if len(batch) >= enough:
+                clock.pause()
+                await _in_thread(form.feed, batch)
+                batch, enough = bytearray(), BATCH_BYTES
     if length is not None and total < length:
         raise Refused(UPLOAD_INCOMPLETE, f"{total} of {length} bytes arrived")
     await _in_thread(form.feed, batch)

@@ -40,9 +40,13 @@ async def code_of(door: Door, stream: AsyncIterator[bytes] | bytes, headers: dic
     return caught.value.code
 
 
-async def unread() -> AsyncIterator[bytes]:
-    raise AssertionError("a byte was asked for")
-    yield b""
+class Untouched(AsyncIterator[bytes]):
+    async def __anext__(self) -> bytes:
+        raise AssertionError("a byte was asked for")
+
+
+def unread() -> AsyncIterator[bytes]:
+    return Untouched()
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 100_000])
@@ -317,8 +321,7 @@ async def test_cancelled_while_a_thread_writes_waits_for_it(
 
     monkeypatch.setattr(Form, "feed", slow)
     task = asyncio.create_task(door.take(body()))
-    while not entered.is_set():
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(entered.wait, 10)
     for _ in range(times):
         task.cancel()
         await asyncio.sleep(0.01)
