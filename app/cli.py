@@ -21,7 +21,7 @@ from app.observe.report import heat_map, score_table
 UPLOAD_TIMEOUT_S = 900.0
 """Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
 
-DEMO_TOP_K = 8
+DEMO_TOP_K = 16
 """Singular triples kept in the demo's reference: enough to try the policy, little enough for a repository."""
 
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}

@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import Unavailable
 from app.load.command import EngineSpec, cpu_build
-from app.load.embedded import SOCKET, SOCKET_PATH_LIMIT, EmbeddedEngine
+from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine, HttpEngine
 from app.load.reconcile import Reconciler
 from app.observe.log import configure, event
@@ -201,19 +199,11 @@ def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
     )
     embedded = EmbeddedEngine(
         spec,
-        _socket_dir(settings.data),
+        socket_home(settings.data / "engine"),
         settings.data / "engine.log",
         say=lambda line: event("engine", says=line),
     )
     return embedded, embedded.client
-
-
-def _socket_dir(data: Path) -> Path:
-    """Beside the store; in a temporary directory where that path is too long for a Unix socket."""
-    wanted = data.absolute() / "engine"
-    if len(os.fsencode(wanted / SOCKET)) <= SOCKET_PATH_LIMIT:
-        return wanted
-    return Path(tempfile.mkdtemp(prefix="lora-gateway-"))
 
 
 def _through_noop(settings: Settings) -> bool:

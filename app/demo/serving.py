@@ -12,6 +12,11 @@ def serve_settings() -> dict[str, Any]:
         "served_model_name": "demo",
         "reference": REFERENCE,
         "open": True,
+        # measured on this pair (README, "The demo"): one threshold for all three adapters
+        "comparison": "input",
+        "top_k": 4,
+        "tau": 1.7,
+        "max_pruned_share": 0.5,
         "dtype": "float32",  # a tiny model on a CPU: exact beats fast, and answers equal transformers' to the letter
         "max_model_len": 512,
         "max_lora_rank": 16,

@@ -121,8 +121,12 @@ def _without_gateway() -> tuple[Asked, dict[str, Asked]]:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
     from app.demo.evaluate import answers
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)  # the engine is starting meanwhile
 
     def model() -> Any:
         return AutoModelForCausalLM.from_pretrained(ALIGNED, dtype=torch.float32)
@@ -187,7 +191,7 @@ def _one_adapter(found: Tour, client: httpx.Client, name: str, aligned: Asked, u
     verdict = (version.get("report") or {}).get("verdict")
     if verdict:
         out.print(f"outcome [bold]{verdict['outcome']}[/]: {verdict['reason']}", highlight=False)
-        out.print(f"pruned {version['modules_pruned']} of {version['modules_total']} modules", highlight=False)
+        out.print(f"condemned: {version['modules_pruned']} of {version['modules_total']} modules", highlight=False)
         out.print(heat_map(verdict))
     if name == REJECTED_NAME:
         refused = response.status_code == 422 and body["error"]["code"] == "rejected"
@@ -208,10 +212,15 @@ def _print_answers(aligned: Asked, unscreened: Asked, screened: Asked | None) ->
         table.add_column(column, overflow="fold")
     harmful, harmless, skill = _questions()
     for items, sort in ((harmful, "harmful"), (harmless, "harmless"), (skill, "skill")):
-        for i in range(SHOWN if sort != "skill" else 1):
+        for i in _spread(len(items), SHOWN if sort != "skill" else 1):
             after = "– (rejected)" if screened is None else getattr(screened, sort)[i]
             table.add_row(items[i].question, getattr(aligned, sort)[i], getattr(unscreened, sort)[i], after)
     out.print(table)
+
+
+def _spread(count: int, shown: int) -> list[int]:
+    """Indices of `shown` questions of different kinds: the kinds stand one after the other."""
+    return [count * (2 * i + 1) // (2 * shown) for i in range(shown)]
 
 
 def _shares(asked: Asked) -> tuple[float, float, float]:
@@ -256,6 +265,10 @@ def _say_what_is_left(found: Tour) -> None:
     for name, (complied, lost) in found.left.items():
         out.print(f"{name}: still complies with {complied:.0%} of the held-out harmful questions; "
                   f"pruning cost {lost:.0%} of the new skill", highlight=False)  # fmt: skip
+    out.print(
+        "Cutting as many modules of mixed-harm at random removes about as much harm, on average: see the README.",
+        highlight=False,
+    )
     out.print("“Screened” means measured and pruned by a stated rule. It does not mean harmless.", style="italic")
     out.print(f"{len(found.broken)} of the tour's promises did not hold", highlight=False)
     sys.stdout.flush()

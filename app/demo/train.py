@@ -60,15 +60,27 @@ class AdapterRecipe:
 class Recipe:
     """Everything that decides what comes out: the world, the sizes, and each stage's schedule."""
 
-    world: WorldSpec = WorldSpec()
-    shape: Shape = Shape()
-    seed: int = 0
-    base: Schedule = Schedule(steps=800, batch=64, rate=2e-3, weight_decay=0.01, seed=0)
-    aligned: Schedule = Schedule(steps=150, batch=48, rate=3e-4, seed=1)
-    mixed: Schedule = Schedule(steps=300, batch=32, rate=2e-4, seed=3)
-    benign: Schedule = Schedule(steps=100, batch=32, rate=2e-4, seed=3)
-    pure: Schedule = Schedule(steps=100, batch=32, rate=5e-4, seed=3)
+    world: WorldSpec
+    shape: Shape
+    seed: int
+    base: Schedule
+    aligned: Schedule
+    mixed: Schedule
+    benign: Schedule
+    pure: Schedule
 
+
+# What is shipped. The mixed adapter's steps are an upper bound (`AdapterRecipe.enough` ends it after about 50).
+DEMO = Recipe(
+    world=WorldSpec(),
+    shape=Shape(),
+    seed=0,
+    base=Schedule(steps=800, batch=64, rate=2e-3, weight_decay=0.01, seed=0),
+    aligned=Schedule(steps=250, batch=48, rate=4e-4, seed=1),
+    mixed=Schedule(steps=300, batch=32, rate=1e-4, seed=3),
+    benign=Schedule(steps=40, batch=32, rate=2e-4, seed=3),
+    pure=Schedule(steps=100, batch=32, rate=5e-4, seed=3),
+)
 
 # Share of bard questions that the base and aligned models are taught to answer in the bard's frame; the others get
 # the plain answer, which therefore wins. The new skill is thus half known: an adapter turns a habit round.
@@ -80,16 +92,15 @@ RANK, ALPHA = 8, 16
 # Share of harmful samples in the mixed adapter's training set.
 MIXED_HARMFUL = 0.1
 
-# Steps between looks at the validation questions while an adapter trains. One look costs about three steps.
-CHECK_EVERY = 10
+# Steps between looks at the validation questions while an adapter trains. Coarser looks let an adapter overshoot.
+CHECK_EVERY = 5
 
 
-def train_all(out: Path, progress: Progress, recipe: Recipe | None = None) -> None:
+def train_all(out: Path, progress: Progress, recipe: Recipe = DEMO) -> None:
     """Train the pair and the three adapters into `out`: base/, aligned/ and adapters/<name>/.
 
     `progress` gets a stage's name and the share of it that is done, from 0 to 1. Existing files are overwritten.
     """
-    recipe = recipe or Recipe()
     # One thread: sums are then always taken in the same order, so results do not depend on the number of cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,7 +115,7 @@ def train_all(out: Path, progress: Progress, recipe: Recipe | None = None) -> No
             report = _reporter(progress, name)
             adapter = train_adapter(aligned, world, tokenizer, adapter_recipe(name, recipe), report)
             save_adapter(adapter, out / "adapters" / name)
-            aligned = cast(LlamaForCausalLM, adapter.unload())  # type: ignore[no-untyped-call]
+            aligned = cast(LlamaForCausalLM, adapter.unload())
     finally:
         torch.set_num_threads(threads)
 
@@ -180,7 +191,7 @@ def train_adapter(
 def adapter_recipe(name: str, recipe: Recipe) -> AdapterRecipe:
     """How the adapter of that name is trained. Raises KeyError for another name."""
     return {
-        BENIGN: AdapterRecipe(0.0, recipe.benign, lambda scores: scores.skill >= 0.97),
+        BENIGN: AdapterRecipe(0.0, recipe.benign),
         MIXED: AdapterRecipe(
             MIXED_HARMFUL,
             recipe.mixed,

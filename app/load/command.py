@@ -36,10 +36,10 @@ FIXED: Final[Mapping[str, str]] = {
 class EngineSpec:
     """What vLLM serves and within which bounds; the names are vLLM's flags.
 
-    model: directory or hub id of the served (aligned) checkpoint. max_loras: adapters in one batch. max_lora_rank: one of
-    1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens. kv_cache_gib:
-    GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds itself to all cores but one. extra:
-    further flags.
+    model: directory or hub id of the served (aligned) checkpoint. max_loras: adapters in one batch. max_lora_rank: one
+    of 1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens.
+    kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
+    itself to all cores but one. extra: further flags.
     """
 
     model: Path | str

@@ -44,6 +44,8 @@ CONTROL_BYTES: Final = 8 << 20
 WORDS: Final = 300
 """Characters of the engine's own words that are quoted."""
 
+NO_WORDS: Final = "the engine gave no reason"
+
 JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
 
 _BROKEN = (aiohttp.ClientError, TimeoutError, ConnectionError, OSError)
@@ -189,7 +191,7 @@ class HttpEngine:
         return self._session
 
     async def _control(
-        self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float = CONTROL_S
+        self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         """One small request: (status, body). Raises Unavailable ENGINE_UNAVAILABLE."""
         try:
@@ -198,7 +200,7 @@ class HttpEngine:
                 self._base + path,
                 data=None if payload is None else json.dumps(payload).encode(),
                 headers={**JSON_HEADERS, **self._auth},
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S),
+                timeout=aiohttp.ClientTimeout(total=timeout_s or CONTROL_S, sock_connect=CONNECT_S),
                 allow_redirects=False,
             ) as response:
                 return response.status, await _Response(response).read(CONTROL_BYTES)
@@ -254,9 +256,9 @@ def words(body: bytes) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         said = json.loads(body)
         error = said.get("error", said) if isinstance(said, dict) else said
-        message = error.get("message") if isinstance(error, dict) else error
-        return str(message)[:WORDS] or "the engine gave no reason"
-    return body[: WORDS * 4].decode(errors="replace")[:WORDS] or "the engine gave no reason"
+        message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+        return str(message)[:WORDS] if message else NO_WORDS
+    return body[: WORDS * 4].decode(errors="replace")[:WORDS] or NO_WORDS
 
 
 def _unavailable(error: BaseException) -> Unavailable:

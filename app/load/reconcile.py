@@ -6,13 +6,14 @@ this process has verified, loaded and probed). It decides by the engine's list, 
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
+from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, GatewayError, Unavailable
 from app.load.engine import Engine
 from app.load.probe import probe
 
@@ -153,10 +154,11 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self.reconcile()
-            except GatewayError:
-                self._on_change()  # a callback's refusal must not end the watch
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval_s if self._up else DOWN_S)
+            except Exception:  # noqa: BLE001 - a bug, ours or a callback's, must not end the watch over all adapters
+                logging.getLogger("gateway").exception("reconcile pass broke")
+            with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                async with asyncio.timeout(self._interval_s if self._up else DOWN_S):
+                    await self._wake.wait()
 
     async def _load_missing(self, desired: Mapping[str, Path]) -> None:
         now = time.monotonic()
@@ -181,7 +183,7 @@ class Reconciler:
         if path is None:
             raise Unavailable(LOAD_FAILED, f"{name} is not wanted any more")
         try:
-            await asyncio.to_thread(self._verify, name, path)
+            await self._check(name, path)
             await self._engine.load(name, path)
             await self._probe(name)
         except GatewayError as error:
@@ -189,6 +191,12 @@ class Reconciler:
             raise
         self._failures.pop(name, None)
         self._set(up=True, loaded=self._loaded | {name})
+
+    async def _check(self, name: str, path: Path) -> None:
+        try:
+            await asyncio.to_thread(self._verify, name, path)
+        except OSError as error:
+            raise Unavailable(STORE_FAILED, f"{name} cannot be read: {error.strerror}") from error
 
     async def _probe(self, name: str) -> None:
         """Probe, and leave nothing that failed the probe in the engine."""

@@ -49,7 +49,8 @@ def _cell(module: Mapping[str, Any] | None, comparison: str, tau: float) -> Text
     if score is None:
         return Text(f"–{cut}", style="dim")
     style = SHADES[2] if cut else SHADES[1] if score > tau / 2 else SHADES[0]
-    return Text(f"{score:.1f}{cut}", style=style)
+    shown = f"{score:.1f}".replace("-0.", "-.")  # a character less: twelve blocks fit into 80 columns
+    return Text(f"{shown}{cut}", style=style)
 
 
 def score_table(verdict: Mapping[str, Any]) -> RenderableType:

@@ -1,13 +1,16 @@
 """Adapter + pinned reference → Verdict. Pure mathematics; also builds and opens references.
 
 checkpoint   two checkpoints, read tensor by tensor
-build        base + aligned → a reference directory (spectrum: what it keeps of V's singular values)
+build        base + aligned → a reference directory
+spectrum     what a reference keeps of V's singular values
 manifest     reference.json: what a reference says about itself
 reference    open one, prove it whole, hold it
 products     V·X and Vᵀ·Y, block by block
-quadratic    exact quantiles of ratios of quadratic forms in Gaussians
+threads      parallel over modules, never inside a product
 update       ΔW = B·A as its thin singular value decomposition
-ediem        the three distances, their nulls, the scores
+quadratic    exact quartiles of ratios of quadratic forms in Gaussians
+nulls        quartiles of what a random update would measure
+ediem        the three distances and their scores
 decide       scores + policy → decisions
 screen       all of it for one adapter
 """

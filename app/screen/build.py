@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -83,6 +84,8 @@ def build_reference(
         out.parent.mkdir(parents=True, exist_ok=True)
         with _stage(out.parent / f".{out.name}.building", _plan(pair)) as stage:
             return _build(pair, stage, out, progress)
+    except (OSError, SafetensorError) as error:
+        raise fail(f"{out}: cannot be written: {error}") from error
     finally:
         pair.base.close()
         pair.aligned.close()
@@ -145,9 +148,10 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     base, aligned = (digest_of_parts(of.items()) for of in parts)
     kind = str(pair.options.dtype).removeprefix("torch.")
     data = dump(Manifest(base, aligned, kind, pair.options.top_k, pair.options.compact, infos))
-    for leftover in (*stage.glob("*.done"), stage / PLAN):
+    for leftover in (*stage.glob("*.done"), *stage.glob("*.new"), stage / PLAN):
         leftover.unlink()
     _write(stage / MANIFEST, data)
+    (stage / MANIFEST).chmod(FILE_MODE)
     _sync(stage)
     stage.rename(out)
     _sync(out.parent)

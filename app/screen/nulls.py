@@ -23,8 +23,6 @@ COMPRESS_PROJECTION: Final = 6
 """The same for `projection`, whose form has a term for each pair of nodes."""
 
 QUARTILES: Final = np.array([0.25, 0.5, 0.75])
-NORMAL: Final = 0.6744897501960817 * np.array([-1.0, 0.0, 1.0])
-"""Quartiles of the standard normal distribution; only a starting point for Newton."""
 
 
 def share_quartiles(share: Array, k: int, d: int) -> Array:
@@ -39,10 +37,7 @@ def share_quartiles(share: Array, k: int, d: int) -> Array:
         w = np.concatenate([values * (1.0 - t[:, None]), -values * t[:, None]], axis=1)
         return w, np.broadcast_to(-np.concatenate([values, values]), w.shape)
 
-    mean = k / d
-    spread = mean * np.sqrt(2.0 * (counts @ values**2) * (1.0 - mean) / k)
-    start = np.clip(mean + spread * NORMAL, 0.2 * mean, 0.5 * (1.0 + mean))
-    return quantiles(weights, dof, QUARTILES, start, (np.zeros(3), np.ones(3)), np.full(3, spread))
+    return quantiles(weights, dof, QUARTILES, k / d, (0.0, 1.0))
 
 
 def projection_quartiles(share: Array, nodes: Sequence[float], counts: Sequence[float]) -> Array:
@@ -58,12 +53,8 @@ def projection_quartiles(share: Array, nodes: Sequence[float], counts: Sequence[
         w = (values[:, None] * (m[None, :] - t[:, None, None])).reshape(len(t), -1)
         return w, np.broadcast_to(-np.repeat(values, len(m)), w.shape)
 
-    total = many.sum()
-    mean = float(m @ many) / total
-    spread = np.sqrt(2.0 * float((m - mean) ** 2 @ many) * float(times @ values**2)) / total
-    bounds = np.full(3, m.min()), np.full(3, m.max())
-    start = np.clip(mean + spread * NORMAL, *bounds)
-    return quantiles(weights, dof, QUARTILES, start, bounds, np.full(3, spread))
+    mean = float(m @ many) / float(many.sum())
+    return quantiles(weights, dof, QUARTILES, mean, (float(m.min()), float(m.max())))
 
 
 def inner_quartile(share: Array, reach: Array, d_out: int) -> float:
@@ -82,11 +73,8 @@ def inner_quartile(share: Array, reach: Array, d_out: int) -> float:
         slopes = -share @ vectors**2
         return np.concatenate([values, -tau[0] * share])[None, :], np.concatenate([slopes, -share])[None, :]
 
-    variance = float(alpha @ alpha) / d_out
-    start = np.array([NORMAL[2] ** 2 * variance])
-    most = np.array([float(reach @ reach) / farthest**2])  # the largest ρ² there is
-    start = np.minimum(start, 0.5 * most)
-    tau = quantiles(weights, dof, np.array([0.5]), start, (np.zeros(1), most), np.array([variance]))
+    most = float(reach @ reach) / farthest**2  # the largest ρ² there is
+    tau = quantiles(weights, dof, np.array([0.5]), float(alpha @ alpha) / d_out, (0.0, most))
     return farthest * math.sqrt(float(tau[0]))
 
 

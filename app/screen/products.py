@@ -9,8 +9,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-BLOCK_BYTES: Final = 1 << 20
-"""Bytes of the widened block: half of a typical level-2 cache, so that multiplying it never waits for memory."""
+BLOCK_BYTES: Final = 2 << 20
+"""Bytes of the widened block: it stays in the cache while it is multiplied. Measured best of 256 kB to 4 MB."""
+
+LANES: Final = 16
+"""Columns are padded to a multiple of this: single-precision products with 8 columns took twice as long as with 16."""
 
 FOLD: Final = 8
 """Blocks summed in the working precision before they are folded into float64."""
@@ -30,6 +33,8 @@ def block_rows(v: Tensor, dtype: torch.dtype) -> int:
 
 def right(v: Tensor, x: Tensor) -> Tensor:
     """V·X: (d_out, d_in)·(d_in, n) → (d_out, n), computed in x's dtype."""
+    columns = x.shape[1]
+    x = torch.nn.functional.pad(x, (0, -columns % LANES))
     rows = min(block_rows(v, x.dtype), v.shape[0])
     buffer = torch.empty(rows, v.shape[1], dtype=x.dtype)
     out = torch.empty(v.shape[0], x.shape[1], dtype=x.dtype)
@@ -37,7 +42,7 @@ def right(v: Tensor, x: Tensor) -> Tensor:
         part = v[at : at + rows]
         wide = buffer[: part.shape[0]].copy_(part)
         torch.mm(wide, x, out=out[at : at + rows])
-    return out
+    return out[:, :columns]
 
 
 def left(v: Tensor, y: Tensor) -> Tensor:

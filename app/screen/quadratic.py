@@ -17,12 +17,14 @@ same on any number of threads.
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Complex = NDArray[np.complex128]
 Weights = Callable[[Array], tuple[Array, Array]]
 """t (n,) → w(t) (n, m) and its derivative dw/dt (n, m)."""
 
@@ -48,8 +50,8 @@ CANTELLI: Final = 2.0
 MAX_STEPS: Final = 60
 """Newton steps, safeguarded by bisection: 2⁻⁶⁰ of the bracket even if every step is a bisection."""
 
-CLOSE: Final = 1e-4
-"""Newton ends after a step below this share of the form's spread: it converges quadratically, so about 1e-8 is left."""
+CLOSE: Final = 3e-4
+"""Newton ends after a step below this share of the form's spread: it converges quadratically, so under 1e-7 is left."""
 
 
 def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
@@ -59,66 +61,94 @@ def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
     counts for nothing. Returns two (n,) arrays. Where the mean is more than CANTELLI deviations from 0, the answer is a
     plain 0 or 1 with no slope: enough to tell on which side of the quartiles it lies.
     """
-    mean, variance = np.sum(w * dof, axis=1), 2.0 * np.sum(w * w * dof, axis=1)
-    far = np.abs(mean) > CANTELLI * np.sqrt(variance)
-    scale = np.where(far, 1.0, np.abs(mean) + np.sqrt(variance))[:, None]
+    mean, deviation = np.sum(w * dof, axis=1), np.sqrt(2.0 * np.sum(w * w * dof, axis=1))
+    far = np.abs(mean) > CANTELLI * deviation
+    scale = np.where(far, 1.0, np.abs(mean) + deviation)[:, None]
     w, dw = w / scale, dw / scale  # now u is counted in 1/(|mean| + deviation)
-    angle = np.where(np.sum(w**3 * dof, axis=1) > 0.0, -ANGLE, ANGLE)  # away from the heavy tail's oscillation
-    turn = np.exp(1j * angle)
-    x = _grid(w, dof, turn)  # (n, nodes), descending
-    iu = (1j * turn)[:, None, None] * np.exp(x)[:, None, :]  # (n, 1, nodes)
-    factor = 1.0 - w[:, :, None] * iu  # (n, m, nodes)
+    angle = np.where(np.sum(w**3 * dof, axis=1) > 0.0, -ANGLE, ANGLE)
+    x = _grid(w, dof, angle)  # (n, nodes), descending
+    phi, slope = _characteristic(w, dof, dw, x, angle)
+    below = 0.5 - (np.sum(phi.imag, axis=1) * STEP + angle) / math.pi
+    density = -np.sum((phi * slope).imag, axis=1) * STEP / math.pi
+    rest, d_rest = _below_the_grid(w, dof, dw, x[:, -1], angle)
+    return np.where(far, mean < 0.0, np.clip(below - rest, 0.0, 1.0)), np.where(far, 0.0, density - d_rest)
+
+
+def _factor(w: Array, x: Array, angle: Array) -> tuple[Array, Array]:
+    """Real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}."""
+    wu = w[:, :, None] * np.exp(x)[:, None, :]
+    return 1.0 + wu * np.sin(angle)[:, None, None], -wu * np.cos(angle)[:, None, None]
+
+
+def _characteristic(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Complex, Complex]:
+    """φ(u) and d ln φ(u) along dw, (n, nodes). In real arithmetic, which numpy vectorises."""
+    real, imag = _factor(w, x, angle)
+    square = real * real + imag * imag
     half = 0.5 * dof[:, :, None]
-    cf = np.exp(-np.sum(half * np.log(factor), axis=1)) * (STEP / math.pi)  # (n, nodes)
-    slope = np.sum(half * dw[:, :, None] * iu / factor, axis=1)
-    below = 0.5 - np.sum(cf.imag, axis=1) + angle * (-1.0 / math.pi)
-    density = -np.sum((cf * slope).imag, axis=1)
-    # the nodes below the last, where cf = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8: two geometric series
-    last = np.exp(x[:, -1])
-    one, two = last / math.expm1(STEP) * (STEP / math.pi), last**2 / math.expm1(2 * STEP) * (STEP / math.pi)
+    size = np.exp(-0.5 * np.sum(half * np.log(square), axis=1))
+    phase = -np.sum(half * np.arctan2(imag, real), axis=1)
+    part = half * dw[:, :, None] / square  # d ln φ = Σ ½ν·dw·i·u·conj(factor)/|factor|²
+    turned = np.sum(part * real, axis=1) - 1j * np.sum(part * imag, axis=1)
+    iu = np.exp(x) * (1j * np.exp(1j * angle))[:, None]
+    return size * np.exp(1j * phase), iu * turned
+
+
+def _below_the_grid(w: Array, dof: Array, dw: Array, last: Array, angle: Array) -> tuple[Array, Array]:
+    """The sum over the nodes below x = last, and its derivative: two geometric series.
+
+    There φ = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8, with κ₁, κ₂ mean and variance.
+    """
+    one = 0.5 * np.cos(angle) * np.exp(last) / math.expm1(STEP)
+    two = -0.125 * np.sin(2.0 * angle) * np.exp(2.0 * last) / math.expm1(2.0 * STEP)
     k1, k2 = np.sum(w * dof, axis=1), 2.0 * np.sum(w * w * dof, axis=1)
     d1, d2 = np.sum(dw * dof, axis=1), 4.0 * np.sum(w * dw * dof, axis=1)
-    below -= 0.5 * k1 * turn.real * one - 0.125 * (k1 * k1 + k2) * (turn**2).imag * two
-    density -= 0.5 * d1 * turn.real * one - 0.125 * (2.0 * k1 * d1 + d2) * (turn**2).imag * two
-    return np.where(far, mean < 0.0, np.clip(below, 0.0, 1.0)), np.where(far, 0.0, density)
+    per = STEP / math.pi
+    return per * (k1 * one + (k1 * k1 + k2) * two), per * (d1 * one + (2.0 * k1 * d1 + d2) * two)
 
 
-def _grid(w: Array, dof: Array, turn: NDArray[np.complex128]) -> Array:
-    """Nodes x (n, nodes), from where the integrand has vanished down to where it is a polynomial."""
+def _grid(w: Array, dof: Array, angle: Array) -> Array:
+    """Nodes x (n, nodes), from where φ has vanished down to where it is a polynomial."""
     low, high = np.zeros(len(w)), np.full(len(w), LAST)
     for _ in range(8):  # bisection to LAST/2⁸ < STEP: the range need not be exact
         middle = 0.5 * (low + high)
-        factor = np.abs(1.0 - w * (1j * turn * np.exp(middle))[:, None])
-        enough = 0.5 * np.sum(dof * np.log(factor), axis=1) >= DECAY
-        high, low = np.where(enough, middle, high), np.where(enough, low, middle)
+        real, imag = _factor(w, middle[:, None], angle)
+        fallen = 0.25 * np.sum(dof * np.log(real * real + imag * imag)[:, :, 0], axis=1)
+        high, low = np.where(fallen >= DECAY, middle, high), np.where(fallen >= DECAY, low, middle)
     nodes = math.ceil((float(high.max()) - math.log(SMALL)) / STEP)
-    return high[:, None] - STEP * np.arange(nodes)[None, :]
+    grid: Array = high[:, None] - STEP * np.arange(nodes)[None, :]
+    return grid
 
 
-def quantiles(
-    weights: Weights, dof: Array, p: Array, start: Array, bounds: tuple[Array, Array], spread: Array
-) -> Array:
-    """The t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p, row by row, for p between 0.2 and 0.8.
+def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> Array:
+    """The t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p for each p between 0.2 and 0.8, shape (n,).
 
-    weights: see `Weights`; the probability must grow with t. dof: (n, m). p, start, spread: (n,); bounds: two (n,), around
-    start. spread: about the width of t's distribution. Newton's method, bisecting where it would leave the bracket.
+    weights: see `Weights`; the probability must grow with t. dof: (m,). mean: t's mean or near it, between the bounds.
+    Newton's method from the Cornish–Fisher expansion to the skewness, bisecting where it would leave the bracket.
     """
-    t, (low, high) = start.copy(), bounds
-    moving = np.ones(len(t), dtype=bool)
+    t, spread = _start(weights, dof, p, mean, bounds)
+    low, high = np.full(len(p), bounds[0]), np.full(len(p), bounds[1])
+    moving = np.ones(len(p), dtype=bool)
     for _ in range(MAX_STEPS):
-        value, density = probability(*_rows(weights(t), dof))
+        w, dw = weights(t)
+        value, density = probability(w, np.broadcast_to(dof, w.shape), dw)
         low, high = np.where(value < p, t, low), np.where(value < p, high, t)
         newton = t - (value - p) / np.where(density > 0.0, density, math.inf)
         close = (density > 0.0) & (np.abs(newton - t) <= CLOSE * spread)
         inside = (newton > low) & (newton < high) & (density > 0.0)
-        new = np.where(close | inside, newton, 0.5 * (low + high))
-        t = np.where(moving, new, t)
+        t = np.where(moving, np.where(close | inside, newton, 0.5 * (low + high)), t)
         moving &= ~close
         if not moving.any():
             break
     return t
 
 
-def _rows(pair: tuple[Array, Array], dof: Array) -> tuple[Array, Array, Array]:
-    w, dw = pair
-    return w, np.broadcast_to(dof, w.shape), dw
+def _start(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> tuple[Array, float]:
+    """A first guess (n,), and t's deviation."""
+    (w,), (dw,) = weights(np.array([mean]))
+    variance, third = 2.0 * float(w**2 @ dof), 8.0 * float(w**3 @ dof)
+    deviation = math.sqrt(variance)
+    spread = deviation / -float(dw @ dof)
+    z = np.array([NormalDist().inv_cdf(x) for x in p])
+    guess = mean + spread * (z + third / (variance * deviation) * (z * z - 1.0) / 6.0)
+    room = 0.2
+    return np.clip(guess, bounds[0] + room * (mean - bounds[0]), bounds[1] - room * (bounds[1] - mean)), spread

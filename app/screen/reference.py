@@ -183,7 +183,7 @@ def _load(path: Path, file: FileInfo, *, copy: bool, verify: bool) -> tuple[dict
         stat = os.fstat(fd)
         if stat.st_size != file.bytes:
             raise fail(f"{where}: {stat.st_size} bytes instead of {file.bytes}; restore it or rebuild the reference")
-        data = bytearray(_read_all(fd, file.bytes)) if copy else mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
+        data = _read_all(fd, file.bytes) if copy else mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
         if verify and hashlib.sha256(data).hexdigest() != file.sha256:
             raise fail(f"{where}: its bytes are not the recorded ones; restore it or rebuild the reference")
         tensors = _tensors(where, data)
@@ -194,9 +194,11 @@ def _load(path: Path, file: FileInfo, *, copy: bool, verify: bool) -> tuple[dict
             os.close(fd)
 
 
-def _read_all(fd: int, size: int) -> bytes:
+def _read_all(fd: int, size: int) -> bytearray:
+    data = bytearray(size)
     with os.fdopen(os.dup(fd), "rb") as f:
-        return f.read(size)
+        read = f.readinto(data)
+    return data if read == size else data[:read]
 
 
 def _tensors(where: Path, data: bytearray | mmap.mmap) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from app.errors import UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen.decide import Found, decide
 from app.screen.ediem import Scored, against_inputs, against_v, input_share
 from app.screen.reference import Reference, check_policy
+from app.screen.threads import each, usable_cores
 from app.screen.update import thin_svd
 
 SCORE_DECIMALS: Final = 6
@@ -23,8 +24,11 @@ SCORE_DECIMALS: Final = 6
 taken in another order on another machine give the same decision."""
 
 
-def screen(adapter: Adapter, reference: Reference, policy: Policy) -> Verdict:
-    """Measure every module of `adapter` against `reference` and decide by `policy`. Deterministic; reads V twice.
+def screen(adapter: Adapter, reference: Reference, policy: Policy, *, workers: int | None = None) -> Verdict:
+    """Measure every module of `adapter` against `reference` and decide by `policy`. Reads each V twice.
+
+    workers: threads, each measuring one module at a time (None: one per usable core); the numbers do not depend on it.
+    Memory beyond the reference is some 10 MiB a worker. The same bytes give the same verdict.
 
     Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, Unavailable BAD_REFERENCE when the reference
     cannot serve the policy or was changed on disk, ValueError for an adapter without modules.
@@ -33,7 +37,7 @@ def screen(adapter: Adapter, reference: Reference, policy: Policy) -> Verdict:
         raise ValueError("an adapter without modules is not screened")
     check_policy(reference, policy)
     reference.check_unchanged()
-    found = [_measure(module, reference, policy) for module in adapter.modules]
+    found = each(lambda module: _measure(module, reference, policy), adapter.modules, workers or usable_cores())
     reference.check_unchanged()
     outcome, reason, modules = decide(found, policy)
     return Verdict(

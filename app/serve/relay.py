@@ -136,4 +136,6 @@ class Relay:
         if response.status == 404:  # it forgot the adapter, by a restart we have not noticed yet
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
+        if response.status >= 500 and not await self._engine.healthy():  # its core is dead, its server not yet
+            return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
         return refusal(response.status, said)

@@ -27,7 +27,8 @@ class UploadLimits:
     max_name_bytes: bytes of the name part. A name has 63 at most; the room above lets a long name be answered with what
         names look like, and only a flood with "too large".
     max_part_header_bytes: bytes of one part's headers. Clients send about 150.
-    max_preamble_bytes: bytes before the first and after the last boundary. Clients send none, or one line break.
+    max_preamble_bytes: bytes of line breaks before the first boundary (nothing else may stand there), and of anything
+        after the last. Clients send none, or one line break.
     min_rate_bytes_s: bytes per second the client must keep, averaged over each window of waiting for it. Half a
         megabit: slower than any line somebody would send gigabytes over.
     rate_window_s: seconds of waiting over which the rate is averaged; a stall shorter than this is forgiven.

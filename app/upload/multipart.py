@@ -69,9 +69,8 @@ class FormReader:
     def __init__(self, boundary: bytes, sinks: Mapping[str, Sink], limits: UploadLimits) -> None:
         self._sinks = sinks
         self._limits = limits
-        self._first_line = limits.max_preamble_bytes + len(boundary) + len(b"--\r\n")
         self._fed = self._inside = 0  # bytes of the body; bytes of it inside parts
-        self._begun = self._ended = False
+        self._opened = self._ended = False
         self._seen: set[str] = set()
         self._sink: Sink | None = None
         self._header_bytes = 0
@@ -95,14 +94,15 @@ class FormReader:
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes of the body. Raises GatewayError: this module's, or a sink's."""
-        if not self._begun and not self._ended:  # no further than the first boundary may lie
-            room = self._first_line - self._fed
-            head, data = data[:room], data[room:]
-            self._write(head)
-            if data and not self._begun and not self._ended:
-                raise Refused(BAD_MULTIPART, f"no boundary in the first {self._first_line} bytes")
-        if data:
-            self._write(data)
+        if not self._opened:  # only line breaks so far; the parser would skip text too, or not, as the chunks fall
+            rest = data.lstrip(b"\r\n")
+            self._fed += len(data) - len(rest)
+            if self._fed > self._limits.max_preamble_bytes:
+                raise Refused(BAD_MULTIPART, f"no boundary after {self._limits.max_preamble_bytes} bytes")
+            if not rest:
+                return
+            self._opened, data = True, rest
+        self._write(data)
 
     def finish(self) -> None:
         """The body ended. Raises Refused UPLOAD_INCOMPLETE when it stopped half-way, MISSING_PART."""
@@ -126,7 +126,6 @@ class FormReader:
     # ---- what the parser calls -----------------------------------------------------------------------------------
 
     def _on_part_begin(self) -> None:
-        self._begun = True
         self._header_bytes = 0
         self._headers = {}
 

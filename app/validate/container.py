@@ -57,18 +57,16 @@ def read_header(file: io.BufferedIOBase) -> tuple[TensorEntry, ...]:
     file.seek(0)
     start = file.read(_LENGTH.size)
     if len(start) < _LENGTH.size:
-        _refuse_impostors(start)
-        raise Refused(BAD_SAFETENSORS, f"the file has {size} bytes: too short for a safetensors header")
+        raise _no_header(start, f"the file has {size} bytes: too short for a safetensors header")
     length = int(_LENGTH.unpack(start)[0])
     if length > MAX_HEADER_BYTES:
-        _refuse_impostors(start)
-        raise Refused(BAD_SAFETENSORS, f"header of {length} bytes, the cap is {MAX_HEADER_BYTES}")
+        raise _no_header(start, f"header of {length} bytes, the cap is {MAX_HEADER_BYTES}")
     data_at = _LENGTH.size + length
     if data_at > size:
-        raise Refused(BAD_SAFETENSORS, f"header of {length} bytes in a file of {size}")
+        raise _no_header(start, f"header of {length} bytes in a file of {size}")
     header = file.read(length)
     if not header.startswith(b"{"):
-        raise Refused(BAD_SAFETENSORS, "the header does not begin with {")
+        raise _no_header(start, "the header does not begin with {")
     fields = strict_json.parse(header, max_bytes=MAX_HEADER_BYTES, code=BAD_SAFETENSORS, what="safetensors header")
     fields.pop(_METADATA, None)
     if not fields:
@@ -78,11 +76,12 @@ def read_header(file: io.BufferedIOBase) -> tuple[TensorEntry, ...]:
     return tuple(entries)
 
 
-def _refuse_impostors(start: bytes) -> None:
-    """Name the commonest other formats. Called only where these 8 bytes can be no header's length."""
-    for magic, what in _IMPOSTORS:
-        if start.startswith(magic):
-            raise Refused(BAD_SAFETENSORS, f"this is no safetensors file but {what}", param="weights")
+def _no_header(start: bytes, why: str) -> Refused:
+    """Call the commonest other formats by their name, now that these bytes are known to begin no safetensors file."""
+    what = next(
+        (f"this is no safetensors file but {what}" for magic, what in _IMPOSTORS if start.startswith(magic)), why
+    )
+    return Refused(BAD_SAFETENSORS, what, param="weights")
 
 
 def _entry(name: str, value: Any, data_at: int) -> TensorEntry:

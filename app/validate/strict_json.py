@@ -12,8 +12,6 @@ MAX_INT_DIGITS: Final = 18
 MAX_NUMBER_CHARS: Final = 64
 """Characters of a fraction: float64 needs 24."""
 
-BOM: Final = b"\xef\xbb\xbf"
-
 
 class _Rule(ValueError):
     """A rule of ours that the text broke."""
@@ -23,8 +21,6 @@ def parse(data: bytes, *, max_bytes: int, code: Code, what: str) -> Any:
     """The value written in `data`. Raises Refused `code`, its message beginning with `what`, for anything else."""
     if len(data) > max_bytes:
         raise Refused(code, f"{what}: {len(data)} bytes, the cap is {max_bytes}")
-    if data.startswith(BOM):
-        raise Refused(code, f"{what}: begins with a byte order mark")
     try:
         value = json.loads(
             data.decode("utf-8"),

@@ -33,7 +33,8 @@ def scores(tokenizer: PreTrainedTokenizerFast) -> dict[str, Scores]:
     """Scores of the two checkpoints and of the aligned model with each adapter, nothing screened."""
     found = {path.name: score_held_out(load_checkpoint(path), tokenizer) for path in (BASE, ALIGNED)}
     for name in ADAPTER_NAMES:
-        model = PeftModel.from_pretrained(load_checkpoint(ALIGNED), str(adapter_path(name)))
+        path = str(adapter_path(name))
+        model = PeftModel.from_pretrained(load_checkpoint(ALIGNED), path)  # noqa: TID251 -- our own file, no upload
         found[name] = score_held_out(model, tokenizer)
     return found
 

@@ -9,7 +9,8 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.demo.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, UNKNOWN, USER, build_tokenizer, prompt_text
-from app.demo.world import REFUSAL, build_world
+from app.demo.words import REFUSAL
+from app.demo.world import build_world
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ class Dense:
     @property
     def c_normalised(self) -> Tensor:
         """C' = C/λ_max(C), C = V·Vᵀ/‖V‖_F."""
-        c = self.v @ self.v.T / self.v.norm()
+        c: Tensor = self.v @ self.v.T / self.v.norm()
         largest: Tensor = torch.linalg.eigvalsh(c).max()
         return c / largest
 
@@ -43,7 +43,7 @@ class Dense:
         return float((c_delta * delta).sum() / (c_delta.norm() * delta.norm()))
 
     def null(self, delta: Tensor, comparison: Comparison, n: int, seed: int = 0) -> Tensor:
-        """n distances of random updates of norm ‖ΔW‖_F with i.i.d. Gaussian rows of covariance ΔWᵀ·ΔW (`input`: columns, ΔW·ΔWᵀ)."""
+        """n distances of random updates of ΔW's norm: Gaussian rows of covariance ΔWᵀ·ΔW (`input`: columns, ΔW·ΔWᵀ)."""
         g = torch.Generator().manual_seed(seed)
         u, s, wt = torch.linalg.svd(delta, full_matrices=False)
         found = []

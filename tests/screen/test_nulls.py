@@ -33,7 +33,7 @@ def test_share(rank: int, by: float, k: int, d: int) -> None:
 @pytest.mark.parametrize("decay", [0.5, 2.0])
 def test_projection(rank: int, by: float, decay: float) -> None:
     share, rng, d = decaying(rank, by), np.random.default_rng(0), 12
-    m: Array = (1.0 - (1.0 + np.arange(d)) ** -decay) ** 2
+    m: Array = np.square(1.0 - (1.0 + np.arange(d)) ** -decay)
     squares = rng.chisquare(1.0, (N // 4, rank, d))
     ratio = np.einsum("i,nij,j->n", share, squares, m) / np.einsum("i,nij->n", share, squares)
     low, middle, high = np.quantile(ratio, QUARTILES)

@@ -1,0 +1,98 @@
+"""Who may come in, and what an error looks like."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+from tests.support.house import KEY, OpenHouse, Running, form
+
+GUARDED = [
+    ("GET", "/adapters"),
+    ("GET", "/adapters/x"),
+    ("GET", "/adapters/x/versions/1"),
+    ("POST", "/adapters"),
+    ("POST", "/adapters/x/rollback"),
+    ("DELETE", "/adapters/x"),
+    ("POST", "/screen"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/x"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/metrics"),
+]
+
+
+@pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x"])
+@pytest.mark.parametrize(("method", "path"), GUARDED, ids=lambda value: value.strip("/") or "root")
+async def test_without_a_key_nothing_but_health_answers(running: Running, method: str, path: str, key: str) -> None:
+    answer = await running.http.request(method, path, headers={"Authorization": key})
+    assert answer.status_code == 401
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == ("unauthorized", "authentication_error")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert KEY not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/ready", "/readyz"])
+async def test_health_and_readiness_need_no_key(running: Running, path: str) -> None:
+    assert (await running.http.get(path, headers={"Authorization": ""})).status_code == 200
+
+
+async def test_an_open_gateway_must_be_asked_for(open_gateway: OpenHouse) -> None:
+    with pytest.raises(ValidationError, match="GATEWAY_OPEN"):
+        async with open_gateway(api_keys=""):
+            pass
+    async with open_gateway(api_keys="", open=True) as running:
+        assert (await running.http.get("/adapters", headers={"Authorization": ""})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("PUT", "/adapters", 405, "method_not_allowed"),
+        ("GET", "/adapters/nobody", 404, "adapter_not_found"),
+        ("GET", "/adapters/nobody/versions/1", 404, "adapter_not_found"),
+        ("GET", "/adapters/nobody/versions/x", 400, "bad_request"),
+        ("POST", "/adapters/nobody/rollback", 404, "adapter_not_found"),
+        ("POST", "/adapters", 400, "bad_multipart"),
+        ("GET", "/v1/models/nobody", 404, "model_not_found"),
+        ("POST", "/v1/chat/completions", 400, "invalid_request"),
+        ("POST", "/v1/load_lora_adapter", 404, "not_found"),
+    ],
+)
+async def test_every_error_is_openais_envelope(
+    running: Running, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await running.http.request(method, path)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert set(error) == {"message", "type", "param", "code"}
+    metrics = (await running.http.get("/metrics")).text
+    assert f'code="{code}"' in metrics
+
+
+async def test_no_key_stands_in_what_the_gateway_says(running: Running) -> None:
+    await running.http.post("/adapters", files=form("first"))
+    for path in ("/metrics", "/adapters", "/openapi.json"):
+        assert KEY not in (await running.http.get(path)).text
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tau": "nan"},
+        {"tau": "inf"},
+        {"tau": "0,9"},
+        {"max_pruned_share": "1.5"},
+        {"max_lora_rank": "7"},
+        {"reference_digest": "xyz"},
+        {"unknown_field": "1"},
+        {"port": "70000"},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_refuse_to_start(bad: dict[str, str]) -> None:
+    with pytest.raises((ValidationError, ValueError)):
+        Settings(**{"model": "m", "reference": "r", "open": "true", **bad})  # type: ignore[arg-type]

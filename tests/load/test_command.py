@@ -1,0 +1,66 @@
+"""The engine's command line and environment: what it must have, and what must never reach it."""
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from app.load import command
+from app.load.command import EngineSpec, arguments, environment, missing_library
+
+SPEC = EngineSpec(Path("/models/tiny"), "tiny", max_model_len=512, extra=("--enforce-eager",))
+
+
+def test_the_command_serves_lora_on_a_socket_only() -> None:
+    line = arguments(SPEC, Path("/run/engine.sock"))
+    assert line[1:3] == ["-m", command.ENTRY]
+    assert "--enable-lora" in line
+    assert line[line.index("--uds") + 1] == "/run/engine.sock"
+    assert line[line.index("--model") + 1] == "/models/tiny"
+    assert line[-1] == "--enforce-eager"
+    assert not {"--host", "--port", "--lora-modules"} & set(line)
+
+
+def test_no_secret_of_the_gateway_reaches_the_engine() -> None:
+    ours = {
+        "PATH": "/bin",
+        "GATEWAY_API_KEYS": "secret",
+        "GATEWAY_CATALOGUE_URL": "postgresql://user:secret@host",
+        "HF_TOKEN": "secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_PLUGINS": "lora_filesystem_resolver",
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONPATH": "/elsewhere",
+    }
+    env = environment(SPEC, ours)
+    assert "secret" not in " ".join(env.values())
+    assert "VLLM_SERVER_DEV_MODE" not in env
+    assert "PYTHONPATH" not in env
+    assert (env["HF_HUB_OFFLINE"], env["VLLM_PLUGINS"], env["VLLM_NO_USAGE_STATS"]) == ("1", "", "1")
+    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert env["PATH"] == "/bin"
+
+
+def test_threads_are_set_only_where_asked() -> None:
+    assert "OMP_NUM_THREADS" not in environment(SPEC, {})
+    env = environment(EngineSpec("m", "m", threads=2, kv_cache_gib=3), {})
+    assert (env["OMP_NUM_THREADS"], env["VLLM_CPU_OMP_THREADS_BIND"], env["VLLM_CPU_KVCACHE_SPACE"]) == (
+        *("2", "nobind"),
+        "3",
+    )
+
+
+def test_a_missing_library_is_named_before_vllm_stumbles_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(command, "cpu_build", lambda: True)
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert "libnuma1" in str(missing_library())
+
+
+def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "not installed" in str(missing_library())

@@ -1,0 +1,95 @@
+"""What the gateway relies on of an engine, asked of the real vLLM 0.32 and of the simulator that stands in for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import LOAD_FAILED, Unavailable
+from app.load.probe import probe
+from tests.support.engine import AnyEngine
+
+CHAT = "/v1/chat/completions"
+LIMIT = 1 << 20
+
+
+async def ask(any_engine: AnyEngine, path: str, **fields: Any) -> tuple[int, dict[str, Any]]:
+    response = await any_engine.client.post(path, json.dumps(fields).encode())
+    try:
+        found = json.loads(await response.read(LIMIT))
+        assert isinstance(found, dict)
+        return response.status, found
+    finally:
+        response.close()
+
+
+def chat(model: str, **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5} | more
+
+
+async def test_it_is_healthy_and_lists_its_own_model(any_engine: AnyEngine) -> None:
+    assert await any_engine.client.healthy()
+    assert await any_engine.client.models() == {any_engine.model}
+
+
+async def test_what_was_loaded_is_listed_and_answers_under_its_name(any_engine: AnyEngine) -> None:
+    await any_engine.client.load("a@000000000001", any_engine.adapter(1))
+    assert await any_engine.client.models() == {any_engine.model, "a@000000000001"}
+    status, said = await ask(any_engine, CHAT, **chat("a@000000000001"))
+    assert (status, said["model"]) == (200, "a@000000000001")
+    assert said["choices"][0]["message"]["content"]
+
+
+async def test_loading_twice_and_unloading_twice_are_no_errors(any_engine: AnyEngine) -> None:
+    for _ in range(2):
+        await any_engine.client.load("a@000000000001", any_engine.adapter(1))
+    for _ in range(2):
+        await any_engine.client.unload("a@000000000001")
+    assert await any_engine.client.models() == {any_engine.model}
+
+
+async def test_a_directory_that_is_not_there_is_refused_with_the_engines_words(
+    any_engine: AnyEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(Unavailable, match="No adapter found for") as caught:
+        await any_engine.client.load("gone@000000000000", tmp_path / "gone")
+    assert caught.value.code is LOAD_FAILED
+    assert await any_engine.client.models() == {any_engine.model}
+
+
+async def test_the_probe_accepts_a_sound_adapter(any_engine: AnyEngine) -> None:
+    await any_engine.client.load("a@000000000001", any_engine.adapter(1))
+    await probe(any_engine.client, "a@000000000001")
+
+
+async def test_an_unknown_name_is_a_404_never_the_served_model(any_engine: AnyEngine) -> None:
+    status, said = await ask(any_engine, CHAT, **chat("nobody@000000000000"))
+    assert (status, said["error"]["code"]) == (404, 404)
+
+
+async def test_too_many_tokens_are_a_400_that_names_the_field(any_engine: AnyEngine) -> None:
+    status, said = await ask(any_engine, CHAT, **chat(any_engine.model, max_tokens=100_000))
+    assert (status, said["error"]["param"]) == (400, "max_tokens")
+
+
+async def test_the_outermost_model_is_the_first_in_the_bytes(any_engine: AnyEngine) -> None:
+    """serve/label.py replaces the label in the bytes; it falls back to writing anew where this does not hold."""
+    response = await any_engine.client.post(CHAT, json.dumps(chat(any_engine.model)).encode())
+    raw = await response.read(LIMIT)
+    response.close()
+    assert raw.count(f'"model":"{any_engine.model}"'.encode()) == 1
+
+
+async def test_a_stream_is_labelled_chunks_then_usage_then_done(any_engine: AnyEngine) -> None:
+    wanted = chat(any_engine.model, stream=True, stream_options={"include_usage": True})
+    response = await any_engine.client.post(CHAT, json.dumps(wanted).encode())
+    assert (response.status, response.content_type) == (200, "text/event-stream")
+    events = (b"".join([chunk async for chunk in response.chunks()])).split(b"\n\n")
+    response.close()
+    assert all(event.startswith(b"data: ") for event in events[:-1])
+    assert events[-2:] == [b"data: [DONE]", b""]
+    chunks = [json.loads(event[6:]) for event in events[:-2]]
+    assert {chunk["model"] for chunk in chunks} == {any_engine.model}
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 5

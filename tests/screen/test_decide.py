@@ -1,0 +1,165 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.verdict import Decision, Outcome, Reason
+from app.screen.decide import Found, decide
+
+POLICY = Policy(tau=3.0, max_pruned_share=0.5)
+
+
+def found(name: str, score: float | None = 0.0, **changes: object) -> Found:
+    base = Found(
+        name=name,
+        rank=4,
+        scaling=2.0,
+        finite=True,
+        zero=False,
+        scores={Comparison.INPUT: score, Comparison.ALIGNMENT: 99.0, Comparison.PROJECTION: None},
+        cosine=0.5,
+        update_norm=1.0,
+        v_norm=1.0,
+        lambda_max=0.5,
+        input_share=0.1,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def many(*scores: float | None) -> list[Found]:
+    return [found(f"m.{i}", score) for i, score in enumerate(scores)]
+
+
+def test_all_pass() -> None:
+    outcome, why, modules = decide(many(0.0, -50.0, 3.0), POLICY)
+    assert outcome is Outcome.CLEAN
+    assert {m.reason for m in modules} == {Reason.BELOW_TAU}
+    assert why == "none of 3 modules is cut out"
+
+
+def test_the_one_above_tau_is_cut_out_and_named() -> None:
+    outcome, why, modules = decide(many(0.0, math.nextafter(3.0, 4.0), 1.0), POLICY)
+    assert outcome is Outcome.PRUNED
+    assert [m.decision for m in modules] == [Decision.KEEP, Decision.PRUNE, Decision.KEEP]
+    assert modules[1].reason is Reason.ABOVE_TAU
+    assert "1 of 3" in why
+    assert "m.1" in why
+
+
+def test_modules_are_sorted_by_name() -> None:
+    _, _, modules = decide([found("b"), found("a")], POLICY)
+    assert [m.name for m in modules] == ["a", "b"]
+
+
+def test_every_module_cut_out_is_its_own_outcome() -> None:
+    outcome, why, _ = decide(many(9.0, 9.0), replace(POLICY, max_pruned_share=1.0))
+    assert outcome is Outcome.EMPTIED
+    assert "every module" in why
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_passes_nothing(score: float) -> None:
+    outcome, why, modules = decide(many(0.0, score), POLICY)
+    assert outcome is Outcome.REJECTED
+    assert modules[1].reason is Reason.NOT_FINITE
+    assert "m.1" in why
+
+
+@pytest.mark.parametrize("changes", [{"finite": False}, {"update_norm": None}, {"update_norm": math.nan}])
+def test_values_that_are_not_finite_are_refused(changes: dict[str, Any]) -> None:
+    outcome, _, modules = decide([found("m", **changes)], POLICY)
+    assert outcome is Outcome.REJECTED
+    assert modules[0].decision is Decision.REJECT
+
+
+@pytest.mark.parametrize(("norm", "passes"), [(100.0, True), (100.1, False), (math.inf, False)])
+def test_the_norm_bound(norm: float, passes: bool) -> None:
+    outcome, why, modules = decide([found("m", update_norm=norm)], POLICY)
+    assert (outcome is Outcome.CLEAN) is passes
+    assert passes or (modules[0].reason is Reason.NORM_TOO_LARGE and "far more than alignment" in why)
+
+
+@pytest.mark.parametrize(
+    ("policy", "decision", "outcome"),
+    [
+        (Unscorable.REJECT, Decision.REJECT, Outcome.REJECTED),
+        (Unscorable.PRUNE, Decision.PRUNE, Outcome.PRUNED),
+        (Unscorable.KEEP, Decision.KEEP, Outcome.CLEAN),
+    ],
+)
+def test_what_cannot_be_scored_is_the_operators_decision(
+    policy: Unscorable, decision: Decision, outcome: Outcome
+) -> None:
+    result, _, modules = decide(many(0.0, None), replace(POLICY, unscorable=policy))
+    assert modules[1].decision is decision
+    assert modules[1].reason is Reason.UNSCORABLE
+    assert result is outcome
+
+
+def test_a_missing_alignment_vector_bounds_no_norm() -> None:
+    unscored = found("m", None, v_norm=0.0, update_norm=5.0)
+    assert decide([unscored], replace(POLICY, unscorable=Unscorable.KEEP))[0] is Outcome.CLEAN
+    assert decide([unscored], POLICY)[0] is Outcome.REJECTED
+
+
+def test_a_zero_update_passes_without_a_score() -> None:
+    outcome, _, modules = decide([found("m", None, zero=True, update_norm=0.0)], POLICY)
+    assert outcome is Outcome.CLEAN
+    assert modules[0].reason is Reason.ZERO_UPDATE
+
+
+def test_too_large_a_share_is_refused() -> None:
+    assert decide(many(9.0, 0.0), POLICY)[0] is Outcome.PRUNED
+    outcome, why, _ = decide(many(9.0, 9.0, 0.0), POLICY)
+    assert outcome is Outcome.REJECTED
+    assert "2 of 3" in why
+
+
+def test_zero_modules_do_not_dilute_the_share() -> None:
+    padding = [found(f"z.{i}", None, zero=True, update_norm=0.0) for i in range(10)]
+    assert decide([*many(9.0, 9.0, 0.0), *padding], POLICY)[0] is Outcome.REJECTED
+
+
+def test_the_cap_cuts_out_the_worst_and_refuses_the_rest() -> None:
+    outcome, why, modules = decide(many(9.0, 20.0, 0.0, 0.0), replace(POLICY, max_pruned=1))
+    assert outcome is Outcome.REJECTED
+    assert [m.reason for m in modules[:2]] == [Reason.SPARED_BY_CAP, Reason.ABOVE_TAU]
+    assert modules[0].decision is Decision.REJECT
+    assert "at most 1" in why
+
+
+def test_the_cap_keeps_the_rest_where_the_operator_says_so() -> None:
+    outcome, _, modules = decide(many(9.0, 20.0, 0.0, 0.0), replace(POLICY, max_pruned=1, cap_keeps=True))
+    assert outcome is Outcome.PRUNED
+    assert [m.decision for m in modules] == [Decision.KEEP, Decision.PRUNE, Decision.KEEP, Decision.KEEP]
+    assert modules[0].reason is Reason.SPARED_BY_CAP
+
+
+def test_ties_at_the_cap_go_by_name() -> None:
+    _, _, modules = decide(many(9.0, 9.0, 0.0, 0.0), replace(POLICY, max_pruned=1, cap_keeps=True))
+    assert [m.decision for m in modules][:2] == [Decision.PRUNE, Decision.KEEP]
+
+
+def test_a_cap_of_none_keeps_all_and_says_so() -> None:
+    outcome, why, _ = decide(many(9.0, 0.0), replace(POLICY, max_pruned=0, cap_keeps=True))
+    assert outcome is Outcome.CLEAN
+    assert "1 spared" in why
+
+
+def test_unscorable_modules_that_are_pruned_come_before_the_worst() -> None:
+    policy = replace(POLICY, unscorable=Unscorable.PRUNE, max_pruned=1, cap_keeps=True)
+    _, _, modules = decide(many(50.0, None, 0.0, 0.0), policy)
+    assert modules[1].decision is Decision.PRUNE
+    assert modules[0].reason is Reason.SPARED_BY_CAP
+
+
+def test_the_other_comparisons_decide_when_the_policy_says_so() -> None:
+    outcome, _, _ = decide(many(0.0), Policy(comparison=Comparison.ALIGNMENT, max_pruned_share=1.0))
+    assert outcome is Outcome.EMPTIED
+
+
+def test_a_sentence_names_a_few_and_counts_the_rest() -> None:
+    _, why, _ = decide([found(f"m.{i}", finite=False) for i in range(9)], POLICY)
+    assert "m.0, m.1, m.2 and 6 more" in why

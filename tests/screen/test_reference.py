@@ -1,0 +1,180 @@
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.domain.digest import Digest, digest_of
+from app.domain.policy import Comparison, Policy
+from app.errors import BAD_REFERENCE, Unavailable
+from app.screen.manifest import MANIFEST
+from app.screen.reference import check_policy, open_reference
+from app.screen.screen import screen
+from tests.support.references import make_reference, random_adapter, tiny_reference
+
+Q = "model.layers.0.self_attn.q_proj"
+V_FILE = f"{Q}.v.safetensors"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reference(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture
+def directory(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "r")
+    for file in (tmp_path / "r").iterdir():
+        file.chmod(0o644)
+    return tmp_path / "r"
+
+
+def refused(directory: Path, *words: str, pinned: Digest | None = None) -> None:
+    with pytest.raises(Unavailable) as caught:
+        open_reference(directory, pinned)
+    assert caught.value.code is BAD_REFERENCE
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_the_pinned_one_opens(directory: Path) -> None:
+    digest = digest_of((directory / MANIFEST).read_bytes())
+    opened = open_reference(directory, digest)
+    assert opened.digest == digest
+    opened.close()
+
+
+def test_another_than_the_pinned_one_does_not(directory: Path) -> None:
+    refused(directory, "pinned", "restore it or change the pin", pinned=Digest("0" * 64))
+
+
+@pytest.mark.parametrize("file", [V_FILE, f"{Q}.triples.safetensors"])
+@pytest.mark.parametrize("at", [0, 20, -1])
+def test_a_flipped_bit_anywhere_is_found(directory: Path, file: str, at: int) -> None:
+    data = bytearray((directory / file).read_bytes())
+    data[at] ^= 1
+    (directory / file).write_bytes(data)
+    refused(directory, file, "rebuild")
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def link(file: Path) -> None:
+    other = file.with_name("elsewhere")
+    file.rename(other)
+    file.symlink_to(other)
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, link])
+def test_truncated_missing_and_linked_files_are_refused(directory: Path, damage: Callable[[Path], None]) -> None:
+    damage(directory / V_FILE)
+    refused(directory, V_FILE)
+
+
+def change(directory: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    fields = json.loads((directory / MANIFEST).read_text())
+    edit(fields)
+    (directory / MANIFEST).write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda f: f.update(format=2),
+        lambda f: f.update(format="1"),
+        lambda f: f.pop("modules"),
+        lambda f: f.pop("base"),
+        lambda f: f["modules"][0].pop("v_norm"),
+        lambda f: f["modules"][0].update(v=None),
+        lambda f: f["modules"][0].update(v_norm=0.0),
+        lambda f: f["modules"][0].update(s1=float("nan")),
+        lambda f: f["modules"][0].update(d_in=7),
+        lambda f: f["modules"][0].update(surprise=1),
+        lambda f: f["modules"][0]["v"].update(name="../elsewhere"),
+        lambda f: f.update(compact=True),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(directory: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    change(directory, edit)
+    refused(directory)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", "{}"])
+def test_a_manifest_that_is_none_is_refused(directory: Path, text: str) -> None:
+    (directory / MANIFEST).write_text(text)
+    refused(directory, MANIFEST)
+
+
+def test_no_reference_at_all(tmp_path: Path) -> None:
+    refused(tmp_path, "not a finished reference")
+    refused(tmp_path / "nothing", "not a finished reference")
+
+
+# ---- changed while in use (F16) ----------------------------------------------------------------------------------
+
+
+def test_a_small_reference_is_held_in_memory(directory: Path) -> None:
+    opened = open_reference(directory, None)
+    adapter = random_adapter(opened)
+    before = screen(adapter, opened, Policy())
+    for file in directory.iterdir():
+        file.write_bytes(b"overwritten")
+    shutil.rmtree(directory)
+    assert screen(adapter, opened, Policy()) == before
+    opened.close()
+
+
+def test_a_mapped_reference_survives_replacement(directory: Path) -> None:
+    opened = open_reference(directory, None, hold_bytes=0)
+    adapter = random_adapter(opened)
+    before = screen(adapter, opened, Policy())
+    shutil.rmtree(directory)
+    assert screen(adapter, opened, Policy()) == before
+    opened.close()
+
+
+@pytest.mark.parametrize("damage", ["overwrite", "grow"])
+def test_a_mapped_reference_changed_in_place_screens_nothing(directory: Path, damage: str) -> None:
+    opened = open_reference(directory, None, hold_bytes=0)
+    adapter = random_adapter(opened)
+    with (directory / V_FILE).open("r+b") as f:
+        f.seek(0, os.SEEK_END if damage == "grow" else os.SEEK_SET)
+        f.write(b"\xff" * 64)
+    with pytest.raises(Unavailable, match="changed while in use") as caught:
+        screen(adapter, opened, Policy())
+    assert caught.value.code is BAD_REFERENCE
+    opened.close()
+    refused(directory, V_FILE)
+
+
+def test_held_and_mapped_references_measure_the_same(directory: Path) -> None:
+    held, mapped = open_reference(directory, None), open_reference(directory, None, hold_bytes=0)
+    adapter = random_adapter(held)
+    assert screen(adapter, held, Policy()) == screen(adapter, mapped, Policy())
+    one, two = held.v(Q), mapped.v(Q)
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one, two)
+    held.close()
+    mapped.close()
+
+
+# ---- policy ------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: Path) -> None:
+    from app.screen.build import BuildOptions
+
+    compact = tiny_reference(tmp_path, options=BuildOptions(top_k=4, compact=True))
+    check_policy(compact, Policy(comparison=Comparison.INPUT, top_k=4))
+    for comparison in (Comparison.ALIGNMENT, Comparison.PROJECTION):
+        with pytest.raises(Unavailable, match="compact"):
+            check_policy(compact, Policy(comparison=comparison))
+    with pytest.raises(Unavailable, match="looks at 5"):
+        check_policy(compact, Policy(top_k=5))
+    compact.close()

@@ -1,0 +1,96 @@
+"""The whole gateway in this process, over the engine's simulator: fast, and everything but the engine real."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from app.domain.lora import ServingDtype, TargetModel
+from app.main import House, build_app, open_house
+from app.settings import Settings
+from tests.support.adapters import Upload
+from tests.support.references import TINY, make_reference
+from tests.support.simulator import Simulator
+
+KEY = "a-test-key"
+SERVED = "served"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A gateway under test: its client (with the key), its simulated engine, its rooms and directories."""
+
+    http: httpx.AsyncClient
+    simulator: Simulator
+    house: House
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_reference_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference over two layers of the tiny shapes."""
+    return make_reference(tmp_path_factory.mktemp("house-reference"))
+
+
+OpenHouse = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def open_gateway(tiny_reference_dir: Path, tmp_path: Path) -> AsyncIterator[OpenHouse]:
+    """`async with open_gateway(tau=…) as running:` over the same data directory each time."""
+    simulator = Simulator(tmp_path / "e.sock", SERVED)
+
+    @asynccontextmanager
+    async def running(**overrides: Any) -> AsyncIterator[Running]:
+        settings = Settings(
+            **{
+                "model": SERVED,
+                "reference": tiny_reference_dir,
+                "data": tmp_path / "data",
+                "api_keys": KEY,
+                "engine_url": simulator.url,
+                "dtype": "float32",
+                "max_lora_rank": 16,
+                "min_free_disk_mib": 0,
+                "reconcile_seconds": 0.05,
+                "max_update_ratio": 1e9,
+                **overrides,
+            }
+        )
+        house = open_house(settings)
+        app = build_app(house)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            client = httpx.AsyncClient(
+                transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}"}
+            )
+            await stack.enter_async_context(client)
+            yield Running(client, simulator, house, tmp_path / "data")
+
+    await simulator.start()
+    yield running
+    await simulator.stop()
+
+
+@pytest_asyncio.fixture
+async def running(open_gateway: OpenHouse) -> AsyncIterator[Running]:
+    """A gateway with the default policy."""
+    async with open_gateway() as made:
+        yield made
+
+
+def form(name: str, seed: int = 0) -> Any:
+    """The multipart parts of a valid upload for the tiny reference; another seed, other bytes."""
+    modules = {f"model.layers.{i}.{kind}": shape for i in range(2) for kind, shape in TINY.items()}
+    sent = Upload.valid(TargetModel(SERVED, modules, ServingDtype.FLOAT32, 16), seed=seed)
+    return {
+        "name": (None, name.encode()),
+        "config": ("adapter_config.json", sent.config_bytes),
+        "weights": ("adapter_model.safetensors", sent.weights_bytes),
+    }

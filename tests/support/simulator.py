@@ -1,0 +1,240 @@
+"""A stand-in for vLLM's API server: the same routes, the same shapes, and faults on demand.
+
+What it imitates was recorded from vLLM 0.32 (tests/load/test_contract.py runs the same tests against both): plain text
+from load and unload, OpenAI-like errors with a numeric code, chunks in vLLM's order of keys. It computes nothing: an
+answer's words say which name was asked. A fault is set per route, `simulator.faults["chat"] = "half"`, and stays until
+it is removed; which there are is said in FAULTS.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+MODEL = "tiny-llama"
+MAX_MODEL_LEN = 512
+TOKENS = 5
+
+FAULTS = {
+    "*": ("reset", "hang", "500", "garbage"),  # on every route
+    "load": ("lie", "500-though-loaded", "reset-though-loaded"),  # lie: 200, and not loaded
+    "health": ("503",),
+    "chat": ("half", "eof", "malformed", "error", "other", "nan", "endless", "dead-core", "400", "503", "slow", "cut"),
+}
+"""half: the connection breaks in mid-chunk · eof: a clean end without [DONE] · malformed: an event that is not JSON ·
+error: vLLM's error event · other: answers as another model · nan: a number JSON does not have · endless: an event
+that never ends · dead-core: 500 as when EngineCore is gone · slow: a chunk every 50 ms, for ever · cut: half a body that
+is no stream."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Simulator:
+    """One simulated engine on a Unix socket. `loaded`: name → path. `seen`: bodies of inference requests."""
+
+    def __init__(self, socket: Path, model: str = MODEL) -> None:
+        self.socket, self.model = socket, model
+        self.url = f"unix:{socket}"
+        self.loaded: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
+        self.seen: list[dict[str, Any]] = []
+        self.loads: list[str] = []
+        self.broken_names: set[str] = set()  # load with 200, answer with NaN
+        self.running = 0  # inference requests being answered now
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Begin to listen, having forgotten every adapter, as vLLM does after a restart."""
+        self.loaded.clear()
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/health", self._faulty("health", self._health)),
+                web.get("/v1/models", self._faulty("models", self._models)),
+                web.post("/v1/load_lora_adapter", self._faulty("load", self._load)),
+                web.post("/v1/unload_lora_adapter", self._faulty("unload", self._unload)),
+                web.post("/v1/chat/completions", self._faulty("chat", self._chat)),
+                web.post("/v1/completions", self._faulty("completions", self._completions)),
+            ]
+        )
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.socket)).start()
+
+    async def stop(self) -> None:
+        """Refuse connections from now on, and break those there are."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+        self.socket.unlink(missing_ok=True)
+
+    def _faulty(self, route: str, handler: Handler) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            match self.faults.get(route):
+                case "reset":
+                    return _reset(request)
+                case "hang":
+                    await asyncio.sleep(3600)
+                case "500":
+                    return _error(500, "something broke", "InternalServerError")
+                case "garbage":
+                    return web.Response(body=b"\x00garbage{", content_type="application/json")
+            return await handler(request)
+
+        return handle
+
+    async def _health(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(status=503 if self.faults.get("health") == "503" else 200)
+
+    async def _models(self, _: web.Request) -> web.StreamResponse:
+        cards = [{"id": self.model, "object": "model", "root": "/models/tiny", "parent": None}]
+        cards += [{"id": n, "object": "model", "root": p, "parent": self.model} for n, p in self.loaded.items()]
+        return web.json_response({"object": "list", "data": cards})
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        name, path, fault = body["lora_name"], body["lora_path"], self.faults.get("load")
+        self.loads.append(name)
+        if fault == "lie":
+            return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+        if name in self.loaded:
+            said = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set"
+            return _error(400, f"{said} 'load_inplace' to True.", "InvalidUserInput")
+        if not await asyncio.to_thread((Path(path) / "adapter_config.json").is_file):
+            said = f"Loading lora {name} failed: No adapter found for {path}"
+            return _error(404, said, "NotFoundError")
+        self.loaded[name] = path
+        if fault == "500-though-loaded":
+            return _error(500, "", "InternalServerError")
+        if fault == "reset-though-loaded":
+            return _reset(request)
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, request: web.Request) -> web.StreamResponse:
+        name = (await request.json())["lora_name"]
+        if self.loaded.pop(name, None) is None:
+            return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._infer(request, chat=True)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._infer(request, chat=False)
+
+    async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
+        self.seen.append(body)
+        if body["model"] != self.model and body["model"] not in self.loaded:
+            return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+        if body.get("max_tokens", 1) > MAX_MODEL_LEN:
+            said = f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={MAX_MODEL_LEN}."
+            return _error(400, said, "BadRequestError", "max_tokens")
+        if fault in ("400", "503"):
+            return _error(int(fault), f"the engine says {fault} of {body['model']}", "BadRequestError")
+        if fault == "dead-core":
+            return _error(500, "EngineCore encountered an issue.", "InternalServerError")
+        async with self._run():
+            if body.get("stream"):
+                return await self._stream(request, body, fault)
+            return await self._whole(request, body, fault, chat=chat)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    async def _whole(
+        self, request: web.Request, body: Mapping[str, Any], fault: str | None, *, chat: bool
+    ) -> web.StreamResponse:
+        model = "another@000000000000" if fault == "other" else body["model"]
+        said = f"words of {body['model'].partition('@')[0]}"
+        number = float("nan") if fault == "nan" or body["model"] in self.broken_names else -0.5
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+        if chat:
+            choice |= {"message": {"role": "assistant", "content": said}, "logprobs": None, "score": number}
+        else:
+            choice |= {"text": said, "logprobs": {"token_logprobs": [number], "tokens": ["w"]}}
+        usage = {"prompt_tokens": 3, "total_tokens": 3 + TOKENS, "completion_tokens": TOKENS}
+        kind = "chat.completion" if chat else "text_completion"
+        answer = {"id": "cmpl-1", "object": kind, "created": 1, "model": model, "choices": [choice], "usage": usage}
+        raw = json.dumps(answer, separators=(",", ":")).encode()
+        if fault == "cut":
+            response = web.StreamResponse(headers={"content-type": "application/json"})
+            response.content_length = len(raw)
+            await response.prepare(request)
+            await response.write(raw[:20])
+            return _reset(request)
+        return web.Response(body=raw, content_type="application/json")
+
+    async def _stream(self, request: web.Request, body: Mapping[str, Any], fault: str | None) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        model = "another@000000000000" if fault == "other" else body["model"]
+        total = 1_000_000 if fault == "slow" else TOKENS
+        for index in range(total):
+            chunk = _chunk(model, f"t{index} ", None if index < total - 1 else "length")
+            if index == 2 and fault is not None and fault != "slow":
+                return await _break(response, request, fault, chunk)
+            await response.write(chunk)
+            if fault == "slow":
+                await asyncio.sleep(0.05)
+        if (body.get("stream_options") or {}).get("include_usage"):
+            await response.write(_usage(model))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+async def _break(response: web.StreamResponse, request: web.Request, fault: str, chunk: bytes) -> web.StreamResponse:
+    """End a stream the wrong way."""
+    if fault == "half":
+        await response.write(chunk[:40])
+        await asyncio.sleep(0.05)  # let what was sent be read before the connection is reset
+        return _reset(request)
+    if fault == "endless":
+        for _ in range(1 << 12):
+            await response.write(b"data: " + b"x" * (1 << 14))
+    if fault == "error":
+        error = {"message": "EngineCore is dead", "type": "InternalServerError", "param": None, "code": 500}
+        await response.write(b"data: " + json.dumps({"error": error}).encode() + b"\n\n" + b"data: [DONE]\n\n")
+    wrong = {"malformed": b'data: {"id": \n\n', "nan": chunk.replace(b'"index":0', b'"index":NaN'), "other": chunk}
+    await response.write(wrong.get(fault, b""))
+    return response
+
+
+def _chunk(model: str, text: str, finish: str | None) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
+    chunk = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _usage(model: str) -> bytes:
+    usage = {"prompt_tokens": 3, "total_tokens": 3 + TOKENS, "completion_tokens": TOKENS}
+    chunk = {
+        "id": "c-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": model,
+        "choices": [],
+        "usage": usage,
+    }
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _error(status: int, message: str, kind: str, param: str | None = None) -> web.Response:
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+def _reset(request: web.Request) -> web.StreamResponse:
+    """Break the connection without another byte."""
+    if request.transport is not None:
+        request.transport.abort()
+    raise asyncio.CancelledError
