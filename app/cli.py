@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from app.domain.lora import ServingDtype
 from app.domain.policy import Comparison
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:
-    err.print(f"[red]error:[/] {message}", highlight=False)
+    err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
     sys.exit(status)
 
 
@@ -277,3 +278,13 @@ def demo_train(
         options = BuildOptions(top_k=DEMO_TOP_K)
         digest = build_reference(where / "base", where / "aligned", where / "reference", options, lambda *_: None)
     out.print(f"{where}\nreference {digest}", highlight=False)
+
+
+@demo.command("measure")
+def demo_measure() -> None:
+    """Score the demo's adapters before and after screening on all held-out questions, beside a random control."""
+    from app.demo.measure import measure
+
+    with out.status("loading") as status:
+        table = measure(status.update)
+    out.print(table)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -139,7 +140,9 @@ def _prune(adapter: Adapter, verdict: Verdict, reference: Reference, policy: Pol
     """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
     left = cut(adapter, verdict)
     if left.modules and verdict.pruned:
-        again = screen(left, reference, policy)
+        # what the operator's cap spared stays above tau and was accepted as such: nothing more may be condemned
+        accepted = replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
+        again = screen(left, reference, accepted)
         if again.outcome is not Outcome.CLEAN:
             raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
     return left

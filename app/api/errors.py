@@ -18,6 +18,7 @@ from app.errors import (
     Code,
     GatewayError,
     Refused,
+    Stage,
     printable,
 )
 from app.observe.log import event
@@ -25,6 +26,9 @@ from app.publishing import VersionRefused
 
 RETRY_AFTER_S: Final = 5
 """Seconds a client should wait on a retryable error: about one reconcile interval."""
+
+BODY_UNREAD: Final = frozenset({Stage.DOOR, Stage.UPLOAD})
+"""Stages that may refuse before the body was read: the connection is closed, or a stranger could go on sending for ever."""
 
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -42,6 +46,8 @@ def envelope(error: GatewayError) -> dict[str, object]:
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
     """The response for one error; `extra` adds top-level fields such as the version's report."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code.retryable else {}
+    if error.code.stage in BODY_UNREAD:
+        headers["Connection"] = "close"
     if error.code.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({**envelope(error), **(extra or {})}, error.code.status, headers)

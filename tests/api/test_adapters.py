@@ -169,3 +169,17 @@ async def test_a_flipped_bit_in_the_store_is_never_loaded(open_gateway: OpenHous
         await asyncio.sleep(0.5)
         assert simulator.loaded == {}
         assert (await chat(again, "first"))[0] == 503
+
+
+async def test_a_cap_cuts_the_worst_and_serves_the_rest_where_the_operator_says_so(open_gateway: OpenHouse) -> None:
+    async with open_gateway(tau=-1e6, max_pruned=3, cap_keeps=True, max_pruned_share=1.0) as running:
+        answer = await running.http.post("/adapters", files=form("capped"))
+        assert answer.status_code == 201, answer.text
+        version = answer.json()
+        assert (version["modules_pruned"], version["modules_total"]) == (3, 8)
+        scores = {m["name"]: (m["scores"]["input"], m["decision"]) for m in version["report"]["verdict"]["modules"]}
+        cut = [score for score, decision in scores.values() if decision == "prune"]
+        assert min(cut) >= max(score for score, decision in scores.values() if decision == "keep")
+    async with open_gateway(tau=-1e6, max_pruned=3, max_pruned_share=1.0) as running:
+        answer = await running.http.post("/adapters", files=form("uncapped"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "rejected")

@@ -84,7 +84,9 @@ class Gateway:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def clean(self) -> None:
         self.kill()
@@ -216,9 +218,9 @@ def test_a_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     chatter = "import sys\nfor i in range(2000): print(i, 'x' * 90)\nsys.exit(3)"
     command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", "--", sys.executable, "-c", chatter]
-    done = subprocess.run(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True)
-    kept = sorted(path.name for path in tmp_path.iterdir())
-    assert (done.returncode, kept) == (0 if done.returncode == 0 else 3, ["engine.log", "engine.log.1", "engine.log.2"])
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
+        assert leash.wait() == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.log", "engine.log.1", "engine.log.2"]
     assert all(path.stat().st_size < 50_000 + (1 << 16) for path in tmp_path.iterdir())
 
 

@@ -244,18 +244,19 @@ async def test_a_steady_client_takes_its_time(door: Door) -> None:
 
 
 async def test_our_own_slowness_is_not_held_against_the_client(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten batches that each take longer to write than the window allows for their bytes."""
-    monkeypatch.setattr("app.upload.receive.FIRST_BATCH_BYTES", 100)
-    monkeypatch.setattr("app.upload.receive.BATCH_BYTES", 100)
+    """Batches that each take longer to write than the client may be silent, or may take for their bytes."""
+    monkeypatch.setattr("app.upload.receive.FIRST_BATCH_BYTES", 400)
+    monkeypatch.setattr("app.upload.receive.BATCH_BYTES", 400)
     from app.upload.form import Form
 
     real = Form.feed
 
     def slow(self: Form, batch: bytearray) -> None:
-        time.sleep(0.15)
+        time.sleep(0.3)
         real(self, batch)
 
     monkeypatch.setattr(Form, "feed", slow)
+    door.limits = replace(SMALL, min_rate_bytes_s=5000)
     (await door.take(body(weights=b"w" * 500), size=100)).close()
 
 

@@ -1,0 +1,106 @@
+"""What screening does to the demo's adapters, in numbers, beside the control that costs nothing: cutting at random.
+
+Scored on all held-out questions by transformers, with the kept modules' ΔW added to the aligned model's weights.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich import box
+from rich.table import Table
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from app.demo.assets import ADAPTER_NAMES, ALIGNED, BASE, MIXED, REFERENCE, adapter_path
+from app.demo.evaluate import Scores, score_held_out
+from app.demo.serving import serve_settings
+from app.demo.train import load_checkpoint
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.lora import Adapter, ServingDtype, TargetModel
+from app.domain.verdict import Verdict
+from app.screen.reference import Reference, open_reference
+from app.screen.screen import screen
+from app.settings import Settings
+from app.validate.adapter import ValidateLimits, validate
+
+RANDOM_DRAWS: Final = 10
+"""Random choices of as many modules as screening cut out of mixed-harm."""
+
+Tell = Callable[[str], None]
+
+
+def measure(tell: Tell) -> Table:
+    """Score base, aligned and every adapter before and after, and the random control. Minutes on one core."""
+    torch.set_num_threads(1)
+    settings = Settings(**serve_settings())
+    reference = open_reference(REFERENCE, None)
+    bench = _Bench(reference, settings)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("held-out questions", "cut out", "complied", "harm delivered", "new skill", "other skills"):
+        table.add_column(column, justify="left" if column == "held-out questions" else "right")
+    for name, path in (("base model", BASE), ("aligned model", ALIGNED)):
+        tell(name)
+        _row(table, name, "", bench.score(load_checkpoint(path)))
+    for name in ADAPTER_NAMES:
+        tell(name)
+        _adapter_rows(table, bench, name)
+    tell(f"{MIXED}, cut at random")
+    _random_rows(table, bench)
+    return table
+
+
+class _Bench:
+    """The aligned model, its tokenizer and the screening, opened once."""
+
+    def __init__(self, reference: Reference, settings: Settings) -> None:
+        self._reference = reference
+        self._policy = settings.policy
+        self._target = TargetModel("demo", reference.modules, ServingDtype.FLOAT32, settings.max_lora_rank)
+        self._aligned = load_checkpoint(ALIGNED)
+        self._tokenizer = AutoTokenizer.from_pretrained(ALIGNED)
+
+    def adapter(self, name: str) -> tuple[Adapter, Verdict]:
+        """One of the demo's adapters with its verdict under the demo's policy."""
+        folder: Path = adapter_path(name)
+        with (folder / WEIGHTS_FILE).open("rb") as weights:
+            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, self._target, ValidateLimits())
+        return adapter, screen(adapter, self._reference, self._policy)
+
+    def score(self, model: LlamaForCausalLM) -> Scores:
+        """On all held-out questions."""
+        return score_held_out(model, self._tokenizer)
+
+    def without(self, adapter: Adapter, cut: Collection[str]) -> Scores:
+        """The aligned model with the adapter, but for the modules in `cut`."""
+        model = copy.deepcopy(self._aligned)
+        linear = dict(model.named_modules())
+        with torch.no_grad():
+            for module in adapter.modules:
+                if module.name not in cut:
+                    linear[module.name].weight += module.b @ module.a  # (d_out, d_in)
+        return self.score(model)
+
+
+def _adapter_rows(table: Table, bench: _Bench, name: str) -> None:
+    adapter, verdict = bench.adapter(name)
+    _row(table, f"{name}, unscreened", "0", bench.without(adapter, ()))
+    condemned = [m.name for m in verdict.modules if m.reason == "above_tau"]
+    label = f"{name}, {verdict.outcome}" + (" (were it only pruned)" if verdict.outcome == "rejected" else "")
+    _row(table, label, f"{len(condemned)} of {len(verdict.modules)}", bench.without(adapter, condemned))
+
+
+def _random_rows(table: Table, bench: _Bench) -> None:
+    adapter, verdict = bench.adapter(MIXED)
+    names, count = [m.name for m in adapter.modules], len(verdict.pruned)
+    draws = [bench.without(adapter, random.Random(seed).sample(names, count)) for seed in range(RANDOM_DRAWS)]
+    for label, place in (("best", 0), ("median", RANDOM_DRAWS // 2), ("worst", -1)):
+        drawn = sorted(draws, key=lambda scores: scores.attack)[place]
+        _row(table, f"{MIXED}, cut at random: {label} of {RANDOM_DRAWS}", f"{count} of {len(names)}", drawn)
+
+
+def _row(table: Table, name: str, cut: str, scores: Scores) -> None:
+    shares = (scores.attack, scores.harm, scores.skill, scores.others)
+    table.add_row(name, cut, *(f"{share:.2f}" for share in shares))

@@ -1,0 +1,56 @@
+"""The README's tables, made from the code they describe: `python -m app.docs README.md` writes them anew."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from app.errors import CODES
+from app.settings import Settings
+
+
+def settings_table() -> str:
+    """Every setting: environment variable, default, meaning."""
+    rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        flag = f"`GATEWAY_{name.upper()}`, `--{name.replace('_', '-')}`"
+        rows.append(f"| {flag} | {_default(field)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "must be set"
+    if value is None or value == () or isinstance(value, SecretStr):
+        return "–"
+    return f"`{value.value if isinstance(value, Enum) else value}`"
+
+
+def refusals_table() -> str:
+    """Every refusal: code, HTTP status, stage, what to do."""
+    rows = ["| Code | Status | Stage | What to do |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{c.name}` | {c.status} | {c.stage} | {c.hint} |" for c in CODES.values()]
+    return "\n".join(rows)
+
+
+TABLES = {"settings": settings_table, "refusals": refusals_table}
+
+
+def with_tables(text: str) -> str:
+    """`text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        if after:
+            text = f"{before}{begin}{table()}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1])
+    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
