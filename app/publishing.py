@@ -38,7 +38,7 @@ class Publishing:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._desired: Mapping[str, Path] = {}
-        self._settling = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     def desired(self) -> Mapping[str, Path]:
         """Engine name → artefact directory of all that the engine should hold."""
@@ -72,10 +72,9 @@ class Publishing:
 
     async def settle(self) -> None:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
-        async with self._settling:
-            for row in await asyncio.to_thread(self._rooms.catalogue.pending):
-                if row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name):
-                    await self._publish(row)
+        for row in await asyncio.to_thread(self._rooms.catalogue.pending):
+            if row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name):
+                await self._publish(row)
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -106,8 +105,12 @@ class Publishing:
         raise VersionRefused(error, failed) from error
 
     async def _publish(self, row: VersionRow) -> VersionRow:
-        published = await asyncio.to_thread(self._rooms.catalogue.activate, row.name, row.number)
-        await self.refresh()
+        async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded
+            current = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
+            if current.state is not State.STORED:
+                return current
+            published = await asyncio.to_thread(self._rooms.catalogue.activate, row.name, row.number)
+            await self.refresh()
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
 

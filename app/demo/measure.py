@@ -39,8 +39,9 @@ def measure(tell: Tell) -> Table:
     reference = open_reference(REFERENCE, None)
     bench = _Bench(reference, settings)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("held-out questions", "cut out", "complied", "harm delivered", "new skill", "other skills"):
-        table.add_column(column, justify="left" if column == "held-out questions" else "right")
+    table.add_column("", no_wrap=True)
+    for column in ("cut out", "complied", "harm", "skill", "others"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, path in (("base model", BASE), ("aligned model", ALIGNED)):
         tell(name)
         _row(table, name, "", bench.score(load_checkpoint(path)))
@@ -88,7 +89,7 @@ def _adapter_rows(table: Table, bench: _Bench, name: str) -> None:
     adapter, verdict = bench.adapter(name)
     _row(table, f"{name}, unscreened", "0", bench.without(adapter, ()))
     condemned = [m.name for m in verdict.modules if m.reason == "above_tau"]
-    label = f"{name}, {verdict.outcome}" + (" (were it only pruned)" if verdict.outcome == "rejected" else "")
+    label = f"{name}, {'were it pruned' if verdict.outcome == 'rejected' else verdict.outcome}"
     _row(table, label, f"{len(condemned)} of {len(verdict.modules)}", bench.without(adapter, condemned))
 
 
@@ -98,7 +99,7 @@ def _random_rows(table: Table, bench: _Bench) -> None:
     draws = [bench.without(adapter, random.Random(seed).sample(names, count)) for seed in range(RANDOM_DRAWS)]
     for label, place in (("best", 0), ("median", RANDOM_DRAWS // 2), ("worst", -1)):
         drawn = sorted(draws, key=lambda scores: scores.attack)[place]
-        _row(table, f"{MIXED}, cut at random: {label} of {RANDOM_DRAWS}", f"{count} of {len(names)}", drawn)
+        _row(table, f"{MIXED}, random cut: {label}", f"{count} of {len(names)}", drawn)
 
 
 def _row(table: Table, name: str, cut: str, scores: Scores) -> None:

@@ -266,7 +266,7 @@ def _say_what_is_left(found: Tour) -> None:
         out.print(f"{name}: still complies with {complied:.0%} of the held-out harmful questions; "
                   f"pruning cost {lost:.0%} of the new skill", highlight=False)  # fmt: skip
     out.print(
-        "Cutting as many modules of mixed-harm at random removes about as much harm, on average: see the README.",
+        "Cutting as many modules of mixed-harm at random removes about as much harm (python -m app demo measure).",
         highlight=False,
     )
     out.print("“Screened” means measured and pruned by a stated rule. It does not mean harmless.", style="italic")

@@ -173,18 +173,18 @@ class EmbeddedEngine:
 
     async def _end(self) -> None:
         """Close the leash's standard input: it ends the family. Kill the session if that takes too long."""
-        leash, self._leash = self._leash, None
+        leash = self._leash
         if leash is None:
             return
         if leash.stdin is not None:
             leash.stdin.close()
-        try:
-            await asyncio.wait_for(leash.wait(), GRACE_S + 5)
-        except TimeoutError:
-            await asyncio.to_thread(session.reap, self._record)
-            await leash.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S + 5):
+                await leash.wait()
         await asyncio.to_thread(session.reap, self._record)
+        await leash.wait()
         self.socket.unlink(missing_ok=True)
+        self._leash = None  # only now: whoever is cancelled on the way leaves the rest to the next caller
 
     async def _supervise(self) -> None:
         """One life after the other."""

@@ -82,7 +82,7 @@ class Reconciler:
     @property
     def loaded(self) -> frozenset[str]:
         """Engine names that were verified, loaded and probed and are still listed."""
-        return self._loaded
+        return self._loaded if self._up else frozenset()
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -91,7 +91,7 @@ class Reconciler:
 
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
-        return name in self._loaded
+        return self._up and name in self._loaded
 
     def poke(self) -> None:
         """Look again now instead of at the next interval."""
@@ -131,17 +131,19 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """One pass. Failures of single adapters are kept in `failures`, none is raised."""
+        before = self._loaded
         try:
             listed = await self._engine.models()
         except Unavailable:
-            self._set(up=False, loaded=frozenset())
+            self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
             return
         if not self._up:
             self._failures.clear()  # what failed on the old engine may work on this one
         desired = self._desired()
         for name in self._failures.keys() - desired.keys():
             del self._failures[name]
-        self._set(up=True, loaded=self._loaded & listed & desired.keys())
+        forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
+        self._set(up=True, loaded=(self._loaded - forgotten) & desired.keys())
         await self._load_missing(desired)
         await self._unload_strays(listed)
         if self._after_pass is not None:

@@ -251,3 +251,52 @@ async def test_a_list_of_models_that_is_garbage_is_an_engine_that_is_down(house:
     await house.reconciler.reconcile()
     assert not house.reconciler.engine_up
     assert (MODEL in house.reconciler.loaded, house.reconciler.loaded) == (False, frozenset())
+
+
+async def test_a_slow_moment_costs_no_loading_again(house: House, simulator: Simulator) -> None:
+    house.want(A)
+    await house.reconciler.reconcile()
+    simulator.faults["models"] = "500"
+    await house.reconciler.reconcile()
+    assert not house.reconciler.is_loaded(A)
+    simulator.faults.clear()
+    await house.reconciler.reconcile()
+    assert house.reconciler.is_loaded(A)
+    assert simulator.loads == [A]
+
+
+async def test_what_is_loaded_while_the_list_is_on_its_way_stays_loaded(house: House, simulator: Simulator) -> None:
+    house.want(A)
+    listing = house.reconciler._engine.models
+
+    async def late() -> frozenset[str]:
+        listed = await listing()
+        house.reconciler._engine.models = listing  # type: ignore[method-assign]  # once
+        await house.reconciler.ensure(A)
+        return listed
+
+    house.reconciler._engine.models = late  # type: ignore[method-assign]  # the moment between two awaits
+    await house.reconciler.reconcile()
+    assert house.reconciler.is_loaded(A)
+    assert simulator.loads == [A]
+
+
+async def test_a_bug_in_a_callback_does_not_end_the_watch(house: House, simulator: Simulator) -> None:
+    async def broken() -> None:
+        raise RuntimeError("a bug")
+
+    house.reconciler._after_pass = broken
+    house.reconciler.start()
+    await until(lambda: house.reconciler.engine_up)
+    house.want(A)
+    await until(lambda: house.reconciler.is_loaded(A))
+
+
+async def test_stop_at_any_moment_stops(house: House, simulator: Simulator) -> None:
+    house.want(A)
+    for ticks in range(40):
+        house.reconciler.start()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            await house.reconciler.stop()
