@@ -5,15 +5,15 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 
 from app import __version__
 from app.api import adapters, errors, openai, ops
 from app.api.context import Context
+from app.api.guard import guarded
 from app.api.keys import Keys
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
@@ -83,7 +83,17 @@ def build_app(house: House) -> FastAPI:
             finally:
                 await _stop(house)
 
-    app = FastAPI(title="LoRA gateway", version=__version__, lifespan=lifespan)
+    open_door = house.context.keys.open_door
+    app = FastAPI(
+        title="LoRA gateway",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url="/docs" if open_door else None,  # a browser sends no key
+        redoc_url=None,
+        openapi_url="/openapi.json" if open_door else None,
+    )
+    if not open_door:
+        app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.state.context = house.context
     errors.install(app)
     for router in (ops.router, adapters.router, openai.router):

@@ -28,7 +28,7 @@ REQUEST_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 """Seconds of one inference request, first byte in to last byte out."""
 
 
-disable_created_metrics()  # a second series beside every counter, which nobody asked for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
 
 SERVED_MODEL: Final = "(served model)"
 """Label of requests to the served model itself; no adapter can be called so."""

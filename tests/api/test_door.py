@@ -19,6 +19,7 @@ GUARDED = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ]
 
 
@@ -71,6 +72,14 @@ async def test_every_error_is_openais_envelope(
     assert set(error) == {"message", "type", "param", "code"}
     metrics = (await running.http.get("/metrics")).text
     assert f'code="{code}"' in metrics
+
+
+async def test_the_documentation_is_for_those_with_a_key(open_gateway: OpenHouse) -> None:
+    async with open_gateway() as running:
+        assert (await running.http.get("/docs")).status_code == 404
+        assert "/adapters" in (await running.http.get("/openapi.json")).json()["paths"]
+    async with open_gateway(api_keys="", open=True) as running:
+        assert (await running.http.get("/docs")).status_code == 200
 
 
 async def test_no_key_stands_in_what_the_gateway_says(running: Running) -> None:
