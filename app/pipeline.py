@@ -89,6 +89,8 @@ class Pipeline:
             failure = Unavailable(SCREENING_FAILED, f"{type(error).__name__} while screening {row.name}")
             self._failed(row, failure)
             raise failure from error
+        finally:
+            upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         r, at = self.rooms, (row.name, row.number)

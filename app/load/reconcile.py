@@ -156,7 +156,7 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self.reconcile()
-            except Exception:  # noqa: BLE001 - a bug, ours or a callback's, must not end the watch over all adapters
+            except Exception:  # a bug, ours or a callback's, must not end the watch over all adapters
                 logging.getLogger("gateway").exception("reconcile pass broke")
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
                 async with asyncio.timeout(self._interval_s if self._up else DOWN_S):

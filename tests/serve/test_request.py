@@ -97,7 +97,16 @@ def test_null_says_nothing_and_labels_are_not_passed_on() -> None:
         *("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "priority", "cache_salt", "request_id"),
         *("prompt_logprobs", "logits_processors", "prompt_embeds", "structured_outputs", "guided_json", "documents"),
         *("use_beam_search", "best_of", "return_token_ids", "session_id", "truncate_prompt_tokens", "functions"),
-        *("echo", "add_generation_prompt", "continue_final_message", "lora_path", "load_inplace", "", "Model", "model "),
+        *(
+            "echo",
+            "add_generation_prompt",
+            "continue_final_message",
+            "lora_path",
+            "load_inplace",
+            "",
+            "Model",
+            "model ",
+        ),
     ],
 )
 @pytest.mark.parametrize("value", [1, None, {}, "x"])
@@ -106,25 +115,29 @@ def test_a_field_not_on_the_table_is_refused_by_name_even_null(field: str, value
     assert (error.code, error.param) == (INVALID_REQUEST, field)
 
 
+def each(field: str, *values: Any) -> list[tuple[str, Any]]:
+    return [(field, value) for value in values]
+
+
 BAD_CHAT: list[tuple[str, Any]] = [
-    *(("max_tokens", value) for value in (10**9, -1, 1.5, "5", True, [])),
-    *(("max_completion_tokens", value) for value in (0, 10**9)),
-    *(("n", value) for value in (0, 17, 16384, True)),
-    *(("temperature", value) for value in (-0.1, 2.1, "0", True, [])),
-    *(("top_logprobs", value) for value in (21, -1, True)),
-    *(("stop", value) for value in (["x"] * 17, ["x" * 257], "x" * 257, [""], "", 1, [1])),
-    *(("logit_bias", value) for value in ({"x": 1}, {"1": 101}, {"1": True}, {str(i): 0 for i in range(301)}, [], {"-1": 0})),
-    *(("seed", value) for value in (2**63, -(2**63) - 1, 0.5)),
-    *(("stream", value) for value in (1, "true")),
-    *(("tools", value) for value in ([TOOL] * 129, [{}], [{"type": "code"}], [TOOL | {"x": 1}], {})),
-    *(("tool_choice", value) for value in ("x", {"type": "function"}, 1)),
-    *(("response_format", value) for value in ({}, {"type": "structural_tag"}, {"type": "text", "x": 1}, "text")),
+    *each("max_tokens", 10**9, -1, 1.5, "5", True, []),
+    *each("max_completion_tokens", 0, 10**9),
+    *each("n", 0, 17, 16384, True),
+    *each("temperature", -0.1, 2.1, "0", True, []),
+    *each("top_logprobs", 21, -1, True),
+    *each("stop", ["x"] * 17, ["x" * 257], "x" * 257, [""], "", 1, [1]),
+    *each("logit_bias", {"x": 1}, {"1": 101}, {"1": True}, {str(i): 0 for i in range(301)}, [], {"-1": 0}),
+    *each("seed", 2**63, -(2**63) - 1, 0.5),
+    *each("stream", 1, "true"),
+    *each("tools", [TOOL] * 129, [{}], [{"type": "code"}], [TOOL | {"x": 1}], {}),
+    *each("tool_choice", "x", {"type": "function"}, 1),
+    *each("response_format", {}, {"type": "structural_tag"}, {"type": "text", "x": 1}, "text"),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "s", "schema": nested(MAX_SCHEMA_DEPTH + 1)}}),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": [0] * 20_000}}}),
     ("stop_token_ids", [0] * 257),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", [2**31]),
-    *(("messages", value) for value in ([], {}, "x", [1], [{}], [{"role": "user"}], [{"content": "x"}], None)),
+    *each("messages", [], {}, "x", [1], [{}], [{"role": "user"}], [{"content": "x"}], None),
     *(
         ("messages", [{"role": "user", "content": content}])
         for content in (
@@ -228,7 +241,9 @@ def test_errors_about_hostile_names_are_short_and_printable() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(string.ascii_lowercase, max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(string.ascii_lowercase, max_size=8), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 

@@ -5,6 +5,9 @@ with loops of theirs, or with none, share it. Tests may kill it; the supervisor 
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -62,6 +65,16 @@ class LiveEngine:
         leader = self.embedded.pid
         found = session.members(leader) if leader is not None else []
         return [pid for pid in found if word in _command_line(pid)]
+
+    def restart(self) -> None:
+        """Kill it, and wait until it is ready again, without adapters."""
+        generation = self.embedded.generation
+        leader = self.embedded.pid
+        for pid in self.processes():
+            if pid != leader:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.wait_for_generation(generation + 1)
 
     def wait_for_generation(self, generation: int) -> None:
         """Until it has become ready that often."""
