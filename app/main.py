@@ -1,5 +1,6 @@
 """The composition root: Settings → rooms → FastAPI. The only place that wires things, and the only reader of Settings."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ from app.api.guard import guarded
 from app.api.keys import Keys
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
-from app.errors import Unavailable
+from app.errors import GatewayError, Unavailable
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine, HttpEngine
@@ -176,7 +177,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),
         routes=routes,
         receive=_receiver(settings),
-        readiness=_readiness(engine, reconciler),
+        readiness=_readiness(engine, reconciler, reference, blobs),
     )
     return House(embedded, engine, reconciler, context, doors)
 
@@ -244,10 +245,24 @@ def _receiver(settings: Settings) -> Callable[[Request], Awaitable[SealedUpload]
     return receive_body
 
 
-def _readiness(engine: Engine, reconciler: Reconciler) -> Callable[[], Awaitable[dict[str, str | None]]]:
+def _readiness(
+    engine: Engine, reconciler: Reconciler, reference: Reference, blobs: BlobStore
+) -> Callable[[], Awaitable[dict[str, str | None]]]:
     async def readiness() -> dict[str, str | None]:
-        """The reference was opened and the store probed at start; what can be missing later is the engine."""
+        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
         up = reconciler.engine_up and await engine.healthy()
-        return {"reference": None, "store": None, "engine": None if up else "starting or away"}
+        return {
+            "reference": await asyncio.to_thread(_wrong_with, reference.check_unchanged),
+            "store": await asyncio.to_thread(_wrong_with, blobs.check_writable),
+            "engine": None if up else "starting or away",
+        }
 
     return readiness
+
+
+def _wrong_with(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except GatewayError as error:
+        return error.message
+    return None

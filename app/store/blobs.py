@@ -75,6 +75,11 @@ class BlobStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def check_writable(self) -> None:
+        """Raise Unavailable STORE_FAILED when nothing could be staged now; cheap, unlike the probe at start."""
+        if not os.access(self._staging, os.W_OK | os.X_OK):
+            raise Unavailable(STORE_FAILED, f"{self._staging} is gone or not writable")
+
     def path(self, digest: Digest) -> Path:
         """Where the artefact of this digest lies, whether or not it is there."""
         return self.root / digest.hex

@@ -1,5 +1,7 @@
 """Who may come in, and what an error looks like."""
 
+import asyncio
+
 import pytest
 from pydantic import ValidationError
 
@@ -34,9 +36,27 @@ async def test_without_a_key_nothing_but_health_answers(running: Running, method
     assert KEY not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/health", "/healthz", "/ready", "/readyz"])
-async def test_health_and_readiness_need_no_key(running: Running, path: str) -> None:
+@pytest.mark.parametrize("path", ["/health", "/healthz"])
+async def test_health_needs_no_key(running: Running, path: str) -> None:
     assert (await running.http.get(path, headers={"Authorization": ""})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ready", "/readyz"])
+async def test_readiness_needs_no_key_and_says_what_is_missing(running: Running, path: str) -> None:
+    async def parts() -> tuple[int, dict[str, str]]:
+        answer = await running.http.get(path, headers={"Authorization": ""})
+        return answer.status_code, answer.json()["parts"]
+
+    async with asyncio.timeout(10):
+        while (await parts())[0] != 200:  # until the first pass over the engine
+            await asyncio.sleep(0.02)
+    assert await parts() == (200, {"reference": "ok", "store": "ok", "engine": "ok"})
+    staging = running.data / "artefacts" / ".staging"
+    staging.rename(staging.with_name("gone"))
+    status, said = await parts()
+    assert status == 503
+    assert "staging" in said["store"]
+    staging.with_name("gone").rename(staging)
 
 
 async def test_an_open_gateway_must_be_asked_for(open_gateway: OpenHouse) -> None:
