@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     )
     unscorable: Unscorable = Field(Unscorable.REJECT, description="Module without a score: reject, prune or keep")
     top_k: int = Field(4, ge=1, description="Right singular vectors of V that `input` looks at")
+    max_block_score: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Reject when a block's kept modules together score more; default: reported",
+    )
+    max_adapter_score: float | None = Field(
+        None, allow_inf_nan=False, description="Reject when all kept modules together score more; default: reported"
+    )
     max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
 
     # the engine
@@ -121,4 +129,6 @@ class Settings(BaseSettings):
             max_update_ratio=self.max_update_ratio,
             unscorable=self.unscorable,
             top_k=self.top_k,
+            max_block_score=self.max_block_score,
+            max_adapter_score=self.max_adapter_score,
         )

@@ -24,9 +24,9 @@ class GatewayProcess:
     """`python -m app serve --demo` on loopback, logging to `data`/gateway.log."""
 
     def __init__(self, data: Path, port: int = 0, *args: str) -> None:
-        """port: 0 chooses a free one. args: further flags."""
+        """port: 0, or one that is taken, chooses a free one. args: further flags."""
         data.mkdir(parents=True, exist_ok=True)
-        self.port = port or _free_port()
+        self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "gateway.log"
         command = [sys.executable, "-m", "app", "serve", "--demo", "--port", str(self.port), "--data", str(data), *args]
@@ -76,7 +76,14 @@ class GatewayProcess:
         self.process.wait()
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """`wanted` where it is free, else any."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server will: an old TIME_WAIT is no hindrance
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

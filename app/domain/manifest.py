@@ -7,13 +7,19 @@ from typing import Any, Final
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest_of
 from app.domain.digest import Digest
 from app.domain.lora import Received
+from app.domain.totals import Total, Totals, kept, totals_of
 from app.domain.verdict import ModuleVerdict, Verdict
 
 MANIFEST_FORMAT: Final = 1
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain JSON values; scores that could not be measured are null."""
+    """The verdict as plain JSON values; scores that could not be measured are null.
+
+    `together`: the deciding score of all modules and of each block taken together (totals.py), of what was `received` and
+    of what is `kept`.
+    """
+    comparison = verdict.policy.comparison
     return {
         "id": str(verdict.id),
         "metric": verdict.metric,
@@ -23,12 +29,24 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "modules_total": len(verdict.modules),
         "modules_pruned": len(verdict.pruned),
+        "together": {
+            "received": _totals_json(totals_of(verdict.modules, comparison)),
+            "kept": _totals_json(totals_of(kept(verdict.modules), comparison)),
+        },
         "modules": [_module_json(module) for module in verdict.modules],
     }
 
 
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, str) else value
+
+
+def _totals_json(totals: Totals) -> dict[str, Any]:
+    return {"adapter": _total_json(totals.adapter), "blocks": [_total_json(block) for block in totals.blocks]}
+
+
+def _total_json(total: Total) -> dict[str, Any]:
+    return asdict(total)
 
 
 def _module_json(module: ModuleVerdict) -> dict[str, Any]:

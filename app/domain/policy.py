@@ -31,6 +31,8 @@ class Policy:
     max_pruned_share: an adapter with a larger share (0..1) of its modules condemned is rejected outright.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
     top_k: right singular vectors of V the `input` comparison looks at.
+    max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
+        all, modules are taken together (totals.py); None: reported, not judged.
     """
 
     comparison: Comparison = Comparison.INPUT
@@ -41,11 +43,17 @@ class Policy:
     max_update_ratio: float = 100.0
     unscorable: Unscorable = Unscorable.REJECT
     top_k: int = 4
+    max_block_score: float | None = None
+    max_adapter_score: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("tau", "max_pruned_share", "max_update_ratio"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"policy {name} must be a finite number, not {getattr(self, name)}")
+        for name in ("max_block_score", "max_adapter_score"):
+            budget = getattr(self, name)
+            if budget is not None and not math.isfinite(budget):
+                raise ValueError(f"policy {name} must be a finite number or none, not {budget}")
         if not 0.0 <= self.max_pruned_share <= 1.0:
             raise ValueError(f"policy max_pruned_share must lie in 0..1, not {self.max_pruned_share}")
         if self.max_update_ratio <= 0.0:

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     SPARED_BY_CAP = "spared_by_cap"
     NORM_TOO_LARGE = "norm_too_large"
     NOT_FINITE = "not_finite"
+    OVER_BUDGET = "over_budget"
 
 
 class Outcome(StrEnum):

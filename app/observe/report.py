@@ -65,7 +65,28 @@ def score_table(verdict: Mapping[str, Any]) -> RenderableType:
         ratio = m["update_norm"] / m["v_norm"] if m["v_norm"] and m["update_norm"] is not None else None
         norms = [_number(m["safe_lora_cosine"], 3), _number(ratio, 3)]
         table.add_row(m["name"].removeprefix("model.layers."), *scores, *norms, f"{m['decision']}: {m['reason']}")
-    return Group(Text(f"{verdict['outcome']}: {verdict['reason']}"), table)
+    return Group(Text(f"{verdict['outcome']}: {verdict['reason']}"), table, _together(verdict))
+
+
+def _together(verdict: Mapping[str, Any]) -> RenderableType:
+    """The deciding scores of all modules, and of the worst block, taken together: received and kept."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("taken together", no_wrap=True)
+    for column in ("modules", "score", "of random", "budget", "‖ΔW‖", "input share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for when in ("received", "kept"):
+        totals = verdict["together"][when]
+        worst = max(totals["blocks"], key=lambda b: (b["score"] is not None, b["score"] or 0.0), default=None)
+        for total, what, budget in ((totals["adapter"], "all", "adapter"), (worst, "worst block", "block")):
+            if total is not None:
+                label = f"{when}: {what} {total['name'].rsplit('.', 1)[-1]}".rstrip()
+                table.add_row(label, *_total(total, verdict["policy"][f"max_{budget}_score"]))
+    return table
+
+
+def _total(total: Mapping[str, Any], budget: float | None) -> list[str]:
+    numbers = [_number(total["score"]), _number(total["expected"]), _number(budget)]
+    return [str(total["modules"]), *numbers, _number(total["update_norm"], 3), _number(total["input_share"], 3)]
 
 
 def _number(value: float | None, digits: int = 2) -> str:

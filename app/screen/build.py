@@ -35,8 +35,8 @@ FILE_MODE: Final = 0o444
 CHUNK: Final = 1 << 22
 """Bytes hashed at a time."""
 
-ROWS: Final = 1024
-"""Rows of V in float64 at a time when norms are taken: 32 MiB at 4096 columns."""
+BLOCK_BYTES: Final = 16 << 20
+"""Of a matrix in float64, worked on at a time: a build holds one stored V and a few of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,12 @@ def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> 
     one, two = Checkpoint(base), Checkpoint(aligned)
     for name in sorted(set(one.modules) ^ set(two.modules)):
         has, lacks = (one, two) if name in one.modules else (two, one)
-        raise fail(f"tensor {name}.weight is in {has.path} but not in {lacks.path}: not the same architecture")
+        raise fail(f"{has.where(f'{name}.weight')} is not in {lacks.path}: not the same architecture")
     for name, shape in one.modules.items():
         if shape != two.modules[name]:
             ours, theirs = (f"{s.d_out} × {s.d_in}" for s in (shape, two.modules[name]))
-            raise fail(f"tensor {name}.weight is {ours} in the base and {theirs} in the aligned checkpoint")
+            tensor = f"{name}.weight"
+            raise fail(f"{two.where(tensor)} is {theirs}, in the base checkpoint ({one.where(tensor)}) it is {ours}")
     glob = options.modules
     names = tuple(name for name in one.modules if glob is None or fnmatchcase(name, glob))
     if not names:
@@ -147,7 +148,8 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     _digest_rest(pair, parts)
     base, aligned = (digest_of_parts(of.items()) for of in parts)
     kind = str(pair.options.dtype).removeprefix("torch.")
-    data = dump(Manifest(base, aligned, kind, pair.options.top_k, pair.options.compact, infos))
+    manifest = Manifest(base, aligned, kind, pair.options.top_k, pair.options.compact, infos, _left_out(pair))
+    data = dump(manifest)
     for leftover in (*stage.glob("*.done"), *stage.glob("*.new"), stage / PLAN):
         leftover.unlink()
     _write(stage / MANIFEST, data)
@@ -157,6 +159,12 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     _sync(out.parent)
     progress("done", len(pair.names), len(pair.names))
     return digest_of(data)
+
+
+def _left_out(pair: _Pair) -> tuple[str, ...]:
+    """Weights of the aligned checkpoint on which a LoRA is refused: no module of ours, or not matched by the glob."""
+    unmatched = (f"{name}.weight" for name in set(pair.aligned.modules) - set(pair.names))
+    return tuple(sorted({*pair.aligned.left_out, *unmatched}))
 
 
 def _digest_rest(pair: _Pair, parts: tuple[dict[str, Digest], dict[str, Digest]]) -> None:
@@ -181,9 +189,7 @@ def _resume(stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]] 
 
 def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]]:
     """One module: V, its statistics, its files, and the note that it is done."""
-    tensor = f"{name}.weight"
-    digests = pair.base.digest(tensor), pair.aligned.digest(tensor)
-    v, rounding = _difference(pair, tensor)
+    v, rounding, digests = _difference(pair, f"{name}.weight")
     norm = _norm(v)
     info = _zero_info(name, v) if norm == 0.0 else _info(name, v, norm, rounding, pair.options, stage)
     note = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
@@ -191,27 +197,42 @@ def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Dig
     return info, digests
 
 
-def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float]:
-    """V = aligned − base as stored (d_out, d_in), and ‖V − V_stored‖_F/‖V‖_F. Differences are taken in float32."""
-    base, aligned = pair.base.tensor(tensor), pair.aligned.tensor(tensor)
-    stored = torch.empty(base.shape, dtype=pair.options.dtype)
+def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
+    """V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the very bytes it came from.
+
+    Differences are taken in float64 and rounded once to float32, once to the storage dtype.
+    """
+    shape = pair.base.shapes[tensor]
+    stored = torch.empty(shape, dtype=pair.options.dtype)
+    hashes = pair.base.hashing(tensor), pair.aligned.hashing(tensor)
+    rows = _rows(shape)
+    blocks = (c.rows(tensor, rows, sha) for c, sha in zip((pair.base, pair.aligned), hashes, strict=True))
     lost = whole = 0.0
-    for at in range(0, base.shape[0], ROWS):
-        part = slice(at, at + ROWS)
-        exact = aligned[part].double() - base[part].double()
+    for at, (base, aligned) in zip(range(0, shape[0], rows), zip(*blocks, strict=True), strict=True):
+        exact = aligned.double() - base.double()
         if not bool(torch.isfinite(exact).all()):
-            bad = pair.base if not bool(torch.isfinite(base[part]).all()) else pair.aligned
-            raise fail(f"{bad.path}: tensor {tensor} holds a value that is not finite")
-        stored[part] = exact.float()
-        lost += float((stored[part].double() - exact).square().sum())
+            bad = pair.base if not bool(torch.isfinite(base).all()) else pair.aligned
+            raise fail(f"{bad.where(tensor)} holds a value that is not finite")
+        part = stored[at : at + rows]
+        part.copy_(exact.float())
+        if not bool(torch.isfinite(part).all()):
+            raise fail(
+                f"{pair.aligned.where(tensor)}: the difference does not fit {pair.options.dtype}; choose another dtype"
+            )
+        lost += float((part.double() - exact).square().sum())
         whole += float(exact.square().sum())
-    if not bool(torch.isfinite(stored).all()):
-        raise fail(f"tensor {tensor}: the difference does not fit {pair.options.dtype}; choose another storage dtype")
-    return stored, (lost / whole) ** 0.5 if whole > 0.0 else 0.0
+    base_sha, aligned_sha = (Digest(sha.hexdigest()) for sha in hashes)
+    return stored, (lost / whole) ** 0.5 if whole > 0.0 else 0.0, (base_sha, aligned_sha)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """Rows of a matrix worked on at a time."""
+    return max(1, BLOCK_BYTES // (8 * max(shape[1], 1)))
 
 
 def _norm(v: Tensor) -> float:
-    total = sum(float(v[at : at + ROWS].double().square().sum()) for at in range(0, v.shape[0], ROWS))
+    rows = _rows(v.shape)
+    total = sum(float(v[at : at + rows].double().square().sum()) for at in range(0, v.shape[0], rows))
     return math.sqrt(total)
 
 

@@ -1,10 +1,14 @@
-"""A checkpoint on disk: safetensors, one file or many, read tensor by tensor."""
+"""A checkpoint on disk: safetensors, one file or many, read tensor by tensor.
+
+Read, not mapped: mapped pages count as this process's memory, and a mapped file that shrinks kills it.
+"""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +29,9 @@ LINEAR: Final = re.compile(r"((?:[A-Za-z0-9_]+\.)*layers\.[0-9]+\.(?:[A-Za-z0-9_
 layer, last name `…_proj`. Not embeddings, lm_head, norms; not the experts of a mixture."""
 
 EXPERT: Final = re.compile(r"(?:^|\.)experts\.")
-DTYPES: Final = frozenset({"F16", "BF16", "F32"})
+DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 CHUNK: Final = 1 << 22
-"""Bytes hashed at a time."""
+"""Bytes read at a time."""
 
 
 def fail(message: str) -> Unavailable:
@@ -56,90 +60,151 @@ def resolve(checkpoint: str | Path) -> Path:
         raise fail(f"checkpoint {checkpoint}: neither a directory nor to be had from the hub: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies: file name, dtype as safetensors writes it, shape, and its bytes begin..end in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 class Checkpoint:
-    """The tensors of one checkpoint by name; opens lazily, holds one tensor at a time.
+    """The tensors of one checkpoint by name, read in parts.
 
     Raises Unavailable BAD_REFERENCE naming file and tensor when a file is missing, truncated or no safetensors.
     """
 
     def __init__(self, checkpoint: str | Path) -> None:
         self.path: Final = resolve(checkpoint)
-        self._file_of: Final = self._scan()
-        self._handles: dict[str, Any] = {}
-        self.shapes: Final[dict[str, tuple[int, ...]]] = {}
-        self._dtypes: Final[dict[str, str]] = {}
-        for name, file in self._file_of.items():
-            part = self._handle(file, name).get_slice(name)
-            self.shapes[name] = tuple(part.get_shape())
-            self._dtypes[name] = str(part.get_dtype())
+        self._entries: Final = self._scan()
+        self._fds: Final[dict[str, int]] = {}
+        self.shapes: Final[Mapping[str, tuple[int, ...]]] = {name: e.shape for name, e in self._entries.items()}
         self.modules: Final[Mapping[str, Shape]] = {
-            module: Shape(*self.shapes[name])
-            for name in sorted(self.shapes)
-            if (module := module_of(name)) is not None and len(self.shapes[name]) == 2
+            module: Shape(*shape)
+            for name, shape in self.shapes.items()
+            if (module := module_of(name)) is not None and len(shape) == 2 and all(shape)
         }
 
-    def _scan(self) -> dict[str, str]:
-        """Tensor name → file name, from the index where there is one, else from the files themselves."""
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Weights of two or more dimensions that are no module of ours: embeddings, experts, routers, towers."""
+        modules = self.modules
+        return tuple(n for n, shape in self.shapes.items() if len(shape) > 1 and module_of(n) not in modules)
+
+    def where(self, name: str) -> str:
+        """A tensor and its file, for a message."""
+        return f"{self.path / self._entries[name].file}: tensor {name}"
+
+    def _scan(self) -> dict[str, Entry]:
+        """Every tensor, sorted by name: the index's where there is one, else those of the files themselves."""
         index = self.path / INDEX
         if index.is_file():
-            try:
-                found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise fail(f"{index}: not a safetensors index: {error}") from error
-            for name, file in found.items():
-                if Path(file).name != file:
-                    raise fail(f"{index}: tensor {name} lies outside the checkpoint: {file}")
-            return {str(name): str(found[name]) for name in sorted(found)}
-        names: dict[str, str] = {}
+            return self._indexed(index)
+        found: dict[str, Entry] = {}
         for path in sorted(self.path.glob("*.safetensors")):
-            for name in self._open(path).keys():  # noqa: SIM118 (not a dict)
-                if name in names:
-                    raise fail(f"{path}: tensor {name} is also in {names[name]}")
-                names[name] = path.name
-        if not names:
+            for name, entry in read_header(path).items():
+                if name in found:
+                    raise fail(f"{path}: tensor {name} is also in {found[name].file}")
+                found[name] = entry
+        if not found:
             raise fail(f"{self.path}: no safetensors files; pickled checkpoints are not read, convert it first")
-        return dict(sorted(names.items()))
+        return dict(sorted(found.items()))
 
-    @staticmethod
-    def _open(path: Path) -> Any:
+    def _indexed(self, index: Path) -> dict[str, Entry]:
         try:
-            return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise fail(f"{path}: {error}") from error
+            names = {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(f"{index}: not a safetensors index: {error}") from error
+        headers: dict[str, dict[str, Entry]] = {}
+        for name, file in sorted(names.items()):
+            if Path(file).name != file:
+                raise fail(f"{index}: tensor {name} lies outside the checkpoint: {file}")
+            if file not in headers:
+                headers[file] = read_header(self.path / file)
+            if name not in headers[file]:
+                raise fail(f"{self.path / file}: tensor {name} is missing")
+        return {name: headers[file][name] for name, file in sorted(names.items())}
 
-    def _handle(self, file: str, tensor: str) -> Any:
-        if file not in self._handles:
-            self._handles[file] = self._open(self.path / file)
-        if tensor not in self._handles[file].keys():  # noqa: SIM118 (not a dict)
-            raise fail(f"{self.path / file}: tensor {tensor} is missing")
-        return self._handles[file]
+    def blocks(self, name: str, size: int = CHUNK) -> Iterator[bytearray]:
+        """One tensor's bytes in parts of `size` bytes, the last one shorter."""
+        entry = self._entries[name]
+        for at in range(entry.begin, entry.end, size):
+            data = bytearray(min(size, entry.end - at))
+            view, got = memoryview(data), 0
+            while got < len(data):
+                try:
+                    count = os.preadv(self._fd(entry.file), [view[got:]], at + got)
+                except OSError as error:
+                    raise fail(f"{self.where(name)}: {error.strerror}") from error
+                if count == 0:
+                    raise fail(f"{self.where(name)} ends early: the file was cut short while it was read")
+                got += count
+            yield data
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype; 16- and 32-bit floats only."""
+        kind = self._entries[name].dtype
+        if kind not in DTYPES:
+            raise fail(f"{self.where(name)} is {kind}; only 16- and 32-bit floats are read")
+        return DTYPES[kind]
+
+    def rows(self, name: str, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:
+        """A matrix (d_out, d_in) as stored, `rows` rows at a time, in memory of its own. sha: fed with the bytes."""
+        dtype, (_, columns) = self.dtype(name), self.shapes[name]
+        for data in self.blocks(name, rows * columns * dtype.itemsize):
+            if sha is not None:
+                sha.update(data)
+            yield torch.frombuffer(data, dtype=dtype).view(-1, columns)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor as stored (16- or 32-bit), memory-mapped."""
-        if self._dtypes[name] not in DTYPES:
-            raise fail(
-                f"{self._file_of[name]}: tensor {name} is {self._dtypes[name]}; only 16- and 32-bit floats are read"
-            )
-        try:
-            found: Tensor = self._handle(self._file_of[name], name).get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise fail(f"{self._file_of[name]}: tensor {name}: {error}") from error
-        return found
+        """One tensor as stored, whole, in memory of its own."""
+        dtype, shape, entry = self.dtype(name), self.shapes[name], self._entries[name]
+        parts = [torch.frombuffer(data, dtype=dtype) for data in self.blocks(name, max(entry.end - entry.begin, 1))]
+        return parts[0].view(shape) if parts else torch.empty(shape, dtype=dtype)
+
+    def hashing(self, name: str) -> "hashlib._Hash":
+        """A SHA-256 begun with a tensor's dtype and shape, to be fed its bytes: the same however files are cut."""
+        return hashlib.sha256(f"{self._entries[name].dtype} {self.shapes[name]}\n".encode())
 
     def digest(self, name: str) -> Digest:
-        """SHA-256 over one tensor's dtype, shape and bytes: the same however the checkpoint is cut into files."""
-        tensor = self._handle(self._file_of[name], name).get_tensor(name)
-        sha = hashlib.sha256(f"{self._dtypes[name]} {self.shapes[name]}\n".encode())
-        flat = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
-        for at in range(0, len(flat), CHUNK):
-            sha.update(flat[at : at + CHUNK])
+        """SHA-256 over one tensor's dtype, shape and bytes."""
+        sha = self.hashing(name)
+        for data in self.blocks(name):
+            sha.update(data)
         return Digest(sha.hexdigest())
 
     def fingerprint(self) -> str:
         """Names, sizes and times of the files: whether a build may go on where it stopped."""
-        stats = [(file, os.stat(self.path / file)) for file in sorted(set(self._file_of.values()))]
+        stats = [(file, os.stat(self.path / file)) for file in sorted({e.file for e in self._entries.values()})]
         return json.dumps([[file, s.st_size, s.st_mtime_ns] for file, s in stats])
+
+    def _fd(self, file: str) -> int:
+        if file not in self._fds:
+            self._fds[file] = os.open(self.path / file, os.O_RDONLY)
+        return self._fds[file]
 
     def close(self) -> None:
         """Let go of the files."""
-        self._handles.clear()
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file; the library has checked header, offsets and length before they are used."""
+    try:
+        with safe_open(path, framework="pt") as whole:
+            names = set(whole.keys())
+        with path.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            fields: dict[str, Any] = json.loads(f.read(length))
+        start = 8 + length
+        spans = {name: fields[name]["data_offsets"] for name in names}
+        return {
+            name: Entry(path.name, fields[name]["dtype"], tuple(fields[name]["shape"]), start + begin, start + end)
+            for name, (begin, end) in spans.items()
+        }
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise fail(f"{path}: {error}") from error

@@ -3,11 +3,13 @@
 A comparison with NaN is false, so everything here is asked as "does it pass?": `score <= tau`, `norm <= bound`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.totals import by_block, finite_scores, kept, total_of, worst_set
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3
@@ -65,11 +67,12 @@ def _alone(f: Found, policy: Policy) -> ModuleVerdict:
 
 
 def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
-    if not f.finite or f.update_norm is None:
+    if not f.finite or f.update_norm is None or not f.update_norm >= 0.0:
         return Decision.REJECT, Reason.NOT_FINITE
     if f.zero:
         return Decision.KEEP, Reason.ZERO_UPDATE
-    if f.v_norm > 0.0 and not f.update_norm <= policy.max_update_ratio * f.v_norm:
+    bound = policy.max_update_ratio * f.v_norm if f.v_norm > 0.0 else sys.float_info.max
+    if not f.update_norm <= bound:
         return Decision.REJECT, Reason.NORM_TOO_LARGE
     score = f.scores.get(policy.comparison)
     if score is None:
@@ -94,7 +97,35 @@ def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, st
         if not policy.cap_keeps:
             why = f"{len(condemned)} modules are condemned and at most {policy.max_pruned} may be pruned"
             return Outcome.REJECTED, f"{why} (over the cap: {_names(spared)})", tuple(modules)
+    over, why = _over_budget(modules, policy)
+    if over:
+        reject, because = Decision.REJECT, Reason.OVER_BUDGET
+        spent = (replace(m, decision=reject, reason=because) if m.name in over else m for m in modules)
+        return Outcome.REJECTED, why, tuple(spent)
     return *_outcome(modules, policy), tuple(modules)
+
+
+def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str]:
+    """Names of the kept modules that together exceed a budget, and a sentence; nothing when none is exceeded.
+
+    What is judged is what would be served: a module that is cut out no longer counts, so the pruned result passes again.
+    """
+    left = [m for m in kept(modules) if m.scores.get(policy.comparison) is not None]
+    groups = [("", left, policy.max_adapter_score)]
+    groups += [(f" of {name or 'no block'}", some, policy.max_block_score) for name, some in by_block(left).items()]
+    names: set[str] = set()
+    said = []
+    for what, members, budget in groups:
+        score = total_of("", members, policy.comparison).score
+        if budget is None or score is None or score <= budget:
+            continue
+        worst = _worst_first(members, policy)[: worst_set(finite_scores(members, policy.comparison))]
+        names |= {m.name for m in worst}
+        said.append(
+            f"{len(worst)} modules{what} together score {score:g} (E-DIEM {policy.comparison}), above the budget of "
+            f"{budget:g} (worst: {_names(worst)})"
+        )
+    return names, "; ".join(said[:NAMED])
 
 
 def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:

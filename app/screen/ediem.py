@@ -14,6 +14,8 @@ forms in Gaussians, whose quartiles nulls.py computes without sampling; the medi
 function.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from app.screen.manifest import ModuleInfo
 from app.screen.nulls import inner_quartile, projection_quartiles, share_quartiles
-from app.screen.products import left, right
+from app.screen.products import both, right
 from app.screen.quadratic import Array
 from app.screen.update import Update
 
@@ -84,9 +86,27 @@ def against_inputs(update: Update, r_k: Tensor) -> Scored:
 
 def against_v(update: Update, v: Tensor, info: ModuleInfo) -> AgainstV:
     """`alignment`, `projection` and Safe LoRA's cosine: V read twice, no dense product of ΔW formed."""
-    t = left(v, update.u.float())  # Vᵀ·U (d_in, n)
-    both = right(v, torch.cat([t.float(), update.w.float()], 1)).double()  # V·[Vᵀ·U, W] (d_out, 2n)
-    again, h = both.tensor_split(2, dim=1)
+    return against_v_together([update], v, info)[0]
+
+
+def against_v_together(updates: Sequence[Update], v: Tensor, info: ModuleInfo) -> list[AgainstV]:
+    """The same for several updates of one module, V still read twice: their columns stand side by side."""
+    sizes = [len(update.s) for update in updates]
+    u, w = (torch.cat([getattr(update, side) for update in updates], 1).float() for side in ("u", "w"))
+    t, h = both(v, u, w)  # Vᵀ·U (d_in, n) and V·W (d_out, n)
+    scale = _power_of_two(t)
+    again = right(v, (t / scale).float()).double() * scale  # V·Vᵀ·U (d_out, n)
+    parts = zip(updates, *(torch.split(x, sizes, 1) for x in (t, h.double(), again)), strict=True)
+    return [_against_v(update, info, *products) for update, *products in parts]
+
+
+def _power_of_two(t: Tensor) -> float:
+    """Scaled by this, V·t stays inside float32 where V is tiny or huge; a power of two rounds nothing."""
+    return 2.0 ** math.frexp(float(t.abs().max()))[1]
+
+
+def _against_v(update: Update, info: ModuleInfo, t: Tensor, h: Tensor, again: Tensor) -> AgainstV:
+    """t: Vᵀ·U (d_in, n); h: V·W, again: V·Vᵀ·U (d_out, n); float64."""
     squares = update.s.square()
     inner = float(squares @ t.square().sum(0))  # ⟨V·Vᵀ·ΔW, ΔW⟩: W is orthonormal
     image = float(squares @ again.square().sum(0))  # ‖V·Vᵀ·ΔW‖²

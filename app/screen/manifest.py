@@ -56,7 +56,11 @@ class ModuleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole of reference.json. base, aligned: digests of the two checkpoints (over all their tensors)."""
+    """The whole of reference.json.
+
+    base, aligned: digests of the two checkpoints (over all their tensors). dtype: how V is stored; every module says how
+    much that rounds (`rounding`). left_out: weights on which a LoRA is refused (embeddings, experts, what a glob left out).
+    """
 
     base: Digest
     aligned: Digest
@@ -64,6 +68,7 @@ class Manifest:
     top_k: int
     compact: bool
     modules: Mapping[str, ModuleInfo]
+    left_out: tuple[str, ...] = ()
 
 
 def module_json(info: ModuleInfo) -> dict[str, Any]:
@@ -91,6 +96,7 @@ def dump(manifest: Manifest) -> bytes:
         "dtype": manifest.dtype,
         "top_k": manifest.top_k,
         "compact": manifest.compact,
+        "left_out": list(manifest.left_out),
         "modules": [module_json(manifest.modules[name]) for name in sorted(manifest.modules)],
     }
     return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -105,6 +111,9 @@ def parse(data: bytes) -> Manifest:
         modules = [module_from(m) for m in fields["modules"]]
         head = {key: fields[key] for key in ("dtype", "top_k", "compact")}
         by_name = {m.name: m for m in modules}
-        return Manifest(Digest(fields["base"]), Digest(fields["aligned"]), modules=by_name, **head)
+        left_out = tuple(
+            str(name) for name in fields.get("left_out", ())
+        )  # absent in references built before it was kept
+        return Manifest(Digest(fields["base"]), Digest(fields["aligned"]), modules=by_name, left_out=left_out, **head)
     except (ValueError, KeyError, TypeError) as error:
         raise fail(f"{MANIFEST}: not readable ({type(error).__name__}: {error}); rebuild the reference") from error

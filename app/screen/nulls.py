@@ -65,6 +65,8 @@ def inner_quartile(share: Array, reach: Array, d_out: int) -> float:
     each τ.
     """
     farthest = float(reach.max())
+    if d_out == 1:  # one row has one direction: ρ is ±‖V·w‖, nothing to integrate
+        return farthest
     alpha: Array = np.sqrt(share) * (reach / farthest)
     dof = np.concatenate([np.ones(len(share)), np.full(len(share), d_out - 1.0)])
 

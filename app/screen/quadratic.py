@@ -23,6 +23,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from app.screen.compiling import kernel
+
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 Weights = Callable[[Array], tuple[Array, Array]]
@@ -52,6 +54,9 @@ MAX_STEPS: Final = 60
 
 CLOSE: Final = 3e-4
 """Newton ends after a step below this share of the form's spread: it converges quadratically, so under 1e-7 is left."""
+
+_SETTING: Final = (STEP, ANGLE, DECAY, math.log(SMALL), LAST, CANTELLI)
+"""What imhof.py is told of the above."""
 
 
 def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
@@ -119,6 +124,15 @@ def _grid(w: Array, dof: Array, angle: Array) -> Array:
     return grid
 
 
+def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
+    """`probability` with the degrees of freedom (m,) of all rows alike: compiled where numba is installed."""
+    fast = kernel("imhof")
+    if fast is None:
+        return probability(w, np.broadcast_to(dof, w.shape), dw)
+    found: tuple[Array, Array] = fast.probability(w, dof, dw, _SETTING)
+    return found
+
+
 def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> Array:
     """The t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p for each p between 0.2 and 0.8, shape (n,).
 
@@ -130,7 +144,7 @@ def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple
     moving = np.ones(len(p), dtype=bool)
     for _ in range(MAX_STEPS):
         w, dw = weights(t)
-        value, density = probability(w, np.broadcast_to(dof, w.shape), dw)
+        value, density = _measured(w, dof, dw)
         low, high = np.where(value < p, t, low), np.where(value < p, high, t)
         newton = t - (value - p) / np.where(density > 0.0, density, math.inf)
         close = (density > 0.0) & (np.abs(newton - t) <= CLOSE * spread)

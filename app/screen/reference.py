@@ -2,6 +2,10 @@
 
 Small files are copied into memory out of the very bytes that were verified. Large ones are mapped: a file replaced on disk
 stays the old one here, and a file changed in place is noticed before and after each use, which then fails.
+
+One thing mapping cannot survive: a file cut short in place while it is read ends the process (SIGBUS). Nothing is served
+that was not screened, and the next start refuses the reference. The builder's files are read-only, and replacing a
+directory is harmless; where even the operator's own tools are not trusted, a larger `hold_bytes` keeps V in memory.
 """
 
 import hashlib

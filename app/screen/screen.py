@@ -1,7 +1,9 @@
-"""All of screening for one adapter."""
+"""All of screening, for one adapter or several."""
 
 import hashlib
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -12,74 +14,161 @@ from app.domain.digest import Digest, digest_of
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
-from app.errors import UNKNOWN_MODULE, WRONG_SHAPE, Refused
+from app.errors import SCREENING_FAILED, UNKNOWN_MODULE, WRONG_SHAPE, Refused, Unavailable
 from app.screen.decide import Found, decide
-from app.screen.ediem import Scored, against_inputs, against_v, input_share
+from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share
+from app.screen.manifest import ModuleInfo
 from app.screen.reference import Reference, check_policy
 from app.screen.threads import each, usable_cores
-from app.screen.update import thin_svd
+from app.screen.update import Update, thin_svd
 
 SCORE_DECIMALS: Final = 6
 """Scores are rounded to this many decimals before anything is decided: what is reported is what was compared, and sums
 taken in another order on another machine give the same decision."""
 
 
-def screen(adapter: Adapter, reference: Reference, policy: Policy, *, workers: int | None = None) -> Verdict:
+COLUMNS: Final = 64
+"""Most columns multiplied in one reading of V when adapters are screened together: their blocks fit the cache."""
+
+
+def screen(
+    adapter: Adapter,
+    reference: Reference,
+    policy: Policy,
+    *,
+    workers: int | None = None,
+    deadline_s: float | None = None,
+) -> Verdict:
     """Measure every module of `adapter` against `reference` and decide by `policy`. Reads each V twice.
 
     workers: threads, each measuring one module at a time (None: one per usable core); the numbers do not depend on it.
     Memory beyond the reference is some 10 MiB a worker. The same bytes give the same verdict.
+    deadline_s: seconds after which no further module is begun (None: no bound); what is under way ends first.
 
     Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, Unavailable BAD_REFERENCE when the reference
-    cannot serve the policy or was changed on disk, ValueError for an adapter without modules.
+    cannot serve the policy or was changed on disk, Unavailable SCREENING_FAILED past the deadline, ValueError for an
+    adapter without modules.
     """
-    if not adapter.modules:
+    (result,) = screen_many([adapter], reference, policy, workers=workers, deadline_s=deadline_s)
+    if isinstance(result, Refused):
+        raise result
+    return result
+
+
+def screen_many(
+    adapters: Sequence[Adapter],
+    reference: Reference,
+    policy: Policy,
+    *,
+    workers: int | None = None,
+    deadline_s: float | None = None,
+) -> list[Verdict | Refused]:
+    """`screen` for several adapters, each V read twice for all of them; the verdicts are the same as one by one.
+
+    Adapters that do not fit stand as Refused in the result and harm no other. deadline_s bounds all of them together.
+    Raises what else `screen` raises.
+    """
+    if not all(adapter.modules for adapter in adapters):
         raise ValueError("an adapter without modules is not screened")
     check_policy(reference, policy)
     reference.check_unchanged()
-    found = each(lambda module: _measure(module, reference, policy), adapter.modules, workers or usable_cores())
+    end = None if deadline_s is None else time.monotonic() + deadline_s
+
+    def measure(modules: Sequence[LoraModule]) -> list[Found]:
+        if end is not None and not time.monotonic() < end:
+            late = f"screening took longer than {deadline_s:g} s; module {modules[0].name} unseen"
+            raise Unavailable(SCREENING_FAILED, late)
+        return _measure(modules, reference, policy)
+
+    refused = [_misfit(adapter, reference) for adapter in adapters]
+    whose, groups = _groups([None if no else adapter for adapter, no in zip(adapters, refused, strict=True)])
+    found: list[list[Found]] = [[] for _ in adapters]
+    for owners, results in zip(whose, each(measure, groups, workers or usable_cores()), strict=True):
+        for owner, one in zip(owners, results, strict=True):
+            found[owner].append(one)
     reference.check_unchanged()
+    answers = zip(adapters, refused, found, strict=True)
+    return [no or _verdict(adapter, reference.digest, policy, one) for adapter, no, one in answers]
+
+
+def _verdict(adapter: Adapter, reference: Digest, policy: Policy, found: Sequence[Found]) -> Verdict:
     outcome, reason, modules = decide(found, policy)
     return Verdict(
-        id=_verdict_id(adapter, reference.digest, policy, modules),
+        id=_verdict_id(adapter, reference, policy, modules),
         metric=METRIC_VERSION,
         policy=policy,
-        reference=reference.digest,
+        reference=reference,
         outcome=outcome,
         reason=reason,
         modules=modules,
     )
 
 
-def _measure(module: LoraModule, reference: Reference, policy: Policy) -> Found:
-    name = module.name
-    shape = reference.modules.get(name)
-    if shape is None:
-        raise Refused(UNKNOWN_MODULE, f"module {name} is not in the reference", param=name)
-    if (module.b.shape[0], module.a.shape[1], module.b.shape[1]) != (shape.d_out, shape.d_in, module.a.shape[0]):
-        given = f"B {tuple(module.b.shape)} times A {tuple(module.a.shape)}"
-        raise Refused(WRONG_SHAPE, f"module {name}: {given} does not make {shape.d_out} × {shape.d_in}", param=name)
-    info = reference.info(name)
-    update = thin_svd(module.b, module.a)
+def _misfit(adapter: Adapter, reference: Reference) -> Refused | None:
+    """Why an adapter does not fit the reference, naming the first module."""
+    for module in adapter.modules:
+        name, shape = module.name, reference.modules.get(module.name)
+        if shape is None:
+            return Refused(UNKNOWN_MODULE, f"module {name} is not in the reference", param=name)
+        if (module.b.shape[0], module.a.shape[1], module.b.shape[1]) != (shape.d_out, shape.d_in, module.a.shape[0]):
+            given = f"B {tuple(module.b.shape)} times A {tuple(module.a.shape)}"
+            return Refused(
+                WRONG_SHAPE, f"module {name}: {given} does not make {shape.d_out} × {shape.d_in}", param=name
+            )
+    return None
+
+
+def _groups(adapters: Sequence[Adapter | None]) -> tuple[list[list[int]], list[list[LoraModule]]]:
+    """Modules to be measured in one reading of V, no more than COLUMNS columns (or one module), and whose they are."""
+    whose: list[list[int]] = []
+    groups: list[list[LoraModule]] = []
+    last: dict[str, int] = {}
+    for owner, adapter in enumerate(adapters):
+        for module in () if adapter is None else adapter.modules:
+            at = last.get(module.name)
+            if at is None or sum(m.rank for m in groups[at]) + module.rank > COLUMNS:
+                at = last[module.name] = len(groups)
+                groups.append([])
+                whose.append([])
+            groups[at].append(module)
+            whose[at].append(owner)
+    return whose, groups
+
+
+def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy) -> list[Found]:
+    """Updates of one module by several adapters."""
+    name = modules[0].name
+    info, v = reference.info(name), reference.v(name)
+    updates = [thin_svd(module.b, module.a) for module in modules]
+    active = [u for u in updates if u is not None and u.norm > 0.0 and info.v_norm > 0.0]
+    measured = against_v_together(active, v, info) if active and v is not None else []
+    against = {id(u): one for u, one in zip(active, measured, strict=False)}
+    triples = reference.triples(name) if active else None
+    r_k = None if triples is None else triples.r[:, : policy.top_k]
+    return [
+        _found(module, update, info, against.get(id(update)), r_k if any(update is u for u in active) else None)
+        for module, update in zip(modules, updates, strict=True)
+    ]
+
+
+def _found(
+    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, r_k: Tensor | None
+) -> Found:
     scored: dict[Comparison, Scored] = {}
-    cosine = share = None
-    if update is not None and update.norm > 0.0 and info.v_norm > 0.0:
-        triples, v = reference.triples(name), reference.v(name)
-        if triples is not None:
-            scored[Comparison.INPUT] = against_inputs(update, triples.r[:, : policy.top_k])
-            share = input_share(update, scored[Comparison.INPUT])
-        if v is not None:
-            whole = against_v(update, v, info)
-            scored[Comparison.ALIGNMENT], scored[Comparison.PROJECTION] = whole.alignment, whole.projection
-            cosine = whole.cosine
+    share = None
+    if update is not None and r_k is not None:
+        scored[Comparison.INPUT] = against_inputs(update, r_k)
+        share = input_share(update, scored[Comparison.INPUT])
+    if against is not None:
+        scored[Comparison.ALIGNMENT], scored[Comparison.PROJECTION] = against.alignment, against.projection
     return Found(
-        name=name,
+        name=module.name,
         rank=module.rank,
         scaling=module.scaling,
         finite=update is not None,
         zero=update is not None and update.zero,
         scores={comparison: _score(scored.get(comparison)) for comparison in Comparison},
-        cosine=cosine,
+        cosine=None if against is None else against.cosine,
         update_norm=None if update is None else update.norm,
         v_norm=info.v_norm,
         lambda_max=info.lambda_max,

@@ -167,6 +167,62 @@ def test_a_value_that_is_not_finite_is_refused_naming_the_tensor(
     refused(pair[0], write_checkpoint(tmp_path / "c", other), tmp_path / "r", f"{Q}.weight", "finite", "/c")
 
 
+def test_every_refusal_names_file_and_tensor_and_leaves_nothing_to_open(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    short, nan, odd = (aligned_from(weights(0)) for _ in range(3))
+    short[f"{Q}.weight"] = short[f"{Q}.weight"][:-1].contiguous()
+    nan[f"{Q}.weight"][-1, -1] = float("nan")
+    odd["model.layers.1.self_attn.odd_proj.weight"] = torch.zeros(4, 4)
+    for name, tensors, tensor in (
+        ("short", short, f"{Q}.weight"),
+        ("nan", nan, f"{Q}.weight"),
+        ("odd", odd, "model.layers.1.self_attn.odd_proj.weight"),
+    ):
+        other = write_checkpoint(tmp_path / name, tensors, files=3)
+        held = next(file for tensor_, file in weight_map(other).items() if tensor_ == tensor)
+        refused(pair[0], other, tmp_path / "r", f"{other / held}: tensor {tensor}")
+        with pytest.raises(Unavailable, match="not a finished reference"):
+            open_reference(tmp_path / "r", None)
+
+
+def weight_map(checkpoint: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
+    return found
+
+
+def test_the_manifest_says_what_was_rounded_and_what_was_left_out(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    build_reference(*pair, tmp_path / "r", BuildOptions(top_k=4, modules="*.q_proj"))
+    told = json.loads((tmp_path / "r" / MANIFEST).read_text())
+    assert told["dtype"] == "bfloat16"
+    assert all(0 < m["rounding"] < 2**-8 and m["triples_error"] < 1e-6 for m in told["modules"])
+    taken = {f"{m['name']}.weight" for m in told["modules"]}
+    matrices = {name for name, w in weights(0).items() if w.ndim > 1}
+    assert set(told["left_out"]) == matrices - taken
+    opened = open_reference(tmp_path / "r", None)
+    assert set(opened.manifest.left_out) == set(told["left_out"])
+    opened.close()
+
+
+def test_blocks_of_rows_change_no_value(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_reference(*pair, tmp_path / "whole", BuildOptions(top_k=4))
+    monkeypatch.setattr(build, "BLOCK_BYTES", 8 * 64 * 5)  # five rows at a time, and a ragged end
+    build_reference(*pair, tmp_path / "parts", BuildOptions(top_k=4))
+    one, two = (open_reference(tmp_path / name, None) for name in ("whole", "parts"))
+    for name in one.modules:
+        v, w = one.v(name), two.v(name)
+        assert v is not None
+        assert w is not None
+        assert torch.equal(v, w)
+        assert one.info(name).v_norm == pytest.approx(two.info(name).v_norm, rel=1e-14)
+        assert one.info(name).rounding == pytest.approx(two.info(name).rounding, rel=1e-10)
+    assert (one.manifest.base, one.manifest.aligned) == (two.manifest.base, two.manifest.aligned)
+    one.close()
+    two.close()
+
+
 def test_a_difference_that_does_not_fit_the_storage_dtype_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     other = aligned_from(weights(0))
     other[f"{Q}.weight"][3, 3] = 1e6

@@ -138,3 +138,50 @@ def test_a_hub_id_offline_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(Unavailable, match="hub"):
         Checkpoint("nobody/nothing-of-this-name")
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    """A mapped file would kill the process here."""
+    path = write_checkpoint(tmp_path / "c", weights(0))
+    checkpoint = Checkpoint(path)
+    name = list(checkpoint.shapes)[-1]
+    with (path / "model.safetensors").open("r+b") as f:
+        f.truncate(200)
+    for read_it in (checkpoint.tensor, checkpoint.digest):
+        with pytest.raises(Unavailable) as caught:
+            read_it(name)
+        assert "cut short" in caught.value.message
+        assert name in caught.value.message
+        assert "model.safetensors" in caught.value.message
+    checkpoint.close()
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000, 1 << 20])
+def test_blocks_are_the_bytes_of_the_tensor_however_small(tmp_path: Path, size: int) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c", weights(0, layers=1), dtype=torch.bfloat16, files=2))
+    name = "model.layers.0.self_attn.k_proj.weight"
+    whole = checkpoint.tensor(name)
+    assert b"".join(checkpoint.blocks(name, size)) == whole.view(torch.uint8).numpy().tobytes()
+    assert torch.equal(torch.cat(list(checkpoint.rows(name, min(size, 100)))), whole)
+    checkpoint.close()
+
+
+def test_what_no_module_is_made_of_is_listed(tmp_path: Path) -> None:
+    tensors = weights(0, layers=1)
+    tensors["model.layers.0.mlp.experts.0.w1.weight"] = torch.zeros(4, 4)
+    tensors["model.layers.0.self_attn.kv_proj.weight"] = torch.zeros(2, 4, 4)
+    found = Checkpoint(write_checkpoint(tmp_path / "c", tensors)).left_out
+    assert found == (
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.layers.0.mlp.experts.0.w1.weight",
+        "model.layers.0.self_attn.kv_proj.weight",
+    )
+
+
+def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "c", weights(0, layers=1)) / "model.safetensors"
+    data = path.read_bytes()
+    for spoiled in (b"", data[:6], b"\xff" * 8 + data[8:], data[:8] + b"x" + data[9:], data + b"more"):
+        path.write_bytes(spoiled)
+        refused(path.parent, "model.safetensors")

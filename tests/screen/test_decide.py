@@ -163,3 +163,65 @@ def test_the_other_comparisons_decide_when_the_policy_says_so() -> None:
 def test_a_sentence_names_a_few_and_counts_the_rest() -> None:
     _, why, _ = decide([found(f"m.{i}", finite=False) for i in range(9)], POLICY)
     assert "m.0, m.1, m.2 and 6 more" in why
+
+
+# ---- budgets (G06, G07) ------------------------------------------------------------------------------------------
+
+
+def blocks(*scores: list[float]) -> list[Found]:
+    return [found(f"model.layers.{i}.m{j}", s) for i, row in enumerate(scores) for j, s in enumerate(row)]
+
+
+THIN = blocks(*[[2.9] * 7] * 4)
+
+
+def test_harm_spread_thinly_passes_every_tau_and_no_budget() -> None:
+    assert decide(THIN, POLICY)[0] is Outcome.CLEAN
+    outcome, why, modules = decide(THIN, replace(POLICY, max_adapter_score=10.0))
+    assert outcome is Outcome.REJECTED
+    assert {(m.decision, m.reason) for m in modules} == {(Decision.REJECT, Reason.OVER_BUDGET)}
+    assert why == (
+        "28 modules together score 15.3454 (E-DIEM input), above the budget of 10 (worst: model.layers.0.m0, "
+        "model.layers.0.m1, model.layers.0.m2 and 25 more)"
+    )
+
+
+def test_one_block_over_its_budget_is_named() -> None:
+    spread = blocks([0.0] * 7, [2.0] * 7, [-9.0] * 7)
+    policy = replace(POLICY, max_block_score=4.0, max_adapter_score=6.0)
+    outcome, why, modules = decide(spread, policy)
+    assert outcome is Outcome.REJECTED
+    assert "7 modules of model.layers.1 together score 5.2915" in why
+    assert [m.name for m in modules if m.reason is Reason.OVER_BUDGET] == [f"model.layers.1.m{j}" for j in range(7)]
+
+
+def test_exactly_at_the_budget_passes() -> None:
+    assert decide(blocks([2.0] * 4), replace(POLICY, max_adapter_score=4.0, max_block_score=4.0))[0] is Outcome.CLEAN
+
+
+def test_decoys_buy_no_budget() -> None:
+    decoys = [found(f"model.layers.{i}.decoy", -30.0) for i in range(4, 99)]
+    assert decide([*THIN, *decoys], replace(POLICY, max_adapter_score=10.0))[0] is Outcome.REJECTED
+
+
+def test_what_is_cut_out_no_longer_counts_and_the_rest_passes_again() -> None:
+    policy = replace(POLICY, max_adapter_score=4.0)
+    mixed = blocks([40.0, 1.0, 1.0, 1.0])
+    outcome, _, modules = decide(mixed, policy)
+    assert outcome is Outcome.PRUNED
+    left = [f for f in mixed if next(m for m in modules if m.name == f.name).decision is Decision.KEEP]
+    assert decide(left, policy)[0] is Outcome.CLEAN
+
+
+def test_what_the_cap_spares_is_judged_by_the_budget() -> None:
+    policy = replace(POLICY, max_pruned=1, cap_keeps=True, max_adapter_score=4.0)
+    assert decide(many(9.0, 20.0, 0.0, 0.0), policy)[0] is Outcome.REJECTED
+    assert decide(many(9.0, 20.0, 0.0, 0.0), replace(policy, max_adapter_score=9.0))[0] is Outcome.PRUNED
+
+
+def test_modules_without_a_score_neither_spend_nor_break_a_budget() -> None:
+    policy = replace(POLICY, unscorable=Unscorable.KEEP, max_adapter_score=0.5, max_block_score=0.5)
+    silent = [found("m.8", None), found("m.9", None, zero=True, update_norm=0.0)]
+    assert decide([found("m.0", 0.5), *silent], policy)[0] is Outcome.CLEAN
+    assert decide(silent, policy)[0] is Outcome.CLEAN
+    assert decide([found("m.0", 0.6), *silent], policy)[0] is Outcome.REJECTED

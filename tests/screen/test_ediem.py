@@ -136,7 +136,7 @@ def test_one_threshold_serves_every_dimension_rank_and_norm(comparison: Comparis
     assert auroc >= 0.98
 
 
-@pytest.mark.parametrize(("shape", "rank", "norm", "v_norm"), CORNERS[::5])
+@pytest.mark.parametrize(("shape", "rank", "norm", "v_norm"), CORNERS)
 def test_aligned_orthogonal_and_anti_aligned_updates_are_in_that_order(
     shape: tuple[int, int], rank: int, norm: float, v_norm: float
 ) -> None:

@@ -10,7 +10,15 @@ from torch import Tensor
 from app.domain.lora import Adapter, LoraModule, ServingDtype
 from app.domain.policy import Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, Outcome, Reason, Verdict
-from app.errors import BAD_REFERENCE, UNKNOWN_MODULE, WRONG_SHAPE, GatewayError, Refused, Unavailable
+from app.errors import (
+    BAD_REFERENCE,
+    SCREENING_FAILED,
+    UNKNOWN_MODULE,
+    WRONG_SHAPE,
+    GatewayError,
+    Refused,
+    Unavailable,
+)
 from app.screen.build import BuildOptions
 from app.screen.reference import Reference
 from app.screen.screen import screen
@@ -236,3 +244,56 @@ def test_a_module_that_alignment_left_alone_cannot_be_scored(tmp_path: Path) -> 
     assert kept.outcome is Outcome.CLEAN
     assert [m.reason for m in kept.modules if m.name == Q] == [Reason.UNSCORABLE]
     opened.close()
+
+
+def thinly(reference: Reference, share: float) -> Adapter:
+    """Random updates of rank 1 with `share` of their energy on V's top inputs, in every module."""
+    modules = []
+    g = torch.Generator().manual_seed(0)
+    for name, shape in reference.modules.items():
+        triples = reference.triples(name)
+        assert triples is not None
+        away = torch.randn(1, shape.d_in, generator=g)
+        away -= (away @ triples.r[:, :4]) @ triples.r[:, :4].T
+        there = torch.randn(1, 4, generator=g) @ triples.r[:, :4].T
+        a = (1 - share) ** 0.5 * away / away.norm() + share**0.5 * there / there.norm()
+        modules.append(LoraModule(name, a, 0.05 * torch.randn(shape.d_out, 1, generator=g), 1.0))
+    return Adapter(tuple(modules), ServingDtype.FLOAT32)
+
+
+def test_harm_spread_thinly_over_every_module_is_seen_by_the_budgets(reference: Reference) -> None:
+    """G06, G07: each module under its τ, all of them together far from random."""
+    adapter = thinly(reference, 0.2)
+    plain = screen(adapter, reference, POLICY)
+    scores = [m.scores[Comparison.INPUT] for m in plain.modules]
+    assert plain.outcome is Outcome.CLEAN
+    assert all(score is not None and 1.0 < score <= POLICY.tau for score in scores)
+    for policy in (replace(POLICY, max_adapter_score=4.0), replace(POLICY, max_block_score=3.0)):
+        refused = screen(adapter, reference, policy)
+        assert refused.outcome is Outcome.REJECTED
+        assert "above the budget" in refused.reason
+        assert Reason.OVER_BUDGET in {m.reason for m in refused.modules}
+        assert refused.id != plain.id
+        assert screen(random_adapter(reference), reference, policy).outcome is Outcome.CLEAN
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_past_the_deadline_nothing_is_screened(reference: Reference, workers: int) -> None:
+    with pytest.raises(Unavailable, match="longer than 0 s") as caught:
+        screen(random_adapter(reference), reference, POLICY, workers=workers, deadline_s=0.0)
+    assert caught.value.code is SCREENING_FAILED
+    assert screen(random_adapter(reference), reference, POLICY, workers=workers, deadline_s=60.0).modules
+
+
+def test_a_deadline_that_is_no_number_is_past(reference: Reference) -> None:
+    with pytest.raises(Unavailable):
+        screen(random_adapter(reference), reference, POLICY, deadline_s=float("nan"))
+
+
+def test_memory_that_runs_out_passes_nothing(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("app.screen.screen.against_inputs", exhausted)
+    with pytest.raises(MemoryError):
+        screen(random_adapter(reference), reference, POLICY)
