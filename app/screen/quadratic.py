@@ -15,6 +15,7 @@ eighty nodes give eight digits from 2 to 10⁶ degrees of freedom. The result is
 same on any number of threads.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -156,13 +157,18 @@ def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple
     return t
 
 
+@functools.cache
+def _normal_quantile(p: float) -> float:
+    return NormalDist().inv_cdf(p)
+
+
 def _start(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> tuple[Array, float]:
     """A first guess (n,), and t's deviation."""
     (w,), (dw,) = weights(np.array([mean]))
     variance, third = 2.0 * float(w**2 @ dof), 8.0 * float(w**3 @ dof)
     deviation = math.sqrt(variance)
     spread = deviation / -float(dw @ dof)
-    z = np.array([NormalDist().inv_cdf(x) for x in p])
+    z = np.array([_normal_quantile(float(x)) for x in p])
     guess = mean + spread * (z + third / (variance * deviation) * (z * z - 1.0) / 6.0)
     room = 0.2
     return np.clip(guess, bounds[0] + room * (mean - bounds[0]), bounds[1] - room * (bounds[1] - mean)), spread

@@ -116,18 +116,20 @@ def gauss_nodes(
     Lanczos with full re-orthogonalisation on diag(values), started from √counts (Golub, Welsch 1969).
     """
     total = float(counts.sum())
-    basis: list[NDArray[np.float64]] = []
+    basis = np.empty((min(nodes, len(values)), len(values)))
     q = np.sqrt(counts / total)
     diagonal: list[float] = []
     below: list[float] = []
-    for _ in range(min(nodes, len(values))):
-        basis.append(q)
+    smallest = 1e-13 * max(float(np.max(np.abs(values))), 1e-300)
+    for i in range(len(basis)):
+        basis[i] = q
         w = values * q
         diagonal.append(float(q @ w))
+        so_far = basis[: i + 1]
         for _ in range(2):
-            w -= np.stack(basis).T @ (np.stack(basis) @ w)
+            w -= so_far.T @ (so_far @ w)
         size = float(np.linalg.norm(w))
-        if size <= 1e-13 * max(float(np.max(np.abs(values))), 1e-300):
+        if size <= smallest:
             break
         below.append(size)
         q = w / size

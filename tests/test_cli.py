@@ -1,0 +1,182 @@
+"""`screen`, `reference build` and `reference inspect` as an operator runs them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.screen.build import BuildOptions
+from app.screen.reference import open_reference
+from tests.support.adapters import PEFT_DEFAULTS, key
+from tests.support.references import make_pair, make_reference, random_adapter
+
+ROOT = Path(__file__).parents[1]
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def run(*args: str | Path, columns: int = 200) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", *map(str, args)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={"COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reference(tmp_path_factory.mktemp("reference"))
+
+
+def write(directory: Path, reference: Path, planted: Sequence[str] = (), **config: Any) -> Path:
+    """A random adapter of rank 4 on every module, made of V's own top inputs in `planted`."""
+    opened = open_reference(reference, None)
+    tensors: dict[str, torch.Tensor] = {}
+    for module in random_adapter(opened).modules:
+        triples = opened.triples(module.name)
+        assert triples is not None
+        a = triples.r[:, :4].T if module.name in planted else module.a
+        tensors |= {key(module.name, "A"): a.contiguous().clone(), key(module.name, "B"): module.b}
+    opened.close()
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    fields = {**PEFT_DEFAULTS, "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(fields | config))
+    return directory
+
+
+def test_clean_is_0_and_every_number_of_the_json_stands_in_the_table(reference: Path, tmp_path: Path) -> None:
+    adapter = write(tmp_path / "a", reference)
+    table, told = (run("screen", adapter, "--reference", reference, *more) for more in ((), ("--json",)))
+    assert (table.returncode, told.returncode) == (0, 0), table.stderr + told.stderr
+    report = json.loads(told.stdout)
+    assert report["outcome"] == "clean"
+    rows = {line.split()[0]: line for line in table.stdout.splitlines() if "_proj" in line and "below_tau" in line}
+    assert len(rows) == len(report["modules"]) == 8
+    for module in report["modules"]:
+        row = rows[module["name"].removeprefix("model.layers.")].split()
+        scores = [f"{module['scores'][c]:.2f}" for c in ("projection", "alignment", "input")]
+        ratio = f"{module['update_norm'] / module['v_norm']:.3f}"
+        assert row[1:6] == [*scores, f"{module['safe_lora_cosine']:.3f}", ratio]
+    for when in ("received", "kept"):
+        whole = report["together"][when]["adapter"]
+        line = next(line for line in table.stdout.splitlines() if line.strip().startswith(f"{when}: all"))
+        assert line.split()[2:5] == [str(whole["modules"]), f"{whole['score']:.2f}", f"{whole['expected']:.2f}"]
+    assert "safe" not in table.stdout.lower().replace("safe_lora", "")
+
+
+def test_pruned_is_1(reference: Path, tmp_path: Path) -> None:
+    done = run("screen", write(tmp_path / "a", reference, planted=[Q]), "--reference", reference, "--json")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report["outcome"] == "pruned"
+    assert [m["name"] for m in report["modules"] if m["decision"] == "prune"] == [Q]
+    before, after = (report["together"][when]["adapter"] for when in ("received", "kept"))
+    assert (before["modules"], after["modules"]) == (8, 7)
+    assert before["score"] > after["score"]
+
+
+def test_rejected_is_2(reference: Path, tmp_path: Path) -> None:
+    planted = [name for name in open_reference(reference, None).modules if "down" not in name]
+    done = run("screen", write(tmp_path / "a", reference, planted=planted), "--reference", reference)
+    assert done.returncode == 2
+    assert "rejected: 6 of 8 modules are condemned" in done.stdout
+
+
+def test_tau_and_comparison_are_the_operators(reference: Path, tmp_path: Path) -> None:
+    adapter = write(tmp_path / "a", reference, planted=[Q])
+    assert run("screen", adapter, "--reference", reference, "--tau", "1e9").returncode == 0
+    done = run("screen", adapter, "--reference", reference, "--comparison", "alignment", "--json")
+    assert json.loads(done.stdout)["policy"]["comparison"] == "alignment"
+
+
+def spoil_nothing(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+def spoil_config(adapter: Path) -> None:
+    fields = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(fields | {"use_dora": True}))
+
+
+def spoil_values(adapter: Path) -> None:
+    bad = torch.full((4, 64), float("nan"))
+    tensors = {key(Q, "A"): bad, key(Q, "B"): torch.ones(64, 4)}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def spoil_bytes(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(spoil_nothing, "No such file"), (spoil_config, "use_dora"), (spoil_values, "not finite"), (spoil_bytes, "")],
+)
+def test_invalid_is_2_with_one_clear_line(reference: Path, tmp_path: Path, spoil: Any, said: str) -> None:
+    adapter = write(tmp_path / "a", reference)
+    spoil(adapter)
+    done = run("screen", adapter, "--reference", reference, "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_reference_screens_nothing(reference: Path, tmp_path: Path) -> None:
+    adapter = write(tmp_path / "a", reference)
+    shutil.copytree(reference, tmp_path / "r")
+    victim = tmp_path / "r" / f"{Q}.v.safetensors"
+    victim.chmod(0o644)
+    victim.write_bytes(victim.read_bytes()[:-2])
+    done = run("screen", adapter, "--reference", tmp_path / "r")
+    assert done.returncode == 2
+    assert victim.name in done.stderr.replace("\n", "")
+
+
+def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
+    base, aligned = make_pair(tmp_path / "pair")
+    out = tmp_path / "r"
+    built = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out, "--compact", "--top-k", "5")
+    assert built.returncode == 0, built.stderr
+    opened = open_reference(out, None)
+    assert f"GATEWAY_REFERENCE_DIGEST={opened.digest}" in built.stdout
+    assert opened.compact
+    assert opened.manifest.top_k == 5
+    shown = run("reference", "inspect", out)
+    assert shown.returncode == 0
+    for name in opened.modules:
+        row = next(line.replace("│", " ").split() for line in shown.stdout.splitlines() if name in line)
+        info = opened.info(name)
+        assert f"{info.v_norm:.4g}" in row
+        assert f"{info.lambda_max:.4g}" in row
+    again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)
+    assert (again.returncode, "already exists" in again.stderr) == (1, True)
+
+
+def test_a_glob_builds_some_modules_and_a_mismatch_builds_none(tmp_path: Path) -> None:
+    base, aligned = make_pair(tmp_path / "pair")
+    out = tmp_path / "r"
+    done = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out, "--modules", "*.q_proj")
+    assert done.returncode == 0, done.stderr
+    assert all(name.endswith("q_proj") for name in open_reference(out, None).modules)
+    other, _ = make_pair(tmp_path / "other", layers=3)
+    done = run("reference", "build", "--base", base, "--aligned", other, "--out", tmp_path / "none")
+    assert done.returncode == 1
+    assert "model.layers.2." in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_compact_reference_screens_by_input(tmp_path: Path) -> None:
+    compact = make_reference(tmp_path / "c", options=BuildOptions(top_k=8, compact=True))
+    adapter = write(tmp_path / "a", compact)
+    assert run("screen", adapter, "--reference", compact).returncode == 0
+    refused = run("screen", adapter, "--reference", compact, "--comparison", "alignment")
+    assert (refused.returncode, "compact" in refused.stderr) == (2, True)
