@@ -105,11 +105,14 @@ def family(tmp_path: Path) -> Path:
 @pytest.fixture
 def gateway(tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     started = Gateway(tmp_path, fake=family)
-    # Not only there but past its print: one that prints after its leash was killed dies of the broken pipe by itself.
-    wait_for(lambda: (tmp_path / "engine.log").read_text().count("running") == 3)
-    assert len(in_session(started.leader)) == 4  # leash, server, core, worker
-    yield started
-    started.clean()
+    log = tmp_path / "engine.log"
+    try:
+        # Not only there but past its print: one that prints after its leash was killed dies of the broken pipe by itself.
+        wait_for(lambda: log.exists() and log.read_text().count("running") == 3)
+        assert len(in_session(started.leader)) == 4  # leash, server, core, worker
+        yield started
+    finally:
+        started.clean()
 
 
 @pytest.mark.slow

@@ -1,0 +1,161 @@
+"""The relay over the real vLLM: chat by adapter, stream, disconnect, and kill -9 in mid-stream (hostile.md F07, F08)."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
+from app.load.engine import HttpEngine
+from app.load.reconcile import Reconciler
+from app.serve.relay import Relay
+from app.serve.routes import Routes, Served
+from app.serve.stream import Stream
+from tests.support.engine import LiveEngine
+
+pytestmark = pytest.mark.engine
+
+NOOP = "noop@000000000000"
+
+
+class Gateway:
+    """load and serve as main wires them, over the tests' engine."""
+
+    def __init__(self, live: LiveEngine) -> None:
+        self.client = HttpEngine(live.url)
+        self.desired: dict[str, Path] = {NOOP: live.adapter(0)}
+        self.desired |= {f"a{seed}@{seed:012d}": live.adapter(seed) for seed in (1, 2)}
+        self.routes = Routes(live.model, base=NOOP, loaded=self.is_loaded)
+        named = [Served(f"a{n}", n, f"a{n}@{n:012d}", f"d{n}", active=True) for n in (1, 2)]
+        self.routes.replace((*named, Served("emptied", 1, None, None, active=True)))
+        self.reconciler = Reconciler(
+            self.client, lambda: self.desired, lambda *_: None, interval_s=0.5, idle=self.routes.idle
+        )
+        self.relay = Relay(self.client, self.routes, missing=lambda _: self.reconciler.poke())
+
+    def is_loaded(self, name: str) -> bool:
+        return self.reconciler.is_loaded(name)
+
+    async def chat(self, model: str, tokens: int = 8, **more: Any) -> dict[str, Any]:
+        answer = await self.relay.complete("chat", body(model, tokens, **more))
+        assert isinstance(answer.body, bytes)
+        found = json.loads(answer.body)
+        assert isinstance(found, dict)
+        return found
+
+    async def text(self, model: str) -> str:
+        said = await self.chat(model)
+        assert said["model"] == model
+        return str(said["choices"][0]["message"]["content"])
+
+    async def stream(self, model: str, tokens: int) -> Stream:
+        answer = await self.relay.complete("chat", body(model, tokens, stream=True))
+        assert isinstance(answer.body, Stream)
+        return answer.body
+
+    async def all_loaded(self, timeout_s: float = 180) -> None:
+        async with asyncio.timeout(timeout_s):
+            while self.reconciler.loaded != self.desired.keys():
+                await asyncio.sleep(0.05)
+
+
+def body(model: str, tokens: int, **more: Any) -> bytes:
+    wanted = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": tokens, "temperature": 0}
+    return json.dumps(wanted | {"model": model, "ignore_eos": True} | more).encode()
+
+
+@pytest_asyncio.fixture
+async def gateway(engine: LiveEngine) -> AsyncIterator[Gateway]:
+    made = Gateway(engine)
+    made.reconciler.start()
+    await made.all_loaded()
+    yield made
+    await made.reconciler.stop()
+    made.desired.clear()
+    await made.reconciler.reconcile()  # strays go
+    await made.client.close()
+
+
+async def test_each_name_is_answered_by_its_own_weights(gateway: Gateway, engine: LiveEngine) -> None:
+    alone = {name: await gateway.text(name) for name in (engine.model, "a1", "a2", "emptied")}
+    assert len({alone[engine.model], alone["a1"], alone["a2"]}) == 3
+    assert alone["emptied"] == alone[engine.model]
+    assert await gateway.text("a1@1") == alone["a1"]
+    together = await asyncio.gather(*(gateway.text(name) for name in alone for _ in range(4)))
+    assert together == [alone[name] for name in alone for _ in range(4)]
+
+
+async def test_a_stream_says_what_the_whole_answer_says(gateway: Gateway) -> None:
+    whole = await gateway.text("a1")
+    sent = b"".join([piece async for piece in await gateway.stream("a1", 8)])
+    *events, done, rest = sent.split(b"\n\n")
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    assert (done, rest) == (b"data: [DONE]", b"")
+    assert {chunk["model"] for chunk in chunks} == {"a1"}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+async def test_what_the_engine_refuses_is_said_in_its_words(gateway: Gateway) -> None:
+    with pytest.raises(Refused, match="max_model_len"):
+        await gateway.chat("a1", tokens=100_000)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logprobs": True, "top_logprobs": 3, "n": 2, "seed": 1, "temperature": 0.5, "stop": ["w7"]},
+        {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2, "stop_token_ids": [9], "min_tokens": 2},
+        {"logit_bias": {"20": 5}, "presence_penalty": 1, "frequency_penalty": 1, "top_p": 0.9, "user": "me"},
+        {"skip_special_tokens": False, "bad_words": ["w3"], "allowed_token_ids": [7, 8, 9], "max_completion_tokens": 4},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]}]},
+    ],
+)
+async def test_the_fields_on_the_table_are_taken_by_the_engine(gateway: Gateway, more: dict[str, Any]) -> None:
+    said = await gateway.chat("a1", **more)
+    assert len(said["choices"]) == more.get("n", 1)
+
+
+async def test_an_adapter_that_is_taken_away_and_wanted_again(gateway: Gateway) -> None:
+    before = await gateway.text("a2")
+    path = gateway.desired.pop("a2@000000000002")
+    await gateway.reconciler.retire("a2@000000000002")
+    with pytest.raises(Unavailable) as caught:
+        await gateway.text("a2")
+    assert caught.value.code is ENGINE_UNAVAILABLE
+    gateway.desired["a2@000000000002"] = path
+    await gateway.reconciler.ensure("a2@000000000002")
+    assert await gateway.text("a2") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["vllm.entrypoints", "VLLM::EngineCore"])
+async def test_kill_9_in_mid_stream_is_an_error_event_then_503_then_everything_is_back(
+    gateway: Gateway, engine: LiveEngine, victim: str
+) -> None:
+    before = {name: await gateway.text(name) for name in (engine.model, "a1", "a2")}
+    generation = engine.embedded.generation
+    stream = await gateway.stream("a1", 480)
+    await anext(stream)
+    (pid,) = [pid for pid in engine.processes(victim) if pid != engine.embedded.pid]
+    os.kill(pid, signal.SIGKILL)
+    rest = b"".join([piece async for piece in stream])
+    last = json.loads(rest.strip().split(b"\n\n")[-1].removeprefix(b"data: "))
+    assert last["error"]["code"] in ("upstream_failed", "engine_unavailable")
+    assert b"[DONE]" not in rest
+    seen = set()
+    async with asyncio.timeout(180):
+        while engine.embedded.generation == generation or gateway.reconciler.loaded != gateway.desired.keys():
+            for name, said in before.items():
+                try:
+                    assert await gateway.text(name) == said  # right, or refused: never another's words
+                except GatewayError as error:
+                    seen.add(error.code)
+            await asyncio.sleep(0.2)
+    assert seen == {ENGINE_UNAVAILABLE}
+    assert {name: await gateway.text(name) for name in before} == before
