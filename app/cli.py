@@ -1,4 +1,4 @@
-"""The command line: python -m app serve | reference | screen | adapters | demo."""
+"""The command line: python -m app serve | reference | screen | adapters | demo | bench."""
 
 import json
 import sys
@@ -8,11 +8,14 @@ from typing import Annotated, Any, NoReturn
 import httpx
 import typer
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.bench.command import bench
+from app.demo.command import demo
 from app.domain.lora import ServingDtype
 from app.domain.policy import Comparison
 from app.domain.verdict import Outcome
@@ -22,19 +25,16 @@ from app.observe.report import heat_map, score_table
 UPLOAD_TIMEOUT_S = 900.0
 """Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
 
-DEMO_TOP_K = 16
-"""Singular triples kept in the demo's reference: enough to try the policy, little enough for a repository."""
-
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Screens LoRA adapters in front of vLLM.")
 reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
 adapters = typer.Typer(no_args_is_help=True, help="Push, list, show and remove adapters of a running gateway.")
-demo = typer.Typer(invoke_without_command=True, help="The tour: a trained model pair, three adapters, one gateway.")
 cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(demo, name="demo")
+cli.add_typer(bench, name="bench")
 out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
@@ -139,12 +139,21 @@ def reference_inspect(directory: Path) -> None:
     from app.screen.reference import open_reference
 
     opened = open_reference(directory, None)
-    table = Table(title=f"reference {opened.digest.short}", pad_edge=False)
-    for column in ("module", "d_out × d_in", "‖V‖", "λ_max(C)"):
-        table.add_column(column)
+    m = opened.manifest
+    kind = "compact, without V" if m.compact else f"V in {m.dtype}"
+    out.print(
+        f"reference {opened.digest}: {kind}, {m.top_k} singular triples a module", soft_wrap=True, highlight=False
+    )
+    out.print(f"base      {m.base}\naligned   {m.aligned}", soft_wrap=True, highlight=False)
+    out.print("rounding: ‖V − V stored‖ / ‖V‖; triples: their largest residual / s₁", highlight=False)
+    out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "triples"):
+        table.add_column(column, no_wrap=True, overflow="fold", justify="left" if column == "module" else "right")
     for name, shape in sorted(opened.modules.items()):
         info = opened.info(name)
-        table.add_row(name, f"{shape.d_out} × {shape.d_in}", f"{info.v_norm:.4g}", f"{info.lambda_max:.4g}")
+        numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
+        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers))
     out.print(table)
 
 
@@ -153,6 +162,8 @@ def screen_directory(
     directory: Annotated[Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors")],
     reference_dir: Annotated[Path, typer.Option("--reference", help="Reference directory")],
     tau: Annotated[float | None, typer.Option(help="Threshold (IQRs)")] = None,
+    max_block_score: Annotated[float | None, typer.Option(help="Budget of one block's aggregate score")] = None,
+    max_adapter_score: Annotated[float | None, typer.Option(help="Budget of the adapter's aggregate score")] = None,
     comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
     dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
@@ -163,6 +174,7 @@ def screen_directory(
     from app.pipeline import screen_directory as screened
 
     given: dict[str, Any] = {"tau": tau, "comparison": comparison}
+    given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:
         verdict = screened(directory, reference_dir, policy, dtype)
@@ -240,51 +252,3 @@ def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> No
     """Remove an adapter with all its versions."""
     with _client(url, key) as client:
         _answer(client.delete(f"/adapters/{name}"))
-
-
-# ---- the demo ----------------------------------------------------------------------------------------------------
-
-
-@demo.callback()
-def demo_tour(
-    context: typer.Context,
-    once: Annotated[bool, typer.Option(help="End after the tour instead of serving on")] = False,
-    port: Annotated[int, typer.Option(help="Port to serve on; 0: a free one")] = 8080,
-) -> None:
-    """Take the tour, then keep serving until Ctrl-C."""
-    if context.invoked_subcommand is None:
-        from app.demo.tour import tour
-
-        sys.exit(tour(once=once, port=port))
-
-
-@demo.command("train")
-def demo_train(
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Default: the demo's own assets")] = None,
-) -> None:
-    """Train the demo's models and adapters anew, and build their reference."""
-    import shutil
-
-    from app.demo.assets import ASSETS
-    from app.demo.train import train_all
-    from app.screen.build import BuildOptions, build_reference
-
-    where = out_dir or ASSETS
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err) as bar:
-        task = bar.add_task("training", total=1.0)
-        train_all(where, lambda stage, share: bar.update(task, description=stage, completed=share))
-        shutil.rmtree(where / "reference", ignore_errors=True)
-        bar.update(task, description="reference", completed=0.0)
-        options = BuildOptions(top_k=DEMO_TOP_K)
-        digest = build_reference(where / "base", where / "aligned", where / "reference", options, lambda *_: None)
-    out.print(f"{where}\nreference {digest}", highlight=False)
-
-
-@demo.command("measure")
-def demo_measure() -> None:
-    """Score the demo's adapters before and after screening on all held-out questions, beside a random control."""
-    from app.demo.measure import measure
-
-    with out.status("loading") as status:
-        table = measure(status.update)
-    out.print(table)

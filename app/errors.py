@@ -101,6 +101,9 @@ WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the
 # screen: what the measurement says
 REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
 UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
+SCREENING_TIMEOUT = _code(
+    "screening_timeout", 422, _S, "It took longer than the operator allows; adapt fewer modules, or ask for more time."
+)
 BAD_REFERENCE = _code(
     "bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build."
 )

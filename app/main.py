@@ -160,6 +160,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         limits=ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names),
         reference=reference,
         policy=settings.policy,
+        screen_seconds=settings.screen_seconds,
         parameters=_parameters(settings, reference),
         blobs=blobs,
         catalogue=catalogue,

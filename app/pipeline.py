@@ -72,7 +72,10 @@ class Pipeline:
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
         r = self.rooms
-        return screen(validate(upload.config, upload.weights.file, r.target, r.limits), r.reference, r.policy)
+        return self._screen(validate(upload.config, upload.weights.file, r.target, r.limits), r.policy)
+
+    def _screen(self, adapter: Adapter, policy: Policy) -> Verdict:
+        return screen(adapter, self.rooms.reference, policy, deadline_s=self.rooms.screen_seconds)
 
     def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
@@ -98,7 +101,7 @@ class Pipeline:
             adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
         r.catalogue.record_validated(*at)
         with r.metrics.stage(Stage.SCREEN):
-            verdict = screen(adapter, r.reference, r.policy)
+            verdict = self._screen(adapter, r.policy)
         self._tell(row, verdict)
         report = json.dumps(
             {"received": received_json(row.received), "verdict": verdict_json(verdict)}, allow_nan=False
@@ -109,13 +112,24 @@ class Pipeline:
             raise error
         r.catalogue.record_screened(*at, verdict, report)
         with r.metrics.stage(Stage.PRUNE):
-            left = _prune(adapter, verdict, r.reference, r.policy)
+            left = self._prune(adapter, verdict)
         if not left.modules:
             return r.catalogue.record_stored(*at, None)
         with r.metrics.stage(Stage.STORE):
             artefact = canonicalise(left, verdict, row.received, r.target)
             r.blobs.put(artefact)
             return r.catalogue.record_stored(*at, artefact.digest)
+
+    def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
+        """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
+        left, policy = cut(adapter, verdict), self.rooms.policy
+        if left.modules and verdict.pruned:
+            # what the operator's cap spared stays above tau and was accepted as such: nothing more may be condemned
+            accepted = replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
+            again = self._screen(left, accepted)
+            if again.outcome is not Outcome.CLEAN:
+                raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
+        return left
 
     def _tell(self, row: VersionRow, verdict: Verdict) -> None:
         for module in verdict.modules:
@@ -136,18 +150,6 @@ class Pipeline:
             self.rooms.catalogue.record_failed(row.name, row.number, error)
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
-
-
-def _prune(adapter: Adapter, verdict: Verdict, reference: Reference, policy: Policy) -> Adapter:
-    """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-    left = cut(adapter, verdict)
-    if left.modules and verdict.pruned:
-        # what the operator's cap spared stays above tau and was accepted as such: nothing more may be condemned
-        accepted = replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
-        again = screen(left, reference, accepted)
-        if again.outcome is not Outcome.CLEAN:
-            raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
-    return left
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

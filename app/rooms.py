@@ -19,6 +19,7 @@ class Rooms:
     """Filled in once, by `main`.
 
     parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
+    screen_seconds: the longest one screening may take.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
 
@@ -26,6 +27,7 @@ class Rooms:
     limits: ValidateLimits
     reference: Reference
     policy: Policy
+    screen_seconds: float
     parameters: str
     blobs: BlobStore
     catalogue: Catalogue

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     max_adapter_score: float | None = Field(
         None, allow_inf_nan=False, description="Reject when all kept modules together score more; default: reported"
     )
+    screen_seconds: float = Field(
+        120.0, gt=0, allow_inf_nan=False, description="Longest screening of one adapter, seconds; later it is rejected"
+    )
     max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
 
     # the engine

@@ -1,5 +1,6 @@
 """OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -11,8 +12,8 @@ from app.api.guard import guarded
 from app.errors import REQUEST_TOO_LARGE, Refused
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
-from app.serve.request import MAX_BODY_BYTES
-from app.serve.stream import Stream
+from app.serve.request import MAX_BODY_BYTES, Kind
+from app.serve.stream import CLIENT_GONE, Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -33,13 +34,25 @@ async def model(name: str, ctx: Ctx) -> dict[str, Any]:
 @router.post("/chat/completions")
 async def chat_completions(request: Request, ctx: Ctx) -> Response:
     """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
-    return _response(await ctx.relay.complete("chat", await _body(request)))
+    return await _answer(request, ctx, "chat")
 
 
 @router.post("/completions")
 async def completions(request: Request, ctx: Ctx) -> Response:
     """Plain completion, by the same names."""
-    return _response(await ctx.relay.complete("completions", await _body(request)))
+    return await _answer(request, ctx, "completions")
+
+
+async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
+    """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
+    work = asyncio.ensure_future(ctx.relay.complete(kind, await _body(request)))
+    gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message says that the client left
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return _response(work.result()) if work.done() else Response(status_code=CLIENT_GONE)
+    finally:
+        work.cancel()
+        gone.cancel()
 
 
 async def _body(request: Request) -> bytes:

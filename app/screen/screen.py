@@ -14,7 +14,7 @@ from app.domain.digest import Digest, digest_of
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
-from app.errors import SCREENING_FAILED, UNKNOWN_MODULE, WRONG_SHAPE, Refused, Unavailable
+from app.errors import SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen.decide import Found, decide
 from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share
 from app.screen.manifest import ModuleInfo
@@ -46,8 +46,8 @@ def screen(
     deadline_s: seconds after which no further module is begun (None: no bound); what is under way ends first.
 
     Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, Unavailable BAD_REFERENCE when the reference
-    cannot serve the policy or was changed on disk, Unavailable SCREENING_FAILED past the deadline, ValueError for an
-    adapter without modules.
+    cannot serve the policy or was changed on disk, Refused SCREENING_TIMEOUT past the deadline, ValueError for an adapter
+    without modules.
     """
     (result,) = screen_many([adapter], reference, policy, workers=workers, deadline_s=deadline_s)
     if isinstance(result, Refused):
@@ -77,7 +77,7 @@ def screen_many(
     def measure(modules: Sequence[LoraModule]) -> list[Found]:
         if end is not None and not time.monotonic() < end:
             late = f"screening took longer than {deadline_s:g} s; module {modules[0].name} unseen"
-            raise Unavailable(SCREENING_FAILED, late)
+            raise Refused(SCREENING_TIMEOUT, late)
         return _measure(modules, reference, policy)
 
     refused = [_misfit(adapter, reference) for adapter in adapters]

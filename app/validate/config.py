@@ -71,6 +71,11 @@ def _null_or_empty(field: str, value: Any) -> None:
         raise _off(field, "only null or {} is taken")
 
 
+def _null_or_no_item(field: str, value: Any) -> None:
+    if value is not None and value != []:
+        raise _off(field, "only null or [] is taken")
+
+
 def _boolean(field: str, value: Any) -> None:
     if type(value) is not bool:
         raise _wrong(field, "true or false")
@@ -186,7 +191,7 @@ _FIELDS: Final[dict[str, Check]] = {
     "ensure_weight_tying": _false,
     "modules_to_save": _null,
     "trainable_token_indices": _null,
-    "target_parameters": _null,
+    "target_parameters": _null_or_no_item,  # PEFT writes [] for mixtures of experts
     "layer_replication": _null,
     "alora_invocation_tokens": _null,
     "auto_mapping": _null,

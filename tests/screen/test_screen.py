@@ -12,7 +12,7 @@ from app.domain.policy import Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, Outcome, Reason, Verdict
 from app.errors import (
     BAD_REFERENCE,
-    SCREENING_FAILED,
+    SCREENING_TIMEOUT,
     UNKNOWN_MODULE,
     WRONG_SHAPE,
     GatewayError,
@@ -279,14 +279,14 @@ def test_harm_spread_thinly_over_every_module_is_seen_by_the_budgets(reference: 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_past_the_deadline_nothing_is_screened(reference: Reference, workers: int) -> None:
-    with pytest.raises(Unavailable, match="longer than 0 s") as caught:
+    with pytest.raises(Refused, match="longer than 0 s") as caught:
         screen(random_adapter(reference), reference, POLICY, workers=workers, deadline_s=0.0)
-    assert caught.value.code is SCREENING_FAILED
+    assert caught.value.code is SCREENING_TIMEOUT
     assert screen(random_adapter(reference), reference, POLICY, workers=workers, deadline_s=60.0).modules
 
 
 def test_a_deadline_that_is_no_number_is_past(reference: Reference) -> None:
-    with pytest.raises(Unavailable):
+    with pytest.raises(Refused):
         screen(random_adapter(reference), reference, POLICY, deadline_s=float("nan"))
 
 

@@ -1,0 +1,39 @@
+"""python -m app bench …"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
+
+
+@bench.callback()
+def _group() -> None:
+    """Keeps `screening` a command of its own while it is the only one."""
+
+
+@bench.command("screening")
+def bench_screening(
+    quick: Annotated[bool, typer.Option(help="An eighth of the modules")] = False,
+    directory: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="For the references, 3 GB, removed afterwards")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file")] = None,
+) -> None:
+    """Time screening at Llama-2-7B size against the floor of memory and the published algorithms. A few minutes."""
+    from app.bench.report import result_json, tables
+    from app.bench.screening import Options, run
+
+    options = Options.quick(directory) if quick else Options(directory=directory)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        result = run(options, lambda what, share: bar.update(task, description=what, completed=share))
+    Console().print(tables(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
