@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
 from app.domain.lora import ServingDtype, TargetModel
 from app.main import House, build_app, open_house
@@ -23,8 +24,9 @@ SERVED = "served"
 
 @dataclass(frozen=True)
 class Running:
-    """A gateway under test: its client (with the key), its simulated engine, its rooms and directories."""
+    """A gateway under test: its application and client (with the key), its simulated engine, its rooms and directories."""
 
+    app: FastAPI
     http: httpx.AsyncClient
     simulator: Simulator
     house: House
@@ -71,7 +73,7 @@ async def open_gateway(tiny_reference_dir: Path, tmp_path: Path) -> AsyncIterato
                 transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}"}
             )
             await stack.enter_async_context(client)
-            yield Running(client, simulator, house, tmp_path / "data")
+            yield Running(app, client, simulator, house, tmp_path / "data")
 
     await simulator.start()
     yield running
