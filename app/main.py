@@ -29,6 +29,7 @@ from app.pipeline import Pipeline, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
 from app.screen.reference import Reference, check_policy, open_reference
+from app.screen.warm import warm
 from app.serve.relay import Relay
 from app.serve.routes import Routes
 from app.settings import MIB, Settings
@@ -109,6 +110,7 @@ async def _start(house: House) -> None:
         except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
             event("engine_missing", logging.ERROR, why=error.message)
     house.reconciler.start()
+    await asyncio.to_thread(warm)  # compiles the kernels while the engine starts, so that no upload waits for it
 
 
 async def _stop(house: House) -> None:

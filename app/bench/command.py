@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+TABLE_WIDTH: Final = 100
+"""Characters the widest table needs; a pipe or log is otherwise taken to be 80 wide."""
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
 
@@ -34,6 +37,6 @@ def bench_screening(
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         result = run(options, lambda what, share: bar.update(task, description=what, completed=share))
-    Console().print(tables(result))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")

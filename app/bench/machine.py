@@ -100,7 +100,8 @@ def multiply_rate() -> float | None:
             return time.perf_counter() - begun
 
         once()
-        return cores * CACHED_TURNS * rows * width * tile / min(once() for _ in range(REPEATS))
+        best = min(once() for _ in range(REPEATS))
+    return float(cores * CACHED_TURNS * rows * width * tile) / best
 
 
 def bytes_from_disk() -> int:

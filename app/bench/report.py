@@ -52,24 +52,22 @@ def _machine(result: Result) -> Table:
     table.add_row("reference, q and v", f"{size:.2f} GB with V in bfloat16, {compact:.0f} MB compact")
     table.add_row("peak extra memory", f"{result.peak_extra_mib:.0f} MiB (anonymous, sampled)")
     table.add_row("compiling, once", f"{result.warm_up_seconds:.1f} s")
-    note = "" if result.others < BUSY else "; times by the clock are longer for it"
+    note = "" if result.others < BUSY else ": times by the clock suffer"
     table.add_row("other processes", f"took {result.others:.0%} of the cores{note}")
     return table
 
 
 def _screenings(result: Result) -> Table:
-    table = Table(title="One adapter", pad_edge=False, title_justify="left")
+    table = Table(title="One adapter, milliseconds", pad_edge=False, title_justify="left")
     for column in ("", "modules", "rank", "adapter", "module", "cores", "floor", "ratio", "products"):
-        table.add_column(column, justify="left" if column == "" else "right")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for t in result.timings:
-        floor = "–" if t.floor_seconds is None else f"{t.floor_seconds * 1e3:.0f} ms"
+        floor = "–" if t.floor_seconds is None else f"{t.floor_seconds * 1e3:.0f}"
         ratio = "–" if t.ratio is None else f"{t.ratio:.1f}"
-        products = "–" if t.arithmetic_seconds is None else f"{t.arithmetic_seconds * 1e3:.0f} ms"
-        per = f"{t.seconds / t.modules * 1e3:.2f} ms"
-        cpu = f"{t.cpu_seconds / t.modules * 1e3:.2f} ms"
-        table.add_row(
-            t.what, str(t.modules), str(t.rank), f"{t.seconds * 1e3:.0f} ms", per, cpu, floor, ratio, products
-        )
+        products = "–" if t.arithmetic_seconds is None else f"{t.arithmetic_seconds * 1e3:.0f}"
+        per = f"{t.seconds / t.modules * 1e3:.2f}"
+        cpu = f"{t.cpu_seconds / t.modules * 1e3:.2f}"
+        table.add_row(t.what, str(t.modules), str(t.rank), f"{t.seconds * 1e3:.0f}", per, cpu, floor, ratio, products)
     disk = sum(t.disk_bytes for t in result.timings) / 1e9
     table.caption_justify = "left"
     table.caption = (
