@@ -28,7 +28,12 @@ UPLOAD_TIMEOUT_S = 900.0
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Screens LoRA adapters in front of vLLM.")
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Screens LoRA adapters in front of vLLM.",
+)
 reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
 adapters = typer.Typer(no_args_is_help=True, help="Push, list, show and remove adapters of a running gateway.")
 cli.add_typer(reference, name="reference")
@@ -47,6 +52,8 @@ def main() -> None:
         cli()
     except GatewayError as error:
         _fail(f"{error.message}\n{error.code.hint}")
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except httpx.TransportError as error:
         _fail(f"cannot reach the gateway: {error}")
 
@@ -75,9 +82,17 @@ def serve(
                 _fail("the demo runs open, so it listens on loopback only")
         settings = Settings(**given)
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        _fail("\n".join(lines), 2)
+        _fail("\n".join(map(_setting_at_fault, error.errors())), 2)
     run(settings)
+
+
+def _setting_at_fault(error: Any) -> str:
+    """One of pydantic's errors in the words of the command line."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    said = {"missing": "must be set", "extra_forbidden": "no such setting"}.get(error["type"], error["msg"])
+    return f"--{name.replace('_', '-')} (GATEWAY_{name.upper()}): {said}"
 
 
 def _flags(args: list[str]) -> dict[str, Any]:

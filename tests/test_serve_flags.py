@@ -1,5 +1,8 @@
 """`serve`'s flags are the settings, and nothing else."""
 
+import subprocess
+import sys
+
 import pytest
 
 from app.cli import _flags
@@ -31,3 +34,31 @@ def test_a_stray_word_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_served_name_is_the_last_part_of_the_model() -> None:
     for model in ("org/model-7b", "/models/model-7b", "/models/model-7b/"):
         assert Settings(**_flags(["--model", model, "--reference", "r", "--open"])).served_name == "model-7b"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "--model (GATEWAY_MODEL): must be set"),
+        (["--model", "m", "--reference", "r"], "set GATEWAY_API_KEYS (or --api-keys)"),
+        (["--model", "m", "--reference", "r", "--banana", "1"], "--banana (GATEWAY_BANANA): no such setting"),
+        (["--demo", "--host", "0.0.0.0"], "loopback only"),
+        (["--model", "m", "--reference", "/nowhere", "--open"], "/nowhere/reference.json"),
+    ],
+    ids=str,
+)
+def test_serve_says_what_is_wrong_in_one_line_and_no_traceback(args: list[str], said: str) -> None:
+    ran = subprocess.run([sys.executable, "-m", "app", "serve", *args], capture_output=True, text=True, timeout=60)
+    assert ran.returncode in (1, 2)
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_client_without_files_or_gateway_is_told_so() -> None:
+    for args in (["push", "x", "/nowhere"], ["list", "--url", "http://127.0.0.1:1"]):
+        ran = subprocess.run(
+            [sys.executable, "-m", "app", "adapters", *args], capture_output=True, text=True, timeout=60
+        )
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("error: ")
+        assert "Traceback" not in ran.stderr
