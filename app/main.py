@@ -187,7 +187,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:
     pinned = Digest(settings.reference_digest) if settings.reference_digest else None
-    reference = open_reference(settings.reference, pinned)
+    reference = open_reference(settings.reference, pinned, device=settings.screen_device)
     check_policy(reference, settings.policy)
     policy = settings.policy
     shown = {"reference": reference.digest.short, "comparison": policy.comparison.value, "tau": f"{policy.tau:g}"}

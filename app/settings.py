@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     max_adapter_score: float | None = Field(
         None, allow_inf_nan=False, description="Reject when all kept modules together score more; default: reported"
     )
+    screen_device: str = Field("cpu", description="Where V is kept and multiplied (cuda: untested, no GPU was at hand)")
     screen_seconds: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="Longest screening of one adapter, seconds; later it is rejected"
     )

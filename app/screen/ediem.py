@@ -92,11 +92,11 @@ def against_v(update: Update, v: Tensor, info: ModuleInfo) -> AgainstV:
 def against_v_together(updates: Sequence[Update], v: Tensor, info: ModuleInfo) -> list[AgainstV]:
     """The same for several updates of one module, V still read twice: their columns stand side by side."""
     sizes = [len(update.s) for update in updates]
-    u, w = (torch.cat([getattr(update, side) for update in updates], 1).float() for side in ("u", "w"))
+    u, w = (torch.cat([getattr(update, side) for update in updates], 1).float().to(v.device) for side in ("u", "w"))
     t, h = both(v, u, w)  # Vᵀ·U (d_in, n) and V·W (d_out, n)
     scale = _power_of_two(t)
     again = right(v, (t / scale).float()).double() * scale  # V·Vᵀ·U (d_out, n)
-    parts = zip(updates, *(torch.split(x, sizes, 1) for x in (t, h.double(), again)), strict=True)
+    parts = zip(updates, *(torch.split(x.cpu(), sizes, 1) for x in (t, h.double(), again)), strict=True)
     return [_against_v(update, info, *products) for update, *products in parts]
 
 

@@ -96,12 +96,18 @@ class Reference:
 
 
 def open_reference(
-    path: Path, pinned: Digest | None, verify_files: bool = True, *, hold_bytes: int = HOLD_BYTES
+    path: Path,
+    pinned: Digest | None,
+    verify_files: bool = True,
+    *,
+    hold_bytes: int = HOLD_BYTES,
+    device: str = "cpu",
 ) -> Reference:
     """Open the reference at `path`.
 
     pinned: the digest it must have, None for any. verify_files: hash every file (about a second per GB). hold_bytes: V is
-    copied into memory when all of it is no larger. Raises Unavailable BAD_REFERENCE, naming the file and what to do.
+    copied into memory when all of it is no larger. device: where V is kept and multiplied, as torch names it; V must fit
+    (a GPU was never at hand: untested on one). Raises Unavailable BAD_REFERENCE, naming the file and what to do.
     """
     data = _read_manifest(path)
     digest = digest_of(data)
@@ -120,13 +126,20 @@ def open_reference(
                 triples[info.name] = _triples(path, info, info.triples, verify=verify_files)
             if info.v is not None:
                 tensors, watch = _load(path, info.v, copy=copy, verify=verify_files)
-                v[info.name] = _shaped(info, tensors, "v", (info.d_out, info.d_in))
+                v[info.name] = _placed(_shaped(info, tensors, "v", (info.d_out, info.d_in)), device)
                 watched += [] if watch is None else [watch]
     except BaseException:
         for watch in watched:
             os.close(watch.fd)
         raise
     return Reference(digest, manifest, _Held(v, triples, tuple(watched)))
+
+
+def _placed(v: Tensor, device: str) -> Tensor:
+    try:
+        return v.to(device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch raises all three for a device that is not there
+        raise fail(f"device {device!r} cannot hold V: {str(error).splitlines()[0]}") from error
 
 
 def check_policy(reference: Reference, policy: Policy) -> None:

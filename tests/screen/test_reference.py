@@ -178,3 +178,13 @@ def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: P
     with pytest.raises(Unavailable, match="looks at 5"):
         check_policy(compact, Policy(top_k=5))
     compact.close()
+
+
+def test_v_may_be_asked_onto_a_device_and_one_that_is_not_there_is_named(tmp_path: Path) -> None:
+    directory = make_reference(tmp_path)
+    here = open_reference(directory, None, device="cpu")
+    assert all(here.v(name).device.type == "cpu" for name in here.modules)  # type: ignore[union-attr]
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(Unavailable, match=device) as caught:
+            open_reference(directory, None, device=device)
+        assert caught.value.code is BAD_REFERENCE
