@@ -25,7 +25,7 @@ from app.load.engine import Engine, HttpEngine
 from app.load.reconcile import Reconciler
 from app.observe.log import configure, event
 from app.observe.metrics import Metrics
-from app.pipeline import Pipeline, publish_noop
+from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
 from app.screen.reference import Reference, check_policy, open_reference
@@ -171,7 +171,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         metrics=metrics,
         noop=noop,
     )
-    publishing = Publishing(rooms)
+    publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
     publishing.open()
     context = Context(
         keys=Keys((key.get_secret_value() for key in settings.api_keys), open_door=settings.open),

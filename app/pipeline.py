@@ -162,6 +162,21 @@ def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blob
     return artefact
 
 
+def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
+    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking."""
+    if row.artefact is None:
+        return None
+    folder = rooms.blobs.path(row.artefact)
+    try:
+        rooms.blobs.verify(row.artefact)
+        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
+            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
+        verdict = screen(adapter, rooms.reference, rooms.policy, deadline_s=rooms.screen_seconds)
+    except (GatewayError, OSError) as error:
+        return str(error)
+    return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"
+
+
 def screen_directory(
     directory: Path, reference_dir: Path, policy: Policy, dtype: ServingDtype, max_rank: int = MAX_RANK
 ) -> Verdict:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -35,8 +35,11 @@ def noop_engine_name(digest: Digest) -> str:
 class Publishing:
     """Everything that changes what a name means goes through here."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: Rooms, why_not: Callable[[VersionRow], str | None]) -> None:
+        """why_not: what the policy in force has against a stored version's artefact, None when it passes. Blocking."""
         self._rooms = rooms
+        self._why_not = why_not
+        self._withheld: Mapping[tuple[str, int], str] = {}
         self._desired: Mapping[str, Path] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -52,8 +55,13 @@ class Publishing:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
         swept = self._collect_garbage()
+        self._withheld = self._measure_again()
         self._follow()
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load), swept=swept)
+
+    def withheld(self, row: VersionRow) -> str | None:
+        """Why a published version is not served under the policy in force; None when it is."""
+        return self._withheld.get((str(row.name), row.number))
 
     async def load(self, row: VersionRow) -> VersionRow:
         """Bring a stored version into the engine and publish it; leave it `stored` while the engine is away.
@@ -73,7 +81,8 @@ class Publishing:
     async def settle(self) -> None:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
-            if row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name):
+            loaded = row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name)
+            if loaded and not self.withheld(row):
                 await self._publish(row)
 
     async def refresh(self) -> None:
@@ -114,9 +123,21 @@ class Publishing:
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
 
+    def _measure_again(self) -> Mapping[tuple[str, int], str]:
+        """What was screened under another policy or reference is measured again before it is served."""
+        catalogue, found = self._rooms.catalogue, {}
+        for row in (*catalogue.served(), *catalogue.pending()):
+            if row.parameters != self._rooms.parameters and not row.emptied:
+                why = self._why_not(row)
+                if why is not None:
+                    found[str(row.name), row.number] = why
+                    event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
+        return found
+
     def _follow(self) -> None:
         r = self._rooms
-        served, waiting = r.catalogue.served(), r.catalogue.pending()
+        served = tuple(row for row in r.catalogue.served() if not self.withheld(row))
+        waiting = tuple(row for row in r.catalogue.pending() if not self.withheld(row))
         held = [row for row in (*served, *waiting) if row.engine_name and row.artefact]
         desired = {str(row.engine_name): r.blobs.path(row.artefact) for row in held if row.artefact}
         if r.noop is not None:

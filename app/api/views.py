@@ -41,7 +41,8 @@ def adapter_view(row: AdapterRow, versions: tuple[VersionRow, ...]) -> dict[str,
 def one_version(pipeline: Pipeline, name: str, number: int) -> dict[str, Any]:
     """A version with its report. Blocking. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
     catalogue = pipeline.rooms.catalogue
-    return version_view(catalogue.version(name, number), catalogue.report(name, number))
+    row = catalogue.version(name, number)
+    return version_view(row, catalogue.report(name, number)) | {"withheld": pipeline.publishing.withheld(row)}
 
 
 def one_adapter(pipeline: Pipeline, name: str) -> dict[str, Any]:

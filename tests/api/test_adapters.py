@@ -183,3 +183,30 @@ async def test_a_cap_cuts_the_worst_and_serves_the_rest_where_the_operator_says_
     async with open_gateway(tau=-1e6, max_pruned=3, max_pruned_share=1.0) as running:
         answer = await running.http.post("/adapters", files=form("uncapped"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "rejected")
+
+
+async def test_what_does_not_pass_the_policy_in_force_is_withheld_and_served_again_when_it_passes(
+    open_gateway: OpenHouse,
+) -> None:
+    async with open_gateway() as running:
+        version = (await running.http.post("/adapters", files=form("first"))).json()
+        assert version["withheld"] is None
+        simulator = running.simulator
+    worst = max(m["scores"]["input"] for m in version["report"]["verdict"]["modules"])
+    simulator.loaded.clear()
+    async with open_gateway(tau=worst - 0.001) as stricter:
+        await asyncio.sleep(0.2)
+        assert simulator.loaded == {}
+        assert (await chat(stricter, "first"))[0] == 404
+        shown = (await stricter.http.get("/adapters/first/versions/1")).json()
+        assert "policy in force" in shown["withheld"]
+        again = await stricter.http.post("/adapters", files=form("first"))  # other policy: measured anew
+        assert (again.status_code, again.json()["version"], again.json()["outcome"]) == (201, 2, "pruned")
+        assert (await chat(stricter, "first"))[0] == 200
+    simulator.loaded.clear()
+    async with open_gateway() as running:
+        for _ in range(200):
+            if (await chat(running, "first@1"))[0] == 200:
+                break
+            await asyncio.sleep(0.02)
+        assert (await chat(running, "first@1"))[0] == 200
