@@ -93,6 +93,7 @@ def build_app(house: House) -> FastAPI:
         docs_url="/docs" if open_door else None,  # a browser sends no key
         redoc_url=None,
         openapi_url="/openapi.json" if open_door else None,
+        redirect_slashes=False,  # a redirect would echo the caller's Host, before any key is asked for
     )
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
@@ -255,17 +256,19 @@ def _readiness(
         """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
         up = reconciler.engine_up and await engine.healthy()
         return {
-            "reference": await asyncio.to_thread(_wrong_with, reference.check_unchanged),
-            "store": await asyncio.to_thread(_wrong_with, blobs.check_writable),
+            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
+            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
             "engine": None if up else "starting or away",
         }
 
     return readiness
 
 
-def _wrong_with(check: Callable[[], None]) -> str | None:
+def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
+    """For everybody's eyes, so without the message, which may name a path."""
     try:
         check()
     except GatewayError as error:
-        return error.message
+        event("not_ready", logging.WARNING, part=part, why=error.message)
+        return "not in order; the log says why"
     return None

@@ -24,7 +24,7 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.lifecycle import State
+from app.lifecycle import IN_FLIGHT, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
 from app.prune.cut import cut
@@ -42,12 +42,18 @@ MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
 
 
+ORPHAN_LOOKS: Final = 10
+ORPHAN_LOOK_S: Final = 0.1
+"""Looks, and seconds between them, before a version in flight that nobody works on is given up."""
+
+
 class Pipeline:
     """Uploads in, served versions out. Everything that blocks runs in threads; chat never waits for it."""
 
     def __init__(self, rooms: Rooms, publishing: Publishing) -> None:
         self.rooms = rooms
         self.publishing = publishing
+        self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
     async def register(self, upload: SealedUpload, *, wait: bool) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new).
@@ -58,16 +64,42 @@ class Pipeline:
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
         row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
-        if not created and row.state is State.REJECTED:  # a refusal is no version to give back: measure again
+        if not created:
+            row = await self._when_done(row)
+        if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
             row = await asyncio.to_thread(r.catalogue.begin_version, name, upload.received, r.parameters)
             created = True
-        if not created:
-            r.metrics.uploads.labels("known").inc()
-        else:
-            row = await asyncio.to_thread(self._sanitise, row, upload)
+        if created:
+            row = await self._work(row, upload)
             r.metrics.uploads.labels(str(row.outcome)).inc()
             await self.publishing.refresh()
-        return (await self.publishing.load(row) if wait else row), created
+        else:
+            await asyncio.to_thread(upload.close)
+            r.metrics.uploads.labels("known").inc()
+        at_once = wait or row.emptied  # an emptied version waits for no engine
+        return (await self.publishing.load(row) if at_once else row), created
+
+    async def _work(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+        """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it."""
+        at = (str(row.name), row.number)
+        work = asyncio.ensure_future(asyncio.to_thread(self._sanitise, row, upload))
+        self._working[at] = work
+        work.add_done_callback(lambda _: self._working.pop(at, None))
+        return await asyncio.shield(work)
+
+    async def _when_done(self, row: VersionRow) -> VersionRow:
+        """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
+        at, catalogue = (str(row.name), row.number), self.rooms.catalogue
+        for _ in range(ORPHAN_LOOKS):
+            if row.state not in IN_FLIGHT:
+                return row
+            if at in self._working:
+                await asyncio.wait({self._working[at]})
+            else:
+                await asyncio.sleep(ORPHAN_LOOK_S)  # its upload may not have got round to it yet
+            row = await asyncio.to_thread(catalogue.version, row.name, row.number)
+        left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
+        return await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left)
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
@@ -124,9 +156,7 @@ class Pipeline:
         """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
         left, policy = cut(adapter, verdict), self.rooms.policy
         if left.modules and verdict.pruned:
-            # what the operator's cap spared stays above tau and was accepted as such: nothing more may be condemned
-            accepted = replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
-            again = self._screen(left, accepted)
+            again = self._screen(left, _accepting(policy))
             if again.outcome is not Outcome.CLEAN:
                 raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
         return left
@@ -152,6 +182,11 @@ class Pipeline:
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
 
+def _accepting(policy: Policy) -> Policy:
+    """For what pruning left: what the operator's cap spared stays above tau and was accepted as such."""
+    return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
+
+
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:
     """Store the zero adapter. It goes the way of every other: screened, stamped, canonical, stored."""
     nothing = digest_of(b"")
@@ -171,7 +206,7 @@ def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
         rooms.blobs.verify(row.artefact)
         with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
-        verdict = screen(adapter, rooms.reference, rooms.policy, deadline_s=rooms.screen_seconds)
+        verdict = screen(adapter, rooms.reference, _accepting(rooms.policy), deadline_s=rooms.screen_seconds)
     except (GatewayError, OSError) as error:
         return str(error)
     return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

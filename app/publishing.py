@@ -1,14 +1,16 @@
 """Makes what is served follow the catalogue: routes, the engine's desired set, the per-adapter gauges."""
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from app.domain.digest import Digest
 from app.domain.names import AdapterName, engine_name
-from app.errors import LOAD_FAILED, GatewayError, Refused, Stage, Unavailable
+from app.errors import LOAD_FAILED, RESERVED_NAME, VERSION_NOT_READY, GatewayError, Refused, Stage, Unavailable
 from app.lifecycle import State
 from app.observe.log import event
 from app.rooms import Rooms
@@ -42,6 +44,9 @@ class Publishing:
         self._withheld: Mapping[tuple[str, int], str] = {}
         self._desired: Mapping[str, Path] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._following = (
+            threading.Lock()
+        )  # of threads: holds through a cancellation, and an older read never comes last
 
     def desired(self) -> Mapping[str, Path]:
         """Engine name → artefact directory of all that the engine should hold."""
@@ -50,6 +55,9 @@ class Publishing:
     def open(self) -> None:
         """At start, blocking, before uploads and engine: recover what a stop interrupted, sweep, set the desired state."""
         catalogue = self._rooms.catalogue
+        if (namesake := AdapterName(self._rooms.target.name).key) in {row.name.key for row in catalogue.adapters()}:
+            why = f"adapter {namesake!r} has the served model's name: one of them must be called otherwise"
+            raise Refused(RESERVED_NAME, why)
         recovered = catalogue.recover()
         for row in recovered.to_load:
             if row.emptied:  # waits for no engine
@@ -80,10 +88,15 @@ class Publishing:
 
     async def settle(self) -> None:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
+        reconciler = self._rooms.reconciler
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
-            loaded = row.engine_name is None or self._rooms.reconciler.is_loaded(row.engine_name)
-            if loaded and not self.withheld(row):
-                await self._publish(row)
+            if self.withheld(row):
+                continue
+            with contextlib.suppress(Refused):  # deleted meanwhile, or refused by the engine and recorded as such
+                if row.engine_name is None or reconciler.is_loaded(row.engine_name):
+                    await self._publish(row)
+                elif row.engine_name in reconciler.failures:
+                    await self.load(row)
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -92,7 +105,7 @@ class Publishing:
 
     async def rollback(self, name: str, to: int | None) -> VersionRow:
         """Point a name to an earlier version."""
-        row = await asyncio.to_thread(self._rooms.catalogue.rollback, name, to)
+        row = await asyncio.to_thread(self._roll_back, name, to)
         await self.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
@@ -101,9 +114,20 @@ class Publishing:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
         rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
         await self.refresh()
+        self._rooms.metrics.forget(name)
         event("deleted", adapter=name, versions=len(rows))
 
     # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _roll_back(self, name: str, to: int | None) -> VersionRow:
+        catalogue = self._rooms.catalogue
+        active = catalogue.adapter(name).active or 0
+        earlier = [row for row in catalogue.versions(name) if row.state is State.RETIRED and row.number < active]
+        if to is None:
+            to = max((row.number for row in earlier if not self.withheld(row)), default=None)
+        elif why := self.withheld(catalogue.version(name, to)):
+            raise Refused(VERSION_NOT_READY, f"{name} version {to} is withheld: {why}", param="to")
+        return catalogue.rollback(name, to)
 
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         if error.code is not LOAD_FAILED:
@@ -135,9 +159,14 @@ class Publishing:
         return found
 
     def _follow(self) -> None:
+        with self._following:
+            self._follow_alone()
+
+    def _follow_alone(self) -> None:
         r = self._rooms
-        served = tuple(row for row in r.catalogue.served() if not self.withheld(row))
+        # waiting first: what is published between the two reads is then in both, never in neither
         waiting = tuple(row for row in r.catalogue.pending() if not self.withheld(row))
+        served = tuple(row for row in r.catalogue.served() if not self.withheld(row))
         held = [row for row in (*served, *waiting) if row.engine_name and row.artefact]
         desired = {str(row.engine_name): r.blobs.path(row.artefact) for row in held if row.artefact}
         if r.noop is not None:

@@ -1,9 +1,9 @@
 """POST /adapters and what is asked about adapters afterwards."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.context import Context, context
@@ -16,6 +16,11 @@ from app.upload.receive import SealedUpload
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
+
+MAX_NUMBER: Final = 999_999_999
+"""The largest version number that `name@number` can ask for."""
+
+Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
 UPLOAD_BODY = {
     "requestBody": {
@@ -66,7 +71,10 @@ async def upload(
 async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
     """Measure an adapter and keep nothing: the report alone, also when it would be rejected."""
     with await _receive(request, ctx) as sealed:
-        verdict = await asyncio.to_thread(ctx.pipeline.measure, sealed)
+        try:
+            verdict = await asyncio.to_thread(ctx.pipeline.measure, sealed)
+        finally:
+            await asyncio.to_thread(sealed.close)  # freeing gigabytes takes time
         return {"received": received_json(sealed.received), "verdict": verdict_json(verdict)}
 
 
@@ -83,13 +91,13 @@ async def adapter(name: str, ctx: Ctx) -> dict[str, Any]:
 
 
 @router.get("/adapters/{name}/versions/{number}")
-async def version(name: str, number: int, ctx: Ctx) -> dict[str, Any]:
+async def version(name: str, number: Number, ctx: Ctx) -> dict[str, Any]:
     """One version with its report: every module's score and what became of it."""
     return await asyncio.to_thread(one_version, ctx.pipeline, name, number)
 
 
 @router.post("/adapters/{name}/rollback")
-async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
+async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
     """Point the name to an earlier version: `to`, or the one before the active."""
     row = await ctx.pipeline.publishing.rollback(name, to)
     return await asyncio.to_thread(one_version, ctx.pipeline, name, row.number)

@@ -15,6 +15,7 @@ from app.errors import (
     INTERNAL,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    REQUEST_TOO_LARGE,
     Code,
     GatewayError,
     Refused,
@@ -46,7 +47,7 @@ def envelope(error: GatewayError) -> dict[str, object]:
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
     """The response for one error; `extra` adds top-level fields such as the version's report."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code.retryable else {}
-    if error.code.stage in BODY_UNREAD:
+    if error.code.stage in BODY_UNREAD or error.code is REQUEST_TOO_LARGE:
         headers["Connection"] = "close"
     if error.code.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -1,21 +1,25 @@
 """OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.api.context import Context, context
 from app.api.guard import guarded
-from app.errors import REQUEST_TOO_LARGE, Refused
+from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
 from app.serve.request import MAX_BODY_BYTES, Kind
 from app.serve.stream import CLIENT_GONE, Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
+BODY_S: Final = 60.0
+"""Seconds a request's body may take to arrive: 4 MiB at half a megabit."""
+
 Ctx = Annotated[Context, Depends(context)]
 
 
@@ -58,11 +62,17 @@ async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
 async def _body(request: Request) -> bytes:
     """The body, never more than the cap in memory."""
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise Refused(REQUEST_TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise Refused(REQUEST_TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
+                chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise Refused(UPLOAD_INCOMPLETE, "the client left before its request ended") from error
+    except TimeoutError as error:
+        raise Refused(UPLOAD_TIMEOUT, f"the request did not arrive within {BODY_S:.0f} s") from error
     return b"".join(chunks)
 
 

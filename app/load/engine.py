@@ -136,7 +136,8 @@ class HttpEngine:
         if status >= 500 and not await self.healthy():  # a dead core answers 500 too: not the adapter's fault
             raise Unavailable(ENGINE_UNAVAILABLE, f"the engine broke down while loading {name}")
         said = words(body) if status != 200 else "it answered 200 but does not list the adapter"
-        raise Unavailable(LOAD_FAILED, f"{name}: {said}")
+        said = said.replace(str(path), "its artefact").replace(name, "it")  # neither is the uploader's to know
+        raise Unavailable(LOAD_FAILED, said)
 
     async def unload(self, name: str) -> None:
         """See Engine.unload. Believes the list, not the answer."""

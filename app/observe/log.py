@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Final
 
+from app.errors import printable
+
 LOGGER: Final = "gateway"
 FIELDS: Final = "fields"
 """Attribute of a log record that carries the event's structured fields."""
@@ -34,7 +36,7 @@ class Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; an exception's traceback after it."""
-        fields = " ".join(f"{key}={value}" for key, value in getattr(record, FIELDS, {}).items())
+        fields = " ".join(f"{key}={printable(str(value))}" for key, value in getattr(record, FIELDS, {}).items())
         line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

@@ -125,6 +125,11 @@ class Metrics:
         """The first chunk of a stream arrived."""
         self.first_chunk_seconds.labels(target.adapter or SERVED_MODEL).observe(seconds)
 
+    def forget(self, adapter: str) -> None:
+        """Drop the series of an adapter that is gone: names are strangers', and must not pile up."""
+        for metric in (self.requests, self.request_seconds, self.first_chunk_seconds, self.tokens):
+            metric.remove_by_labels({"adapter": adapter})
+
     def exposition(self) -> bytes:
         """Prometheus text format 0.0.4."""
         return generate_latest(self.registry)

@@ -1,6 +1,5 @@
 """What a value from a stranger must be: small checks that combine. Each raises ValueError saying what it wants."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -39,7 +38,7 @@ def number(low: float, high: float) -> Check:
     """A finite number within bounds."""
 
     def check(value: Any) -> None:
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
         need(ok and low <= value <= high, f"must be a number from {low:g} to {high:g}")
 
     return check

@@ -4,6 +4,7 @@ The engine's answer is believed when it is JSON, finite, and labelled with the e
 a 502, or an error event in the middle of a stream. Nothing is retried: a request that reached the engine may have run.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
-from app.serve.stream import Stream
+from app.serve.stream import CLIENT_GONE, Stream, usage_of
 
 PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """The only paths of the engine a request can reach; never built from anything a stranger sent."""
@@ -101,6 +102,9 @@ class Relay:
         except GatewayError as error:
             self._hooks.answered(target, error.code.status, time.monotonic() - began, None)
             raise
+        except asyncio.CancelledError:
+            self._hooks.answered(target, CLIENT_GONE, time.monotonic() - began, None)
+            raise
         finally:
             if not streaming:
                 self._routes.land(target.engine_name)
@@ -124,10 +128,10 @@ class Relay:
             response.close()
         try:
             said = strict_json(answer)
+            body = relabel(answer, said, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
-        body = relabel(answer, said, target)
-        self._hooks.answered(target, 200, time.monotonic() - began, said.get("usage"))
+        self._hooks.answered(target, 200, time.monotonic() - began, usage_of(said))
         return Answer(200, JSON_TYPE, body, target)
 
     async def _refusal(self, response: EngineResponse, target: Target) -> GatewayError:

@@ -19,6 +19,12 @@ CLIENT_GONE: Final = 499
 _DONE_DATA: Final = b"[DONE]"
 
 
+def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The engine's token counts, where it said any that can be read."""
+    usage = said.get("usage")
+    return usage if isinstance(usage, Mapping) else None
+
+
 class Stream(AsyncIterator[bytes]):
     """Iterates over bytes to send: whole events, several at once where they arrived together.
 
@@ -108,7 +114,7 @@ class Stream(AsyncIterator[bytes]):
         said = strict_json(data)
         if "error" in said:
             raise _mid_stream(said["error"], self._target)
-        if (usage := said.get("usage")) is not None:
+        if (usage := usage_of(said)) is not None:
             self._usage = usage
         return event_of(relabel(data, said, self._target))
 

@@ -142,7 +142,8 @@ class Catalogue(CatalogueReader):
     def rollback(self, name: Name, to: int | None = None) -> VersionRow:
         """Point the name to a retired version; None: the latest before the active one.
 
-        Raises Refused VERSION_NOT_READY when there is none, or when `to` was never published.
+        Versions that still wait for the engine are retired: who goes back does not want them to come after all. Raises
+        Refused VERSION_NOT_READY when there is none, or when `to` was never published.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
@@ -151,6 +152,9 @@ class Catalogue(CatalogueReader):
                 return row
             if row.state is not State.RETIRED:
                 raise _not_ready(row)
+            mine = versions.c.adapter_id == adapter.id
+            for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
+                self._move(connection, waiting, Event.SUPERSEDE)
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:

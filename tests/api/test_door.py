@@ -55,7 +55,8 @@ async def test_readiness_needs_no_key_and_says_what_is_missing(running: Running,
     staging.rename(staging.with_name("gone"))
     status, said = await parts()
     assert status == 503
-    assert "staging" in said["store"]
+    assert "log says why" in said["store"]
+    assert str(running.data) not in str(said)
     staging.with_name("gone").rename(staging)
 
 

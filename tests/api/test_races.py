@@ -1,0 +1,184 @@
+"""What two requests, a full disk or an absent engine at the wrong moment must not do."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from app.errors import NO_SPACE, Refused, Unavailable
+from app.lifecycle import IN_FLIGHT
+from tests.support.house import OpenHouse, Running, form
+
+
+async def chat(running: Running, model: str, **fields: Any) -> int:
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], **fields}
+    return (await running.http.post("/v1/chat/completions", json=body)).status_code
+
+
+async def until(running: Running, model: str, status: int) -> None:
+    async with asyncio.timeout(10):
+        while await chat(running, model) != status:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_slow_look_at_the_catalogue_never_undoes_a_later_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        await running.http.post("/adapters", files=form("stays", seed=seed))
+    await running.http.post("/adapters", files=form("goes", seed=2))
+    catalogue = running.house.context.pipeline.rooms.catalogue
+    read, slow = catalogue.served, threading.Event()
+
+    def served() -> Any:
+        rows = read()
+        if not slow.is_set():  # the first to look is slow to tell
+            slow.set()
+            time.sleep(0.3)
+        return rows
+
+    monkeypatch.setattr(catalogue, "served", served)
+    rolling = asyncio.ensure_future(running.http.post("/adapters/stays/rollback"))
+    await asyncio.to_thread(slow.wait, 5)
+    assert (await running.http.delete("/adapters/goes")).status_code == 204
+    assert (await rolling).status_code == 200
+    assert await chat(running, "goes") == 404
+
+
+async def test_equal_bad_uploads_at_the_same_moment_are_all_refused(open_gateway: OpenHouse) -> None:
+    async with open_gateway(tau=-1e6) as running:
+        answers = await asyncio.gather(*(running.http.post("/adapters", files=form("bad")) for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [422, 422, 422]
+
+
+async def test_equal_good_uploads_at_the_same_moment_are_all_served(running: Running) -> None:
+    answers = await asyncio.gather(*(running.http.post("/adapters", files=form("good")) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+    assert {answer.json()["state"] for answer in answers} == {"ready"}
+
+
+async def test_after_a_full_disk_the_next_upload_of_the_same_bytes_works(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = running.house.context.pipeline.rooms
+
+    def full(*_: object) -> None:
+        raise Unavailable(NO_SPACE, "the disk is full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(rooms.blobs, "put", full)
+        disk.setattr(rooms.catalogue, "record_failed", full)  # the catalogue lies on the same disk
+        assert (await running.http.post("/adapters", files=form("first"))).status_code == 507
+    assert (await running.http.get("/adapters/first")).json()["versions"][0]["state"] in IN_FLIGHT
+    again = await running.http.post("/adapters", files=form("first"))
+    assert (again.status_code, again.json()["version"]) == (201, 2)
+
+
+async def test_stored_and_then_refused_by_the_engine_is_failed_with_its_words(running: Running) -> None:
+    running.simulator.faults["load"] = "500"
+    answer = await running.http.post("/adapters", files=form("first"), params={"wait": "false"})
+    assert answer.status_code == 202
+    async with asyncio.timeout(10):
+        while (await running.http.get("/adapters/first/versions/1")).json()["state"] != "failed":
+            await asyncio.sleep(0.02)
+    error = (await running.http.get("/adapters/first/versions/1")).json()["error"]
+    assert error["code"] == "load_failed"
+    assert str(running.data) not in error["message"]
+    assert "@" not in error["message"]
+
+
+async def test_who_rolls_back_does_not_get_the_waiting_version_after_all(running: Running) -> None:
+    await running.http.post("/adapters", files=form("first"))
+    await running.http.post("/adapters", files=form("first", seed=1))
+    await running.simulator.stop()
+    assert (await running.http.post("/adapters", files=form("first", seed=2))).status_code == 202
+    assert (await running.http.post("/adapters/first/rollback", params={"to": 1})).status_code == 200
+    await running.simulator.start()
+    await until(running, "first@3", 200)  # it is there by its number
+    assert (await running.http.get("/adapters/first")).json()["active_version"] == 1
+
+
+async def test_a_withheld_version_is_no_place_to_go_back_to(open_gateway: OpenHouse) -> None:
+    async with open_gateway() as running:
+        first = (await running.http.post("/adapters", files=form("first"))).json()
+    worst = max(m["scores"]["input"] for m in first["report"]["verdict"]["modules"])
+    async with open_gateway(tau=worst - 0.001) as running:
+        await running.http.post("/adapters", files=form("first"))
+        answer = await running.http.post("/adapters/first/rollback", params={"to": 1})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "version_not_ready")
+        listed = (await running.http.get("/adapters/first")).json()["versions"]
+        assert [(v["version"], v["active"], v["withheld"] is None) for v in listed] == [
+            (2, True, True),
+            (1, False, False),
+        ]
+        assert await chat(running, "first") == 200
+
+
+async def test_a_gateway_whose_model_is_called_like_an_adapter_refuses_to_start(open_gateway: OpenHouse) -> None:
+    async with open_gateway() as running:
+        await running.http.post("/adapters", files=form("first"))
+    with pytest.raises(Refused, match="served model's name"):
+        async with open_gateway(served_model_name="First"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/adapters/first/versions/9223372036854775808", 400),
+        ("/adapters/first/versions/-1", 400),
+        ("/adapters/first/versions/0", 400),
+        ("/adapters/", 404),
+        ("/v1/models/", 404),
+        ("/adapters/%1b%5b2J", 404),
+        ("/adapters/%00", 404),
+        ("/adapters/%f0%9f%92%a9", 404),
+    ],
+)
+async def test_odd_paths_are_refused_in_the_envelope(
+    running: Running, path: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await running.http.post("/adapters", files=form("first"))
+    answer = await running.http.get(path)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["code"]
+    assert "\x1b" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400])
+async def test_numbers_too_large_for_a_float_are_a_bad_request(running: Running, number: str) -> None:
+    await running.http.post("/adapters", files=form("first"))
+    for field in (f'"temperature": {number}', f'"logit_bias": {{"1": {number}}}'):
+        body = '{"model": "first", "messages": [{"role": "user", "content": "x"}], ' + field + "}"
+        answer = await running.http.post("/v1/chat/completions", content=body.encode())
+        assert answer.status_code == 400, answer.text
+
+
+async def test_a_large_hostile_body_does_not_hold_up_the_others(running: Running) -> None:
+    body = b'{"metadata": [' + b"[]," * 1_390_000 + b"[]]}"
+    gaps, last, done = [0.0], time.monotonic(), False
+
+    async def heartbeat() -> None:
+        nonlocal last
+        while not done:
+            await asyncio.sleep(0.005)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    beating = asyncio.ensure_future(heartbeat())
+    answer = await running.http.post("/v1/chat/completions", content=body)
+    done = True
+    await beating
+    assert answer.status_code == 400
+    assert max(gaps) < 1.0  # 1.4 to 2 s before the collector was kept out of it
+
+
+async def test_series_of_deleted_adapters_do_not_pile_up(running: Running) -> None:
+    for i in range(3):
+        await running.http.post("/adapters", files=form(f"passing-{i}"))
+        assert await chat(running, f"passing-{i}") == 200
+        await running.http.delete(f"/adapters/passing-{i}")
+    assert "passing-" not in (await running.http.get("/metrics")).text
