@@ -22,6 +22,7 @@ from app.errors import GatewayError, Unavailable
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine, HttpEngine
+from app.load.fetch import local_model
 from app.load.reconcile import Reconciler
 from app.observe.log import configure, event
 from app.observe.metrics import Metrics
@@ -202,7 +203,7 @@ def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
         key = settings.engine_api_key
         return None, HttpEngine(settings.engine_url, api_key=key.get_secret_value() if key else None)
     spec = EngineSpec(
-        model=settings.model,
+        model=local_model(settings.model),
         served_name=settings.served_name,
         dtype=settings.dtype.value,
         max_loras=settings.max_loras,
