@@ -55,7 +55,6 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 
 # door: before anything is read
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
-FORBIDDEN = _code("forbidden", 403, _D, "This key's role does not allow that; ask the operator for another.")
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
 NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
@@ -130,7 +129,7 @@ INVALID_REQUEST = _code(
 REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
 ENGINE_REFUSED = _code("engine_refused", 400, _R, "The engine did not take the request; its words are in the message.")
 UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try again.", retryable=True)
-INTERNAL = _code("internal_error", 500, _D, "Our fault; the log has the details under the request id.", retryable=True)
+INTERNAL = _code("internal_error", 500, _D, "Our fault; the gateway's log has the details.", retryable=True)
 
 CODES: Final[dict[str, Code]] = dict(_TABLE)
 """The whole table by name; the README's and the metrics' view of it."""
@@ -150,6 +149,18 @@ class GatewayError(Exception):
         self.message = printable(message)
         self.param = None if param is None else printable(param)
         super().__init__(f"{code.name}: {self.message}")
+
+
+TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}
+"""OpenAI's error types by status, where they are not simply the caller's or the server's."""
+
+
+def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
+    """OpenAI's error object, for responses and for streams; the hint follows the message."""
+    status = error.code.status
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    message = f"{error.message.rstrip('.')}. {error.code.hint}"
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code.name}}
 
 
 class Refused(GatewayError):

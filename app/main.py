@@ -33,11 +33,11 @@ from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.warm import warm
 from app.serve.relay import Relay
 from app.serve.routes import Routes
-from app.settings import MIB, Settings
+from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
-from app.upload.limits import UploadLimits
+from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits

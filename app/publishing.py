@@ -79,6 +79,8 @@ class Publishing:
         if row.state is not State.STORED:
             return row
         if row.engine_name is not None:
+            if row.engine_name not in self._desired:  # who waited for another's upload of it may be here first
+                await self.refresh()
             try:
                 with self._rooms.metrics.stage(Stage.LOAD):
                     await self._rooms.reconciler.ensure(row.engine_name)
@@ -130,12 +132,15 @@ class Publishing:
         return catalogue.rollback(name, to)
 
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
-        if error.code is not LOAD_FAILED:
-            event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
-            return row
-        failed = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
-        await self.refresh()
-        raise VersionRefused(error, failed) from error
+        async with self._one_at_a_time:  # several may have waited for the same load
+            now = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
+            if now.state is State.STORED and error.code is LOAD_FAILED:
+                now = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
+                await self.refresh()
+        if now.state is State.FAILED:
+            raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
+        event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
+        return now
 
     async def _publish(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded

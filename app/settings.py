@@ -10,7 +10,6 @@ from app.domain.digest import Digest
 from app.domain.lora import ServingDtype
 from app.domain.policy import Comparison, Policy, Unscorable
 
-MIB = 1 << 20
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.32 takes for --max-lora-rank."""

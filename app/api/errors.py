@@ -20,6 +20,7 @@ from app.errors import (
     GatewayError,
     Refused,
     Stage,
+    envelope,
     printable,
 )
 from app.observe.log import event
@@ -31,17 +32,7 @@ RETRY_AFTER_S: Final = 5
 BODY_UNREAD: Final = frozenset({Stage.DOOR, Stage.UPLOAD})
 """Stages that may refuse before the body was read: the connection is closed, or a stranger could go on sending for ever."""
 
-TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
 _FRAMEWORK: Final[dict[int, Code]] = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
-
-
-def envelope(error: GatewayError) -> dict[str, object]:
-    """OpenAI's error object; the hint follows the message."""
-    status = error.code.status
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    message = f"{error.message.rstrip('.')}. {error.code.hint}"
-    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code.name}}
 
 
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:

@@ -113,8 +113,8 @@ class Reconciler:
     async def ensure(self, name: str) -> None:
         """Have `name` loaded and probed when this returns.
 
-        Raises what `verify` raises, or Unavailable: LOAD_FAILED when the engine refuses these bytes or they are not
-        desired any more, ENGINE_UNAVAILABLE when it is away.
+        Raises what `verify` raises, or Unavailable: LOAD_FAILED when the engine refuses these bytes, ENGINE_UNAVAILABLE
+        when it is away or `name` is not desired now, which says nothing against the bytes.
         """
         async with self._lock(name):
             if name not in self._loaded:
@@ -183,7 +183,7 @@ class Reconciler:
         """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
         path = self._desired().get(name)
         if path is None:
-            raise Unavailable(LOAD_FAILED, f"{name} is not wanted any more")
+            raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")  # says nothing against its bytes
         try:
             await self._check(name, path)
             await self._engine.load(name, path)

@@ -4,8 +4,7 @@ Names are resolved once, at the door; a request keeps the target it was given ho
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -109,15 +108,6 @@ class Routes:
         """Whether the engine answers for `target` now."""
         name = target.engine_name
         return (name == self.model and not self._guarded) or self._loaded(name)
-
-    @contextmanager
-    def flying(self, engine_name: str) -> Iterator[None]:
-        """Count one request on `engine_name` for as long as the block lasts."""
-        self.depart(engine_name)
-        try:
-            yield
-        finally:
-            self.land(engine_name)
 
     def depart(self, engine_name: str) -> None:
         """One more request in flight; `land` must follow."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
-from app.errors import GatewayError
+from app.errors import GatewayError, envelope
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -74,10 +74,7 @@ def dump(value: object) -> bytes:
 
 def error_event(error: GatewayError) -> bytes:
     """An error in the middle of a stream, in OpenAI's envelope: SDKs raise it as they would an error response."""
-    kind = "invalid_request_error" if error.code.status < 500 else "server_error"
-    message = f"{error.message.rstrip('.')}. {error.code.hint}"
-    envelope = {"message": message, "type": kind, "param": error.param, "code": error.code.name}
-    return event_of(dump({"error": envelope}))
+    return event_of(dump(envelope(error)))
 
 
 def _no_constant(word: str) -> NoReturn:

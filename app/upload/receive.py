@@ -27,7 +27,7 @@ FIRST_BATCH_BYTES: Final = 64 * KIB
 refused early."""
 
 BATCH_BYTES: Final = MIB
-"""Bytes collected for one trip to a thread. The trip costs about 0.1 ms; 1 MiB takes 2 to 5 ms to digest and write."""
+"""Bytes collected for one trip to a thread. Much more than the trip costs, little enough to hold."""
 
 
 class Slots:

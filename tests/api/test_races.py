@@ -53,10 +53,27 @@ async def test_equal_bad_uploads_at_the_same_moment_are_all_refused(open_gateway
         assert [answer.status_code for answer in answers] == [422, 422, 422]
 
 
-async def test_equal_good_uploads_at_the_same_moment_are_all_served(running: Running) -> None:
+@pytest.mark.parametrize("late", [0.0, 0.2], ids=["as it comes", "the first one is slow to publish"])
+async def test_equal_good_uploads_at_the_same_moment_are_all_served(
+    running: Running, monkeypatch: pytest.MonkeyPatch, late: float
+) -> None:
+    publishing = running.house.context.pipeline.publishing
+    refresh, slow = publishing.refresh, iter([late])
+
+    async def refresh_late() -> None:
+        await asyncio.sleep(next(slow, 0.0))
+        await refresh()
+
+    monkeypatch.setattr(publishing, "refresh", refresh_late)
     answers = await asyncio.gather(*(running.http.post("/adapters", files=form("good")) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
     assert {answer.json()["state"] for answer in answers} == {"ready"}
+
+
+async def test_equal_uploads_that_the_engine_refuses_are_all_told_so(running: Running) -> None:
+    running.simulator.faults["load"] = "500"
+    answers = await asyncio.gather(*(running.http.post("/adapters", files=form("good")) for _ in range(4)))
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(502, "load_failed")}
 
 
 async def test_after_a_full_disk_the_next_upload_of_the_same_bytes_works(

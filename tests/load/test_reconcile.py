@@ -218,9 +218,9 @@ async def test_ensure_without_an_engine_says_so(house: House, simulator: Simulat
 
 
 async def test_ensure_of_what_was_deleted_meanwhile_is_refused(house: House) -> None:
-    with pytest.raises(Unavailable, match="not wanted any more") as caught:
+    with pytest.raises(Unavailable, match="not wanted now") as caught:
         await house.reconciler.ensure(A)
-    assert caught.value.code is LOAD_FAILED
+    assert caught.value.code is ENGINE_UNAVAILABLE
 
 
 async def test_poke_does_not_wait_for_the_interval(house: House, simulator: Simulator) -> None:
