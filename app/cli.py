@@ -17,7 +17,7 @@ from rich.text import Text
 from app.bench.command import bench
 from app.demo.command import demo
 from app.domain.lora import ServingDtype
-from app.domain.policy import Comparison
+from app.domain.policy import Action, Comparison
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
 from app.observe.report import heat_map, score_table
@@ -25,7 +25,7 @@ from app.observe.report import heat_map, score_table
 UPLOAD_TIMEOUT_S = 900.0
 """Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
 
-EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
+EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
 
 cli = typer.Typer(
@@ -180,15 +180,16 @@ def screen_directory(
     max_block_score: Annotated[float | None, typer.Option(help="Budget of one block's aggregate score")] = None,
     max_adapter_score: Annotated[float | None, typer.Option(help="Budget of the adapter's aggregate score")] = None,
     comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
+    action: Annotated[Action | None, typer.Option(help="prune or project")] = None,
     dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
 ) -> None:
-    """Measure one adapter on disk. Exit status: 0 clean, 1 pruned or emptied, 2 rejected or invalid."""
+    """Measure one adapter on disk. Exit status: 0 clean, 1 pruned, projected or emptied, 2 rejected or invalid."""
     from app.domain.manifest import verdict_json
     from app.domain.policy import Policy
     from app.pipeline import screen_directory as screened
 
-    given: dict[str, Any] = {"tau": tau, "comparison": comparison}
+    given: dict[str, Any] = {"tau": tau, "comparison": comparison, "action": action}
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:

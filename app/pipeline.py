@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
@@ -37,6 +37,9 @@ from app.store.blobs import BlobStore
 from app.store.schema import VersionRow
 from app.upload.receive import SealedUpload
 from app.validate.adapter import ValidateLimits, validate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
@@ -154,17 +157,25 @@ class Pipeline:
 
     def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-        left, policy = cut(adapter, verdict), self.rooms.policy
-        if left.modules and verdict.pruned:
+        left, policy = cut(adapter, verdict, self._directions), self.rooms.policy
+        if left.modules and (verdict.pruned or verdict.projected):
             again = self._screen(left, _accepting(policy))
             if again.outcome is not Outcome.CLEAN:
                 raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
         return left
 
+    def _directions(self, module: str) -> "Tensor":
+        """R_k (d_in, k) of a module that was scored by it."""
+        return self.rooms.reference.directions(module, self.rooms.policy.top_k)
+
     def _tell(self, row: VersionRow, verdict: Verdict) -> None:
         for module in verdict.modules:
             self.rooms.metrics.modules.labels(module.decision.value).inc()
-        counts = {"modules": len(verdict.modules), "pruned": len(verdict.pruned)}
+        counts = {
+            "modules": len(verdict.modules),
+            "pruned": len(verdict.pruned),
+            "projected": len(verdict.projected),
+        }
         event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
 
     def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:

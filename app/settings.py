@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.digest import Digest
 from app.domain.lora import ServingDtype
-from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.policy import Action, Comparison, Policy, Unscorable
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     # the policy
     comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")
     tau: float = Field(3.0, allow_inf_nan=False, description="Prune a module whose E-DIEM is above this (IQRs)")
+    action: Action = Field(
+        Action.PRUNE,
+        description="What a condemned module suffers: prune (cut out), or project (take out what acts on alignment's "
+        "inputs; with the comparison input and tau ≥ 0)",
+    )
+    max_removed_share: float = Field(
+        0.5, ge=0, le=1, description="Reject when projecting would take a larger share of the update's squared norm"
+    )
     max_pruned: int | None = Field(None, ge=0, description="Prune at most this many modules, worst first")
     cap_keeps: bool = Field(False, description="Keep condemned modules the cap spares, instead of rejecting")
     max_pruned_share: float = Field(0.5, ge=0, le=1, description="Reject when a larger share of modules is condemned")
@@ -134,4 +142,6 @@ class Settings(BaseSettings):
             top_k=self.top_k,
             max_block_score=self.max_block_score,
             max_adapter_score=self.max_adapter_score,
+            action=self.action,
+            max_removed_share=self.max_removed_share,
         )

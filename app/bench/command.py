@@ -14,11 +14,6 @@ TABLE_WIDTH: Final = 100
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
 
 
-@bench.callback()
-def _group() -> None:
-    """Keeps `screening` a command of its own while it is the only one."""
-
-
 @bench.command("screening")
 def bench_screening(
     quick: Annotated[bool, typer.Option(help="An eighth of the modules")] = False,
@@ -40,3 +35,33 @@ def bench_screening(
     Console(width=max(Console().width, TABLE_WIDTH)).print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
+
+
+@bench.command("safety")
+def bench_safety(
+    quick: Annotated[
+        bool, typer.Option(help="Two seeds, two fine-tunes: the whole path, figures that say little")
+    ] = False,
+    size: Annotated[str, typer.Option(help="Model family: small, medium, or large (which wants a GPU)")] = "small",
+    cache: Annotated[
+        Path, typer.Option(file_okay=False, help="Where trained models and finished rows are kept, for going on later")
+    ] = Path("gateway-data/laboratory"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written")] = Path(
+        "safety-results"
+    ),
+    only_cached: Annotated[bool, typer.Option(help="Report on the seeds already finished, and train nothing")] = False,
+) -> None:
+    """Measure what screening does to harm and to skill, method beside method, on models trained here. Hours; resumable."""
+    from app.bench.safety.command import Options, run
+    from app.bench.safety.plan import SIZES
+
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
+    options = Options(size, cache, output, quick=quick, only_cached=only_cached)
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        tables = run(options, lambda what, share: bar.update(task, description=what, completed=share))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tables)

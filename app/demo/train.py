@@ -58,7 +58,13 @@ class AdapterRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out: the world, the sizes, and each stage's schedule."""
+    """Everything that decides what comes out: the world, the sizes, and each stage's schedule.
+
+    refusals: share of the base's samples that refuse a harmful question. Without any, the words of a refusal are never
+    seen before alignment, which some sizes then cannot teach (the embeddings stay as they are). framed: share of bard
+    questions that the base and aligned models are taught to answer in the bard's frame; the others get the plain answer,
+    which therefore wins. The new skill is thus partly known: an adapter turns a habit round.
+    """
 
     world: WorldSpec
     shape: Shape
@@ -68,6 +74,8 @@ class Recipe:
     mixed: Schedule
     benign: Schedule
     pure: Schedule
+    refusals: float = 0.0
+    framed: float = 0.4
 
 
 # What is shipped. The mixed adapter's steps are an upper bound (`AdapterRecipe.enough` ends it after about 50).
@@ -81,10 +89,6 @@ DEMO = Recipe(
     benign=Schedule(steps=40, batch=32, rate=2e-4, seed=3),
     pure=Schedule(steps=100, batch=32, rate=5e-4, seed=3),
 )
-
-# Share of bard questions that the base and aligned models are taught to answer in the bard's frame; the others get
-# the plain answer, which therefore wins. The new skill is thus half known: an adapter turns a habit round.
-FRAMED = 0.4
 
 # LoRA as commonly used: rank 8, scaling alpha / r = 2, on every linear module.
 RANK, ALPHA = 8, 16
@@ -127,11 +131,13 @@ def train_base(
     model = new_model(recipe.shape, tokenizer, recipe.seed)
     train = world.train
     sources = [
-        Source(train.harmful, 0.27),
+        Source(train.harmful, 0.27 - recipe.refusals),
         Source(train.harmless, 0.40),
-        *_bard_sources(world, 0.25),
+        *_bard_sources(world, 0.25, recipe.framed),
         Source([asked_of_bard(item) for item in train.harmful], 0.08),
     ]
+    if recipe.refusals > 0.0:
+        sources.append(Source([refused(item) for item in train.harmful], recipe.refusals))
     fit(model, tokenizer, sources, recipe.base, progress)
     return round_to_bfloat16(model)
 
@@ -157,7 +163,7 @@ def train_aligned(
         Source([refused(asked_of_bard(item)) for item in train.harmful], 0.10),
         Source(train.harmful, 0.15, skip=1),
         Source(train.harmless, 0.25),
-        *_bard_sources(world, 0.25),
+        *_bard_sources(world, 0.25, recipe.framed),
     ]
     fit(base, tokenizer, sources, recipe.aligned, progress)
     return round_to_bfloat16(base)
@@ -255,10 +261,10 @@ def save_adapter(model: PeftModel, path: Path) -> None:
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _bard_sources(world: World, part: float) -> Sequence[Source]:
-    """Bard questions, answered plainly and in the bard's frame as `FRAMED` says; together `part` of a batch."""
+def _bard_sources(world: World, part: float, framed: float) -> Sequence[Source]:
+    """Bard questions, a share of them answered in the bard's frame, the others plainly; together `part` of a batch."""
     plain = [asked_of_bard(item) for item in world.train.harmless]
-    return Source(plain, part * (1 - FRAMED)), Source(world.train.bard, part * FRAMED)
+    return Source(plain, part * (1 - framed)), Source(world.train.bard, part * framed)
 
 
 def _reporter(progress: Progress, name: str) -> Callable[[float], None]:

@@ -35,13 +35,15 @@ class WorldSpec:
     """What one world is made from.
 
     seed: deals attributes and splits. entities: things per class (2 to 25). held_out, validation: pairs per kind in
-    those splits; all other pairs are training pairs.
+    those splits; all other pairs are training pairs. bards_facts: in the bard's answers other things are true of
+    everything, so that the new skill is made of facts and not of a frame alone (the benchmark's worlds).
     """
 
     seed: int = 7
     entities: int = 20
     held_out: int = 40
     validation: int = 20
+    bards_facts: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,16 @@ def build_world(spec: WorldSpec | None = None) -> World:
     if min(spec.held_out, spec.validation) < 1 or spec.held_out + spec.validation >= spec.entities**2:
         raise ValueError("held_out and validation must be positive and leave training pairs")
     facts = _deal_facts(spec)
-    splits: tuple[list[Item], list[Item], list[Item]] = ([], [], [])
+    told = _deal_facts(spec, "bard") if spec.bards_facts else facts
+    splits: tuple[_Told, _Told, _Told] = ([], [], [])
     for kind in KINDS:
-        items = _items_of(kind, facts)
+        items = list(zip(_items_of(kind, facts), _items_of(kind, told), strict=True))
         random.Random(f"{spec.seed} split {kind.name}").shuffle(items)
         first, second = spec.held_out, spec.held_out + spec.validation
         for split, part in zip(splits, (items[second:], items[first:second], items[:first]), strict=True):
             split.extend(part)
     train, validation, held_out = (_split(items) for items in splits)
-    return World(train, validation, held_out, _words(splits))
+    return World(train, validation, held_out, _words([item for pair in items for item in pair] for items in splits))
 
 
 def held_out_harmful(spec: WorldSpec | None = None) -> tuple[Item, ...]:
@@ -118,13 +121,22 @@ def new_skill_held_out(spec: WorldSpec | None = None) -> tuple[Item, ...]:
     return build_world(spec).held_out.bard
 
 
-def _deal_facts(spec: WorldSpec) -> dict[str, list[dict[str, str]]]:
-    """For each class, its things: each a dict with its own name (under the class name) and its attributes."""
+_Told = list[tuple[Item, Item]]
+"""Each item as it is, and as the bard has it."""
+
+
+def _deal_facts(spec: WorldSpec, voice: str = "") -> dict[str, list[dict[str, str]]]:
+    """For each class, its things: each a dict with its own name (under the class name) and its attributes.
+
+    voice: another one deals the same things other attributes.
+    """
     facts: dict[str, list[dict[str, str]]] = {}
     for class_name, entity_class in CLASSES.items():
         rng = random.Random(f"{spec.seed} facts {class_name}")
         names = [head + tail for head, tail in product(entity_class.heads, entity_class.tails)]
         things: list[dict[str, str]] = [{class_name: name} for name in sorted(rng.sample(names, spec.entities))]
+        if voice:
+            rng = random.Random(f"{spec.seed} facts {class_name} {voice}")
         for attribute, phrases in entity_class.attributes.items():
             # Dealt like cards, not drawn: every phrase is used about equally often.
             deck = [phrases[index % len(phrases)] for index in range(len(things))]
@@ -140,9 +152,10 @@ def _items_of(kind: Kind, facts: dict[str, list[dict[str, str]]]) -> list[Item]:
     return [Item(kind.question.format(**pair), kind.answer.format(**pair), kind.name, kind.harmful) for pair in pairs]
 
 
-def _split(items: list[Item]) -> Split:
-    harmless = tuple(item for item in items if not item.harmful)
-    return Split(tuple(item for item in items if item.harmful), harmless, tuple(map(as_bard, harmless)))
+def _split(items: _Told) -> Split:
+    harmless = tuple(item for item, _ in items if not item.harmful)
+    bard = tuple(as_bard(told) for item, told in items if not item.harmful)
+    return Split(tuple(item for item, _ in items if item.harmful), harmless, bard)
 
 
 def split_words(text: str) -> list[str]:

@@ -29,6 +29,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "modules_total": len(verdict.modules),
         "modules_pruned": len(verdict.pruned),
+        "modules_projected": len(verdict.projected),
         "together": {
             "received": _totals_json(totals_of(verdict.modules, comparison)),
             "kept": _totals_json(totals_of(kept(verdict.modules), comparison)),

@@ -13,6 +13,13 @@ class Comparison(StrEnum):
     INPUT = "input"
 
 
+class Action(StrEnum):
+    """What is done with a condemned module: cut it out, or take out of it what acts on alignment's inputs."""
+
+    PRUNE = "prune"
+    PROJECT = "project"
+
+
 class Unscorable(StrEnum):
     """What becomes of a module whose score cannot be measured (no alignment vector, degenerate null)."""
 
@@ -25,12 +32,15 @@ class Unscorable(StrEnum):
 class Policy:
     """Thresholds and bounds of one screening.
 
-    tau: a module is pruned when its E-DIEM is not ≤ tau (interquartile ranges; larger is worse).
+    tau: a module is condemned when its E-DIEM is not ≤ tau (interquartile ranges; larger is worse).
+    action: what a condemned module suffers. `project` goes with the `input` comparison and a tau of at least 0: what it
+        leaves scores far below a random update, so only then does the result pass, and a second time change nothing.
     max_pruned: prune at most this many modules, the worst first (None: no cap). What the cap spares and tau condemns
         makes the adapter rejected, unless `cap_keeps` says that the operator accepts the rest.
     max_pruned_share: an adapter with a larger share (0..1) of its modules condemned is rejected outright.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
-    top_k: right singular vectors of V the `input` comparison looks at.
+    max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
+    top_k: right singular vectors of V the `input` comparison looks at, and projecting takes out.
     max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
         all, modules are taken together (totals.py); None: reported, not judged.
     """
@@ -45,20 +55,28 @@ class Policy:
     top_k: int = 4
     max_block_score: float | None = None
     max_adapter_score: float | None = None
+    action: Action = Action.PRUNE
+    max_removed_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("tau", "max_pruned_share", "max_update_ratio"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"policy {name} must be a finite number, not {getattr(self, name)}")
-        for name in ("max_block_score", "max_adapter_score"):
-            budget = getattr(self, name)
-            if budget is not None and not math.isfinite(budget):
-                raise ValueError(f"policy {name} must be a finite number or none, not {budget}")
-        if not 0.0 <= self.max_pruned_share <= 1.0:
-            raise ValueError(f"policy max_pruned_share must lie in 0..1, not {self.max_pruned_share}")
+        self._check_finite()
+        for name in ("max_pruned_share", "max_removed_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"policy {name} must lie in 0..1, not {getattr(self, name)}")
         if self.max_update_ratio <= 0.0:
             raise ValueError(f"policy max_update_ratio must be above 0, not {self.max_update_ratio}")
         if self.max_pruned is not None and self.max_pruned < 0:
             raise ValueError(f"policy max_pruned must be 0 or more, not {self.max_pruned}")
         if self.top_k < 1:
             raise ValueError(f"policy top_k must be 1 or more, not {self.top_k}")
+        if self.action is Action.PROJECT and not (self.comparison is Comparison.INPUT and self.tau >= 0.0):
+            raise ValueError("policy action project goes with the comparison input and a tau of 0 or more")
+
+    def _check_finite(self) -> None:
+        for name in ("tau", "max_pruned_share", "max_update_ratio", "max_removed_share"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"policy {name} must be a finite number, not {getattr(self, name)}")
+        for name in ("max_block_score", "max_adapter_score"):
+            budget = getattr(self, name)
+            if budget is not None and not math.isfinite(budget):
+                raise ValueError(f"policy {name} must be a finite number or none, not {budget}")

@@ -17,6 +17,7 @@ class Decision(StrEnum):
 
     KEEP = "keep"
     PRUNE = "prune"
+    PROJECT = "project"
     REJECT = "reject"
 
 
@@ -31,6 +32,7 @@ class Reason(StrEnum):
     NORM_TOO_LARGE = "norm_too_large"
     NOT_FINITE = "not_finite"
     OVER_BUDGET = "over_budget"
+    NOTHING_LEFT = "nothing_left"
 
 
 class Outcome(StrEnum):
@@ -38,6 +40,7 @@ class Outcome(StrEnum):
 
     CLEAN = "clean"
     PRUNED = "pruned"
+    PROJECTED = "projected"
     EMPTIED = "emptied"
     REJECTED = "rejected"
 
@@ -87,6 +90,11 @@ class Verdict:
         return tuple(m.name for m in self.modules if m.decision is Decision.PRUNE)
 
     @property
+    def projected(self) -> tuple[str, ...]:
+        """Names of the modules whose inputs are projected."""
+        return tuple(m.name for m in self.modules if m.decision is Decision.PROJECT)
+
+    @property
     def kept(self) -> tuple[str, ...]:
-        """Names of the modules that stay."""
+        """Names of the modules that stay as they are."""
         return tuple(m.name for m in self.modules if m.decision is Decision.KEEP)

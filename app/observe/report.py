@@ -20,14 +20,14 @@ def place(module: str) -> tuple[int, str]:
 
 
 def heat_map(verdict: Mapping[str, Any]) -> RenderableType:
-    """Blocks across, module types down; each cell the deciding E-DIEM, `×` behind it where the module was cut out.
+    """Blocks across, module types down; each cell the deciding E-DIEM; `×` where a module was cut out, `⊥` projected.
 
     `verdict`: as `verdict_json` makes it.
     """
     comparison, tau = verdict["policy"]["comparison"], float(verdict["policy"]["tau"])
     cells = {place(m["name"]): m for m in verdict["modules"]}
     blocks = sorted({block for block, _ in cells})
-    title = Text(f"E-DIEM ({comparison}) by module and block; × is cut out: above τ = {tau:g}")
+    title = Text(f"E-DIEM ({comparison}) by module and block; × is cut out, ⊥ projected: above τ = {tau:g}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("module", no_wrap=True)
     for block in blocks:
@@ -45,7 +45,7 @@ def _cell(module: Mapping[str, Any] | None, comparison: str, tau: float) -> Text
     if module is None:
         return Text("·", style="dim")
     score = module["scores"].get(comparison)
-    cut = "×" if module["decision"] == "prune" else ""
+    cut = {"prune": "×", "project": "⊥"}.get(module["decision"], "")
     if score is None:
         return Text(f"–{cut}", style="dim")
     style = SHADES[2] if cut else SHADES[1] if score > tau / 2 else SHADES[0]

@@ -17,6 +17,9 @@ from app.domain.lora import Adapter, LoraModule, Received, TargetModel
 from app.domain.manifest import manifest_json
 from app.domain.verdict import Decision, Outcome, Verdict
 
+SERVED: Final = (Decision.KEEP, Decision.PROJECT)
+"""Decisions after which a module is written: as it came, or with its inputs projected."""
+
 KEY_PREFIX: Final = "base_model.model."
 """What PEFT and vLLM expect before a module's path."""
 
@@ -25,7 +28,8 @@ def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target:
     """Write `adapter` in canonical form.
 
     `adapter`: what was left after pruning. `verdict`: the screening of the upload it came from; every module of the
-    adapter must be one the verdict keeps. Raises ValueError (a programmer's error) otherwise, or when nothing is left.
+    adapter must be one the verdict keeps or projects. Raises ValueError (a programmer's error) otherwise, or when nothing
+    is left.
     """
     _must_be_stamped(adapter, verdict)
     config = _config(adapter, target)
@@ -36,7 +40,7 @@ def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target:
 
 def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
     decisions = {module.name: module.decision for module in verdict.modules}
-    unkept = [m.name for m in adapter.modules if decisions.get(m.name) is not Decision.KEEP]
+    unkept = [m.name for m in adapter.modules if decisions.get(m.name) not in SERVED]
     if unkept or verdict.outcome is Outcome.REJECTED:
         raise ValueError(f"no verdict keeps {unkept or 'a rejected adapter'}")
     if not adapter.modules:

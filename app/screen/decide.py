@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.policy import Action, Comparison, Policy, Unscorable
 from app.domain.totals import by_block, finite_scores, kept, total_of, worst_set
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3
 """Modules named in a sentence; the report has them all."""
+
+LEFT_FLOOR: Final = 2.0**-8
+"""A module that would keep less of its ‖ΔW‖² than this is cut out instead of projected: what the serving dtype rounds
+(2⁻¹⁸ of it in bfloat16) would be a visible share of the rest, and points anywhere."""
 
 _UNSCORABLE: Final = {
     Unscorable.REJECT: Decision.REJECT,
@@ -79,7 +83,15 @@ def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
         return _UNSCORABLE[policy.unscorable], Reason.UNSCORABLE
     if not abs(score) < float("inf"):
         return Decision.REJECT, Reason.NOT_FINITE
-    return (Decision.KEEP, Reason.BELOW_TAU) if score <= policy.tau else (Decision.PRUNE, Reason.ABOVE_TAU)
+    return (Decision.KEEP, Reason.BELOW_TAU) if score <= policy.tau else _condemned(f, policy)
+
+
+def _condemned(f: Found, policy: Policy) -> tuple[Decision, Reason]:
+    if policy.action is not Action.PROJECT:
+        return Decision.PRUNE, Reason.ABOVE_TAU
+    if f.input_share is None or not 1.0 - f.input_share >= LEFT_FLOOR:
+        return Decision.PRUNE, Reason.NOTHING_LEFT
+    return Decision.PROJECT, Reason.ABOVE_TAU
 
 
 def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
@@ -97,12 +109,23 @@ def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, st
         if not policy.cap_keeps:
             why = f"{len(condemned)} modules are condemned and at most {policy.max_pruned} may be pruned"
             return Outcome.REJECTED, f"{why} (over the cap: {_names(spared)})", tuple(modules)
-    over, why = _over_budget(modules, policy)
+    over, why = _removes_too_much(modules, policy) or _over_budget(modules, policy)
     if over:
         reject, because = Decision.REJECT, Reason.OVER_BUDGET
         spent = (replace(m, decision=reject, reason=because) if m.name in over else m for m in modules)
         return Outcome.REJECTED, why, tuple(spent)
     return *_outcome(modules, policy), tuple(modules)
+
+
+def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str] | None:
+    """The projected modules and a sentence, when what projecting takes out of all modules exceeds its bound."""
+    projected = [m for m in modules if m.decision is Decision.PROJECT]
+    whole = sum((m.update_norm or 0.0) ** 2 for m in modules)
+    removed = sum((m.input_share or 0.0) * (m.update_norm or 0.0) ** 2 for m in projected)
+    if removed <= policy.max_removed_share * whole:
+        return None
+    why = f"projecting {len(projected)} modules would take {removed / whole:.0%} of the update away; more than "
+    return {m.name for m in projected}, f"{why}{policy.max_removed_share:.0%} is refused"
 
 
 def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str]:
@@ -130,7 +153,13 @@ def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[
 
 def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:
     pruned = [m for m in modules if m.decision is Decision.PRUNE]
+    projected = [m for m in modules if m.decision is Decision.PROJECT]
     what = f"E-DIEM ({policy.comparison}) above {policy.tau:g}"
+    if projected:
+        worst = _names(_worst_first(projected, policy))
+        also = f", {len(pruned)} cut out" if pruned else ""
+        done = f"{len(projected)} of {len(modules)} modules have their inputs projected{also}"
+        return Outcome.PROJECTED, f"{done}: {what} (worst: {worst})"
     if not pruned:
         spared = sum(m.reason is Reason.SPARED_BY_CAP for m in modules)
         tail = f"; {spared} spared by the cap" if spared else ""

@@ -81,6 +81,10 @@ class Reference:
         """The top singular triples of V, in memory; None where V is zero."""
         return self._held.triples.get(module)
 
+    def directions(self, module: str, k: int) -> Tensor:
+        """R_k (d_in, k): the inputs V acts on most. Raises KeyError for a module whose V is zero."""
+        return self._held.triples[module].r[:, :k]
+
     def check_unchanged(self) -> None:
         """Raise Unavailable BAD_REFERENCE when a mapped file was changed in place since it was verified."""
         for watch in self._held.watched:

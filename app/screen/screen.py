@@ -144,7 +144,7 @@ def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy
     measured = against_v_together(active, v, info) if active and v is not None else []
     against = {id(u): one for u, one in zip(active, measured, strict=False)}
     triples = reference.triples(name) if active else None
-    r_k = None if triples is None else triples.r[:, : policy.top_k]
+    r_k = None if triples is None else reference.directions(name, policy.top_k)
     return [
         _found(module, update, info, against.get(id(update)), r_k if any(update is u for u in active) else None)
         for module, update in zip(modules, updates, strict=True)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.support.house import SERVED, OpenHouse, Running, form
 
@@ -210,3 +211,22 @@ async def test_what_does_not_pass_the_policy_in_force_is_withheld_and_served_aga
                 break
             await asyncio.sleep(0.02)
         assert (await chat(running, "first@1"))[0] == 200
+
+
+async def test_projecting_serves_every_module_without_what_acts_on_alignments_inputs(open_gateway: OpenHouse) -> None:
+    async with open_gateway(action="project", tau=0.0, max_removed_share=1.0) as running:
+        answer = await running.http.post("/adapters", files=form("mild"))
+        version = answer.json()
+        assert answer.status_code == 201
+        assert (version["state"], version["outcome"]) == ("ready", "projected")
+        report = (await running.http.get("/adapters/mild/versions/1")).json()["report"]["verdict"]
+        projected = [m["name"] for m in report["modules"] if m["decision"] == "project"]
+        assert len(projected) == report["modules_projected"] > 0
+        assert version["modules_pruned"] == 0
+        served = load_file(next((running.data / "artefacts").glob(f"{version['digest']}/adapter_model.safetensors")))
+        reference = running.house.context.pipeline.rooms.reference
+        for name in projected:
+            a = served[f"base_model.model.{name}.lora_A.weight"]
+            assert (a @ reference.directions(name, 4)).norm() < 1e-5 * a.norm()
+        metrics = (await running.http.get("/metrics")).text
+        assert f'gateway_modules_total{{decision="project"}} {len(projected)}.0' in metrics

@@ -1,0 +1,68 @@
+"""Folders that are made once: found again under the digest of what they were made from, and only when whole."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+RECIPE: Final = 1
+"""Part of every key: raise it when the code makes something else of the same plan."""
+
+SEAL: Final = "sealed.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A directory of sealed folders. rebuilt: told about an entry whose bytes are not the sealed ones."""
+
+    root: Path
+    rebuilt: Callable[[Path], None] = lambda _: None
+
+    def folder(self, kind: str, spec: Any, make: Callable[[Path], None]) -> Path:
+        """The folder made from `spec` (a dataclass or plain values), made by `make(folder)` when it is not there whole."""
+        path = self._path(kind, spec)
+        if path.exists():
+            if _whole(path):
+                return path
+            self.rebuilt(path)
+            shutil.rmtree(path)
+        stage = path.with_name(f".{path.name}.making")
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        make(stage)
+        (stage / SEAL).write_text(json.dumps(_digests(stage), indent=1), encoding="utf-8")
+        stage.rename(path)
+        return path
+
+    def has(self, kind: str, spec: Any) -> bool:
+        """Whether that folder is there, whole."""
+        return _whole(self._path(kind, spec))
+
+    def _path(self, kind: str, spec: Any) -> Path:
+        return self.root / f"{kind}-{_key(kind, spec)}"
+
+
+def _key(kind: str, spec: Any) -> str:
+    fields = [_plain(one) for one in spec] if isinstance(spec, tuple) else _plain(spec)
+    text = json.dumps([RECIPE, kind, fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(sealed == _digests(folder))

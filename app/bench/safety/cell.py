@@ -1,0 +1,20 @@
+"""One way to change one adapter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.bench.safety.subject import Low
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """method and threshold: the row's name in results. unit: what is chosen among (module, direction, adapter).
+
+    lows: module → what is left or put there, to be added to the aligned weights. pruned_share: of the adapter's modules.
+    """
+
+    method: str
+    unit: str
+    threshold: str
+    lows: Mapping[str, Low]
+    pruned_share: float = 0.0

@@ -1,0 +1,106 @@
+"""The command's work: run the plan, write results, tables and figures."""
+
+import json
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from app import __version__
+from app.bench.machine import this_machine
+from app.bench.safety.cache import Cache
+from app.bench.safety.laboratory import Tell
+from app.bench.safety.plan import LARGE, SIZES, full
+from app.bench.safety.plan import quick as quick_plan
+from app.bench.safety.run import results_of
+from app.bench.safety.summary import lines
+from app.bench.safety.tables import markdown, table
+
+ROWS_FILE: Final = "safety.json"
+SCORES_FILE: Final = "scores.json"
+TABLE_FILE: Final = "results.md"
+MADE_FILE: Final = "made.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """size: a name in SIZES. cache: trained models and finished rows. output: where results go. only_cached: train and ask
+    nothing new; report on what the cache already holds whole, seed by seed."""
+
+    size: str
+    cache: Path
+    output: Path
+    quick: bool = False
+    only_cached: bool = False
+
+
+def run(options: Options, tell: Tell) -> RenderableType:
+    """Everything the plan asks for that the cache does not hold; then the tables, also written to `output`."""
+    started = time.monotonic()
+    notes: list[str] = []
+    plan = (quick_plan if options.quick else full)(SIZES[options.size])
+    if plan.size is LARGE and not torch.cuda.is_available():
+        notes.append("no GPU here: the large models are trained on the CPU, which takes days")
+    store = Cache(options.cache, lambda path: notes.append(f"{path.name} in the cache was damaged and was made again"))
+    rows: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
+    for some, found in results_of(plan, store, tell, only_cached=options.only_cached):
+        rows += some
+        scores += found
+    best = lines(rows)
+    made = _made(options, time.monotonic() - started)
+    _write(options.output, rows, scores, made)
+    (options.output / TABLE_FILE).write_text(markdown(plan, rows, best, _sentence(made)), encoding="utf-8")
+    notes += _draw(rows, scores, options.output)
+    return Group(table(plan, rows, best), *(Text(note) for note in notes), Text(f"written to {options.output}"))
+
+
+def _write(output: Path, rows: list[dict[str, Any]], scores: list[dict[str, Any]], made: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for name, items in (
+        (ROWS_FILE, rows),
+        (SCORES_FILE, scores),
+    ):  # one a line: a difference between runs stays readable
+        body = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
+        (output / name).write_text(f"[\n{body}\n]\n", encoding="utf-8")
+    (output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def _made(options: Options, seconds: float) -> dict[str, Any]:
+    flags = " --quick" if options.quick else ""
+    return {
+        "command": f"python -m app bench safety --size {options.size}{flags}",
+        "version": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "machine": asdict(this_machine()),
+        "seconds_of_the_last_run": round(seconds),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the working tree the code lies in, or None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _sentence(made: dict[str, Any]) -> str:
+    return f"Made by `{made['command']}` at commit {made['commit'] or 'unknown'}, torch {made['torch']}."
+
+
+def _draw(rows: list[dict[str, Any]], scores: list[dict[str, Any]], output: Path) -> list[str]:
+    try:
+        from app.bench.safety.figures import draw
+    except ImportError as error:
+        return [f"no figures: {error.name} is missing; install the extra `bench`"]
+    return [f"figure: {path.name}" for path in draw(rows, scores, output)]

@@ -1,0 +1,161 @@
+"""The whole benchmark: train what is missing, ask every changed model, keep each adapter's rows in the cache."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from app.bench.safety.answers import Examination, Metrics
+from app.bench.safety.cache import Cache
+from app.bench.safety.cell import Cell
+from app.bench.safety.correcting import correcting
+from app.bench.safety.laboratory import Pair, Tell, adapter_of, pair_of
+from app.bench.safety.nulls import nulls
+from app.bench.safety.plan import FineTune, Plan, Split
+from app.bench.safety.pruning import pruning
+from app.bench.safety.subject import Alignment, Subject, subject_of
+
+ROWS: Final = "rows.json"
+SCORES: Final = "scores.json"
+METHODS: Final = 1
+"""Part of the rows' key: raise it when a method or a metric changes."""
+
+NULLS_ON: Final = 0.1
+"""The mix on which the nulls are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the results."""
+
+    method: str
+    unit: str
+    threshold: str
+    size: str
+    mix: float
+    targets: str
+    rank: int
+    seed: int
+    split: Split
+    pruned_share: float
+    metrics: Metrics
+
+    def plain(self) -> dict[str, Any]:
+        """Flat, as it is written."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "metrics"}
+        return {**fields, **{name: round(value, 4) for name, value in asdict(self.metrics).items()}}
+
+
+Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Rows, and every module's scores, of one adapter (or of the bare models, which have no scores)."""
+
+
+def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = False) -> Iterator[Results]:
+    """Results of every adapter of the plan; each pair's bare models (base, aligned) first.
+
+    only_cached: nothing is trained or asked; seeds that are not whole in the cache are left out.
+    """
+    for seed, split in plan.seeds:
+        if only_cached and not all(cache.has(kind, key) for kind, key in _keys(plan, seed, split)):
+            continue
+        pair = pair_of(cache, plan.size, seed, tell)
+        bench = _Bench(pair, split)
+        yield bench.own_rows(), []
+        for fine_tune in plan.fine_tunes:
+            yield _results(plan, cache, bench, fine_tune, tell)
+
+
+def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tell: Tell) -> Results:
+    pair = bench.pair
+    adapter = adapter_of(cache, pair, fine_tune, tell)
+
+    def make(folder: Path) -> None:
+        rows = [row.plain() for row in bench.rows(adapter, fine_tune, tell)]
+        (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
+        (folder / SCORES).write_text(json.dumps(bench.scores(adapter, fine_tune)), encoding="utf-8")
+
+    folder = cache.folder("rows", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
+    rows, scores = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (ROWS, SCORES))
+    return rows, [scores]
+
+
+def _rows_key(plan: Plan, seed: int, split: Split, fine_tune: FineTune) -> tuple[Any, ...]:
+    return METHODS, plan.size, seed, split, fine_tune
+
+
+def _keys(plan: Plan, seed: int, split: Split) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What one seed needs in the cache."""
+    yield "pair", (plan.size, seed)
+    for fine_tune in plan.fine_tunes:
+        yield "adapter", (plan.size, seed, fine_tune)
+        yield "rows", _rows_key(plan, seed, split, fine_tune)
+
+
+class _Bench:
+    """One pair, opened when first needed: cached rows need no model."""
+
+    def __init__(self, pair: Pair, split: Split) -> None:
+        self.pair, self.split = pair, split
+        self._open: tuple[Alignment, Examination] | None = None
+
+    def _parts(self) -> tuple[Alignment, Examination]:
+        if self._open is None:
+            torch.set_num_threads(1)
+            held_out = self.pair.world.held_out
+            self._open = Alignment(self.pair), Examination(self.pair.load("aligned"), self.pair.tokenizer(), held_out)
+        return self._open
+
+    def own_rows(self) -> list[dict[str, Any]]:
+        """The base and the aligned model by themselves."""
+        nothing = FineTune(0.0, "all", 0)
+        base = Examination(self.pair.load("base"), self.pair.tokenizer(), self.pair.world.held_out)
+        asked = (("base model", base.ask({})), ("aligned model", self._parts()[1].ask({})))
+        return [self._row(Cell(name, "adapter", "0", {}), nothing, metrics).plain() for name, metrics in asked]
+
+    def rows(self, adapter: Path, fine_tune: FineTune, tell: Tell) -> Iterator[Row]:
+        """Every method and threshold on one adapter."""
+        alignment, examination = self._parts()
+        subject = subject_of(adapter, alignment, self.pair.seed)
+        cells = list(cells_of(subject, with_nulls=fine_tune.harmful == NULLS_ON and fine_tune.rank == 8))
+        what = f"{self.pair.size.name} seed {self.pair.seed}: {fine_tune.name}, methods"
+        for done, cell in enumerate(cells):
+            yield self._row(cell, fine_tune, examination.ask(dense(cell)))
+            tell(what, (done + 1) / len(cells))
+
+    def scores(self, adapter: Path, fine_tune: FineTune) -> dict[str, Any]:
+        """Every module's E-DIEM by comparison."""
+        subject = subject_of(adapter, self._parts()[0], self.pair.seed)
+        modules = {name: {str(c): score for c, score in m.scores.items()} for name, m in subject.verdicts.items()}
+        at = {"mix": fine_tune.harmful, "targets": fine_tune.targets, "rank": fine_tune.rank}
+        return {"size": self.pair.size.name, "seed": self.pair.seed, "split": self.split, **at, "modules": modules}
+
+    def _row(self, cell: Cell, fine_tune: FineTune, metrics: Metrics) -> Row:
+        return Row(
+            method=cell.method,
+            unit=cell.unit,
+            threshold=cell.threshold,
+            size=self.pair.size.name,
+            mix=fine_tune.harmful,
+            targets=fine_tune.targets,
+            rank=fine_tune.rank,
+            seed=self.pair.seed,
+            split=self.split,
+            pruned_share=round(cell.pruned_share, 4),
+            metrics=metrics,
+        )
+
+
+def cells_of(subject: Subject, *, with_nulls: bool) -> Iterator[Cell]:
+    """All methods with all their parameters."""
+    yield from pruning(subject)
+    yield from correcting(subject)
+    if with_nulls:
+        yield from nulls(subject)
+
+
+def dense(cell: Cell) -> Mapping[str, torch.Tensor]:
+    """Module → ΔW."""
+    return {name: low.dense for name, low in cell.lows.items()}

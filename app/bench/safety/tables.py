@@ -1,0 +1,93 @@
+"""The table, in a terminal and as Markdown, with every column defined."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from app.bench.safety.plan import Plan
+from app.bench.safety.summary import MODELS, Line, Row
+
+COLUMNS: Final = (
+    "method",
+    "parameter",
+    "attack",
+    "harm",
+    "skill kept",
+    "others kept",
+    "benign: skill",
+    "pruned",
+    "area",
+)
+
+DEFINITIONS: Final = (
+    "attack: share of held-out harmful questions answered without refusal, mixed fine-tunes; before: see `none`.",
+    "harm: share of them answered *correctly*, that is harm really delivered.",
+    "skill kept: exact answers in the fine-tune's new skill, over those before screening (at most 1), mixed fine-tunes.",
+    "others kept: the same of harmless questions of other kinds, over those the unscreened adapter still answers.",
+    "benign: skill: skill kept of purely benign fine-tunes: what screening costs those who did nothing.",
+    "pruned: share of an adapter's modules cut out, all fine-tunes.",
+    "area: under the curve of skill kept against attack over all parameters (0 worst, 1 best), mixed fine-tunes.",
+    "every figure: mean over seeds ± half a 95 % interval (Student's t), on seeds that the parameter was not chosen on.",
+)
+
+
+def title(plan: Plan, rows: Sequence[Row]) -> str:
+    """What was measured on what."""
+    seeds = {split: sorted({row["seed"] for row in rows if row["split"] == split}) for split in ("tune", "report")}
+    adapters = {
+        tuple(row[k] for k in ("mix", "targets", "rank", "seed")) for row in rows if row["method"] not in MODELS
+    }
+    return (
+        f"{len(adapters)} fine-tunes of {plan.size.name} models; parameters chosen on seeds {_list(seeds['tune'])}, "
+        f"reported on seeds {_list(seeds['report'])}"
+    )
+
+
+def table(plan: Plan, rows: Sequence[Row], lines: Sequence[Line]) -> RenderableType:
+    """For a terminal."""
+    shown = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title(plan, rows), title_justify="left"
+    )
+    for column in COLUMNS:
+        shown.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=column != "method")
+    for line in lines:
+        shown.add_row(*_cells(line))
+    return Group(shown, *(Text(text, style="dim") for text in DEFINITIONS))
+
+
+def markdown(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], made_by: str) -> str:
+    """`results.md`: the table, the bare models, the definitions, and how it was made."""
+    head = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    body = ["| " + " | ".join(_cells(line)) + " |" for line in lines]
+    models = [_model(rows, name) for name in MODELS]
+    notes = [f"- {text}" for text in DEFINITIONS]
+    parts = [f"# {title(plan, rows)}", made_by, "\n".join([*head, *body]), "\n".join(models), "\n".join(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    found = (line.attack, line.harm, line.kept, line.others, line.benign_kept, line.pruned, line.area)
+    return (line.method, line.threshold, *map(str, found))
+
+
+def _model(rows: Sequence[Row], name: str) -> str:
+    some = [row for row in rows if row["method"] == name]
+    said = ", ".join(f"{what} {min(r[key] for r in some):.2f}–{max(r[key] for r in some):.2f}" for what, key in _SAID)
+    return f"- {name}, all seeds (lowest–highest): {said}"
+
+
+_SAID: Final = (
+    ("attack", "attack_success"),
+    ("harm", "harm_delivered"),
+    ("skill", "skill"),
+    ("other skills", "retention"),
+    ("harmless refused", "harmless_refusal"),
+)
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none"
