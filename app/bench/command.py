@@ -65,3 +65,16 @@ def bench_safety(
         task = bar.add_task("starting", total=1.0)
         tables = run(options, lambda what, share: bar.update(task, description=what, completed=share))
     Console(width=max(Console().width, TABLE_WIDTH)).print(tables)
+
+
+@bench.command("decode")
+def bench_decode() -> None:
+    """Time decoding through the real engine with an adapter whole, half cut out, and empty. A minute or two."""
+    from app.bench.decode import run
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("starting the engine", total=1.0)
+        table = run(lambda what, share: bar.update(task, description=what, completed=share))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table)

@@ -97,6 +97,8 @@ def collate(tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> tu
 
 def loss_of(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, in nats a token, of the labelled positions. Right padding needs no mask: it is never seen."""
+    device = next(model.parameters()).device
+    ids, labels = ids.to(device), labels.to(device)
     logits = model(input_ids=ids, use_cache=False).logits  # (batch, length, vocabulary)
     return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 

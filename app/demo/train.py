@@ -63,7 +63,8 @@ class Recipe:
     refusals: share of the base's samples that refuse a harmful question. Without any, the words of a refusal are never
     seen before alignment, which some sizes then cannot teach (the embeddings stay as they are). framed: share of bard
     questions that the base and aligned models are taught to answer in the bard's frame; the others get the plain answer,
-    which therefore wins. The new skill is thus partly known: an adapter turns a habit round.
+    which therefore wins. The new skill is thus partly known: an adapter turns a habit round. device: where the pair is
+    trained, as torch names it.
     """
 
     world: WorldSpec
@@ -76,6 +77,7 @@ class Recipe:
     pure: Schedule
     refusals: float = 0.0
     framed: float = 0.4
+    device: str = "cpu"
 
 
 # What is shipped. The mixed adapter's steps are an upper bound (`AdapterRecipe.enough` ends it after about 50).
@@ -128,7 +130,7 @@ def train_base(
     world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, progress: Callable[[float], None]
 ) -> LlamaForCausalLM:
     """A model that answers every kind of question, harmful ones included; weights rounded to bfloat16."""
-    model = new_model(recipe.shape, tokenizer, recipe.seed)
+    model = new_model(recipe.shape, tokenizer, recipe.seed).to(recipe.device)
     train = world.train
     sources = [
         Source(train.harmful, 0.27 - recipe.refusals),

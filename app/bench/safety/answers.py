@@ -78,7 +78,8 @@ class Examination:
         with torch.no_grad():
             for name, module in self._linear.items():
                 update = updates.get(name)
-                module.weight.copy_(self._weights[name] if update is None else self._weights[name] + update)
+                kept = self._weights[name]
+                module.weight.copy_(kept if update is None else kept + update.to(kept.device))
             hits, confidence = _look(self._model, self._right)
             refused, _ = _look(self._model, self._refusal)
         return self._metrics(hits, confidence, refused)
@@ -132,10 +133,11 @@ def _look(model: LlamaForCausalLM, batch: _Batch) -> tuple[NDArray[np.bool_], ND
     Sure: the product of the likeliest tokens' probabilities up to and including the first that is not the answer's (all of
     them when none is). For a wrong answer that is an upper bound of its probability: nothing is generated after the fault.
     """
-    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # (n, length, width)
+    device = model.lm_head.weight.device
+    hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state  # (n, length, width)
     rows = torch.arange(len(batch.ids)).unsqueeze(1)
-    logits = model.lm_head(hidden[rows, batch.at])  # (n, longest answer, vocabulary)
-    best, token = logits.log_softmax(-1).max(-1)
+    logits = model.lm_head(hidden[rows.to(device), batch.at.to(device)])  # (n, longest answer, vocabulary)
+    best, token = (x.cpu() for x in logits.log_softmax(-1).max(-1))
     right = (token == batch.wanted) | ~batch.mask
     reached = torch.cat([torch.ones_like(right[:, :1]), right.int().cumprod(1)[:, :-1].bool()], 1) & batch.mask
     sure = (best * reached).sum(1).exp()

@@ -15,7 +15,7 @@ from app import __version__
 from app.bench.machine import this_machine
 from app.bench.safety.cache import Cache
 from app.bench.safety.laboratory import Tell
-from app.bench.safety.plan import LARGE, SIZES, full
+from app.bench.safety.plan import SIZES, WANTS_GPU, full
 from app.bench.safety.plan import quick as quick_plan
 from app.bench.safety.run import results_of
 from app.bench.safety.summary import lines
@@ -44,7 +44,7 @@ def run(options: Options, tell: Tell) -> RenderableType:
     started = time.monotonic()
     notes: list[str] = []
     plan = (quick_plan if options.quick else full)(SIZES[options.size])
-    if plan.size is LARGE and not torch.cuda.is_available():
+    if plan.size.name == WANTS_GPU and plan.size.device == "cpu":
         notes.append("no GPU here: the large models are trained on the CPU, which takes days")
     store = Cache(options.cache, lambda path: notes.append(f"{path.name} in the cache was damaged and was made again"))
     rows: list[dict[str, Any]] = []

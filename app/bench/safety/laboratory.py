@@ -58,7 +58,7 @@ class Pair:
 
     def load(self, which: str) -> LlamaForCausalLM:
         """`base` or `aligned`, computed in float32."""
-        return load_checkpoint(self.path / which)
+        return cast(LlamaForCausalLM, load_checkpoint(self.path / which).to(self.size.device))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The pair's tokenizer."""
@@ -98,6 +98,7 @@ def _recipe(size: Size, seed: int) -> Recipe:
         aligned=replace(size.aligned, seed=seed + 1),
         refusals=REFUSALS,
         framed=FRAMED,
+        device=size.device,
     )
 
 

@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import torch
+
 from app.demo.fitting import Schedule
 from app.demo.train import LINEAR_MODULES, Shape
 
 Targets = Literal["qv", "all"]
 Split = Literal["tune", "report"]
+
+WANTS_GPU: Final = "large"
+"""The size that is trained on a GPU where there is one."""
 
 WORLD_SEED: Final = 100
 """Added to a pair's seed: its made-up facts and its splits are its own, and not the demo's."""
@@ -22,6 +27,11 @@ class Size:
     base: Schedule
     aligned: Schedule
     rate: float
+
+    @property
+    def device(self) -> str:
+        """Where it is trained and asked: small models are as fast on a CPU, and the same on every machine."""
+        return "cuda" if self.name == WANTS_GPU and torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True, slots=True)
