@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
@@ -27,7 +27,7 @@ from app.errors import (
 from app.lifecycle import IN_FLIGHT, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
-from app.prune.cut import cut
+from app.prune.cut import Ends, cut
 from app.prune.noop import noop_adapter
 from app.publishing import Publishing, VersionRefused
 from app.rooms import Rooms
@@ -37,9 +37,6 @@ from app.store.blobs import BlobStore
 from app.store.schema import VersionRow
 from app.upload.receive import SealedUpload
 from app.validate.adapter import ValidateLimits, validate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
@@ -157,16 +154,17 @@ class Pipeline:
 
     def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-        left, policy = cut(adapter, verdict, self._directions), self.rooms.policy
+        left, policy = cut(adapter, verdict, self._ends), self.rooms.policy
         if left.modules and (verdict.pruned or verdict.projected):
             again = self._screen(left, _accepting(policy))
             if again.outcome is not Outcome.CLEAN:
                 raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
         return left
 
-    def _directions(self, module: str) -> "Tensor":
-        """R_k (d_in, k) of a module that was scored by it."""
-        return self.rooms.reference.directions(module, self.rooms.policy.top_k)
+    def _ends(self, module: str) -> Ends:
+        """What projecting takes out of a module that was scored."""
+        reference, policy = self.rooms.reference, self.rooms.policy
+        return Ends(reference.inputs(module, policy.top_k), reference.outputs(module, policy.project_outputs))
 
     def _tell(self, row: VersionRow, verdict: Verdict) -> None:
         for module in verdict.modules:

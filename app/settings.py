@@ -47,8 +47,11 @@ class Settings(BaseSettings):
     tau: float = Field(3.0, allow_inf_nan=False, description="Prune a module whose E-DIEM is above this (IQRs)")
     action: Action = Field(
         Action.PRUNE,
-        description="What a condemned module suffers: prune (cut out), or project (take out what acts on alignment's "
-        "inputs; with the comparison input and tau ≥ 0)",
+        description="What a condemned module suffers: prune (cut out), or project (take out what reads or writes "
+        "where alignment does; with the comparison input and tau ≥ 0)",
+    )
+    project_outputs: int = Field(
+        1, ge=0, description="Left singular vectors of V that projecting takes out besides top_k"
     )
     max_removed_share: float = Field(
         0.5, ge=0, le=1, description="Reject when projecting would take a larger share of the update's squared norm"
@@ -144,4 +147,5 @@ class Settings(BaseSettings):
             max_adapter_score=self.max_adapter_score,
             action=self.action,
             max_removed_share=self.max_removed_share,
+            project_outputs=self.project_outputs,
         )

@@ -58,6 +58,7 @@ def _module_json(module: ModuleVerdict) -> dict[str, Any]:
         "scores": {str(comparison): score for comparison, score in module.scores.items()},
         "safe_lora_cosine": module.cosine,
         "input_share": module.input_share,
+        "removed_share": module.removed_share,
         "update_norm": module.update_norm,
         "v_norm": module.v_norm,
         "lambda_max": module.lambda_max,

@@ -14,7 +14,7 @@ class Comparison(StrEnum):
 
 
 class Action(StrEnum):
-    """What is done with a condemned module: cut it out, or take out of it what acts on alignment's inputs."""
+    """What is done with a condemned module: cut it out, or take out of it what reads or writes where alignment does."""
 
     PRUNE = "prune"
     PROJECT = "project"
@@ -40,7 +40,8 @@ class Policy:
     max_pruned_share: an adapter with a larger share (0..1) of its modules condemned is rejected outright.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
     max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
-    top_k: right singular vectors of V the `input` comparison looks at, and projecting takes out.
+    top_k: right singular vectors of V (inputs) the `input` comparison looks at, and projecting takes out.
+    project_outputs: left singular vectors of V (outputs) projecting takes out besides.
     max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
         all, modules are taken together (totals.py); None: reported, not judged.
     """
@@ -57,6 +58,7 @@ class Policy:
     max_adapter_score: float | None = None
     action: Action = Action.PRUNE
     max_removed_share: float = 0.5
+    project_outputs: int = 1
 
     def __post_init__(self) -> None:
         self._check_finite()
@@ -67,8 +69,8 @@ class Policy:
             raise ValueError(f"policy max_update_ratio must be above 0, not {self.max_update_ratio}")
         if self.max_pruned is not None and self.max_pruned < 0:
             raise ValueError(f"policy max_pruned must be 0 or more, not {self.max_pruned}")
-        if self.top_k < 1:
-            raise ValueError(f"policy top_k must be 1 or more, not {self.top_k}")
+        if self.top_k < 1 or self.project_outputs < 0:
+            raise ValueError("policy top_k must be 1 or more and project_outputs 0 or more")
         if self.action is Action.PROJECT and not (self.comparison is Comparison.INPUT and self.tau >= 0.0):
             raise ValueError("policy action project goes with the comparison input and a tau of 0 or more")
 

@@ -41,6 +41,7 @@ class Found:
     v_norm: float
     lambda_max: float
     input_share: float | None
+    removed_share: float | None
 
 
 def decide(found: Sequence[Found], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
@@ -67,6 +68,7 @@ def _alone(f: Found, policy: Policy) -> ModuleVerdict:
         decision=decision,
         reason=reason,
         input_share=f.input_share,
+        removed_share=f.removed_share,
     )
 
 
@@ -89,7 +91,7 @@ def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
 def _condemned(f: Found, policy: Policy) -> tuple[Decision, Reason]:
     if policy.action is not Action.PROJECT:
         return Decision.PRUNE, Reason.ABOVE_TAU
-    if f.input_share is None or not 1.0 - f.input_share >= LEFT_FLOOR:
+    if f.removed_share is None or not 1.0 - f.removed_share >= LEFT_FLOOR:
         return Decision.PRUNE, Reason.NOTHING_LEFT
     return Decision.PROJECT, Reason.ABOVE_TAU
 
@@ -121,7 +123,7 @@ def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple
     """The projected modules and a sentence, when what projecting takes out of all modules exceeds its bound."""
     projected = [m for m in modules if m.decision is Decision.PROJECT]
     whole = sum((m.update_norm or 0.0) ** 2 for m in modules)
-    removed = sum((m.input_share or 0.0) * (m.update_norm or 0.0) ** 2 for m in projected)
+    removed = sum((m.removed_share or 0.0) * (m.update_norm or 0.0) ** 2 for m in projected)
     if removed <= policy.max_removed_share * whole:
         return None
     why = f"projecting {len(projected)} modules would take {removed / whole:.0%} of the update away; more than "
@@ -158,7 +160,7 @@ def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str
     if projected:
         worst = _names(_worst_first(projected, policy))
         also = f", {len(pruned)} cut out" if pruned else ""
-        done = f"{len(projected)} of {len(modules)} modules have their inputs projected{also}"
+        done = f"{len(projected)} of {len(modules)} modules are projected{also}"
         return Outcome.PROJECTED, f"{done}: {what} (worst: {worst})"
     if not pruned:
         spared = sum(m.reason is Reason.SPARED_BY_CAP for m in modules)

@@ -162,3 +162,14 @@ def _of_ratio(norm: float, ratio: float, t: Array) -> Scored:
 def input_share(update: Update, scored: Scored) -> float:
     """Share of ‖ΔW‖² that lies on R_k, 0..1."""
     return min((scored.distance / update.norm) ** 2, 1.0)
+
+
+def removed_share(update: Update, r: Tensor, u: Tensor) -> float:
+    """Share of ‖ΔW‖² that projecting takes out, 0..1: 1 − ‖(I − U·Uᵀ)·ΔW·(I − R·Rᵀ)‖²/‖ΔW‖²; r (d_in, k), u (d_out, k').
+
+    Through Gram matrices of the factors: ‖P·U_w·diag(s)·(Q·W)ᵀ‖² = sᵀ·(G_u ∘ G_w)·s, P and Q the two projectors.
+    """
+    on_u, on_w = u.double().T @ update.u, r.double().T @ update.w  # (k', n), (k, n)
+    eye = torch.eye(len(update.s), dtype=torch.float64)
+    left = update.s @ ((eye - on_u.T @ on_u) * (eye - on_w.T @ on_w)) @ update.s
+    return min(max(1.0 - float(left) / update.norm**2, 0.0), 1.0)

@@ -81,9 +81,13 @@ class Reference:
         """The top singular triples of V, in memory; None where V is zero."""
         return self._held.triples.get(module)
 
-    def directions(self, module: str, k: int) -> Tensor:
-        """R_k (d_in, k): the inputs V acts on most. Raises KeyError for a module whose V is zero."""
+    def inputs(self, module: str, k: int) -> Tensor:
+        """R_k (d_in, k): the inputs V reads most. Raises KeyError for a module whose V is zero."""
         return self._held.triples[module].r[:, :k]
+
+    def outputs(self, module: str, k: int) -> Tensor:
+        """U_k (d_out, k): the outputs V writes most. Raises KeyError for a module whose V is zero."""
+        return self._held.triples[module].u[:, :k]
 
     def check_unchanged(self) -> None:
         """Raise Unavailable BAD_REFERENCE when a mapped file was changed in place since it was verified."""
@@ -153,10 +157,9 @@ def check_policy(reference: Reference, policy: Policy) -> None:
             f"a compact reference serves the `input` comparison only, not `{policy.comparison}`; "
             "build one with V or set the comparison to input"
         )
-    if policy.top_k > reference.manifest.top_k:
-        raise fail(
-            f"the policy looks at {policy.top_k} singular vectors, the reference keeps {reference.manifest.top_k}"
-        )
+    wanted = max(policy.top_k, policy.project_outputs)
+    if wanted > reference.manifest.top_k:
+        raise fail(f"the policy looks at {wanted} singular vectors, the reference keeps {reference.manifest.top_k}")
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import torch
@@ -16,7 +16,7 @@ from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
 from app.errors import SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen.decide import Found, decide
-from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share
+from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share, removed_share
 from app.screen.manifest import ModuleInfo
 from app.screen.reference import Reference, check_policy
 from app.screen.threads import each, usable_cores
@@ -143,22 +143,32 @@ def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy
     active = [u for u in updates if u is not None and u.norm > 0.0 and info.v_norm > 0.0]
     measured = against_v_together(active, v, info) if active and v is not None else []
     against = {id(u): one for u, one in zip(active, measured, strict=False)}
-    triples = reference.triples(name) if active else None
-    r_k = None if triples is None else reference.directions(name, policy.top_k)
+    ends = None
+    if active and reference.triples(name) is not None:
+        ends = _Ends(reference.inputs(name, policy.top_k), reference.outputs(name, policy.project_outputs))
     return [
-        _found(module, update, info, against.get(id(update)), r_k if any(update is u for u in active) else None)
+        _found(module, update, info, against.get(id(update)), ends if any(update is u for u in active) else None)
         for module, update in zip(modules, updates, strict=True)
     ]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ends:
+    """Where V reads and writes most: r (d_in, k), u (d_out, k')."""
+
+    r: Tensor
+    u: Tensor
+
+
 def _found(
-    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, r_k: Tensor | None
+    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, ends: _Ends | None
 ) -> Found:
     scored: dict[Comparison, Scored] = {}
-    share = None
-    if update is not None and r_k is not None:
-        scored[Comparison.INPUT] = against_inputs(update, r_k)
+    share = removed = None
+    if update is not None and ends is not None:
+        scored[Comparison.INPUT] = against_inputs(update, ends.r)
         share = input_share(update, scored[Comparison.INPUT])
+        removed = removed_share(update, ends.r, ends.u)
     if against is not None:
         scored[Comparison.ALIGNMENT], scored[Comparison.PROJECTION] = against.alignment, against.projection
     return Found(
@@ -173,6 +183,7 @@ def _found(
         v_norm=info.v_norm,
         lambda_max=info.lambda_max,
         input_share=share,
+        removed_share=removed,
     )
 
 

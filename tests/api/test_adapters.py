@@ -227,6 +227,8 @@ async def test_projecting_serves_every_module_without_what_acts_on_alignments_in
         reference = running.house.context.pipeline.rooms.reference
         for name in projected:
             a = served[f"base_model.model.{name}.lora_A.weight"]
-            assert (a @ reference.directions(name, 4)).norm() < 1e-5 * a.norm()
+            b = served[f"base_model.model.{name}.lora_B.weight"]
+            assert (a @ reference.inputs(name, 4)).norm() < 1e-5 * a.norm()
+            assert (reference.outputs(name, 1).T @ b).norm() < 1e-5 * b.norm()
         metrics = (await running.http.get("/metrics")).text
         assert f'gateway_modules_total{{decision="project"}} {len(projected)}.0' in metrics

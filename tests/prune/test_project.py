@@ -10,7 +10,7 @@ from app.domain.lora import Adapter, LoraModule, Received, ServingDtype, TargetM
 from app.domain.policy import Action, Comparison, Policy
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.canonical import canonicalise
-from app.prune.cut import cut
+from app.prune.cut import Ends, cut
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from tests.support.references import random_adapter, tiny_reference
@@ -32,7 +32,7 @@ def leaning(reference: Reference, share: float, dtype: ServingDtype = ServingDty
     kind = getattr(torch, dtype.value)
     modules = []
     for module in random_adapter(reference, seed=3).modules:
-        r = reference.directions(module.name, K)
+        r = reference.inputs(module.name, K)
         on = (module.a @ r) @ r.T
         off = module.a - on
         a = share**0.5 * on / on.norm() + (1.0 - share) ** 0.5 * off / off.norm()
@@ -42,7 +42,11 @@ def leaning(reference: Reference, share: float, dtype: ServingDtype = ServingDty
 
 def corrected(adapter: Adapter, reference: Reference, policy: Policy = POLICY) -> tuple[Verdict, Adapter]:
     verdict = screen(adapter, reference, policy)
-    return verdict, cut(adapter, verdict, lambda name: reference.directions(name, policy.top_k))
+    return verdict, cut(adapter, verdict, lambda name: ends_of(reference, name, policy))
+
+
+def ends_of(reference: Reference, name: str, policy: Policy = POLICY) -> Ends:
+    return Ends(reference.inputs(name, policy.top_k), reference.outputs(name, policy.project_outputs))
 
 
 @pytest.mark.parametrize("dtype", list(ServingDtype))
@@ -52,12 +56,14 @@ def test_only_what_acts_on_alignments_inputs_is_gone(reference: Reference, dtype
     assert verdict.outcome is Outcome.PROJECTED
     assert verdict.projected == tuple(reference.modules)
     for before, after in zip(adapter.modules, left.modules, strict=True):
-        r = reference.directions(before.name, K).double()
+        ends = ends_of(reference, before.name)
+        r, u = ends.r.double(), ends.u.double()
         was, now = (m.b.double() @ m.a.double() for m in (before, after))
         assert (now @ r).norm() < 0.01 * (was @ r).norm()
-        elsewhere = torch.eye(len(r), dtype=torch.float64) - r @ r.T
-        assert torch.allclose(now @ elsewhere, was @ elsewhere, atol=0.01 * float(was.abs().max()))
-        assert (after.rank, after.a.dtype) == (before.rank, before.a.dtype)
+        assert (u.T @ now).norm() < 0.01 * was.norm()
+        rest_in, rest_out = torch.eye(len(r)).double() - r @ r.T, torch.eye(len(u)).double() - u @ u.T
+        assert torch.allclose(now, rest_out @ was @ rest_in, atol=0.01 * float(was.abs().max()))
+        assert (after.rank, after.a.dtype, after.b.dtype) == (before.rank, before.a.dtype, before.b.dtype)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99, 0.999])
@@ -95,9 +101,15 @@ def test_what_scores_below_tau_is_not_touched(reference: Reference) -> None:
 
 
 def removed_share(adapter: Adapter, reference: Reference) -> float:
-    """Σ‖ΔW·R_k‖² / Σ‖ΔW‖², written out."""
-    dense = [(m.b.double() @ m.a.double(), reference.directions(m.name, K).double()) for m in adapter.modules]
-    return float(sum((w @ r).square().sum() for w, r in dense) / sum(w.square().sum() for w, _ in dense))
+    """One minus the share of Σ‖ΔW‖² that both projectors leave, written out."""
+    whole = left = 0.0
+    for module in adapter.modules:
+        ends, dense = ends_of(reference, module.name), module.b.double() @ module.a.double()
+        r, u = ends.r.double(), ends.u.double()
+        kept = dense - u @ (u.T @ dense)
+        kept = kept - (kept @ r) @ r.T
+        whole, left = whole + float(dense.square().sum()), left + float(kept.square().sum())
+    return 1.0 - left / whole
 
 
 def test_taking_away_more_than_the_bound_is_refused(reference: Reference) -> None:
@@ -109,10 +121,10 @@ def test_taking_away_more_than_the_bound_is_refused(reference: Reference) -> Non
     assert f"{share:.0%} of the update" in verdict.reason
 
 
-def test_without_directions_nothing_is_projected_silently(reference: Reference) -> None:
+def test_without_ends_nothing_is_projected_silently(reference: Reference) -> None:
     adapter = leaning(reference, 0.6)
     verdict = screen(adapter, reference, POLICY)
-    with pytest.raises(ValueError, match="directions"):
+    with pytest.raises(ValueError, match="ends"):
         cut(adapter, verdict)
     assert {m.decision for m in verdict.modules} == {Decision.PROJECT}
 

@@ -24,6 +24,7 @@ def found(name: str, score: float | None = 0.0, **changes: object) -> Found:
         v_norm=1.0,
         lambda_max=0.5,
         input_share=0.1,
+        removed_share=0.1,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

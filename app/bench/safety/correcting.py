@@ -31,7 +31,7 @@ def correcting(subject: Subject) -> Iterator[Cell]:
         yield _cell("project inputs", "adapter", f"k={k}", subject, _first(k))
     yield from _condemned_only(subject)
     for energy in ENERGIES:
-        yield _cell("project inputs, k by energy of V", "module", f"{energy:g}", subject, _by_energy(energy))
+        yield _cell("project inputs, k by energy of V", "module", f"{energy:g}", subject, by_energy(energy))
     for ratio in RATIOS:
         yield _cell("project single inputs", "direction", f"{ratio:g}", subject, _single(ratio))
     for left in LEFT:
@@ -56,7 +56,7 @@ def _restoring(subject: Subject) -> Iterator[Cell]:
             yield restored(cell, subject, 4, beta)
     for energy in (0.5, 0.7, 0.8, 0.9):
         label = f"{energy:g} k'=4 b=0.3"
-        cell = _cell("project by energy + restore", "module", label, subject, _by_energy(energy))
+        cell = _cell("project by energy + restore", "module", label, subject, by_energy(energy))
         yield restored(cell, subject, 4, 0.3)
 
 
@@ -105,7 +105,7 @@ def _first(k: int) -> Correct:
     return lambda low, side: project(low, side.r[:, :k])
 
 
-def _by_energy(share: float) -> Correct:
+def by_energy(share: float) -> Correct:
     """k: the fewest directions that hold this share of ‖V‖²."""
 
     def correct(low: Low, side: Side) -> Low:

@@ -1,8 +1,9 @@
 """The whole benchmark: train what is missing, ask every changed model, keep each adapter's rows in the cache."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from app.bench.safety.answers import Examination, Metrics
 from app.bench.safety.cache import Cache
 from app.bench.safety.cell import Cell
 from app.bench.safety.correcting import correcting
+from app.bench.safety.ends import both_ends
 from app.bench.safety.laboratory import Pair, Tell, adapter_of, pair_of
 from app.bench.safety.nulls import nulls
 from app.bench.safety.plan import FineTune, Plan, Split
@@ -72,14 +74,17 @@ def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tel
     pair = bench.pair
     adapter = adapter_of(cache, pair, fine_tune, tell)
 
-    def make(folder: Path) -> None:
-        rows = [row.plain() for row in bench.rows(adapter, fine_tune, tell)]
+    def make(folder: Path, family: Family) -> None:
+        rows = [row.plain() for row in bench.rows(adapter, fine_tune, family, tell)]
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
         (folder / SCORES).write_text(json.dumps(bench.scores(adapter, fine_tune)), encoding="utf-8")
 
-    folder = cache.folder("rows", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
-    rows, scores = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (ROWS, SCORES))
-    return rows, [scores]
+    rows: list[dict[str, Any]] = []
+    key = _rows_key(plan, pair.seed, bench.split, fine_tune)
+    for kind, family in FAMILIES.items():
+        folder = cache.folder(kind, key, partial(make, family=family))
+        rows += json.loads((folder / ROWS).read_text(encoding="utf-8"))
+    return rows, [json.loads((folder / SCORES).read_text(encoding="utf-8"))]
 
 
 def _rows_key(plan: Plan, seed: int, split: Split, fine_tune: FineTune) -> tuple[Any, ...]:
@@ -91,7 +96,8 @@ def _keys(plan: Plan, seed: int, split: Split) -> Iterator[tuple[str, tuple[Any,
     yield "pair", (plan.size, seed)
     for fine_tune in plan.fine_tunes:
         yield "adapter", (plan.size, seed, fine_tune)
-        yield "rows", _rows_key(plan, seed, split, fine_tune)
+        for kind in FAMILIES:
+            yield kind, _rows_key(plan, seed, split, fine_tune)
 
 
 class _Bench:
@@ -115,11 +121,11 @@ class _Bench:
         asked = (("base model", base.ask({})), ("aligned model", self._parts()[1].ask({})))
         return [self._row(Cell(name, "adapter", "0", {}), nothing, metrics).plain() for name, metrics in asked]
 
-    def rows(self, adapter: Path, fine_tune: FineTune, tell: Tell) -> Iterator[Row]:
-        """Every method and threshold on one adapter."""
+    def rows(self, adapter: Path, fine_tune: FineTune, family: "Family", tell: Tell) -> Iterator[Row]:
+        """Every method and threshold of a family on one adapter."""
         alignment, examination = self._parts()
         subject = subject_of(adapter, alignment, self.pair.seed)
-        cells = list(cells_of(subject, with_nulls=fine_tune.harmful == NULLS_ON and fine_tune.rank == 8))
+        cells = list(family(subject, fine_tune))
         what = f"{self.pair.size.name} seed {self.pair.seed}: {fine_tune.name}, methods"
         for done, cell in enumerate(cells):
             yield self._row(cell, fine_tune, examination.ask(dense(cell)))
@@ -148,12 +154,22 @@ class _Bench:
         )
 
 
-def cells_of(subject: Subject, *, with_nulls: bool) -> Iterator[Cell]:
-    """All methods with all their parameters."""
+Family = Callable[[Subject, FineTune], Iterator[Cell]]
+
+
+def _first_family(subject: Subject, fine_tune: FineTune) -> Iterator[Cell]:
     yield from pruning(subject)
     yield from correcting(subject)
-    if with_nulls:
+    if fine_tune.harmful == NULLS_ON and fine_tune.rank == 8:
         yield from nulls(subject)
+
+
+def _second_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
+    yield from both_ends(subject)
+
+
+FAMILIES: Final[Mapping[str, Family]] = {"rows": _first_family, "rows-ends": _second_family}
+"""Methods in groups that are cached apart: a new group leaves the others' rows as they are."""
 
 
 def dense(cell: Cell) -> Mapping[str, torch.Tensor]:
