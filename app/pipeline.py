@@ -65,8 +65,12 @@ class Pipeline:
         the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
-        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        try:
+            name = AdapterName.parse(upload.name, frozenset({r.target.name}))
+            row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        except GatewayError as error:  # what goes wrong from here on is counted where it is recorded
+            r.metrics.upload_refused(error)
+            raise
         if not created:
             row = await self._when_done(row)
         if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
@@ -74,11 +78,10 @@ class Pipeline:
             created = True
         if created:
             row = await self._work(row, upload)
-            r.metrics.uploads.labels(str(row.outcome)).inc()
             await self.publishing.refresh()
         else:
             await asyncio.to_thread(upload.close)
-            r.metrics.uploads.labels("known").inc()
+            r.metrics.uploaded("known")
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
 
@@ -104,6 +107,11 @@ class Pipeline:
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
         return await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left)
 
+    @property
+    def working(self) -> int:
+        """Versions on their way from validate to store now."""
+        return len(self._working)
+
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
         r = self.rooms
@@ -115,9 +123,11 @@ class Pipeline:
     def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
         try:
-            return self._measure_and_store(row, upload)
+            stored = self._measure_and_store(row, upload)
+            self.rooms.metrics.uploaded(str(stored.outcome))
+            return stored
         except Refused as error:
-            self.rooms.metrics.uploads.labels("rejected").inc()
+            self.rooms.metrics.upload_refused(error)
             raise VersionRefused(error, self._rejected(row, error)) from error
         except GatewayError as error:
             self._failed(row, error)
@@ -169,8 +179,7 @@ class Pipeline:
         return self.rooms.reference.directions(module, self.rooms.policy.top_k)
 
     def _tell(self, row: VersionRow, verdict: Verdict) -> None:
-        for module in verdict.modules:
-            self.rooms.metrics.modules.labels(module.decision.value).inc()
+        self.rooms.metrics.screened(verdict)
         counts = {
             "modules": len(verdict.modules),
             "pruned": len(verdict.pruned),
@@ -186,7 +195,7 @@ class Pipeline:
         return self.rooms.catalogue.record_rejected(row.name, row.number, error)
 
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
-        self.rooms.metrics.uploads.labels("failed").inc()
+        self.rooms.metrics.upload_refused(error)
         try:
             self.rooms.catalogue.record_failed(row.name, row.number, error)
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed

@@ -1,5 +1,6 @@
 """For operators: /health, /ready, /metrics."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -32,4 +33,4 @@ async def ready(ctx: Annotated[Context, Depends(context)]) -> JSONResponse:
 @router.get("/metrics", dependencies=[Depends(guarded)])
 async def metrics(request: Request, ctx: Annotated[Context, Depends(context)]) -> Response:
     """Prometheus text format."""
-    return Response(ctx.metrics.exposition(), media_type=CONTENT_TYPE)
+    return Response(await asyncio.to_thread(ctx.metrics.exposition), media_type=CONTENT_TYPE)
