@@ -188,6 +188,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         routes=routes,
         receive=_receiver(settings, metrics),
         readiness=_readiness(engine, reconciler, reference, blobs),
+        engine_metrics=engine.exposition,
     )
     return House(embedded, engine, reconciler, context, doors)
 

@@ -282,3 +282,13 @@ def test_names_follow_prometheus_practice(declared: Declared) -> None:
     if kind == "histogram" and name != "gateway_module_score":  # interquartile ranges have no unit
         assert name.endswith("_seconds")
     assert declared.help
+
+
+async def test_the_engines_own_metrics_are_passed_on(running: Running) -> None:
+    answer = await running.http.get("/metrics/engine")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert f'vllm:num_requests_running{{engine="0",model_name="{SERVED}"}}' in answer.text
+    await running.simulator.stop()
+    away = await running.http.get("/metrics/engine")
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert (await running.http.get("/metrics")).status_code == 200
