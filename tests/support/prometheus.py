@@ -118,7 +118,7 @@ def start(configuration: Path) -> Iterator[Prometheus]:
     """Run one over this configuration on loopback, with its data beside it."""
     port = free_port()
     command = [
-        *(_programs()["prometheus"], f"--config.file={configuration}"),
+        *(str(_programs()["prometheus"]), f"--config.file={configuration}"),
         *(f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={configuration.parent / 'tsdb'}"),
         "--log.level=warn",
     ]
