@@ -142,10 +142,11 @@ class Pipeline:
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         r, at = self.rooms, (row.name, row.number)
-        with r.metrics.stage(Stage.VALIDATE):
+        whose = {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
+        with r.metrics.stage(Stage.VALIDATE, **whose):
             adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
         r.catalogue.record_validated(*at)
-        with r.metrics.stage(Stage.SCREEN):
+        with r.metrics.stage(Stage.SCREEN, **whose):
             verdict = self._screen(adapter, r.policy)
         self._tell(row, verdict)
         report = json.dumps(
@@ -156,12 +157,13 @@ class Pipeline:
             r.catalogue.record_rejected(*at, error, verdict, report)
             raise error
         r.catalogue.record_screened(*at, verdict, report)
-        with r.metrics.stage(Stage.PRUNE):
+        with r.metrics.stage(Stage.PRUNE, **whose):
             left = self._prune(adapter, verdict)
         if not left.modules:
             return r.catalogue.record_stored(*at, None)
-        with r.metrics.stage(Stage.STORE):
+        with r.metrics.stage(Stage.STORE, **whose) as line:
             artefact = canonicalise(left, verdict, row.received, r.target)
+            line["digest"] = artefact.digest.hex
             r.blobs.put(artefact)
             return r.catalogue.record_stored(*at, artefact.digest)
 

@@ -82,7 +82,8 @@ class Publishing:
             if row.engine_name not in self._desired:  # who waited for another's upload of it may be here first
                 await self.refresh()
             try:
-                with self._rooms.metrics.stage(Stage.LOAD):
+                whose = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
+                with self._rooms.metrics.stage(Stage.LOAD, **whose):
                     await self._rooms.reconciler.ensure(row.engine_name)
             except Unavailable as error:
                 return await self._not_loaded(row, error)

@@ -45,8 +45,10 @@ UPLOAD_BODY = {
 
 
 async def _receive(request: Request, ctx: Context) -> SealedUpload:
-    with ctx.metrics.stage(Stage.UPLOAD):
-        return await ctx.receive(request)
+    with ctx.metrics.stage(Stage.UPLOAD) as line:
+        upload = await ctx.receive(request)
+        line |= {"adapter": upload.name, "received": upload.weights.digest.hex}
+        return upload
 
 
 @router.post("/adapters", status_code=201, openapi_extra=UPLOAD_BODY)

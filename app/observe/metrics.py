@@ -1,5 +1,6 @@
 """What the rooms tell the metrics, and what Prometheus is told. The metrics themselves stand on `page.py`."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +16,7 @@ from app.domain.verdict import Decision, Verdict
 from app.errors import GatewayError, Refused, Stage
 from app.observe import page
 from app.observe.labels import MAX_ADAPTERS, OTHER, AdapterLabels
+from app.observe.log import event
 from app.observe.registry import Registry
 from app.observe.report import place
 
@@ -32,6 +34,14 @@ class Labelled(Protocol):
     @property
     def adapter(self) -> str | None:
         """The adapter's name; None for the served model itself."""
+
+    @property
+    def version(self) -> int | None:
+        """Its version."""
+
+    @property
+    def digest(self) -> str | None:
+        """The artefact's digest; None for the served model itself and for emptied versions."""
 
 
 class Metrics:
@@ -103,13 +113,21 @@ class Metrics:
     # ---- uploads and screening ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
-        """Time one stage, whether it succeeds or not."""
-        start = time.monotonic()
+    def stage(self, stage: Stage, **fields: object) -> Iterator[dict[str, object]]:
+        """Time one stage, whether it succeeds or not, and log its one line; what is put into the dictionary joins it."""
+        start, outcome = time.monotonic(), "ok"
         try:
-            yield
+            yield fields
+        except GatewayError as error:
+            outcome = error.code.name
+            raise
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
         finally:
-            self.screening.stage_seconds.labels(stage.value).observe(time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self.screening.stage_seconds.labels(stage.value).observe(seconds)
+            event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
 
     def refused(self, error: GatewayError) -> None:
         """Count one refusal."""
@@ -187,6 +205,8 @@ class Metrics:
                 if isinstance(count, int) and count > 0:
                     self.requests.tokens.labels(name, kind).inc(count)
         self.screening.stage_seconds.labels(Stage.SERVE.value).observe(seconds)
+        whose = {"adapter": target.adapter, "version": target.version, "digest": target.digest}
+        event("stage", logging.INFO, stage=Stage.SERVE.value, **whose, seconds=round(seconds, 6), outcome=str(status))
 
     def failed(self, target: Labelled, code: str) -> None:
         """A request failed. code: of the error, or `client_gone`."""
