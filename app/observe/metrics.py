@@ -22,7 +22,7 @@ from app.observe.report import place
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-UPLOAD_OUTCOMES: Final = ("clean", "pruned", "emptied", "known", "rejected", "failed")
+UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "rejected", "failed")
 """known: these bytes were there already. rejected: the uploader's to mend. failed: ours to mend."""
 
 LOAD_RESULTS: Final = ("loaded", "failed")
