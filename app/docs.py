@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from app.errors import CODES
+from app.observe.metrics import Metrics
 from app.settings import Settings
 
 
@@ -37,7 +38,16 @@ def refusals_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"settings": settings_table, "refusals": refusals_table}
+def metrics_table() -> str:
+    """Every metric: name with its unit, kind, labels, meaning."""
+    rows = ["| Metric | Kind | Labels | Meaning |", "| --- | --- | --- | --- |"]
+    for one in Metrics().registry.declared:
+        labels = ", ".join(f"`{label}`" for label in one.labels) or "–"
+        rows.append(f"| `{one.name}` | {one.kind} | {labels} | {one.help} |")
+    return "\n".join(rows)
+
+
+TABLES = {"settings": settings_table, "metrics": metrics_table, "refusals": refusals_table}
 
 
 def with_tables(text: str) -> str:

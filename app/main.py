@@ -41,6 +41,7 @@ from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
+from app.watching import watch_house, watch_waiting
 
 SHUTDOWN_S: Final = 5
 """Seconds that running requests get to end at shutdown."""
@@ -154,11 +155,13 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         lambda _, path: blobs.verify(Digest(path.name)),
         settings.reconcile_seconds,
         idle=routes.idle,
-        on_change=lambda: metrics.engine_up.set(reconciler.engine_up),
+        on_try=metrics.load_tried,
+        on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
     )
     if embedded is not None:
         embedded.on_ready = reconciler.poke
+        embedded.on_restart = metrics.engine_restarted
     rooms = Rooms(
         target=target,
         limits=ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names),
@@ -175,14 +178,17 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     )
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
     publishing.open()
+    pipeline = Pipeline(rooms, publishing)
+    watch_house(pipeline)
     context = Context(
         keys=Keys((key.get_secret_value() for key in settings.api_keys), open_door=settings.open),
         metrics=metrics,
-        pipeline=Pipeline(rooms, publishing),
+        pipeline=pipeline,
         relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),
         routes=routes,
-        receive=_receiver(settings),
+        receive=_receiver(settings, metrics),
         readiness=_readiness(engine, reconciler, reference, blobs),
+        engine_metrics=engine.exposition,
     )
     return House(embedded, engine, reconciler, context, doors)
 
@@ -191,9 +197,7 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     pinned = Digest(settings.reference_digest) if settings.reference_digest else None
     reference = open_reference(settings.reference, pinned, device=settings.screen_device)
     check_policy(reference, settings.policy)
-    policy = settings.policy
-    shown = {"reference": reference.digest.short, "comparison": policy.comparison.value, "tau": f"{policy.tau:g}"}
-    metrics.screening.info(shown)
+    metrics.in_force(reference.digest.short, reference.modules, settings.policy)
     event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
     return reference
 
@@ -235,7 +239,7 @@ def _parameters(settings: Settings, reference: Reference) -> str:
     return digest_of(repr(parts).encode()).hex
 
 
-def _receiver(settings: Settings) -> Callable[[Request], Awaitable[SealedUpload]]:
+def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
         max_concurrent=settings.max_uploads,
@@ -243,6 +247,7 @@ def _receiver(settings: Settings) -> Callable[[Request], Awaitable[SealedUpload]
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
     slots = Slots(limits.max_concurrent)
+    watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> SealedUpload:
         return await receive(request.stream(), request.headers, limits, quarantine, slots)

@@ -62,8 +62,12 @@ class Pipeline:
         the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
-        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        try:
+            name = AdapterName.parse(upload.name, frozenset({r.target.name}))
+            row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        except GatewayError as error:  # what goes wrong from here on is counted where it is recorded
+            r.metrics.upload_refused(error)
+            raise
         if not created:
             row = await self._when_done(row)
         if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
@@ -71,11 +75,10 @@ class Pipeline:
             created = True
         if created:
             row = await self._work(row, upload)
-            r.metrics.uploads.labels(str(row.outcome)).inc()
             await self.publishing.refresh()
         else:
             await asyncio.to_thread(upload.close)
-            r.metrics.uploads.labels("known").inc()
+            r.metrics.uploaded("known")
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
 
@@ -101,6 +104,11 @@ class Pipeline:
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
         return await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left)
 
+    @property
+    def working(self) -> int:
+        """Versions on their way from validate to store now."""
+        return len(self._working)
+
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
         r = self.rooms
@@ -112,9 +120,11 @@ class Pipeline:
     def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
         try:
-            return self._measure_and_store(row, upload)
+            stored = self._measure_and_store(row, upload)
+            self.rooms.metrics.uploaded(str(stored.outcome))
+            return stored
         except Refused as error:
-            self.rooms.metrics.uploads.labels("rejected").inc()
+            self.rooms.metrics.upload_refused(error)
             raise VersionRefused(error, self._rejected(row, error)) from error
         except GatewayError as error:
             self._failed(row, error)
@@ -129,10 +139,11 @@ class Pipeline:
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         r, at = self.rooms, (row.name, row.number)
-        with r.metrics.stage(Stage.VALIDATE):
+        whose = {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
+        with r.metrics.stage(Stage.VALIDATE, **whose):
             adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
         r.catalogue.record_validated(*at)
-        with r.metrics.stage(Stage.SCREEN):
+        with r.metrics.stage(Stage.SCREEN, **whose):
             verdict = self._screen(adapter, r.policy)
         self._tell(row, verdict)
         report = json.dumps(
@@ -143,12 +154,13 @@ class Pipeline:
             r.catalogue.record_rejected(*at, error, verdict, report)
             raise error
         r.catalogue.record_screened(*at, verdict, report)
-        with r.metrics.stage(Stage.PRUNE):
+        with r.metrics.stage(Stage.PRUNE, **whose):
             left = self._prune(adapter, verdict)
         if not left.modules:
             return r.catalogue.record_stored(*at, None)
-        with r.metrics.stage(Stage.STORE):
+        with r.metrics.stage(Stage.STORE, **whose) as line:
             artefact = canonicalise(left, verdict, row.received, r.target)
+            line["digest"] = artefact.digest.hex
             r.blobs.put(artefact)
             return r.catalogue.record_stored(*at, artefact.digest)
 
@@ -167,8 +179,7 @@ class Pipeline:
         return Ends(reference.inputs(module, policy.top_k), reference.outputs(module, policy.project_outputs))
 
     def _tell(self, row: VersionRow, verdict: Verdict) -> None:
-        for module in verdict.modules:
-            self.rooms.metrics.modules.labels(module.decision.value).inc()
+        self.rooms.metrics.screened(verdict)
         counts = {
             "modules": len(verdict.modules),
             "pruned": len(verdict.pruned),
@@ -184,7 +195,7 @@ class Pipeline:
         return self.rooms.catalogue.record_rejected(row.name, row.number, error)
 
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
-        self.rooms.metrics.uploads.labels("failed").inc()
+        self.rooms.metrics.upload_refused(error)
         try:
             self.rooms.catalogue.record_failed(row.name, row.number, error)
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed

@@ -82,7 +82,8 @@ class Publishing:
             if row.engine_name not in self._desired:  # who waited for another's upload of it may be here first
                 await self.refresh()
             try:
-                with self._rooms.metrics.stage(Stage.LOAD):
+                whose = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
+                with self._rooms.metrics.stage(Stage.LOAD, **whose):
                     await self._rooms.reconciler.ensure(row.engine_name)
             except Unavailable as error:
                 return await self._not_loaded(row, error)
@@ -116,7 +117,6 @@ class Publishing:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
         rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
         await self.refresh()
-        self._rooms.metrics.forget(name)
         event("deleted", adapter=name, versions=len(rows))
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -179,7 +179,8 @@ class Publishing:
         self._desired = desired
         r.routes.replace(tuple(map(_served, served)))
         active = [row for row in served if row.state is State.READY]
-        r.metrics.show_adapters({str(row.name): _kept_and_pruned(row) for row in active}, len(waiting))
+        counts = {str(row.name): _kept_and_pruned(row) for row in active}
+        r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
 
     def _collect_garbage(self) -> int:
         """Remove artefacts no version needs. Only at start: no upload is under way, no engine of ours reads any."""

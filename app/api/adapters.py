@@ -10,7 +10,7 @@ from app.api.context import Context, context
 from app.api.guard import guarded
 from app.api.views import all_adapters, one_adapter, one_version
 from app.domain.manifest import received_json, verdict_json
-from app.errors import Stage
+from app.errors import GatewayError, Stage
 from app.lifecycle import State
 from app.upload.receive import SealedUpload
 
@@ -45,8 +45,10 @@ UPLOAD_BODY = {
 
 
 async def _receive(request: Request, ctx: Context) -> SealedUpload:
-    with ctx.metrics.stage(Stage.UPLOAD):
-        return await ctx.receive(request)
+    with ctx.metrics.stage(Stage.UPLOAD) as line:
+        upload = await ctx.receive(request)
+        line |= {"adapter": upload.name, "received": upload.weights.digest.hex}
+        return upload
 
 
 @router.post("/adapters", status_code=201, openapi_extra=UPLOAD_BODY)
@@ -59,7 +61,12 @@ async def upload(
 
     201: a new version is served; 200: these bytes were there already; 202: stored, and loaded once the engine answers.
     """
-    with await _receive(request, ctx) as sealed:
+    try:
+        received = await _receive(request, ctx)
+    except GatewayError as error:
+        ctx.metrics.upload_refused(error)
+        raise
+    with received as sealed:
         row, created = await ctx.pipeline.register(sealed, wait=wait)
     view = await asyncio.to_thread(one_version, ctx.pipeline, str(row.name), row.number)
     served = row.state is not State.STORED

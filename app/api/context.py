@@ -18,6 +18,7 @@ class Context:
     """Everything a route may touch.
 
     receive: turns a request's body into a sealed upload. readiness: name of a part → None or what is wrong with it.
+    engine_metrics: the engine's own, in Prometheus text format.
     """
 
     keys: Keys
@@ -27,6 +28,7 @@ class Context:
     routes: Routes
     receive: Callable[[Request], Awaitable[SealedUpload]]
     readiness: Callable[[], Awaitable[dict[str, str | None]]]
+    engine_metrics: Callable[[], Awaitable[bytes]]
 
 
 def context(request: Request) -> Context:

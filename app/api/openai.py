@@ -11,10 +11,11 @@ from starlette.types import Receive, Scope, Send
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
+from app.serve.hooks import CLIENT_GONE
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
 from app.serve.request import MAX_BODY_BYTES, Kind
-from app.serve.stream import CLIENT_GONE, Stream
+from app.serve.stream import Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
 BODY_S: Final = 60.0

@@ -1,5 +1,6 @@
 """For operators: /health, /ready, /metrics."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -32,4 +33,10 @@ async def ready(ctx: Annotated[Context, Depends(context)]) -> JSONResponse:
 @router.get("/metrics", dependencies=[Depends(guarded)])
 async def metrics(request: Request, ctx: Annotated[Context, Depends(context)]) -> Response:
     """Prometheus text format."""
-    return Response(ctx.metrics.exposition(), media_type=CONTENT_TYPE)
+    return Response(await asyncio.to_thread(ctx.metrics.exposition), media_type=CONTENT_TYPE)
+
+
+@router.get("/metrics/engine", dependencies=[Depends(guarded)])
+async def engine_metrics(ctx: Annotated[Context, Depends(context)]) -> Response:
+    """The engine's own metrics, passed on: it listens where no Prometheus reaches it. 503 while it is away."""
+    return Response(await ctx.engine_metrics(), media_type=CONTENT_TYPE)

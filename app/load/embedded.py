@@ -56,7 +56,8 @@ class EmbeddedEngine:
 
     spec: what to serve and how. socket_dir: private directory (made 0700, old sockets removed) for sockets and the
     session record, see `socket_home`. log_path: where its output goes. on_ready: called each time it became ready, so
-    that adapters are loaded again. say: hears about progress, one line each.
+    that adapters are loaded again. on_restart: called each time it is started again. say: hears about progress, one line
+    each.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class EmbeddedEngine:
         self.client = HttpEngine(self.url)
         self.generation = 0
         self.on_ready = on_ready
+        self.on_restart: Callable[[], None] = lambda: None
         self._say = say
         self._record = self.socket.with_name(SESSION)
         self._leash: asyncio.subprocess.Process | None = None
@@ -218,6 +220,7 @@ class EmbeddedEngine:
             except OSError as error:  # no process or memory to be had just now
                 self._say(f"the engine cannot be started: {error}")
             else:
+                self.on_restart()
                 return backoff
 
 

@@ -19,6 +19,7 @@ MODELS_PATH: Final = "/v1/models"
 LOAD_PATH: Final = "/v1/load_lora_adapter"
 UNLOAD_PATH: Final = "/v1/unload_lora_adapter"
 HEALTH_PATH: Final = "/health"
+METRICS_PATH: Final = "/metrics"
 
 CONNECT_S: Final = 5.0
 """Seconds to connect: the engine is on this machine or near."""
@@ -90,6 +91,9 @@ class Engine(Protocol):
     async def healthy(self) -> bool:
         """Whether it answers and can compute."""
 
+    async def exposition(self) -> bytes:
+        """Its own metrics in Prometheus text format. Raises Unavailable ENGINE_UNAVAILABLE."""
+
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """Send one inference request; returns when the status is known. Raises Unavailable ENGINE_UNAVAILABLE."""
 
@@ -151,6 +155,13 @@ class HttpEngine:
             return (await self._control("GET", HEALTH_PATH))[0] == 200
         except Unavailable:
             return False
+
+    async def exposition(self) -> bytes:
+        """See Engine.exposition."""
+        status, body = await self._control("GET", METRICS_PATH)
+        if status != 200:
+            raise Unavailable(ENGINE_UNAVAILABLE, f"the engine does not tell its metrics: status {status}")
+        return body
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post."""

@@ -45,7 +45,8 @@ class Reconciler:
 
     desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
     engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. idle: whether
-    an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. after_pass:
+    an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. on_try: told
+    of each try to load, whether it did. on_lost: told how many loaded adapters the engine has forgotten. after_pass:
     awaited after each pass that found the engine up.
     """
 
@@ -58,6 +59,8 @@ class Reconciler:
         *,
         idle: Callable[[str], bool] = lambda _: True,
         on_change: Callable[[], None] = lambda: None,
+        on_try: Callable[[bool], None] = lambda _: None,
+        on_lost: Callable[[int], None] = lambda _: None,
         after_pass: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = engine
@@ -66,6 +69,8 @@ class Reconciler:
         self._interval_s = interval_s
         self._idle = idle
         self._on_change = on_change
+        self._on_try = on_try
+        self._on_lost = on_lost
         self._after_pass = after_pass
         self._loaded: frozenset[str] = frozenset()
         self._failures: dict[str, _Failure] = {}
@@ -143,6 +148,8 @@ class Reconciler:
         for name in self._failures.keys() - desired.keys():
             del self._failures[name]
         forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
+        if lost := len(self._loaded & forgotten):
+            self._on_lost(lost)
         self._set(up=True, loaded=(self._loaded - forgotten) & desired.keys())
         await self._load_missing(desired)
         await self._unload_strays(listed)
@@ -192,6 +199,7 @@ class Reconciler:
             self._fail(name, error)
             raise
         self._failures.pop(name, None)
+        self._on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
 
     async def _check(self, name: str, path: Path) -> None:
@@ -216,6 +224,7 @@ class Reconciler:
         self._failures[name] = _Failure(error.message, count, time.monotonic() + wait)
         if error.code is ENGINE_UNAVAILABLE:
             self._wake.set()  # is it away, or was it this adapter? the next pass knows
+        self._on_try(False)
         self._on_change()
 
     async def _unload_strays(self, listed: frozenset[str]) -> None:

@@ -1,37 +1,31 @@
-"""Every metric this gateway exports, with its unit. Base units, no colons, adapter labels only for known adapters."""
+"""What the rooms tell the metrics, and what Prometheus is told. The metrics themselves stand on `page.py`."""
 
+import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Final, Protocol
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from app import __version__
-from app.errors import GatewayError, Stage
+from app.domain.policy import Comparison, Policy
+from app.domain.verdict import Decision, Verdict
+from app.errors import GatewayError, Refused, Stage
+from app.observe import page
+from app.observe.labels import MAX_ADAPTERS, OTHER, AdapterLabels
+from app.observe.log import event
+from app.observe.registry import Registry
+from app.observe.report import place
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-STAGE_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Seconds: from a compact screening (milliseconds) to a 7B upload over a slow line (minutes)."""
+UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "rejected", "failed")
+"""known: these bytes were there already. rejected: the uploader's to mend. failed: ours to mend."""
 
-REQUEST_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds of one inference request, first byte in to last byte out."""
-
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
-
-SERVED_MODEL: Final = "(served model)"
-"""Label of requests to the served model itself; no adapter can be called so."""
+LOAD_RESULTS: Final = ("loaded", "failed")
 
 
 class Labelled(Protocol):
@@ -41,95 +35,196 @@ class Labelled(Protocol):
     def adapter(self) -> str | None:
         """The adapter's name; None for the served model itself."""
 
+    @property
+    def version(self) -> int | None:
+        """Its version."""
+
+    @property
+    def digest(self) -> str | None:
+        """The artefact's digest; None for the served model itself and for emptied versions."""
+
 
 class Metrics:
-    """One process's metrics in a registry of their own, so that two gateways in one process do not mix."""
+    """One gateway's metrics in a registry of their own, so that two gateways in one process do not mix."""
 
-    def __init__(self) -> None:
-        r = self.registry = CollectorRegistry()
-        self.uploads = Counter("gateway_uploads", "Uploads by what became of them", ["outcome"], registry=r)
-        self.rejected = Counter("gateway_rejected", "Refusals by stage and code", ["stage", "code"], registry=r)
-        self.modules = Counter("gateway_modules", "Screened modules by decision", ["decision"], registry=r)
-        self.adapter_modules = Gauge(
-            "gateway_adapter_modules", "Modules of an adapter's active version", ["adapter", "decision"], registry=r
-        )
-        self.stage_seconds = Histogram(
-            "gateway_stage_duration_seconds", "Time in one stage", ["stage"], registry=r, buckets=STAGE_BUCKETS_S
-        )
-        self.adapters_ready = Gauge("gateway_adapters_ready", "Adapters whose active version is served", registry=r)
-        self.versions_pending = Gauge("gateway_versions_pending", "Stored versions the engine lacks", registry=r)
-        self.engine_up = Gauge("gateway_engine_up", "1 while the engine answers, else 0", registry=r)
-        self.requests = Counter(
-            "gateway_requests", "Inference requests by adapter and status", ["adapter", "status"], registry=r
-        )
-        self.request_seconds = Histogram(
-            "gateway_request_duration_seconds",
-            "Inference request, first byte in to last byte out",
-            ["adapter"],
-            registry=r,
-            buckets=REQUEST_BUCKETS_S,
-        )
-        self.first_chunk_seconds = Histogram(
-            "gateway_time_to_first_chunk_seconds",
-            "Streamed request, body read to first chunk",
-            ["adapter"],
-            registry=r,
-            buckets=REQUEST_BUCKETS_S,
-        )
-        self.tokens = Counter(
-            "gateway_tokens", "Tokens by adapter and kind (prompt, completion)", ["adapter", "kind"], registry=r
-        )
-        self.build = Info("gateway_build", "Version of the gateway", registry=r)
-        self.build.info({"version": __version__})
-        self.screening = Info("gateway_screening", "Reference and policy in force", registry=r)
-        for stage in Stage:  # present from the first scrape on, so that rates have a start
+    def __init__(self, max_adapters: int = MAX_ADAPTERS) -> None:
+        self.registry = r = Registry()
+        self.uploads = page.Uploads(r)
+        self.screening = page.Screening(r)
+        self.engine = page.Engine(r)
+        self.requests = page.Requests(r)
+        self.house = page.House(r)
+        self._labels = AdapterLabels(max_adapters)
+        self._lock = threading.Lock()  # between a label's use and its end: or a late request would bring series back
+        self._block_width = 1
+        self.house.build.info({"version": __version__})
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Series that are there from the first scrape on, so that rates have a start."""
+        for stage in Stage:
             if stage is not Stage.DOOR:
-                self.stage_seconds.labels(stage.value)
+                self.screening.stage_seconds.labels(stage.value)
+        for outcome in UPLOAD_OUTCOMES:
+            self.uploads.outcomes.labels(outcome)
+        for result in LOAD_RESULTS:
+            self.engine.loads.labels(result)
+        for comparison in Comparison:
+            self.screening.scores.labels(comparison.value)
+
+    def exposition(self) -> bytes:
+        """Prometheus text format 0.0.4. Blocking: some 10 ms for each hundred adapters."""
+        return generate_latest(self.registry.collector)
+
+    # ---- what is in force ------------------------------------------------------------------------------------------
+
+    def in_force(self, reference: str, modules: Collection[str], policy: Policy) -> None:
+        """The reference (its digest and the modules it covers) and the policy all verdicts are made by."""
+        self.house.reference.info({"digest": reference, "modules": str(len(modules))})
+        settings = ((field.name, getattr(policy, field.name)) for field in fields(policy))
+        self.house.policy.info({name: "none" if value is None else str(value) for name, value in settings})
+        self.house.tau.set(policy.tau)
+        self._block_width = max((len(str(place(module)[0])) for module in modules), default=1)
+        for module in modules:
+            block, kind = self._cell(module)
+            for decision in Decision:
+                self.screening.block_modules.labels(block, kind, decision.value)
+
+    def _cell(self, module: str) -> tuple[str, str]:
+        block, kind = place(module)
+        return ("none" if block < 0 else str(block).zfill(self._block_width)), kind
+
+    def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
+        """Ask `read` at every scrape; what it cannot find out just now (OSError) is NaN, and never breaks the scrape."""
+
+        def value() -> float:
+            try:
+                return float(read())
+            except OSError:
+                return float("nan")
+
+        gauge.set_function(value)
+
+    def audited(self, broken: int) -> None:
+        """An audit ended and found so many invariants broken."""
+        self.house.broken.set(broken)
+        self.house.audited.set_to_current_time()
+
+    # ---- uploads and screening ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
-        """Time one stage, whether it succeeds or not."""
-        start = time.monotonic()
+    def stage(self, stage: Stage, **fields: object) -> Iterator[dict[str, object]]:
+        """Time one stage, whether it succeeds or not, and log its one line; what is put into the dictionary joins it."""
+        start, outcome = time.monotonic(), "ok"
         try:
-            yield
+            yield fields
+        except GatewayError as error:
+            outcome = error.code.name
+            raise
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
         finally:
-            self.stage_seconds.labels(stage.value).observe(time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self.screening.stage_seconds.labels(stage.value).observe(seconds)
+            event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
 
     def refused(self, error: GatewayError) -> None:
         """Count one refusal."""
-        self.rejected.labels(error.code.stage.value, error.code.name).inc()
+        self.uploads.rejected.labels(error.code.stage.value, error.code.name).inc()
 
-    def show_adapters(self, counts: Mapping[str, tuple[int, int]], pending: int) -> None:
-        """Replace the per-adapter gauges: name → (kept, pruned) of its active version."""
-        self.adapter_modules.clear()
-        for name, (kept, pruned) in counts.items():
-            self.adapter_modules.labels(name, "keep").set(kept)
-            self.adapter_modules.labels(name, "prune").set(pruned)
-        self.adapters_ready.set(len(counts))
-        self.versions_pending.set(pending)
+    def uploaded(self, outcome: str) -> None:
+        """One upload came to its end: one of UPLOAD_OUTCOMES."""
+        self.uploads.outcomes.labels(outcome).inc()
 
-    # ---- one inference request (serve's hooks) ---------------------------------------------------------------------
+    def upload_refused(self, error: GatewayError) -> None:
+        """One upload ended in an error."""
+        self.uploaded("rejected" if isinstance(error, Refused) else "failed")
 
-    def answered(self, target: "Labelled", status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
+    def screened(self, verdict: Verdict) -> None:
+        """Count every module of a verdict: decision, place, scores."""
+        for module in verdict.modules:
+            self.screening.modules.labels(module.decision.value, module.reason.value).inc()
+            self.screening.block_modules.labels(*self._cell(module.name), module.decision.value).inc()
+            for comparison, score in module.scores.items():
+                if score is not None:
+                    self.screening.scores.labels(comparison.value).observe(score)
+
+    def show_adapters(self, active: Mapping[str, tuple[int, int]], others: Collection[str], pending: int) -> None:
+        """What the catalogue says now. active: name → (kept, pruned) of its active version; others: adapters without
+        an active version that older versions are still served of; pending: stored versions waiting for the engine."""
+        with self._lock:
+            gone = self._labels.follow((*active, *others))
+            shown: dict[str, tuple[int, int]] = {}
+            for name, (kept, pruned) in active.items():
+                label = self._labels.of(name)
+                before = shown.get(label, (0, 0))
+                shown[label] = (before[0] + kept, before[1] + pruned)
+            for label, counts in shown.items():
+                for decision, count in zip((Decision.KEEP, Decision.PRUNE), counts, strict=True):
+                    self.screening.adapter_modules.labels(label, decision.value).set(count)
+            self._drop(gone)
+            for label in {OTHER, *others} - shown.keys():
+                self.screening.adapter_modules.remove_by_labels({"adapter": label})
+        self.screening.ready.set(len(active))
+        self.screening.pending.set(pending)
+
+    def _drop(self, labels: Collection[str]) -> None:
+        by_adapter = (
+            *(self.requests.answered, self.requests.errors, self.requests.tokens, self.requests.seconds),
+            *(self.requests.first_token, self.requests.between_tokens, self.screening.adapter_modules),
+        )
+        for label in labels:
+            for metric in by_adapter:
+                metric.remove_by_labels({"adapter": label})
+
+    # ---- the engine --------------------------------------------------------------------------------------------------
+
+    def load_tried(self, loaded: bool) -> None:
+        """A version was tried to load."""
+        self.engine.loads.labels(LOAD_RESULTS[0 if loaded else 1]).inc()
+
+    def adapters_lost(self, count: int) -> None:
+        """The engine turned out to have forgotten so many loaded versions."""
+        self.engine.lost.inc(count)
+
+    def engine_restarted(self) -> None:
+        """The embedded engine was started again."""
+        self.engine.restarts.inc()
+
+    # ---- one inference request (serve's hooks) -----------------------------------------------------------------------
+
+    def answered(self, target: Labelled, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
         """A request is over. seconds: since its body was read; usage: OpenAI's token counts."""
-        name = target.adapter or SERVED_MODEL
-        self.requests.labels(name, str(status)).inc()
-        self.request_seconds.labels(name).observe(seconds)
-        self.stage_seconds.labels(Stage.SERVE.value).observe(seconds)
-        for kind in ("prompt", "completion"):
-            count = (usage or {}).get(f"{kind}_tokens")
-            if isinstance(count, int) and count > 0:
-                self.tokens.labels(name, kind).inc(count)
+        with self._lock:
+            name = self._labels.of(target.adapter)
+            self.requests.answered.labels(name, str(status)).inc()
+            self.requests.seconds.labels(name).observe(seconds)
+            for kind in ("prompt", "completion"):
+                count = (usage or {}).get(f"{kind}_tokens")
+                if isinstance(count, int) and count > 0:
+                    self.requests.tokens.labels(name, kind).inc(count)
+        self.screening.stage_seconds.labels(Stage.SERVE.value).observe(seconds)
+        whose = {"adapter": target.adapter, "version": target.version, "digest": target.digest}
+        event("stage", logging.INFO, stage=Stage.SERVE.value, **whose, seconds=round(seconds, 6), outcome=str(status))
 
-    def first_chunk(self, target: "Labelled", seconds: float) -> None:
-        """The first chunk of a stream arrived."""
-        self.first_chunk_seconds.labels(target.adapter or SERVED_MODEL).observe(seconds)
+    def failed(self, target: Labelled, code: str) -> None:
+        """A request failed. code: of the error, or `client_gone`."""
+        with self._lock:
+            self.requests.errors.labels(self._labels.of(target.adapter), code).inc()
 
-    def forget(self, adapter: str) -> None:
-        """Drop the series of an adapter that is gone: names are strangers', and must not pile up."""
-        for metric in (self.requests, self.request_seconds, self.first_chunk_seconds, self.tokens):
-            metric.remove_by_labels({"adapter": adapter})
+    def first_token(self, target: Labelled, seconds: float) -> None:
+        """The first token of a stream arrived."""
+        with self._lock:
+            self.requests.first_token.labels(self._labels.of(target.adapter)).observe(seconds)
 
-    def exposition(self) -> bytes:
-        """Prometheus text format 0.0.4."""
-        return generate_latest(self.registry)
+    def more_tokens(self, target: Labelled, seconds: float, pieces: int) -> None:
+        """`pieces` pieces of text arrived together, `seconds` after those before: each took its part of that time."""
+        with self._lock:
+            child = self.requests.between_tokens.labels(self._labels.of(target.adapter))
+            for _ in range(pieces):
+                child.observe(seconds / pieces)
+
+    def own_work(self, seconds: float) -> None:
+        """What the gateway itself did for one request, seconds."""
+        self.requests.overhead.observe(seconds)

@@ -8,15 +8,16 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
 from app.load.engine import Engine, EngineResponse, words
+from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
-from app.serve.stream import CLIENT_GONE, Stream, usage_of
+from app.serve.stream import Stream, usage_of
 
 PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 """The only paths of the engine a request can reach; never built from anything a stranger sent."""
@@ -29,26 +30,6 @@ MAX_ERROR_BYTES: Final = 1 << 20
 
 JSON_TYPE: Final = "application/json"
 SSE_TYPE: Final = "text/event-stream"
-
-
-class Hooks(Protocol):
-    """What hears about each request, for metrics. Must not block or raise."""
-
-    def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
-        """A request is over. seconds: since its body was read. usage: OpenAI's token counts, where the engine said them."""
-
-    def first_chunk(self, target: Target, seconds: float) -> None:
-        """The first chunk of a stream arrived. seconds: since the request's body was read."""
-
-
-class NoHooks:
-    """Hears nothing."""
-
-    def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
-        """Nothing."""
-
-    def first_chunk(self, target: Target, seconds: float) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,48 +71,52 @@ class Relay:
         inference = parse(kind, raw)
         target = self._routes.resolve(inference.model)
         body = inference.encode(target.engine_name)
+        clock = Clock(self._hooks, target, began)
         self._routes.depart(target.engine_name)
         streaming = False
         try:
+            clock.wait()
             response = await self._engine.post(PATHS[kind], body)
+            clock.work()
             if response.status == 200 and inference.stream:
-                stream = self._stream(response, target, began)
+                stream = self._stream(response, inference, target, clock)
                 streaming = True
                 return Answer(200, SSE_TYPE, stream, target)
-            return await self._whole(response, inference, target, began)
+            return await self._whole(response, target, clock)
         except GatewayError as error:
-            self._hooks.answered(target, error.code.status, time.monotonic() - began, None)
+            clock.failed(error)
             raise
         except asyncio.CancelledError:
-            self._hooks.answered(target, CLIENT_GONE, time.monotonic() - began, None)
+            clock.gone()
             raise
         finally:
             if not streaming:
                 self._routes.land(target.engine_name)
 
-    def _stream(self, response: EngineResponse, target: Target, began: float) -> Stream:
-        def over(status: int, usage: Mapping[str, Any] | None) -> None:
-            self._routes.land(target.engine_name)
-            self._hooks.answered(target, status, time.monotonic() - began, usage)
+    def _stream(self, response: EngineResponse, inference: Inference, target: Target, clock: Clock) -> Stream:
+        return Stream(
+            response,
+            target,
+            clock,
+            usage_wanted=inference.usage_wanted,
+            landed=lambda: self._routes.land(target.engine_name),
+        )
 
-        def first() -> None:
-            self._hooks.first_chunk(target, time.monotonic() - began)
-
-        return Stream(response, target, over=over, first=first)
-
-    async def _whole(self, response: EngineResponse, inference: Inference, target: Target, began: float) -> Answer:
+    async def _whole(self, response: EngineResponse, target: Target, clock: Clock) -> Answer:
+        clock.wait()
         try:
             if response.status != 200:
                 raise await self._refusal(response, target)
             answer = await response.read(MAX_ANSWER_BYTES)
         finally:
             response.close()
+            clock.work()
         try:
             said = strict_json(answer)
             body = relabel(answer, said, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
-        self._hooks.answered(target, 200, time.monotonic() - began, usage_of(said))
+        clock.over(200, usage_of(said))
         return Answer(200, JSON_TYPE, body, target)
 
     async def _refusal(self, response: EngineResponse, target: Target) -> GatewayError:

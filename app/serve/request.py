@@ -39,10 +39,21 @@ class Inference:
         """Whether the answer is wanted token by token."""
         return self.fields.get("stream") is True
 
+    @property
+    def usage_wanted(self) -> bool:
+        """Whether the caller asked for token counts at the end of a stream."""
+        return bool((self.fields.get("stream_options") or {}).get("include_usage"))
+
     def encode(self, engine_name: str) -> bytes:
-        """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
+        """The body for the engine, which is always asked for token counts: we count them, whether or not the caller does.
+
+        Raises Refused INVALID_REQUEST for text that is not Unicode.
+        """
+        fields = self.fields
+        if self.stream and not self.usage_wanted:
+            fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
         try:
-            return _ENCODE({"model": engine_name, **self.fields}).encode()
+            return _ENCODE({"model": engine_name, **fields}).encode()
         except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
             raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
 

@@ -1,11 +1,11 @@
 """One streamed answer on its way through: event by event, relabelled, never silently cut short."""
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
 from app.load.engine import EngineResponse
+from app.serve.hooks import CLIENT_GONE, GONE, Clock
 from app.serve.label import refusal, relabel
 from app.serve.routes import Target
 from app.serve.sse import DONE, Events, error_event, event_of, strict_json
@@ -13,10 +13,8 @@ from app.serve.sse import DONE, Events, error_event, event_of, strict_json
 MAX_STREAM_BYTES: Final = 256 << 20
 """Bytes of one streamed answer; a million tokens at some 250 bytes a chunk."""
 
-CLIENT_GONE: Final = 499
-"""Status under which a stream is counted that its client left: nginx's word for it."""
-
 _DONE_DATA: Final = b"[DONE]"
+_TEXTS: Final = ("content", "tool_calls", "reasoning", "reasoning_content")
 
 
 def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -33,23 +31,25 @@ class Stream(AsyncIterator[bytes]):
     generator that was never started is never closed.
     """
 
-    __slots__ = ("_chunks", "_events", "_first", "_over", "_ready", "_response", "_size", "_target", "_usage")
+    __slots__ = ("_chunks", "_clock", "_events", "_landed", "_response", "_size", "_target", "_usage", "_usage_wanted")
 
     def __init__(
         self,
         response: EngineResponse,
         target: Target,
+        clock: Clock,
         *,
-        over: Callable[[int, Mapping[str, Any] | None], None],
-        first: Callable[[], None],
+        usage_wanted: bool,
+        landed: Callable[[], None],
     ) -> None:
+        """usage_wanted: whether the caller gets the event with the token counts. landed: called once, when it is over."""
         self._response = response
         self._target = target
-        self._over: Callable[[int, Mapping[str, Any] | None], None] | None = over
-        self._first: Callable[[], None] | None = first
+        self._clock = clock
+        self._usage_wanted = usage_wanted
+        self._landed: Callable[[], None] | None = landed
         self._chunks = response.chunks()
         self._events = Events()
-        self._ready: deque[bytes] = deque()
         self._size = 0
         self._usage: Mapping[str, Any] | None = None
 
@@ -59,26 +59,27 @@ class Stream(AsyncIterator[bytes]):
     async def __anext__(self) -> bytes:
         """The next bytes to send."""
         try:
-            while self._over is not None:
+            while self._landed is not None:
                 if out := await self._next():
                     return out
         except GatewayError as error:
-            self._close(error.code.status)
+            self._close(error)
             return error_event(error)
         except BaseException:  # cancelled: the client has gone
-            self._close(CLIENT_GONE)
+            self._leave()
             raise
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Stop, wherever it stands. Safe to call twice."""
-        self._close(CLIENT_GONE)
+        self._leave()
 
     def __del__(self) -> None:
-        self._close(CLIENT_GONE)
+        self._leave()
 
     async def _next(self) -> bytes:
         """What the next piece from the engine comes to; may be empty. Raises GatewayError."""
+        self._clock.wait()
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -86,9 +87,7 @@ class Stream(AsyncIterator[bytes]):
         except Unavailable as error:
             code = UPSTREAM_FAILED if error.code is ENGINE_UNAVAILABLE else error.code
             raise Unavailable(code, f"the engine broke off its answer: {error.message}") from error
-        if self._first is not None:
-            self._first()
-            self._first = None
+        self._clock.work()
         self._size += len(chunk)
         if self._size > MAX_STREAM_BYTES:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer is over {MAX_STREAM_BYTES} bytes")
@@ -100,9 +99,11 @@ class Stream(AsyncIterator[bytes]):
         try:
             for data in self._events.feed(chunk):
                 if data == _DONE_DATA:
-                    self._close(200)
+                    self._close(None)
                     return b"".join([*out, DONE])
-                out.append(self._event(data))
+                said = self._read(data)
+                out.append(self._event(data, said))
+                self._clock.text(*_texts(said))
         except ValueError as error:
             failure = Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}")
             return self._failed(out, failure)
@@ -110,23 +111,58 @@ class Stream(AsyncIterator[bytes]):
             return self._failed(out, error)
         return b"".join(out)
 
-    def _event(self, data: bytes) -> bytes:
+    def _read(self, data: bytes) -> dict[str, Any]:
         said = strict_json(data)
         if "error" in said:
             raise _mid_stream(said["error"], self._target)
         if (usage := usage_of(said)) is not None:
             self._usage = usage
-        return event_of(relabel(data, said, self._target))
+        return said
+
+    def _event(self, data: bytes, said: Mapping[str, Any]) -> bytes:
+        """For the caller; nothing for token counts that only we asked for."""
+        event = event_of(relabel(data, said, self._target))
+        return event if self._usage_wanted or said.get("choices") or usage_of(said) is None else b""
 
     def _failed(self, out: list[bytes], error: GatewayError) -> bytes:
-        self._close(error.code.status)
+        self._close(error)
         return b"".join([*out, error_event(error)])
 
-    def _close(self, status: int) -> None:
-        over, self._over = getattr(self, "_over", None), None
-        if over is not None:
-            self._response.close()
-            over(status, self._usage)
+    def _leave(self) -> None:
+        if self._land():
+            self._clock.over(CLIENT_GONE, self._usage, GONE)
+
+    def _close(self, error: GatewayError | None) -> None:
+        if self._land():
+            status, code = (200, None) if error is None else (error.code.status, error.code.name)
+            self._clock.over(status, self._usage, code)
+
+    def _land(self) -> bool:
+        """Let go of the engine; True the first time."""
+        landed, self._landed = getattr(self, "_landed", None), None
+        if landed is None:
+            return False
+        self._response.close()
+        landed()
+        return True
+
+
+def _texts(said: Mapping[str, Any]) -> tuple[int, int]:
+    """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
+    first = pieces = 0
+    choices = said.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and _has_text(choice):
+            pieces += 1
+            first += choice.get("index", 0) == 0
+    return first, pieces
+
+
+def _has_text(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        return any(delta.get(key) for key in _TEXTS)
+    return bool(choice.get("text"))
 
 
 def _mid_stream(error: Any, target: Target) -> GatewayError:

@@ -41,13 +41,13 @@ class SealedFile:
     file: io.BufferedReader
     size: int
     digest: Digest
-    _gone: Callable[[], None]
+    _count: Callable[[int, int], None]
 
     def close(self) -> None:
         """Give the bytes back to the file system. More than once is fine."""
         if not self.file.closed:
             self.file.close()
-            self._gone()
+            self._count(-1, -self.size)
 
     def __enter__(self) -> Self:
         return self
@@ -62,12 +62,12 @@ class UnsealedFile:
     """A file being received. Written by one thread at a time; ends in `seal` or `discard`."""
 
     def __init__(
-        self, writer: io.FileIO, reader: io.BufferedReader, space: Callable[[], None], gone: Callable[[], None]
+        self, writer: io.FileIO, reader: io.BufferedReader, space: Callable[[], None], count: Callable[[int, int], None]
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._check_space = space
-        self._gone = gone
+        self._count = count
         self._hash = hashlib.sha256()
         self._size = 0
         self._settled = False
@@ -86,6 +86,7 @@ class UnsealedFile:
                 written = self._writer.write(rest)
                 self._hash.update(rest[:written])
                 self._size += written
+                self._count(0, written)
                 rest = rest[written:]
         except OSError as error:
             raise _unwritable(error) from error
@@ -97,7 +98,7 @@ class UnsealedFile:
         if found != self._size:
             raise Unavailable(INTERNAL, f"quarantine: {found} bytes on disk where {self._size} were written")
         self._settled = True
-        return SealedFile(self._reader, self._size, Digest(self._hash.hexdigest()), self._gone)
+        return SealedFile(self._reader, self._size, Digest(self._hash.hexdigest()), self._count)
 
     def discard(self) -> None:
         """Forget the file, unless it was sealed. More than once is fine."""
@@ -105,7 +106,7 @@ class UnsealedFile:
             self._settled = True
             self._writer.close()
             self._reader.close()
-            self._gone()
+            self._count(-1, -self._size)
 
 
 class Quarantine:
@@ -118,7 +119,7 @@ class Quarantine:
         """
         self._floor = free_disk_floor_bytes
         self._lock = threading.Lock()
-        self._open = 0
+        self._open = self._bytes = 0
         directory.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
         self._dir = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -134,6 +135,11 @@ class Quarantine:
     def open_files(self) -> int:
         """Files held now, sealed or not."""
         return self._open
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes in the files held now."""
+        return self._bytes
 
     def close(self) -> None:
         """Let go of the directory. Files still open stay readable to those who hold them."""
@@ -163,8 +169,8 @@ class Quarantine:
             except OSError as error:
                 raise _unwritable(error) from error
             undo.pop_all()
-        self._count(1)
-        return UnsealedFile(writer, reader, self.check_space, lambda: self._count(-1))
+        self._count(1, 0)
+        return UnsealedFile(writer, reader, self.check_space, self._count)
 
     def _reader_of(self, writer: io.FileIO, name: str) -> io.BufferedReader:
         """Open the file just created once more, for reading; it is still empty and must be the same inode."""
@@ -175,9 +181,10 @@ class Quarantine:
             raise OSError(errno.EPERM, "a quarantine file was replaced while it was made")
         return reader
 
-    def _count(self, change: int) -> None:
+    def _count(self, files: int, size: int) -> None:
         with self._lock:
-            self._open += change
+            self._open += files
+            self._bytes += size
 
     def _sweep(self) -> None:
         """Remove files of our naming: the moment between creation and unlink, cut short by a kill."""

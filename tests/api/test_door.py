@@ -21,6 +21,7 @@ GUARDED = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("GET", "/metrics"),
+    ("GET", "/metrics/engine"),
     ("GET", "/openapi.json"),
 ]
 

@@ -24,16 +24,17 @@ from app.load import engine as engine_module
 from app.load.engine import HttpEngine
 from app.serve import relay as relay_module
 from app.serve import stream as stream_module
+from app.serve.hooks import CLIENT_GONE, NoHooks
 from app.serve.label import refusal
 from app.serve.relay import Relay
 from app.serve.routes import Routes, Served, Target
-from app.serve.stream import CLIENT_GONE, Stream
+from app.serve.stream import Stream
 from tests.support.simulator import MODEL, Simulator
 
 ENGINE_NAME = "a@000000000001"
 
 
-class Heard:
+class Heard(NoHooks):
     """Hooks that remember."""
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Heard:
         assert seconds >= 0
         self.answers.append((target.asked, status, usage))
 
-    def first_chunk(self, target: Target, seconds: float) -> None:
+    def first_token(self, target: Target, seconds: float) -> None:
         assert seconds >= 0
         self.firsts.append(target.asked)
 
@@ -268,7 +269,7 @@ async def test_a_stream_that_goes_wrong_ends_with_an_error_event(
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == ["t0 ", "t1 "]  # what was good came through
     assert (last["error"]["code"], last["error"]["type"]) == ("upstream_failed", "server_error")
     assert said in last["error"]["message"]
-    assert house.heard.answers == [("a", 502, None)]
+    assert house.heard.answers == [("a", 502, {"completion_tokens": 2})]  # no usage was said: what came is counted
 
 
 async def test_another_adapters_words_are_never_passed_on(house: House, simulator: Simulator) -> None:
@@ -303,7 +304,7 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work(house: H
     await stream.aclose()
     assert house.routes.idle(ENGINE_NAME)
     await until(lambda: simulator.running == 0)
-    assert house.heard.answers == [("a", CLIENT_GONE, None)]
+    assert house.heard.answers == [("a", CLIENT_GONE, {"completion_tokens": 1})]
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.vllm_metrics import exposition
+
 MODEL = "tiny-llama"
 MAX_MODEL_LEN = 512
 TOKENS = 5
@@ -54,6 +56,7 @@ class Simulator:
         app.add_routes(
             [
                 web.get("/health", self._faulty("health", self._health)),
+                web.get("/metrics", self._faulty("metrics", self._metrics)),
                 web.get("/v1/models", self._faulty("models", self._models)),
                 web.post("/v1/load_lora_adapter", self._faulty("load", self._load)),
                 web.post("/v1/unload_lora_adapter", self._faulty("unload", self._unload)),
@@ -89,6 +92,9 @@ class Simulator:
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
         return web.Response(status=503 if self.faults.get("health") == "503" else 200)
+
+    async def _metrics(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(text=exposition(len(self.seen), self.model), content_type="text/plain")
 
     async def _models(self, _: web.Request) -> web.StreamResponse:
         cards = [{"id": self.model, "object": "model", "root": "/models/tiny", "parent": None}]

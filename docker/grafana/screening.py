@@ -1,0 +1,159 @@
+"""The Screening dashboard."""
+
+from typing import Final
+
+from panels import (
+    RATE,
+    A,
+    J,
+    Json,
+    Panel,
+    Query,
+    Row,
+    choice,
+    dashboard,
+    distribution,
+    job,
+    matrix,
+    quantiles,
+    rate,
+    stat,
+    timeseries,
+    variable,
+)
+
+ADAPTER: Final = variable(
+    "adapter", "Adapter", 'label_values(gateway_adapter_modules{job=~"$job"}, adapter)', multi=True
+)
+
+
+def screening() -> Json:
+    """What came in, what was cut out of it, and why."""
+    pruned, kept = (f'gateway_adapter_modules{{{A}, decision="{d}"}}' for d in ("prune", "keep"))
+    cut = f'gateway_block_modules_total{{{J}, decision="prune"}}'
+    every = f"gateway_block_modules_total{{{J}}}"
+    buckets = rate("gateway_stage_duration_seconds_bucket", "stage, le")
+    cut_here, all_here = (f"sum by (block, module) (increase({name}[$__range]))" for name in (cut, every))
+    glance = Row(
+        "At a glance",
+        [
+            stat("Adapters served", "Whose active version is served", f"sum(gateway_adapters_ready{{{J}}})"),
+            stat("Modules cut out", "Of all adapters' active versions", f"sum({pruned})"),
+            stat(
+                "Share cut out",
+                "Of all adapters' active versions",
+                f"sum({pruned}) / (sum({pruned}) + sum({kept}))",
+                "percentunit",
+            ),
+            stat("Uploads under way", "Being received or screened", f"sum(gateway_uploads_in_progress{{{J}}})"),
+            stat("Store free", "Where artefacts are kept", f"min(gateway_store_free_bytes{{{J}}})", "bytes"),
+            stat("τ", "Modules with an E-DIEM above it are cut out", f"max(gateway_policy_tau{{{J}}})"),
+        ],
+    )
+    came = Row(
+        "What came in",
+        [
+            timeseries(
+                "Uploads by outcome",
+                "What became of them",
+                [Query(f"sum by (outcome) (increase(gateway_uploads_total{{{J}}}{RATE}))", "{{outcome}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Refusals by code",
+                "The table of refusals in the README says what each means",
+                [Query(f"sum by (stage, code) (increase(gateway_rejected_total{{{J}}}{RATE}))", "{{stage}}: {{code}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Stage durations, P95",
+                "From the first byte to the engine",
+                [
+                    Query(
+                        f"histogram_quantile(0.95, {buckets})",
+                        "{{stage}}",
+                    )
+                ],
+                "s",
+            ),
+        ],
+    )
+    out = Row(
+        "What was cut out",
+        [
+            timeseries(
+                "Modules cut out over time",
+                "Of each screened upload, as it was screened",
+                [Query(f"sum by (decision) (increase(gateway_modules_total{{{J}}}{RATE}))", "{{decision}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Modules cut out by adapter",
+                "Of its active version",
+                [Query(f"sum by (adapter) ({pruned})", "{{adapter}}")],
+            ),
+            Panel(
+                "Share cut out by adapter",
+                "Of its active version",
+                [Query(f"sort_desc(sum by (adapter) (adapter:gateway_modules_pruned:ratio{{{A}}}))", "{{adapter}}")],
+                "bargauge",
+                "percentunit",
+                instant=True,
+                defaults={"min": 0, "max": 1, "color": {"mode": "continuous-YlRd"}},
+            ),
+            matrix(
+                "Cut out by block and module type",
+                "Modules cut out of uploads within the dashboard's time range",
+                cut_here,
+                "block",
+                "module",
+                width=12,
+                height=10,
+            ),
+            matrix(
+                "Share cut out by block and module type",
+                "Of the modules screened within the dashboard's time range, percent",
+                f"100 * {cut_here} / {all_here}",
+                "block",
+                "module",
+                width=12,
+                height=10,
+            ),
+        ],
+    )
+    why = Row(
+        "Why",
+        [
+            timeseries(
+                "Modules by reason",
+                "Decision and reason of each screened module",
+                [
+                    Query(
+                        f"sum by (decision, reason) (increase(gateway_modules_total{{{J}}}{RATE}))",
+                        "{{decision}}: {{reason}}",
+                    )
+                ],
+                stacked=True,
+            ),
+            distribution(
+                "Scores",
+                "E-DIEM of every screened module under one comparison, interquartile ranges",
+                "gateway_module_score",
+                f'{J}, comparison="$comparison"',
+            ),
+            timeseries(
+                "Scores, quantiles and τ",
+                "Under one comparison, interquartile ranges",
+                [
+                    *quantiles("gateway_module_score", f'{J}, comparison="$comparison"'),
+                    Query(f"max(gateway_policy_tau{{{J}}})", "τ"),
+                ],
+                defaults={"min": None},
+            ),
+        ],
+    )
+    comparison = choice("comparison", "Comparison", ["input", "alignment", "projection"])
+    text = "What came in, what was cut out of it, and why. Screened does not mean free of harm."
+    return dashboard(
+        "lora-screening", "Screening", text, [job("gateway_build_info"), ADAPTER, comparison], [glance, came, out, why]
+    )
