@@ -231,4 +231,4 @@ async def test_projecting_serves_every_module_without_what_acts_on_alignments_in
             assert (a @ reference.inputs(name, 4)).norm() < 1e-5 * a.norm()
             assert (reference.outputs(name, 1).T @ b).norm() < 1e-5 * b.norm()
         metrics = (await running.http.get("/metrics")).text
-        assert f'gateway_modules_total{{decision="project"}} {len(projected)}.0' in metrics
+        assert f'gateway_modules_total{{decision="project",reason="above_tau"}} {len(projected)}.0' in metrics
