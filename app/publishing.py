@@ -16,6 +16,7 @@ from app.observe.log import event
 from app.rooms import Rooms
 from app.serve.routes import Served
 from app.store.schema import VersionRow
+from app.store.standing import Standing
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
@@ -64,6 +65,7 @@ class Publishing:
                 catalogue.activate(row.name, row.number)
         swept = self._collect_garbage()
         self._withheld = self._measure_again()
+        self._stand()
         self._follow()
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load), swept=swept)
 
@@ -151,6 +153,14 @@ class Publishing:
             await self.refresh()
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
+
+    def _stand(self) -> None:
+        """Write down what is in force, for the auditor."""
+        catalogue, parameters = self._rooms.catalogue, self._rooms.parameters
+        rows = (*catalogue.served(), *catalogue.pending())
+        older = (row for row in rows if row.parameters != parameters and self.withheld(row) is None)
+        passed = (row.artefact for row in older if row.artefact is not None)
+        Standing.make(parameters, passed, self._withheld).write(self._rooms.blobs.root)
 
     def _measure_again(self) -> Mapping[tuple[str, int], str]:
         """What was screened under another policy or reference is measured again before it is served."""
