@@ -72,9 +72,11 @@ class Pipeline:
         if created:
             row = await self._work(row, upload)
             r.metrics.uploads.labels(str(row.outcome)).inc()
-            await self.publishing.refresh()
+            await self.publishing.stored(row)
         else:
-            await asyncio.to_thread(upload.close)
+            if await asyncio.to_thread(self._restored, row, upload):
+                event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
+                await self.publishing.stored(row)
             r.metrics.uploads.labels("known").inc()
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
@@ -149,8 +151,20 @@ class Pipeline:
             return r.catalogue.record_stored(*at, None)
         with r.metrics.stage(Stage.STORE):
             artefact = canonicalise(left, verdict, row.received, r.target)
-            r.blobs.put(artefact)
-            return r.catalogue.record_stored(*at, artefact.digest)
+            with r.blobs.claimed(artefact.digest):
+                r.blobs.put(artefact)
+                return r.catalogue.record_stored(*at, artefact.digest)
+
+    def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
+        """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
+        r = self.rooms
+        with upload:
+            if row.artefact is None or r.blobs.is_whole(row.artefact):
+                return False
+            adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
+            verdict = self._screen(adapter, r.policy)
+            r.blobs.put(canonicalise(self._prune(adapter, verdict), verdict, row.received, r.target))
+            return r.blobs.is_whole(row.artefact)
 
     def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
