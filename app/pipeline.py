@@ -3,13 +3,12 @@
 import asyncio
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
-from app.domain.lora import Adapter, Received, ServingDtype, TargetModel
+from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
@@ -27,10 +26,10 @@ from app.errors import (
 from app.lifecycle import IN_FLIGHT, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
-from app.prune.cut import cut
 from app.prune.noop import noop_adapter
 from app.publishing import Publishing, VersionRefused
 from app.rooms import Rooms
+from app.sanitise import accepting
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
 from app.store.blobs import BlobStore
@@ -105,11 +104,13 @@ class Pipeline:
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
-        r = self.rooms
-        return self._screen(validate(upload.config, upload.weights.file, r.target, r.limits), r.policy)
-
-    def _screen(self, adapter: Adapter, policy: Policy) -> Verdict:
-        return screen(adapter, self.rooms.reference, policy, deadline_s=self.rooms.screen_seconds)
+        steps = _Steps(self, None)
+        try:
+            self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
+        except Refused as error:
+            if error.code is not RESCREEN_FAILED:  # measured it was, and nothing was to be kept
+                raise
+        return steps.verdict
 
     def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
@@ -130,30 +131,17 @@ class Pipeline:
             upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at = self.rooms, (row.name, row.number)
-        with r.metrics.stage(Stage.VALIDATE):
-            adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
-        r.catalogue.record_validated(*at)
-        with r.metrics.stage(Stage.SCREEN):
-            verdict = self._screen(adapter, r.policy)
-        self._tell(row, verdict)
-        report = json.dumps(
-            {"received": received_json(row.received), "verdict": verdict_json(verdict)}, allow_nan=False
-        )
-        if verdict.outcome is Outcome.REJECTED:
-            error = Refused(REJECTED, verdict.reason)
-            r.catalogue.record_rejected(*at, error, verdict, report)
+        r, at, steps = self.rooms, (row.name, row.number), _Steps(self, row)
+        artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
+        if steps.verdict.outcome is Outcome.REJECTED:
+            error = Refused(REJECTED, steps.verdict.reason)
+            r.catalogue.record_rejected(*at, error, steps.verdict, steps.report)
             raise error
-        r.catalogue.record_screened(*at, verdict, report)
-        with r.metrics.stage(Stage.PRUNE):
-            left = self._prune(adapter, verdict)
-        if not left.modules:
+        if artefact is None:
             return r.catalogue.record_stored(*at, None)
-        with r.metrics.stage(Stage.STORE):
-            artefact = canonicalise(left, verdict, row.received, r.target)
-            with r.blobs.claimed(artefact.digest):
-                r.blobs.put(artefact)
-                return r.catalogue.record_stored(*at, artefact.digest)
+        with r.metrics.stage(Stage.STORE), r.blobs.claimed(artefact.digest):
+            r.blobs.put(artefact)
+            return r.catalogue.record_stored(*at, artefact.digest)
 
     def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
         """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
@@ -161,25 +149,10 @@ class Pipeline:
         with upload:
             if row.artefact is None or r.blobs.is_whole(row.artefact):
                 return False
-            adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
-            verdict = self._screen(adapter, r.policy)
-            r.blobs.put(canonicalise(self._prune(adapter, verdict), verdict, row.received, r.target))
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, _Steps(self, None))
+            if artefact is not None:
+                r.blobs.put(artefact)
             return r.blobs.is_whole(row.artefact)
-
-    def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
-        """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-        left, policy = cut(adapter, verdict), self.rooms.policy
-        if left.modules and verdict.pruned:
-            again = self._screen(left, _accepting(policy))
-            if again.outcome is not Outcome.CLEAN:
-                raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
-        return left
-
-    def _tell(self, row: VersionRow, verdict: Verdict) -> None:
-        for module in verdict.modules:
-            self.rooms.metrics.modules.labels(module.decision.value).inc()
-        counts = {"modules": len(verdict.modules), "pruned": len(verdict.pruned)}
-        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
 
     def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
         """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""
@@ -196,9 +169,47 @@ class Pipeline:
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
 
-def _accepting(policy: Policy) -> Policy:
-    """For what pruning left: what the operator's cap spared stays above tau and was accepted as such."""
-    return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
+class _Steps:
+    """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
+
+    def __init__(self, pipeline: Pipeline, row: VersionRow | None) -> None:
+        self._rooms = pipeline.rooms
+        self._row = row
+        self._verdict: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What was found. A programmer's error before it was."""
+        assert self._verdict is not None
+        return self._verdict
+
+    @property
+    def report(self) -> str:
+        """What people are shown of it, as JSON."""
+        assert self._row is not None
+        fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
+        return json.dumps(fields, allow_nan=False)
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        """See Steps."""
+        self._rooms.metrics.stage_seconds.labels(stage.value).observe(seconds)
+
+    def validated(self) -> None:
+        """See Steps."""
+        if self._row is not None:
+            self._rooms.catalogue.record_validated(self._row.name, self._row.number)
+
+    def screened(self, verdict: Verdict) -> None:
+        """See Steps."""
+        self._verdict, row = verdict, self._row
+        if row is None:
+            return
+        for module in verdict.modules:
+            self._rooms.metrics.modules.labels(module.decision.value).inc()
+        counts = {"modules": len(verdict.modules), "pruned": len(verdict.pruned)}
+        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
+        if verdict.outcome is not Outcome.REJECTED:
+            self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report)
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:
@@ -220,7 +231,7 @@ def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
         rooms.blobs.verify(row.artefact)
         with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
-        verdict = screen(adapter, rooms.reference, _accepting(rooms.policy), deadline_s=rooms.screen_seconds)
+        verdict = screen(adapter, rooms.reference, accepting(rooms.policy), deadline_s=rooms.screen_seconds)
     except (GatewayError, OSError) as error:
         return str(error)
     return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

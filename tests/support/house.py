@@ -57,6 +57,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "min_free_disk_mib": 0,
             "reconcile_seconds": 0.05,
             "max_update_ratio": 1e9,
+            "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it
             **overrides,
         }
     )
