@@ -1,4 +1,4 @@
-"""The command line: python -m app serve | reference | screen | adapters | demo | bench."""
+"""The command line: python -m app serve | reference | screen | adapters | store | demo | bench."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from app.audit import store
 from app.bench.command import bench
 from app.demo.command import demo
 from app.domain.lora import ServingDtype
@@ -40,6 +41,7 @@ cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
+cli.add_typer(store, name="store")
 out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]

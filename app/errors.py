@@ -103,6 +103,9 @@ UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operat
 SCREENING_TIMEOUT = _code(
     "screening_timeout", 422, _S, "It took longer than the operator allows; adapt fewer modules, or ask for more time."
 )
+SCREENING_KILLED = _code(
+    "screening_killed", 422, _S, "Measuring it broke the limits of memory or time; make the adapter smaller."
+)
 BAD_REFERENCE = _code(
     "bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build."
 )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -29,6 +30,8 @@ from app.observe.metrics import Metrics
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
+from app.sandbox import Sandbox
+from app.sanitise import Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.warm import warm
 from app.serve.relay import Relay
@@ -54,6 +57,7 @@ class House:
     embedded: EmbeddedEngine | None
     engine: Engine
     reconciler: Reconciler
+    sandbox: Sandbox | None
     context: Context
     doors: ExitStack
 
@@ -113,7 +117,7 @@ async def _start(house: House) -> None:
         except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
             event("engine_missing", logging.ERROR, why=error.message)
     house.reconciler.start()
-    await asyncio.to_thread(warm)  # compiles the kernels while the engine starts, so that no upload waits for it
+    await asyncio.to_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
 
 
 async def _stop(house: House) -> None:
@@ -162,13 +166,17 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     if embedded is not None:
         embedded.on_ready = reconciler.poke
         embedded.on_restart = metrics.engine_restarted
+    limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
+    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
+    sandbox = _sandbox(settings, measure, doors)
     rooms = Rooms(
         target=target,
-        limits=ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names),
+        limits=limits,
         reference=reference,
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
         parameters=_parameters(settings, reference),
+        sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
         catalogue=catalogue,
         reconciler=reconciler,
@@ -190,7 +198,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         readiness=_readiness(engine, reconciler, reference, blobs),
         engine_metrics=engine.exposition,
     )
-    return House(embedded, engine, reconciler, context, doors)
+    return House(embedded, engine, reconciler, sandbox, context, doors)
 
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:
@@ -224,6 +232,17 @@ def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
         say=lambda line: event("engine", says=line),
     )
     return embedded, embedded.client
+
+
+def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
+    """Started at once: it takes seconds to be warm. A device of its own cannot be shared by forking, so not there."""
+    if not settings.screen_sandbox or settings.screen_device != "cpu":
+        event("sandbox", logging.WARNING, network="ours: uploads are read in the gateway's own process")
+        return None
+    sandbox = Sandbox(measure, settings.reference, settings.screen_memory_mib * MIB)
+    doors.callback(sandbox.close)
+    sandbox.start()
+    return sandbox
 
 
 def _through_noop(settings: Settings) -> bool:

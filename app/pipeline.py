@@ -3,13 +3,12 @@
 import asyncio
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
-from app.domain.lora import Adapter, Received, ServingDtype, TargetModel
+from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
@@ -27,10 +26,10 @@ from app.errors import (
 from app.lifecycle import IN_FLIGHT, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
-from app.prune.cut import Ends, cut
 from app.prune.noop import noop_adapter
 from app.publishing import Publishing, VersionRefused
 from app.rooms import Rooms
+from app.sanitise import accepting
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
 from app.store.blobs import BlobStore
@@ -62,12 +61,8 @@ class Pipeline:
         the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
-        try:
-            name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-            row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
-        except GatewayError as error:  # what goes wrong from here on is counted where it is recorded
-            r.metrics.upload_refused(error)
-            raise
+        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
+        row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
         if not created:
             row = await self._when_done(row)
         if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
@@ -75,9 +70,12 @@ class Pipeline:
             created = True
         if created:
             row = await self._work(row, upload)
-            await self.publishing.refresh()
+            r.metrics.uploaded(str(row.outcome))
+            await self.publishing.stored(row)
         else:
-            await asyncio.to_thread(upload.close)
+            if await asyncio.to_thread(self._restored, row, upload):
+                event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
+                await self.publishing.stored(row)
             r.metrics.uploaded("known")
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
@@ -111,18 +109,18 @@ class Pipeline:
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
-        r = self.rooms
-        return self._screen(validate(upload.config, upload.weights.file, r.target, r.limits), r.policy)
-
-    def _screen(self, adapter: Adapter, policy: Policy) -> Verdict:
-        return screen(adapter, self.rooms.reference, policy, deadline_s=self.rooms.screen_seconds)
+        steps = _Steps(self, None)
+        try:
+            self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
+        except Refused as error:
+            if error.code is not RESCREEN_FAILED:  # measured it was, and nothing was to be kept
+                raise
+        return steps.verdict
 
     def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
         try:
-            stored = self._measure_and_store(row, upload)
-            self.rooms.metrics.uploaded(str(stored.outcome))
-            return stored
+            return self._measure_and_store(row, upload)
         except Refused as error:
             self.rooms.metrics.upload_refused(error)
             raise VersionRefused(error, self._rejected(row, error)) from error
@@ -138,54 +136,29 @@ class Pipeline:
             upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at = self.rooms, (row.name, row.number)
-        whose = {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
-        with r.metrics.stage(Stage.VALIDATE, **whose):
-            adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
-        r.catalogue.record_validated(*at)
-        with r.metrics.stage(Stage.SCREEN, **whose):
-            verdict = self._screen(adapter, r.policy)
-        self._tell(row, verdict)
-        report = json.dumps(
-            {"received": received_json(row.received), "verdict": verdict_json(verdict)}, allow_nan=False
-        )
-        if verdict.outcome is Outcome.REJECTED:
-            error = Refused(REJECTED, verdict.reason)
-            r.catalogue.record_rejected(*at, error, verdict, report)
+        r, at, steps = self.rooms, (row.name, row.number), _Steps(self, row)
+        artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
+        if steps.verdict.outcome is Outcome.REJECTED:
+            error = Refused(REJECTED, steps.verdict.reason)
+            r.catalogue.record_rejected(*at, error, steps.verdict, steps.report)
             raise error
-        r.catalogue.record_screened(*at, verdict, report)
-        with r.metrics.stage(Stage.PRUNE, **whose):
-            left = self._prune(adapter, verdict)
-        if not left.modules:
+        if artefact is None:
             return r.catalogue.record_stored(*at, None)
-        with r.metrics.stage(Stage.STORE, **whose) as line:
-            artefact = canonicalise(left, verdict, row.received, r.target)
-            line["digest"] = artefact.digest.hex
+        digest = artefact.digest.hex
+        with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
             r.blobs.put(artefact)
             return r.catalogue.record_stored(*at, artefact.digest)
 
-    def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
-        """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-        left, policy = cut(adapter, verdict, self._ends), self.rooms.policy
-        if left.modules and (verdict.pruned or verdict.projected):
-            again = self._screen(left, _accepting(policy))
-            if again.outcome is not Outcome.CLEAN:
-                raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
-        return left
-
-    def _ends(self, module: str) -> Ends:
-        """What projecting takes out of a module that was scored."""
-        reference, policy = self.rooms.reference, self.rooms.policy
-        return Ends(reference.inputs(module, policy.top_k), reference.outputs(module, policy.project_outputs))
-
-    def _tell(self, row: VersionRow, verdict: Verdict) -> None:
-        self.rooms.metrics.screened(verdict)
-        counts = {
-            "modules": len(verdict.modules),
-            "pruned": len(verdict.pruned),
-            "projected": len(verdict.projected),
-        }
-        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
+    def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
+        """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
+        r = self.rooms
+        with upload:
+            if row.artefact is None or r.blobs.is_whole(row.artefact):
+                return False
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, _Steps(self, None))
+            if artefact is not None:
+                r.blobs.put(artefact)
+            return r.blobs.is_whole(row.artefact)
 
     def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
         """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""
@@ -202,9 +175,55 @@ class Pipeline:
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
 
-def _accepting(policy: Policy) -> Policy:
-    """For what pruning left: what the operator's cap spared stays above tau and was accepted as such."""
-    return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy
+def whose(row: VersionRow) -> dict[str, object]:
+    """What a stage's log line says of the version it worked on."""
+    return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
+
+
+class _Steps:
+    """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
+
+    def __init__(self, pipeline: Pipeline, row: VersionRow | None) -> None:
+        self._rooms = pipeline.rooms
+        self._row = row
+        self._verdict: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What was found. A programmer's error before it was."""
+        assert self._verdict is not None
+        return self._verdict
+
+    @property
+    def report(self) -> str:
+        """What people are shown of it, as JSON."""
+        assert self._row is not None
+        fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
+        return json.dumps(fields, allow_nan=False)
+
+    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
+        """See Steps."""
+        self._rooms.metrics.took(stage, seconds, outcome, **({} if self._row is None else whose(self._row)))
+
+    def validated(self) -> None:
+        """See Steps."""
+        if self._row is not None:
+            self._rooms.catalogue.record_validated(self._row.name, self._row.number)
+
+    def screened(self, verdict: Verdict) -> None:
+        """See Steps."""
+        self._verdict, row = verdict, self._row
+        if row is None:
+            return
+        self._rooms.metrics.screened(verdict)
+        counts = {
+            "modules": len(verdict.modules),
+            "pruned": len(verdict.pruned),
+            "projected": len(verdict.projected),
+        }
+        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
+        if verdict.outcome is not Outcome.REJECTED:
+            self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report)
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:
@@ -226,7 +245,7 @@ def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
         rooms.blobs.verify(row.artefact)
         with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
-        verdict = screen(adapter, rooms.reference, _accepting(rooms.policy), deadline_s=rooms.screen_seconds)
+        verdict = screen(adapter, rooms.reference, accepting(rooms.policy), deadline_s=rooms.screen_seconds)
     except (GatewayError, OSError) as error:
         return str(error)
     return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

@@ -8,14 +8,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from app.domain.digest import Digest
+from app.domain.digest import SHORT, Digest
 from app.domain.names import AdapterName, engine_name
-from app.errors import LOAD_FAILED, RESERVED_NAME, VERSION_NOT_READY, GatewayError, Refused, Stage, Unavailable
+from app.errors import (
+    LOAD_FAILED,
+    RESERVED_NAME,
+    STORE_FAILED,
+    VERSION_NOT_READY,
+    GatewayError,
+    Refused,
+    Stage,
+    Unavailable,
+)
 from app.lifecycle import State
 from app.observe.log import event
 from app.rooms import Rooms
 from app.serve.routes import Served
 from app.store.schema import VersionRow
+from app.store.standing import Standing
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
@@ -42,6 +52,7 @@ class Publishing:
         self._rooms = rooms
         self._why_not = why_not
         self._withheld: Mapping[tuple[str, int], str] = {}
+        self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
         self._one_at_a_time = asyncio.Lock()
         self._following = (
@@ -58,14 +69,15 @@ class Publishing:
         if (namesake := AdapterName(self._rooms.target.name).key) in {row.name.key for row in catalogue.adapters()}:
             why = f"adapter {namesake!r} has the served model's name: one of them must be called otherwise"
             raise Refused(RESERVED_NAME, why)
+        self._refuse_a_lost_catalogue()
         recovered = catalogue.recover()
         for row in recovered.to_load:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
-        swept = self._collect_garbage()
         self._withheld = self._measure_again()
+        self._stand()
         self._follow()
-        event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load), swept=swept)
+        event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
     def withheld(self, row: VersionRow) -> str | None:
         """Why a published version is not served under the policy in force; None when it is."""
@@ -89,6 +101,14 @@ class Publishing:
                 return await self._not_loaded(row, error)
         return await self._publish(row)
 
+    async def stored(self, row: VersionRow) -> None:
+        """Its artefact was just written: follow, and load what could not be loaded while those bytes were damaged."""
+        if row.artefact is not None:
+            for name in self._rooms.reconciler.failures:
+                if name.partition("@")[2].startswith(row.artefact.short):
+                    self._rooms.reconciler.forget_failure(name)
+        await self.refresh()
+
     async def settle(self) -> None:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
         reconciler = self._rooms.reconciler
@@ -100,6 +120,9 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
+        if self._garbage and reconciler.engine_up:
+            self._garbage = False  # before, so that what is deleted meanwhile is looked for again
+            self._garbage |= await asyncio.to_thread(self._collect_garbage)
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -116,6 +139,7 @@ class Publishing:
     async def delete(self, name: str) -> None:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
         rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
+        self._garbage = True
         await self.refresh()
         event("deleted", adapter=name, versions=len(rows))
 
@@ -152,6 +176,23 @@ class Publishing:
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
 
+    def _refuse_a_lost_catalogue(self) -> None:
+        """Artefacts of uploads and no row at all: no new store but one whose catalogue was lost. Nothing is thrown away."""
+        r = self._rooms
+        if r.catalogue.ever_used():
+            return
+        if theirs := [digest for digest in r.blobs.digests() if r.blobs.received_bytes(digest)]:
+            why = f"the catalogue is empty and {len(theirs)} artefacts of uploads are there: restore it, or move them away"
+            raise Unavailable(STORE_FAILED, why)
+
+    def _stand(self) -> None:
+        """Write down what is in force, for the auditor."""
+        catalogue, parameters = self._rooms.catalogue, self._rooms.parameters
+        rows = (*catalogue.served(), *catalogue.pending())
+        older = (row for row in rows if row.parameters != parameters and self.withheld(row) is None)
+        passed = (row.artefact for row in older if row.artefact is not None)
+        Standing.make(parameters, passed, self._withheld).write(self._rooms.blobs.root)
+
     def _measure_again(self) -> Mapping[tuple[str, int], str]:
         """What was screened under another policy or reference is measured again before it is served."""
         catalogue, found = self._rooms.catalogue, {}
@@ -182,14 +223,25 @@ class Publishing:
         counts = {str(row.name): _kept_and_pruned(row) for row in active}
         r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
 
-    def _collect_garbage(self) -> int:
-        """Remove artefacts no version needs. Only at start: no upload is under way, no engine of ours reads any."""
+    def _collect_garbage(self) -> bool:
+        """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
+
+        Only by the list of an engine that answers: one that was started by somebody else may hold what an earlier gateway
+        gave it, and reads it again whenever it likes (engine.md row 3).
+        """
         r = self._rooms
-        needed = r.catalogue.live_digests() | ({r.noop.digest} if r.noop else frozenset())
-        gone = r.blobs.digests() - needed
-        for digest in gone:
-            r.blobs.remove(digest)
-        return len(gone)
+        held = {name.partition("@")[2][:SHORT] for name in r.reconciler.may_read()}
+        standing = frozenset({r.noop.digest} if r.noop else ())
+        try:
+            removed, spared = r.blobs.collect(
+                lambda: r.catalogue.live_digests() | standing, lambda digest: digest.short in held
+            )
+        except Unavailable as error:
+            event("not_collected", logging.WARNING, why=error.message)
+            return True
+        if removed:
+            event("collected", artefacts=removed)
+        return spared > 0
 
 
 def _served(row: VersionRow) -> Served:

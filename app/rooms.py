@@ -7,6 +7,7 @@ from app.domain.lora import TargetModel
 from app.domain.policy import Policy
 from app.load.reconcile import Reconciler
 from app.observe.metrics import Metrics
+from app.sanitise import Measure, Sanitise
 from app.screen.reference import Reference
 from app.serve.routes import Routes
 from app.store.blobs import BlobStore
@@ -20,6 +21,7 @@ class Rooms:
 
     parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     screen_seconds: the longest one screening may take.
+    sanitise: makes of an upload what may be stored, here or in a process that is shut away.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
 
@@ -29,9 +31,15 @@ class Rooms:
     policy: Policy
     screen_seconds: float
     parameters: str
+    sanitise: Sanitise
     blobs: BlobStore
     catalogue: Catalogue
     reconciler: Reconciler
     routes: Routes
     metrics: Metrics
     noop: Artefact | None
+
+    @property
+    def measure(self) -> Measure:
+        """What a verdict depends on besides the upload."""
+        return Measure(self.target, self.limits, self.reference, self.policy, self.screen_seconds)

@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     screen_seconds: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="Longest screening of one adapter, seconds; later it is rejected"
     )
+    screen_sandbox: bool = Field(
+        True, description="Read and measure each upload in a process of its own, shut away; on a GPU always in ours"
+    )
+    screen_memory_mib: int = Field(
+        8192, ge=64, description="Memory of that process for one upload, beyond the reference, MiB"
+    )
     max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
 
     # the engine

@@ -7,8 +7,9 @@ from typing import Any, Final
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest_of
 from app.domain.digest import Digest
 from app.domain.lora import Received
+from app.domain.policy import Comparison, Policy
 from app.domain.totals import Total, Totals, kept, totals_of
-from app.domain.verdict import ModuleVerdict, Verdict
+from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
 
 MANIFEST_FORMAT: Final = 1
 
@@ -65,6 +66,45 @@ def _module_json(module: ModuleVerdict) -> dict[str, Any]:
         "rank": module.rank,
         "scaling": module.scaling,
     }
+
+
+def verdict_from(fields: Any, policy: Policy, reference: Digest) -> Verdict:
+    """The verdict that `verdict_json` wrote, when it was made by this policy and this reference.
+
+    Raises ValueError for anything else, however it is malformed.
+    """
+    try:
+        verdict = Verdict(
+            id=Digest(fields["id"]),
+            metric=METRIC_VERSION,
+            policy=policy,
+            reference=reference,
+            outcome=Outcome(fields["outcome"]),
+            reason=str(fields["reason"]),
+            modules=tuple(_module_from(entry) for entry in fields["modules"]),
+        )
+        if verdict_json(verdict) == fields:
+            return verdict
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"no verdict: {type(error).__name__}") from error
+    raise ValueError("no verdict of this policy and reference")
+
+
+def _module_from(entry: Any) -> ModuleVerdict:
+    return ModuleVerdict(
+        name=entry["name"],
+        rank=entry["rank"],
+        scaling=entry["scaling"],
+        scores={Comparison(key): score for key, score in entry["scores"].items()},
+        cosine=entry["safe_lora_cosine"],
+        update_norm=entry["update_norm"],
+        v_norm=entry["v_norm"],
+        lambda_max=entry["lambda_max"],
+        decision=Decision(entry["decision"]),
+        reason=Reason(entry["reason"]),
+        input_share=entry["input_share"],
+        removed_share=entry["removed_share"],
+    )
 
 
 def received_json(received: Received) -> dict[str, Any]:

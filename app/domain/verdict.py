@@ -97,6 +97,11 @@ class Verdict:
         return tuple(m.name for m in self.modules if m.decision is Decision.PROJECT)
 
     @property
+    def served(self) -> tuple[str, ...]:
+        """Names of the modules that are written: kept or projected."""
+        return tuple(m.name for m in self.modules if m.decision in (Decision.KEEP, Decision.PROJECT))
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Names of the modules that stay as they are."""
         return tuple(m.name for m in self.modules if m.decision is Decision.KEEP)

@@ -45,6 +45,9 @@ CONTROL_BYTES: Final = 8 << 20
 WORDS: Final = 300
 """Characters of the engine's own words that are quoted."""
 
+CARD: Final = ("root", "parent")
+"""What else is read of an entry in the engine's list."""
+
 NO_WORDS: Final = "the engine gave no reason"
 
 JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
@@ -119,12 +122,19 @@ class HttpEngine:
 
     async def models(self) -> frozenset[str]:
         """Names it answers to now. Raises Unavailable ENGINE_UNAVAILABLE."""
+        return frozenset(await self.cards())
+
+    async def cards(self) -> Mapping[str, Mapping[str, str | None]]:
+        """Names it answers to now, each with the path it reads (`root`) and, for an adapter, the model it rides on
+        (`parent`). Raises Unavailable ENGINE_UNAVAILABLE.
+        """
         status, body = await self._control("GET", MODELS_PATH)
         try:
             if status != 200:
                 raise ValueError(f"status {status}")
-            return frozenset(str(entry["id"]) for entry in json.loads(body)["data"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            entries = {str(entry["id"]): entry for entry in json.loads(body)["data"]}
+            return {name: {key: _text(entry.get(key)) for key in CARD} for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's list of models cannot be read: {error}") from error
 
     async def load(self, name: str, path: Path) -> None:
@@ -261,6 +271,10 @@ class _Response:
             self._response.release()
         else:
             self._response.close()
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def words(body: bytes) -> str:

@@ -73,6 +73,7 @@ class Reconciler:
         self._on_lost = on_lost
         self._after_pass = after_pass
         self._loaded: frozenset[str] = frozenset()
+        self._held: frozenset[str] = frozenset()
         self._failures: dict[str, _Failure] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._up = False
@@ -97,6 +98,19 @@ class Reconciler:
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
         return self._up and name in self._loaded
+
+    def may_read(self) -> frozenset[str]:
+        """Engine names whose files the engine may read now: what it listed at the last pass, or is being told to load.
+
+        Means something only while it is up; one that is merely silent may read anything.
+        """
+        return self._held | {name for name, lock in self._locks.items() if lock.locked()}
+
+    def forget_failure(self, name: str) -> None:
+        """What stood in the way of `name` is gone: try again now, not when its wait is over."""
+        if self._failures.pop(name, None) is not None:
+            self._on_change()
+            self.poke()
 
     def poke(self) -> None:
         """Look again now instead of at the next interval."""
@@ -144,6 +158,7 @@ class Reconciler:
             return
         if not self._up:
             self._failures.clear()  # what failed on the old engine may work on this one
+        self._held = listed
         desired = self._desired()
         for name in self._failures.keys() - desired.keys():
             del self._failures[name]
@@ -199,6 +214,7 @@ class Reconciler:
             self._fail(name, error)
             raise
         self._failures.pop(name, None)
+        self._held |= {name}
         self._on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
 

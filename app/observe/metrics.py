@@ -125,9 +125,12 @@ class Metrics:
             outcome = type(error).__name__
             raise
         finally:
-            seconds = time.monotonic() - start
-            self.screening.stage_seconds.labels(stage.value).observe(seconds)
-            event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
+            self.took(stage, time.monotonic() - start, outcome, **fields)
+
+    def took(self, stage: Stage, seconds: float, outcome: str, **fields: object) -> None:
+        """A stage that was timed elsewhere."""
+        self.screening.stage_seconds.labels(stage.value).observe(seconds)
+        event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
 
     def refused(self, error: GatewayError) -> None:
         """Count one refusal."""

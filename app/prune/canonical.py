@@ -32,7 +32,7 @@ def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target:
     is left.
     """
     _must_be_stamped(adapter, verdict)
-    config = _config(adapter, target)
+    config = config_bytes(tuple(module.name for module in adapter.modules), adapter.rank, target)
     weights = _weights(adapter)
     manifest = manifest_json(received, verdict, config=digest_of(config), weights=digest_of(weights))
     return Artefact(content_digest(config, weights), config, weights, manifest)
@@ -47,19 +47,20 @@ def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
         raise ValueError("an emptied adapter has no artefact: its name is served by the served model")
 
 
-def _config(adapter: Adapter, target: TargetModel) -> bytes:
+def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> bytes:
+    """The canonical adapter_config.json of an adapter of this rank on these modules, sorted by name."""
     fields = {
         "base_model_name_or_path": target.name,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": adapter.rank,  # alpha = r: scaling 1, since the received scaling is already in B
+        "lora_alpha": rank,  # alpha = r: scaling 1, since the received scaling is already in B
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": adapter.rank,
-        "target_modules": [module.name for module in adapter.modules],
+        "r": rank,
+        "target_modules": list(modules),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,

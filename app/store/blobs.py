@@ -7,9 +7,14 @@ the root. So a digest's directory exists whole or not at all, whenever the power
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,7 +29,7 @@ from app.domain.artefact import (
 )
 from app.domain.digest import Digest
 from app.errors import STORE_FAILED, Unavailable
-from app.store.disk import StoreLock, disk_errors, probe, sync_directory, write_durably
+from app.store.disk import StoreLock, discard, disk_errors, exchange, probe, sync_directory, write_durably
 from app.store.failpoints import failpoint
 
 STAGING: Final = ".staging"
@@ -41,6 +46,9 @@ _CHUNK: Final = 1 << 20
 """Bytes read at a time when hashing: enough to keep a disk busy, little enough to hold for every caller."""
 
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_CANNOT_SWAP: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+_log = logging.getLogger("gateway")
 
 
 class BlobStore:
@@ -53,6 +61,8 @@ class BlobStore:
         """
         self.root: Final = root
         self._staging: Final = root / STAGING
+        self._claims: Counter[Digest] = Counter()
+        self._claiming: Final = threading.Lock()
         with disk_errors(f"store directory {root}"):
             root.mkdir(parents=True, exist_ok=True)
             sync_directory(root.parent)
@@ -93,15 +103,15 @@ class BlobStore:
     def put(self, artefact: Artefact) -> Path:
         """Keep `artefact` for ever and return its directory; when it returns, the disk has it.
 
-        An artefact that is already there is verified and left as it is, with the manifest of whoever came first.
-        Raises Unavailable: NO_SPACE, or STORE_FAILED (disk trouble, or what is there is damaged); ValueError when the
+        An artefact that is already there, whole, is left as it is, with the manifest of whoever came first; a damaged one
+        is replaced in one step by these same bytes. Raises Unavailable NO_SPACE or STORE_FAILED; ValueError when the
         artefact's digest is not that of its bytes (a programmer's error).
         """
         if content_digest(artefact.config, artefact.weights) != artefact.digest:
             raise ValueError(f"artefact {artefact.digest.short}: its digest is not that of its bytes")
         final = self.path(artefact.digest)
-        if os.path.lexists(final):
-            self.verify(artefact.digest)
+        there = os.path.lexists(final)
+        if there and self.is_whole(artefact.digest):
             with disk_errors(f"sync artefact {artefact.digest.short}"):
                 sync_directory(self.root)  # whoever renamed it may not have come to this yet
             return final
@@ -109,10 +119,40 @@ class BlobStore:
         try:
             with disk_errors(f"write artefact {artefact.digest.short}"):
                 self._stage(artefact, staged)
-                self._publish(artefact.digest, staged, final)
+                (self._restore if there else self._publish)(artefact.digest, staged, final)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            discard(staged)
         return final
+
+    @contextmanager
+    def claimed(self, digest: Digest) -> Iterator[None]:
+        """While inside, `collect` leaves this digest alone: between `put` and the row that names it, nobody seems to."""
+        with self._claiming:
+            self._claims[digest] += 1
+        try:
+            yield
+        finally:
+            with self._claiming:
+                self._claims[digest] -= 1
+                if not self._claims[digest]:
+                    del self._claims[digest]
+
+    def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
+        """Remove what nobody needs: (artefacts removed, artefacts spared because they may still be read).
+
+        needed: the digests some version needs, asked again before each removal. read: whether an engine may still read it.
+        Raises Unavailable.
+        """
+        removed = spared = 0
+        for digest in sorted(self.digests() - needed()):
+            if read(digest):
+                spared += 1
+                continue
+            with self._claiming:
+                if digest not in self._claims and digest not in needed():
+                    self.remove(digest)
+                    removed += 1
+        return removed, spared
 
     def verify(self, digest: Digest) -> None:
         """Read the artefact back from the disk and check that its bytes are those of its digest.
@@ -134,10 +174,26 @@ class BlobStore:
         if content_digest_of(config, weights) != digest:
             raise _damaged(digest, WEIGHTS_FILE, "these are another artefact's files")
 
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether `verify` finds nothing wrong; what it finds is logged."""
+        try:
+            self.verify(digest)
+        except Unavailable as error:
+            _log.warning("%s", error.message)
+            return False
+        return True
+
     def manifest(self, digest: Digest) -> bytes:
         """The artefact's `manifest.json`. Raises Unavailable STORE_FAILED when it cannot be read."""
         with disk_errors(f"artefact {digest.short}: {MANIFEST_FILE}"):
             return (self.path(digest) / MANIFEST_FILE).read_bytes()
+
+    def received_bytes(self, digest: Digest) -> int:
+        """Bytes of weights the artefact came from, by its manifest; 0 for one that no upload made."""
+        try:
+            return int(json.loads(self.manifest(digest))["received"]["weights_bytes"])
+        except (Unavailable, ValueError, LookupError, TypeError, RecursionError):
+            return 0
 
     def remove(self, digest: Digest) -> None:
         """Take the artefact away, whole in one step; nothing when it is not there.
@@ -177,6 +233,21 @@ class BlobStore:
         final.chmod(DIRECTORY_MODE)
         sync_directory(self.root)
         failpoint("store.after_sync")
+
+    def _restore(self, digest: Digest, staged: Path, final: Path) -> None:
+        """Put the sound artefact where the damaged one is; whoever looks finds one of the two."""
+        if not final.is_symlink():
+            final.chmod(_OPEN_MODE)
+        try:
+            exchange(staged, final)
+        except OSError as error:
+            if error.errno not in _CANNOT_SWAP:
+                raise
+            final.rename(self._staging / secrets.token_hex(16))  # gone for a moment; swept at the next start
+            os.rename(staged, final)
+        failpoint("store.after_exchange")
+        final.chmod(DIRECTORY_MODE)
+        sync_directory(self.root)
 
     def _recorded(self, digest: Digest) -> dict[str, object]:
         """The files' digests as the manifest records them."""

@@ -38,7 +38,7 @@ class Database:
         Raises Unavailable: STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when
         another process keeps it locked for longer than `busy_seconds`.
         """
-        with _database_errors():
+        with database_errors():
             self._engine: Final = _engine(url, busy_seconds)
         self._writers: Final = self._engine.execution_options(**{_WRITES: True})
         try:
@@ -54,13 +54,13 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one moment of the database. Raises Unavailable."""
-        with _database_errors(), self._engine.begin() as connection:
+        with database_errors(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction alone among writers: on the disk when the block ends, undone when it raises."""
-        with _database_errors():
+        with database_errors():
             with self._writers.begin() as connection:
                 yield connection
                 failpoint("catalogue.before_commit")
@@ -121,7 +121,7 @@ def _on_begin(connection: Connection) -> None:
 
 
 @contextmanager
-def _database_errors() -> Iterator[None]:
+def database_errors() -> Iterator[None]:
     """Turn what the database says into Unavailable, without statements or values."""
     try:
         yield

@@ -1,12 +1,14 @@
 """The few file operations the store's promises rest on, and what a disk's complaints mean."""
 
+import ctypes
 import errno
 import fcntl
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,10 @@ from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 """File systems that take fsync and forget everything at the next boot."""
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+"""Linux's own numbers, for renameat2."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +55,30 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names of one file system in one step, so that neither is ever missing.
+
+    Raises OSError; EINVAL or ENOSYS where the file system or the kernel cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        done = libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    except AttributeError:
+        raise OSError(errno.ENOSYS, "no renameat2 here") from None
+    if done != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def discard(path: Path) -> None:
+    """Whatever lies there now: nothing, the half of an artefact, or a damaged one that was put aside."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def probe(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Places where a crash test may kill the process, as a power cut would: nothing unwinds, no handler runs.
 
-Does nothing unless the environment variable GATEWAY_FAILPOINT names the place. No setting of the gateway leads here.
+Does nothing unless the environment variable GATEWAY_FAILPOINT names the place: `store.after_fsync` at once, or
+`store.after_fsync:3` at the third passage. No setting of the gateway leads here.
 """
 
 import os
@@ -11,6 +12,11 @@ VARIABLE: Final = "GATEWAY_FAILPOINT"
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL when GATEWAY_FAILPOINT is `name`."""
-    if os.environ.get(VARIABLE) == name:
+    """Die here by SIGKILL when GATEWAY_FAILPOINT names this place and this is the passage it names."""
+    place, _, passages = os.environ.get(VARIABLE, "").partition(":")
+    if place != name:
+        return
+    left = int(passages or 1) - 1
+    if left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
+    os.environ[VARIABLE] = f"{name}:{left}"

@@ -26,6 +26,11 @@ class CatalogueReader:
         with self._database.reading() as connection:
             return tuple(adapter_record(row).public for row in connection.execute(query))
 
+    def ever_used(self) -> bool:
+        """Whether any adapter was ever begun here, deleted ones too."""
+        with self._database.reading() as connection:
+            return connection.execute(select(adapters.c.id).limit(1)).first() is not None
+
     def adapter(self, name: Name) -> AdapterRow:
         """One adapter."""
         with self._database.reading() as connection:

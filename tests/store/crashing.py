@@ -27,6 +27,7 @@ FAILPOINTS = [
     "store.after_fsync",
     "store.after_rename",
     "store.after_sync",
+    "store.after_exchange",
     "store.before_bury",
     "store.after_bury",
     "catalogue.before_commit",
@@ -48,6 +49,8 @@ def write_until_killed(home: Path, seed: int, failpoint: str | None, uid: int | 
     while True:
         name = choose.choice(NAMES)
         _push(blobs, catalogue, acknowledged, name, f"{seed} {choose.random()}")
+        if failpoint == "store.after_exchange":
+            _damage_and_restore(blobs, f"{seed} {choose.random()}")
         if choose.random() < 0.15:
             os.write(acknowledged, f"deleting {name}\n".encode())
             catalogue.delete(name)
@@ -64,6 +67,14 @@ def _push(blobs: BlobStore, catalogue: Catalogue, acknowledged: int, name: Adapt
     os.write(acknowledged, f"stored {name} {number} {made.digest.hex}\n".encode())
     catalogue.activate(name, number)
     os.write(acknowledged, f"ready {name} {number} {made.digest.hex}\n".encode())
+
+
+def _damage_and_restore(blobs: BlobStore, seed: str) -> None:
+    """Nobody was promised this one; only the last step of its repair kills."""
+    weights = blobs.put(artefact(seed)) / WEIGHTS_FILE
+    weights.chmod(0o644)
+    weights.write_bytes(b"damaged")
+    blobs.put(artefact(seed))
 
 
 def _collect(blobs: BlobStore, catalogue: Catalogue) -> None:

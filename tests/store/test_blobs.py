@@ -105,8 +105,10 @@ def test_a_flipped_bit_is_found_and_named(store: BlobStore, name: str, at: int) 
     corrupt(store.put(made) / name, at)
     with refused(STORE_FAILED, made.digest.short, name):
         store.verify(made.digest)
-    with refused(STORE_FAILED, name):
-        store.put(made)
+    store.put(made)
+    store.verify(made.digest)
+    assert staged(store) == []
+    assert mode(store.path(made.digest)) == 0o555
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -131,6 +133,56 @@ def test_a_link_in_place_of_a_file_is_not_followed(store: BlobStore, tmp_path: P
     (directory / WEIGHTS_FILE).symlink_to(tmp_path / "elsewhere")
     with refused(STORE_FAILED, WEIGHTS_FILE):
         store.verify(made.digest)
+
+
+@pytest.mark.parametrize("swap", [True, False], ids=["in one step", "where the kernel cannot swap"])
+@pytest.mark.parametrize("found", ["half", "file", "link"])
+def test_equal_bytes_restore_whatever_is_found_in_their_place(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, swap: bool
+) -> None:
+    made = artefact(1)
+    final = store.path(made.digest)
+    if found == "half":
+        store.put(made)
+        final.chmod(0o755)
+        (final / WEIGHTS_FILE).unlink()
+    elif found == "file":
+        final.write_bytes(b"")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        final.symlink_to(tmp_path / "elsewhere")
+    if not swap:
+        monkeypatch.setattr("app.store.blobs.exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+    store.put(made)
+    store.verify(made.digest)
+    if found == "link":
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+    store.close()
+    with BlobStore(store.root) as again:
+        assert staged(again) == []
+
+
+def test_what_nobody_needs_or_reads_or_is_about_to_name_is_removed(store: BlobStore) -> None:
+    needed, read, claimed, gone = (artefact(seed) for seed in range(4))
+    for made in (needed, read, claimed, gone):
+        store.put(made)
+
+    def collect() -> tuple[int, int]:
+        return store.collect(lambda: frozenset({needed.digest}), lambda digest: digest == read.digest)
+
+    with store.claimed(claimed.digest), store.claimed(claimed.digest):
+        assert collect() == (1, 1)
+    assert store.digests() == {needed.digest, read.digest, claimed.digest}
+    assert collect() == (1, 1)
+    assert store.digests() == {needed.digest, read.digest}
+
+
+def test_what_is_named_between_two_looks_stays(store: BlobStore) -> None:
+    made = artefact(1)
+    store.put(made)
+    answers = iter([frozenset[Digest](), frozenset({made.digest})])
+    assert store.collect(lambda: next(answers), lambda _: False) == (0, 0)
+    store.verify(made.digest)
 
 
 def test_another_artefacts_whole_directory_under_this_name_is_found(store: BlobStore) -> None:

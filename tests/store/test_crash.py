@@ -91,6 +91,10 @@ def test_the_list_of_places_is_complete() -> None:
 def test_without_its_name_in_the_environment_a_place_is_harmless(
     monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
+    """And a place with a number lets that many pass."""
+    monkeypatch.setenv(VARIABLE, "store.after_fsync:3")
+    failpoint("store.after_fsync")
+    assert os.environ[VARIABLE] == "store.after_fsync:2"
     monkeypatch.delenv(VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)

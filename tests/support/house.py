@@ -42,41 +42,43 @@ def tiny_reference_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OpenHouse = Callable[..., Any]
 
 
+@asynccontextmanager
+async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides: Any) -> AsyncIterator[Running]:
+    """A gateway over a simulated engine (of which only the URL is used), opened, started, and closed again."""
+    settings = Settings(
+        **{
+            "model": SERVED,
+            "reference": reference,
+            "data": data,
+            "api_keys": KEY,
+            "engine_url": simulator.url,
+            "dtype": "float32",
+            "max_lora_rank": 16,
+            "min_free_disk_mib": 0,
+            "reconcile_seconds": 0.05,
+            "max_update_ratio": 1e9,
+            "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it
+            **overrides,
+        }
+    )
+    house = open_house(settings)
+    app = build_app(house)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = httpx.AsyncClient(
+            transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}"}
+        )
+        await stack.enter_async_context(client)
+        yield Running(app, client, simulator, house, data)
+
+
 @pytest_asyncio.fixture
 async def open_gateway(tiny_reference_dir: Path, tmp_path: Path) -> AsyncIterator[OpenHouse]:
     """`async with open_gateway(tau=…) as running:` over the same data directory each time."""
     simulator = Simulator(tmp_path / "e.sock", SERVED)
-
-    @asynccontextmanager
-    async def running(**overrides: Any) -> AsyncIterator[Running]:
-        settings = Settings(
-            **{
-                "model": SERVED,
-                "reference": tiny_reference_dir,
-                "data": tmp_path / "data",
-                "api_keys": KEY,
-                "engine_url": simulator.url,
-                "dtype": "float32",
-                "max_lora_rank": 16,
-                "min_free_disk_mib": 0,
-                "reconcile_seconds": 0.05,
-                "max_update_ratio": 1e9,
-                **overrides,
-            }
-        )
-        house = open_house(settings)
-        app = build_app(house)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(app.router.lifespan_context(app))
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            client = httpx.AsyncClient(
-                transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}"}
-            )
-            await stack.enter_async_context(client)
-            yield Running(app, client, simulator, house, tmp_path / "data")
-
     await simulator.start()
-    yield running
+    yield lambda **overrides: gateway(tmp_path / "data", tiny_reference_dir, simulator, **overrides)
     await simulator.stop()
 
 

@@ -1,0 +1,95 @@
+"""`python -m app store audit`: does everything hold that this gateway promises about what it keeps and what it loads?"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from app.store.audit import Audit, Card
+
+PATIENCE_S: Final = 2.0
+"""Seconds between two looks: longer than any step of a gateway at work takes to become visible everywhere."""
+
+store = typer.Typer(no_args_is_help=True, help="Look after what a gateway keeps.")
+out = Console()
+
+
+@store.command("audit")
+def audit_command(
+    data: Annotated[Path, typer.Option(envvar="GATEWAY_DATA", help="The gateway's data directory")],
+    catalogue_url: Annotated[
+        str | None, typer.Option(envvar="GATEWAY_CATALOGUE_URL", help="If not SQLite there")
+    ] = None,
+    engine_url: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too")] = None,
+    engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
+    api_keys: Annotated[
+        str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="Keys that must stand nowhere")
+    ] = None,
+    patience: Annotated[float, typer.Option(help="Seconds between the two looks")] = PATIENCE_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
+) -> None:
+    """Re-read disk, catalogue and engine and report every broken invariant. Exit status: 0 none, 1 some.
+
+    Changes nothing, and may run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
+    """
+    from app.store.audit import audit as look
+    from app.store.database import sqlite_url
+
+    secrets = [key.strip() for key in (*(api_keys or "").split(","), engine_api_key or "")]
+    url = catalogue_url or sqlite_url(data / "catalogue.sqlite")
+
+    def once() -> "Audit":
+        listed = asyncio.run(engine_list(engine_url, engine_api_key)) if engine_url else None
+        return look(data, url, listed=listed, secrets=secrets)
+
+    found = once()
+    if found.findings:
+        time.sleep(patience)
+        found = both(found, once())
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
+    else:
+        show(found)
+    sys.exit(1 if found.findings else 0)
+
+
+def both(first: "Audit", second: "Audit") -> "Audit":
+    """The second look, with those findings only that the first had too: a gateway at work was not caught between steps."""
+    return replace(second, findings=tuple(found for found in second.findings if found in first.findings))
+
+
+async def engine_list(url: str, api_key: str | None = None) -> Mapping[str, "Card"]:
+    """What the engine at `url` holds: its names and what each reads. Raises Unavailable ENGINE_UNAVAILABLE."""
+    from app.load.engine import HttpEngine
+    from app.store.audit import Card
+
+    engine = HttpEngine(url, api_key=api_key)
+    try:
+        return {name: Card(**card) for name, card in (await engine.cards()).items()}
+    finally:
+        await engine.close()
+
+
+def show(found: "Audit") -> None:
+    """For people: a table of what is broken, then what was looked at."""
+    if found.findings:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in ("broken", "where", "what"):
+            table.add_column(column, overflow="fold")
+        for one in found.findings:
+            table.add_row(one.invariant, one.where, one.what)
+        out.print(table)
+    for note in found.notes:
+        out.print(f"note: {note}", soft_wrap=True, highlight=False)
+    counted = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.counts.items())
+    out.print(f"{len(found.findings)} broken invariants; looked at {counted}", soft_wrap=True, highlight=False)

@@ -1,0 +1,48 @@
+"""Canonical bytes that come back from another process: do they have exactly the form that `canonical.py` writes?
+
+Form only: which tensors, of which shape and dtype, in which order, and a configuration equal to the byte. What the numbers
+are was measured where they were made.
+"""
+
+import json
+from typing import Final
+
+from app.domain.lora import ServingDtype, TargetModel
+from app.prune.canonical import KEY_PREFIX, config_bytes
+
+HEADER_BYTES: Final = 1 << 20
+"""Bytes of the header: thousands of modules need a few hundred KiB."""
+
+_STORED: Final = {
+    ServingDtype.FLOAT32: ("F32", 4),
+    ServingDtype.FLOAT16: ("F16", 2),
+    ServingDtype.BFLOAT16: ("BF16", 2),
+}
+
+
+def check_form(config: bytes, weights: bytes, modules: tuple[str, ...], target: TargetModel) -> None:
+    """Raise ValueError unless these are the canonical bytes of an adapter on exactly `modules` (sorted)."""
+    length = int.from_bytes(weights[:8], "little")
+    if length > HEADER_BYTES:
+        raise ValueError("its header is too long")
+    header = json.loads(weights[8 : 8 + length])
+    rank = header[f"{KEY_PREFIX}{modules[0]}.lora_A.weight"]["shape"][0]
+    if type(rank) is not int or not 0 < rank <= target.max_rank:
+        raise ValueError(f"its rank is {rank}")
+    if config != config_bytes(modules, rank, target):
+        raise ValueError("its configuration is not the canonical one")
+    dtype, size = _STORED[target.dtype]
+    shapes: dict[str, list[int]] = {}
+    for module in modules:
+        shapes[f"{KEY_PREFIX}{module}.lora_A.weight"] = [rank, target.modules[module].d_in]
+        shapes[f"{KEY_PREFIX}{module}.lora_B.weight"] = [target.modules[module].d_out, rank]
+    if set(header) != set(shapes):
+        raise ValueError("its tensors are not those of its modules")
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+        rows, columns = shapes[name]
+        begin, end = end, end + rows * columns * size
+        if entry != {"dtype": dtype, "shape": [rows, columns], "data_offsets": [begin, end]}:
+            raise ValueError(f"tensor {name} is not in canonical form")
+    if len(weights) != 8 + length + end:
+        raise ValueError("its length is not that of its tensors")

@@ -1,0 +1,111 @@
+"""validate → screen → prune → canonical bytes of one upload: the part of the pipeline without store and engine.
+
+Pure but for reading the sealed file, so that it runs the same here or in a process that is shut away (sandbox.py).
+"""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from app.domain.artefact import Artefact
+from app.domain.lora import Adapter, Received, TargetModel
+from app.domain.policy import Policy
+from app.domain.verdict import Outcome, Verdict
+from app.errors import RESCREEN_FAILED, GatewayError, Refused, Stage
+from app.prune.canonical import canonicalise
+from app.prune.cut import Ends, cut
+from app.screen.reference import Reference
+from app.screen.screen import screen
+from app.validate.adapter import ValidateLimits, validate
+
+OK: Final = "ok"
+"""Outcome of a stage that ended well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """All that a verdict and its bytes depend on besides the upload. screen_seconds: the longest one screening may take."""
+
+    target: TargetModel
+    limits: ValidateLimits
+    reference: Reference
+    policy: Policy
+    screen_seconds: float
+
+    def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
+        """The verdict by this policy or another. Raises as `screen.screen`."""
+        return screen(adapter, self.reference, policy or self.policy, deadline_s=self.screen_seconds)
+
+
+class Steps(Protocol):
+    """Who is told how far it got. What they raise ends it."""
+
+    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
+        """One stage is over: "ok", or the code of what ended it."""
+
+    def validated(self) -> None:
+        """It is a LoRA adapter for this model."""
+
+    def screened(self, verdict: Verdict) -> None:
+        """It was measured; a rejection is no error here."""
+
+
+Sanitise = Callable[[bytes, io.BufferedReader, Received, Steps], Artefact | None]
+"""(adapter_config.json, weights open at any position, digests and sizes, who is told) → what may be stored, or None when
+the verdict rejects it or leaves nothing. Raises GatewayError."""
+
+
+def sanitise(
+    measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps
+) -> Artefact | None:
+    """See `Sanitise`. Blocking."""
+    with _timed(steps, Stage.VALIDATE):
+        adapter = validate(config, weights, measure.target, measure.limits)
+    steps.validated()
+    with _timed(steps, Stage.SCREEN):
+        verdict = measure.screen(adapter)
+    steps.screened(verdict)
+    if verdict.outcome is Outcome.REJECTED:
+        return None
+    with _timed(steps, Stage.PRUNE):
+        left = pruned(measure, adapter, verdict)
+        return canonicalise(left, verdict, received, measure.target) if left.modules else None
+
+
+@contextmanager
+def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
+    begun, outcome = time.monotonic(), OK
+    try:
+        yield
+    except GatewayError as error:
+        outcome = error.code.name
+        raise
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        steps.took(stage, time.monotonic() - begun, outcome)
+
+
+def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
+    """Cut or project, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
+    left = cut(adapter, verdict, lambda module: _ends(measure, module))
+    if left.modules and (verdict.pruned or verdict.projected):
+        again = measure.screen(left, accepting(measure.policy))
+        if again.outcome is not Outcome.CLEAN:
+            raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
+    return left
+
+
+def _ends(measure: Measure, module: str) -> Ends:
+    """What projecting takes out of a module that was scored."""
+    reference, policy = measure.reference, measure.policy
+    return Ends(reference.inputs(module, policy.top_k), reference.outputs(module, policy.project_outputs))
+
+
+def accepting(policy: Policy) -> Policy:
+    """For what pruning left: what the operator's cap spared stays above tau and was accepted as such."""
+    return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy

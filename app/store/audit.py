@@ -1,0 +1,239 @@
+"""An independent look at everything a gateway keeps: disk, catalogue, and the engine's list where one is given.
+
+Reads only, locks nothing, believes nothing in memory: it may run beside a gateway at work, on what a kill left, on a copy.
+Beside a gateway a look falls between two steps now and then: who audits one looks twice and keeps what both looks saw.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from app.domain.artefact import WEIGHTS_FILE
+from app.domain.digest import SHORT
+from app.lifecycle import IN_FLIGHT, SERVABLE, State
+from app.store import invariants
+from app.store.blobs import LOCK, STAGING
+from app.store.evidence import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
+from app.store.invariants import HAS_ARTEFACT, Finding, Findings
+from app.store.schema import SCHEMA_VERSION
+from app.store.standing import STANDING, Standing
+
+ARTEFACTS: Final = "artefacts"
+QUARANTINE: Final = "quarantine"
+LOG_BYTES: Final = (16 << 20) + (1 << 16)
+"""Most bytes of one log file: the engine's leash sets it aside at 16 MiB, one write later."""
+
+SECRET_BYTES: Final = 8
+"""A shorter secret is not looked for: it would be found everywhere."""
+
+SCAN_BYTES: Final = 1 << 30
+"""Bytes of a file that are searched for secrets."""
+
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One entry of the engine's list. root: the path it reads; parent: the model it rides on, None for the model itself."""
+
+    root: str | None
+    parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A version that somebody was told is kept. artefact: its digest, None when not known, or when it is emptied."""
+
+    adapter: str
+    number: int
+    artefact: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was found. counts: what was looked at; notes: what is odd but breaks nothing."""
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def audit(
+    data: Path,
+    url: str,
+    *,
+    listed: Mapping[str, Card] | None = None,
+    promised: Iterable[Promise] = (),
+    secrets: Iterable[str] = (),
+) -> Audit:
+    """Look at the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
+
+    listed: what the engine says it holds, by name; None: not asked. promised: what was acknowledged to somebody. secrets:
+    keys that must stand nowhere. Blocking; hashes every artefact. Raises Unavailable when the catalogue cannot be read.
+    """
+    root = data / ARTEFACTS
+    seen = read_catalogue(url)  # before the files: what it names was stored before, and is removed only afterwards
+    blobs, foreign = _blobs(root)
+    standing = Standing.read(root)
+    by_digest = {blob.name: tuple(invariants.blob(blob)) for blob in blobs}
+    findings = [*foreign, *invariants.catalogue(seen, SCHEMA_VERSION), *invariants.records(blobs, seen)]
+    findings += [found for several in by_digest.values() for found in several]
+    for adapter in seen.adapters:
+        findings += [*invariants.adapter(adapter), *_present(adapter, by_digest), *_in_force(adapter, standing)]
+    findings += _promises(seen.adapters, promised)
+    findings += _bounded(data, root) if _holder_lives(root) else ()
+    findings += _secrets(data, secrets)
+    if listed is not None:
+        findings += _engine(seen.adapters, listed, root, by_digest, standing)
+    needed = {row.artefact for one in seen.adapters for row in one.versions if row.state != State.DELETED}
+    counts = {
+        "adapters": len(seen.adapters),
+        "versions": sum(len(one.versions) for one in seen.adapters),
+        "artefacts": len(blobs),
+        "bytes": sum(file.size for blob in blobs for file in blob.files.values()),
+        "engine_names": len(listed or ()),
+    }
+    notes = list(_notes(seen.adapters, root, standing))
+    if spare := len(set(by_digest) - needed):
+        notes.append(f"{spare} artefacts no version needs (one of them may be the served model's stand-in)")
+    return Audit(tuple(sorted(set(findings))), tuple(notes), counts)
+
+
+def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
+    blobs, foreign = [], []
+    for entry in sorted(os.scandir(root), key=lambda e: e.name) if root.is_dir() else ():
+        if entry.name in (STAGING, LOCK, STANDING) or entry.name.startswith(".standing-"):
+            continue
+        if len(entry.name) != 2 * 32 or not set(entry.name) <= _HEX or not entry.is_dir(follow_symlinks=False):
+            foreign.append(Finding("I3", f"store entry {entry.name[:80]!r}", "is no artefact"))
+            continue
+        try:
+            blobs.append(read_blob(Path(entry.path)))
+        except FileNotFoundError:  # removed meanwhile: if a version needs it, that is found by its absence
+            continue
+    return blobs, foreign
+
+
+def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]]) -> Findings:
+    """I2: whatever has an artefact by the catalogue has it on the disk, whole."""
+    for row in adapter.versions:
+        if row.state not in HAS_ARTEFACT or row.artefact is None:
+            continue
+        at = f"{adapter.name}@{row.number}"
+        if row.artefact not in blobs:
+            yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is not there")
+        elif blobs[row.artefact]:
+            yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is damaged")
+
+
+def _in_force(adapter: AdapterSeen, standing: Standing | None) -> Findings:
+    """I1: served only by the policy in force. An emptied version needs none: the served model itself answers for it."""
+    if standing is None:
+        return
+    for row in adapter.versions:
+        if row.state in HAS_ARTEFACT and row.artefact is not None and not _stands(adapter, row, standing):
+            yield Finding("I1", f"{adapter.name}@{row.number}", "screened by a policy that is not in force any more")
+
+
+def _stands(adapter: AdapterSeen, row: VersionSeen, standing: Standing) -> bool:
+    return (
+        row.parameters == standing.parameters
+        or row.artefact in {digest.hex for digest in standing.passed}
+        or (adapter.name, row.number) in standing.withheld
+    )
+
+
+def _promises(adapters: tuple[AdapterSeen, ...], promised: Iterable[Promise]) -> Findings:
+    """I2: what was acknowledged is in a state that keeps it."""
+    rows = {(one.name, row.number): row for one in adapters for row in one.versions}
+    for promise in promised:
+        at, row = f"{promise.adapter}@{promise.number}", rows.get((promise.adapter, promise.number))
+        if row is None or row.state not in HAS_ARTEFACT:
+            yield Finding("I2", at, f"acknowledged, and now {row.state if row else 'unknown'}")
+        elif promise.artefact is not None and row.artefact != promise.artefact:
+            yield Finding("I2", at, f"acknowledged with another artefact than {promise.artefact[:SHORT]}")
+
+
+def _engine(
+    adapters: tuple[AdapterSeen, ...],
+    listed: Mapping[str, Card],
+    root: Path,
+    blobs: Mapping[str, tuple[Finding, ...]],
+    standing: Standing | None,
+) -> Findings:
+    """I1 and I6 for whatever it holds, I4 for whatever it should hold."""
+    withheld = standing.withheld if standing else frozenset()
+    rows = {row.engine_name: (one, row) for one in adapters for row in one.versions if row.engine_name}
+    for name, (one, row) in rows.items():
+        if row.state in SERVABLE and (one.name, row.number) not in withheld and name not in listed:
+            yield Finding("I4", f"{one.name}@{row.number}", f"the engine does not hold {name}")
+    for name, card in listed.items():
+        if "@" not in name and card.parent is None:
+            continue  # its own model
+        at = f"engine name {name[:80]!r}"
+        path = Path(card.root or "")
+        digest = name.partition("@")[2][:SHORT]
+        if path.parent.resolve() != root.resolve() or len(digest) != SHORT or not path.name.startswith(digest):
+            yield Finding("I1", at, f"reads {card.root}")
+        elif path.name not in blobs:
+            yield Finding("I6", at, "reads an artefact that is not there")
+        elif blobs[path.name]:
+            yield Finding("I1", at, "reads a damaged artefact")
+        if name in rows and (rows[name][0].name, rows[name][1].number) in withheld:
+            yield Finding("I1", at, "is withheld by the policy in force")
+
+
+def _bounded(data: Path, root: Path) -> Findings:
+    """I10, beside a living gateway: names in the quarantine last a moment, and logs are set aside."""
+    for directory in (data / QUARANTINE,):
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            yield Finding("I10", f"quarantine file {entry.name[:80]!r}", "still has a name")
+    if (data / QUARANTINE).is_dir() and (data / QUARANTINE).stat().st_mode & 0o077:
+        yield Finding("I1", "quarantine", "others may read it")
+    for log in data.glob("*.log*"):
+        if log.stat().st_size > LOG_BYTES:
+            yield Finding("I10", log.name, f"{log.stat().st_size} bytes")
+
+
+def _secrets(data: Path, secrets: Iterable[str]) -> Findings:
+    """I14: no key in any file but an artefact's weights (which nobody wrote words into)."""
+    wanted = [secret.encode() for secret in secrets if len(secret) >= SECRET_BYTES]
+    for path in _files(data) if wanted else ():
+        try:
+            with path.open("rb") as file:
+                text = file.read(SCAN_BYTES)
+        except OSError:
+            continue
+        if any(secret in text for secret in wanted):
+            yield Finding("I14", str(path.relative_to(data)), "holds a key")
+
+
+def _files(data: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(data):
+        for name in names:
+            path = Path(folder, name)
+            if name != WEIGHTS_FILE and path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _holder_lives(root: Path) -> bool:
+    """Whether the process that took the store's lock is alive; no, where its number means nothing to us."""
+    try:
+        return Path("/proc", str(int((root / LOCK).read_text(encoding="ascii")))).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _notes(adapters: tuple[AdapterSeen, ...], root: Path, standing: Standing | None) -> Iterator[str]:
+    flying = sum(row.state in IN_FLIGHT for one in adapters for row in one.versions)
+    if flying:
+        yield f"{flying} versions in flight (failed at the next start, if no gateway is at work on them)"
+    staged = sum(1 for _ in (root / STAGING).iterdir()) if (root / STAGING).is_dir() else 0
+    if staged:
+        yield f"{staged} entries in staging (swept at the next start)"
+    if standing is None:
+        yield "what policy is in force is not written down: verdicts were not compared with it"
+    elif standing.withheld:
+        yield f"{len(standing.withheld)} versions withheld by the policy in force"

@@ -1,0 +1,352 @@
+"""The process strangers' tensors are read in: whatever ends it ends one upload, and the next one finds all as before."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from app.domain.artefact import Artefact
+from app.domain.digest import digest_of
+from app.domain.lora import Received, ServingDtype, TargetModel
+from app.domain.policy import Policy
+from app.domain.verdict import Verdict
+from app.errors import (
+    BAD_CONFIG,
+    SCREENING_FAILED,
+    SCREENING_KILLED,
+    SCREENING_TIMEOUT,
+    GatewayError,
+    Refused,
+    Stage,
+    Unavailable,
+)
+from app.sandbox import Sandbox
+from app.sanitise import Measure, sanitise
+from app.screen.reference import open_reference
+from app.validate.adapter import ValidateLimits
+from tests.support.adapters import Upload
+from tests.support.audited import rested
+from tests.support.house import OpenHouse, form
+
+MEMORY = 256 << 20
+WALL_S = 2.0
+BAD = "tests.support.bad_sandboxed"
+
+
+class Heard:
+    """Steps that keep what they hear."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.verdict: Verdict | None = None
+        self.valid = False
+
+    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
+        assert seconds >= 0
+        self.stages.append(stage)
+
+    def validated(self) -> None:
+        self.valid = True
+
+    def screened(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+
+
+@pytest.fixture(scope="module")
+def measure(tiny_reference_dir: Path) -> Measure:
+    reference = open_reference(tiny_reference_dir, None)
+    target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
+    return Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
+
+
+@pytest.fixture(scope="module")
+def bad(measure: Measure, tiny_reference_dir: Path) -> Iterator[Sandbox]:
+    """One whose children do as the configuration says."""
+    sandbox = Sandbox(measure, tiny_reference_dir, MEMORY, wall_seconds=WALL_S, module=BAD)
+    sandbox.start()
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture
+def upload(measure: Measure) -> Upload:
+    return Upload.valid(measure.target, seed=1)
+
+
+def through(how: Any, upload: Upload, directory: Path, config: bytes | None = None) -> tuple[Artefact | None, Heard]:
+    """The upload's way through `how`."""
+    weights, heard = upload.weights_bytes, Heard()
+    config = upload.config_bytes if config is None else config
+    (directory / "weights").write_bytes(weights)
+    received = Received(digest_of(config), digest_of(weights), len(config), len(weights))
+    with (directory / "weights").open("rb") as file:
+        return how(config, file, received, heard), heard
+
+
+def refused(bad: Sandbox, upload: Upload, directory: Path, wish: str) -> GatewayError:
+    with pytest.raises((Refused, Unavailable)) as caught:
+        through(bad, upload, directory, wish.encode() + b"|" + upload.config_bytes)
+    return caught.value
+
+
+def sound(bad: Sandbox, upload: Upload, directory: Path) -> None:
+    """The next upload works."""
+    artefact, _ = through(bad, upload, directory)
+    assert artefact is not None
+
+
+# ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
+
+
+def test_it_gives_what_this_process_would_give(measure: Measure, bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    here, at_home = through(partial(sanitise, measure), upload, tmp_path)
+    there, abroad = through(bad, upload, tmp_path)
+    assert here is not None
+    assert there is not None
+    assert (there.digest, there.config, there.weights) == (here.digest, here.config, here.weights)
+    assert at_home.verdict is not None
+    assert abroad.verdict is not None
+    assert abroad.verdict.id == at_home.verdict.id
+    assert [one.scores for one in abroad.verdict.modules] == [one.scores for one in at_home.verdict.modules]
+    assert abroad.stages == at_home.stages == [Stage.VALIDATE, Stage.SCREEN, Stage.PRUNE]
+
+
+def test_it_refuses_in_the_same_words(measure: Measure, bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    for spoiled in (upload.having(use_dora=True), upload.having(lora_alpha=1e30), upload.having(r=3)):
+        told = []
+        for how in (partial(sanitise, measure), bad):
+            with pytest.raises(Refused) as caught:
+                through(how, spoiled, tmp_path)
+            told.append((caught.value.code, caught.value.message, caught.value.param))
+        assert told[0] == told[1]
+
+
+def test_a_rejection_comes_with_its_verdict(
+    measure: Measure, tiny_reference_dir: Path, upload: Upload, tmp_path: Path
+) -> None:
+    strict = Measure(measure.target, measure.limits, measure.reference, Policy(tau=-1e9, max_pruned_share=0.0), 60.0)
+    sandbox = Sandbox(strict, tiny_reference_dir, MEMORY)
+    try:
+        artefact, heard = through(sandbox, upload, tmp_path)
+    finally:
+        sandbox.close()
+    assert artefact is None
+    assert heard.verdict is not None
+    assert heard.verdict.outcome == "rejected"
+
+
+# ---- how a child may end -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+def test_killed_it_refuses_one_upload(bad: Sandbox, upload: Upload, tmp_path: Path, number: int) -> None:
+    error = refused(bad, upload, tmp_path, f"signal:{int(number)}")
+    assert error.code is SCREENING_KILLED
+    assert str(-number) in error.message
+    sound(bad, upload, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["memory", "torch memory"])
+def test_out_of_memory_it_refuses_one_upload(bad: Sandbox, upload: Upload, tmp_path: Path, how: str) -> None:
+    assert refused(bad, upload, tmp_path, f"{how}:{2 * MEMORY}").code is SCREENING_KILLED
+    sound(bad, upload, tmp_path)
+
+
+def test_half_of_its_memory_it_may_have(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    """The limit counts from what it was born with, the reference among it."""
+    error = refused(bad, upload, tmp_path, f"memory:{MEMORY // 2}")
+    assert "not in form" in error.message, "it came through, to say what was not to be said"
+
+
+@pytest.mark.parametrize("how", ["sleep", "spin", f"signal:{int(signal.SIGSTOP)}"])
+def test_too_slow_it_refuses_one_upload(
+    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("app.sandbox.GRACE_S", 0.5)
+    began = time.monotonic()
+    assert refused(bad, upload, tmp_path, how).code is SCREENING_TIMEOUT
+    assert time.monotonic() - began < WALL_S + 5
+    sound(bad, upload, tmp_path)
+
+
+def test_a_file_cut_short_while_it_is_mapped_ends_one_upload(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    cut = threading.Timer(0.5, lambda: os.truncate(tmp_path / "weights", 0))
+    cut.start()
+    error = refused(bad, upload, tmp_path, "cut short")
+    cut.join()
+    assert error.code is SCREENING_KILLED
+    assert str(-signal.SIGBUS) in error.message
+    sound(bad, upload, tmp_path)
+
+
+def test_it_writes_no_file(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    assert refused(bad, upload, tmp_path, f"write:{tmp_path / 'left'}").code is SCREENING_KILLED
+    assert (tmp_path / "left").stat().st_size == 0
+
+
+def test_it_reaches_nobody(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        error = refused(bad, upload, tmp_path, f"connect:{server.getsockname()[1]}")
+        assert error.code is SCREENING_KILLED
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_it_holds_and_knows_nothing_of_ours(
+    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_API_KEYS", "secret")
+    error = refused(bad, upload, tmp_path, "look:environment")
+    assert error.code is BAD_CONFIG
+    assert not [name for name in error.message.split() if name.startswith(("GATEWAY", "PYTEST", "AWS", "HF_"))]
+    files = refused(bad, upload, tmp_path, "look:files").message.split()
+    kinds = [kind for kind in files if not kind.startswith("/proc")]
+    assert 1 <= len(kinds) <= 3, "its upload, its line, and what lists them"
+    assert not [kind for kind in kinds if "catalogue" in kind or ".lock" in kind or "artefacts" in kind]
+
+
+FORGED = [
+    *("noise", "endless", "no object", "deep", "unasked", "a code nobody knows", "another policy"),
+    *("a module nobody has", "a number that is none", "another outcome", "another tensor", "longer"),
+    *("another configuration", "far too long", "never done"),
+]
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_what_comes_back_out_of_form_is_refused(bad: Sandbox, upload: Upload, tmp_path: Path, kind: str) -> None:
+    assert refused(bad, upload, tmp_path, f"forge:{kind}").code is SCREENING_KILLED
+    sound(bad, upload, tmp_path)
+
+
+# ---- the process the children come from --------------------------------------------------------------------------------
+
+
+def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    sound(bad, upload, tmp_path)
+    process = bad._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    sound(bad, upload, tmp_path)
+
+
+def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    sound(bad, upload, tmp_path)
+    process = bad._process
+    assert process is not None
+    killing = threading.Timer(0.5, process.kill)
+    killing.start()
+    error = refused(bad, upload, tmp_path, "sleep")
+    killing.join()
+    assert error.code is SCREENING_FAILED
+    sound(bad, upload, tmp_path)
+
+
+def test_many_at_once(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    """One dies, the others do not."""
+    results: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        if number % 2:
+            results[number] = refused(bad, upload, directory, "signal:9").code.name
+        else:
+            sound(bad, upload, directory)
+            results[number] = "sound"
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: "screening_killed" if number % 2 else "sound" for number in range(6)}
+
+
+def test_closed_it_takes_nothing_and_leaves_nobody(
+    measure: Measure, tiny_reference_dir: Path, upload: Upload, tmp_path: Path
+) -> None:
+    sandbox = Sandbox(measure, tiny_reference_dir, MEMORY)
+    sandbox.start()
+    process = sandbox._process
+    assert process is not None
+    sandbox.close()
+    assert process.poll() is not None
+    with pytest.raises(Unavailable):
+        through(sandbox, upload, tmp_path)
+
+
+def test_a_reference_that_changed_is_not_opened(
+    measure: Measure, tiny_reference_dir: Path, upload: Upload, tmp_path: Path
+) -> None:
+    sandbox = Sandbox(measure, tmp_path / "nowhere", MEMORY)
+    with pytest.raises(Unavailable, match="does not start") as caught:
+        through(sandbox, upload, tmp_path)
+    assert caught.value.code is SCREENING_FAILED
+
+
+# ---- in the gateway ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_with_it(open_gateway: OpenHouse) -> None:
+    """As configured by default: refusals and versions as ever, and a killed child is one refused version."""
+    async with open_gateway(screen_sandbox=True, tau=1e9) as running:
+        answer = await running.http.post("/adapters", files=form("style"))
+        assert answer.status_code == 201, answer.text
+        dry = await running.http.post("/screen", files=form("style"))
+        assert (dry.status_code, dry.json()["verdict"]["id"]) == (200, answer.json()["report"]["verdict"]["id"])
+        bad_form = form("bad") | {"config": ("c", b"{}")}
+        assert (await running.http.post("/adapters", files=bad_form)).status_code == 400
+        pushes = [asyncio.ensure_future(running.http.post("/adapters", files=form("many", seed))) for seed in range(8)]
+        process = running.house.sandbox._process
+        deadline = time.monotonic() + 5
+        killed = 0
+        while killed < 2 and time.monotonic() < deadline and not all(push.done() for push in pushes):
+            for child in children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                    killed += 1
+            await asyncio.sleep(0.005)
+        answers = await asyncio.gather(*pushes)
+        codes = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 422]
+        assert set(codes) <= {"screening_killed"}
+        assert {answer.status_code for answer in answers} <= {201, 200, 202, 422, 429}
+        assert (await running.http.post("/adapters", files=form("after", 99))).status_code == 201
+        assert 'code="screening_killed"' in (await running.http.get("/metrics")).text or not codes
+        await rested(running)
+
+
+def children(parent: int) -> list[int]:
+    try:
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_what_it_costs(measure: Measure, bad: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, and bounded generously: a fork and a copy, not a start."""
+    upload = Upload.valid(measure.target, seed=3)
+    sound(bad, upload, tmp_path)
+    took: dict[str, float] = {}
+    for name, how in (("here", partial(sanitise, measure)), ("shut away", bad)):
+        seconds = []
+        for _ in range(10):
+            began = time.perf_counter()
+            through(how, upload, tmp_path)
+            seconds.append(time.perf_counter() - began)
+        took[name] = median(seconds)
+    added = took["shut away"] - took["here"]
+    with capsys.disabled():
+        print(f"\none upload: {took['here'] * 1e3:.1f} ms here, {took['shut away'] * 1e3:.1f} ms shut away")
+    assert added < 1.0

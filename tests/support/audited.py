@@ -1,0 +1,24 @@
+"""The auditor over a running house: disk, catalogue and the simulated engine must agree, once it has come to rest."""
+
+import asyncio
+from collections.abc import Iterable
+
+from app.audit import engine_list
+from app.store.audit import Promise, audit
+from app.store.database import sqlite_url
+from tests.support.house import KEY, Running
+
+REST_S = 10.0
+
+
+async def rested(running: Running, promised: Iterable[Promise] = ()) -> None:
+    """Until there are no findings; those that stay fail the test."""
+    promises, url = tuple(promised), sqlite_url(running.data / "catalogue.sqlite")
+    deadline = asyncio.get_running_loop().time() + REST_S
+    while True:
+        listed = await engine_list(running.simulator.url)
+        found = await asyncio.to_thread(audit, running.data, url, listed=listed, promised=promises, secrets=[KEY])
+        if not found.findings:
+            return
+        assert asyncio.get_running_loop().time() < deadline, found.findings
+        await asyncio.sleep(0.05)
