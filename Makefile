@@ -3,10 +3,11 @@ PYTHON ?= python3
 EXTRA ?= cpu
 ONCE ?=
 ARGS ?=
+SECONDS ?= 60
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check clean
+.PHONY: help setup demo serve test lint format check fuzz clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,6 +36,9 @@ format: setup  ## put the code into its form
 
 check: setup lint  ## what takes seconds: lint, and the tests without the engine
 	$(VENV)/python -m pytest -m "not engine and not slow" $(ARGS)
+
+fuzz: setup  ## fuzz every parser that reads strangers' bytes, SECONDS (60) each (ARGS=header: one of them)
+	$(VENV)/python -m tests.fuzz.campaign --seconds $(SECONDS) $(ARGS)
 
 clean:  ## remove what was built (not .venv, not data)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
