@@ -16,6 +16,7 @@ from app.api import adapters, errors, openai, ops
 from app.api.context import Context
 from app.api.guard import guarded
 from app.api.keys import Keys
+from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import GatewayError, Unavailable
@@ -176,7 +177,14 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
     publishing.open()
     context = Context(
-        keys=Keys((key.get_secret_value() for key in settings.api_keys), open_door=settings.open),
+        keys=Keys(settings.keys, open_door=settings.open),
+        rates=Rates(
+            {
+                Kind.UPLOAD: settings.uploads_per_minute,
+                Kind.SCREEN: settings.screens_per_minute,
+                Kind.CHAT: settings.chats_per_minute,
+            }
+        ),
         metrics=metrics,
         pipeline=Pipeline(rooms, publishing),
         relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),

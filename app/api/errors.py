@@ -37,7 +37,7 @@ _FRAMEWORK: Final[dict[int, Code]] = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
 
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
     """The response for one error; `extra` adds top-level fields such as the version's report."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code.retryable else {}
+    headers = {"Retry-After": str(error.retry_after or RETRY_AFTER_S)} if error.code.retryable else {}
     if error.code.stage in BODY_UNREAD or error.code is REQUEST_TOO_LARGE:
         headers["Connection"] = "close"
     if error.code.status == 401:
