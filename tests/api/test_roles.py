@@ -141,10 +141,10 @@ def test_short_keys_refuse_to_start_and_are_not_repeated() -> None:
 
 def test_the_command_prints_a_key_once_and_the_line_that_admits_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "app", "keys", "new", "--name", "ci", "--role", "upload", "--role", "chat"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    key = made.stderr.split()[-1]
-    assert key not in made.stdout
-    (tmp_path / "keys").write_text(made.stdout)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    key = printed.stderr.split()[-1]
+    assert key not in printed.stdout
+    (tmp_path / "keys").write_text(printed.stdout)
     (stored,) = made(api_keys_file=tmp_path / "keys").keys
     assert (stored.name, stored.roles) == ("ci", frozenset({Role.UPLOAD, Role.CHAT}))
     wrong = subprocess.run([*command[:-1], "root"], capture_output=True, text=True)
