@@ -4,10 +4,11 @@ EXTRA ?= cpu
 ONCE ?=
 ARGS ?=
 KILLS ?= 1000
+SECONDS ?= 60
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check kills clean
+.PHONY: help setup demo serve test lint format check kills fuzz clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +40,9 @@ check: setup lint  ## what takes seconds: lint, and the tests without the engine
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)
+
+fuzz: setup  ## fuzz every parser that reads strangers' bytes, SECONDS (60) each (ARGS=header: one of them)
+	$(VENV)/python -m tests.fuzz.campaign --seconds $(SECONDS) $(ARGS)
 
 clean:  ## remove what was built (not .venv, not data)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -1,4 +1,4 @@
-"""The command line: python -m app serve | reference | screen | adapters | store | demo | bench."""
+"""The command line: python -m app serve | reference | screen | adapters | keys | store | demo | bench."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from app.api.command import keys
 from app.audit import store
 from app.bench.command import bench
 from app.demo.command import demo
@@ -39,6 +40,7 @@ reference = typer.Typer(no_args_is_help=True, help="Build and inspect references
 adapters = typer.Typer(no_args_is_help=True, help="Push, list, show and remove adapters of a running gateway.")
 cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
+cli.add_typer(keys, name="keys")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")

@@ -55,6 +55,11 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 
 # door: before anything is read
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
+FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role the message names, or ask the operator for one.")
+RATE_LIMITED = _code("rate_limited", 429, _D, "Wait as long as Retry-After says.", retryable=True)
+BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name the operator allows.")
+HEAD_TOO_LARGE = _code("head_too_large", 431, _D, "Send fewer or shorter headers, and a shorter path.")
+HEAD_TIMEOUT = _code("head_timeout", 408, _D, "Send the request's line and headers at once.")
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
 NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
@@ -147,14 +152,16 @@ def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
 class GatewayError(Exception):
     """A row of the table, with the words for this occasion."""
 
-    def __init__(self, code: Code, message: str, *, param: str | None = None) -> None:
+    def __init__(self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        """retry_after: seconds after which trying again helps, where that is known."""
         self.code = code
+        self.retry_after = retry_after
         self.message = printable(message)
         self.param = None if param is None else printable(param)
         super().__init__(f"{code.name}: {self.message}")
 
 
-TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}
+TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types by status, where they are not simply the caller's or the server's."""
 
 

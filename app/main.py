@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
@@ -15,8 +15,11 @@ from fastapi import Depends, FastAPI, Request
 from app import __version__
 from app.api import adapters, errors, openai, ops
 from app.api.context import Context
+from app.api.front import Front
 from app.api.guard import guarded
 from app.api.keys import Keys
+from app.api.rates import Kind, Rates
+from app.api.wire import wire
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import GatewayError, Unavailable
@@ -52,13 +55,14 @@ SHUTDOWN_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """One gateway's rooms, open and wired. `doors` closes what needs closing."""
+    """One gateway's rooms, open and wired. hosts: accepted Host names. doors: closes what needs closing."""
 
     embedded: EmbeddedEngine | None
     engine: Engine
     reconciler: Reconciler
     sandbox: Sandbox | None
     context: Context
+    hosts: frozenset[str]
     doors: ExitStack
 
 
@@ -69,14 +73,18 @@ def run(settings: Settings) -> None:
     if house.context.keys.open_door:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
     event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
-    uvicorn.run(
-        build_app(house),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
-    )
+    uvicorn.run(build_app(house), host=settings.host, port=settings.port, **server_options(house))
+
+
+def server_options(house: House) -> dict[str, Any]:
+    """What uvicorn is told besides the address."""
+    return {
+        "log_level": "warning",
+        "access_log": False,
+        "http": wire(house.context.metrics),
+        "ws": "none",
+        "timeout_graceful_shutdown": SHUTDOWN_S,
+    }
 
 
 def build_app(house: House) -> FastAPI:
@@ -104,6 +112,7 @@ def build_app(house: House) -> FastAPI:
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.state.context = house.context
+    app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
     for router in (ops.router, adapters.router, openai.router):
         app.include_router(router)
@@ -189,7 +198,14 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
     context = Context(
-        keys=Keys((key.get_secret_value() for key in settings.api_keys), open_door=settings.open),
+        keys=Keys(settings.keys, open_door=settings.open),
+        rates=Rates(
+            {
+                Kind.UPLOAD: settings.uploads_per_minute,
+                Kind.SCREEN: settings.screens_per_minute,
+                Kind.CHAT: settings.chats_per_minute,
+            }
+        ),
         metrics=metrics,
         pipeline=pipeline,
         relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),
@@ -198,7 +214,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         readiness=_readiness(engine, reconciler, reference, blobs),
         engine_metrics=engine.exposition,
     )
-    return House(embedded, engine, reconciler, sandbox, context, doors)
+    return House(embedded, engine, reconciler, sandbox, context, settings.allowed_hosts, doors)
 
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.digest import Digest
+from app.domain.keys import Key, key_for_all, parse_keys
 from app.domain.lora import ServingDtype
 from app.domain.policy import Action, Comparison, Policy, Unscorable
 
@@ -35,9 +36,20 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys, comma-separated, that may do everything"
+        (), description="Keys of 16 characters or more, comma-separated, that may do everything"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="Keys with roles, hashed: lines that `python -m app keys new` prints; read at start"
     )
     open: bool = Field(False, description="Serve without keys; must be asked for")
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Accepted Host names, comma-separated, without port; default: any well-formed one"
+    )
+    uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: any number")
+    screens_per_minute: int = Field(
+        60, ge=0, description="Dry runs (POST /screen) of one key in a minute; 0: any number"
+    )
+    chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: any number")
     max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
     max_uploads: int = Field(4, ge=1, description="Uploads at the same time")
     min_free_disk_mib: int = Field(512, ge=0, description="Refuse uploads when less disk is free, MiB")
@@ -103,12 +115,25 @@ class Settings(BaseSettings):
     log: Literal["json", "console"] = Field("console", description="Log format")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
 
-    @field_validator("api_keys", "base_names", mode="before")
+    @field_validator("api_keys", "base_names", "allowed_hosts", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return [part.strip() for part in value.split(",") if part.strip()] or ()
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        _ = [key_for_all(key.get_secret_value(), 0) for key in value]
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _holds_keys(cls, value: Path | None) -> Path | None:
+        if value is not None and not _keys_in(value):
+            raise ValueError(f"{value} holds no key")
+        return value
 
     @field_validator("reference_digest")
     @classmethod
@@ -124,13 +149,21 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _guarded_or_open(self) -> "Settings":
-        if not self.api_keys and not self.open:
+        if not self.api_keys and self.api_keys_file is None and not self.open:
             raise ValueError(
-                "set GATEWAY_API_KEYS (or --api-keys), or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
+                "set GATEWAY_API_KEYS (or --api-keys) or GATEWAY_API_KEYS_FILE, "
+                "or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
             )
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every key, those of the file as it is now first. Raises ValueError when the file is no longer one."""
+        stored = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
+        given = (key_for_all(key.get_secret_value(), number) for number, key in enumerate(self.api_keys, 1))
+        return (*stored, *given)
 
     @property
     def served_name(self) -> str:
@@ -155,3 +188,10 @@ class Settings(BaseSettings):
             max_removed_share=self.max_removed_share,
             project_outputs=self.project_outputs,
         )
+
+
+def _keys_in(path: Path) -> tuple[Key, ...]:
+    try:
+        return parse_keys(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error

@@ -17,10 +17,10 @@ def test_flags_become_settings() -> None:
 
 def test_the_environment_gives_what_flags_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_MAX_LORAS", "9")
-    monkeypatch.setenv("GATEWAY_API_KEYS", "kr9, two")
+    monkeypatch.setenv("GATEWAY_API_KEYS", "kr9-and-thirteen-more, two-and-thirteen-more")
     settings = Settings(**_flags(["--model", "m", "--reference", "r", "--max-cpu-loras", "9"]))
     assert settings.max_loras == 9
-    assert [key.get_secret_value() for key in settings.api_keys] == ["kr9", "two"]
+    assert [key.get_secret_value() for key in settings.api_keys] == ["kr9-and-thirteen-more", "two-and-thirteen-more"]
     assert "kr9" not in repr(settings)
 
 

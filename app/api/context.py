@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from app.api.keys import Keys
+from app.api.rates import Rates
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.serve.relay import Relay
@@ -22,6 +23,7 @@ class Context:
     """
 
     keys: Keys
+    rates: Rates
     metrics: Metrics
     pipeline: Pipeline
     relay: Relay

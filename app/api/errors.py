@@ -24,6 +24,7 @@ from app.errors import (
     printable,
 )
 from app.observe.log import event
+from app.observe.metrics import Metrics
 from app.publishing import VersionRefused
 
 RETRY_AFTER_S: Final = 5
@@ -37,7 +38,7 @@ _FRAMEWORK: Final[dict[int, Code]] = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
 
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
     """The response for one error; `extra` adds top-level fields such as the version's report."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code.retryable else {}
+    headers = {"Retry-After": str(error.retry_after or RETRY_AFTER_S)} if error.code.retryable else {}
     if error.code.stage in BODY_UNREAD or error.code is REQUEST_TOO_LARGE:
         headers["Connection"] = "close"
     if error.code.status == 401:
@@ -55,8 +56,19 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GatewayError)
-    request.app.state.context.metrics.refused(error)
-    event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
+    return await refuse(request, error)
+
+
+def note(metrics: Metrics, error: GatewayError, path: str) -> None:
+    """Count and log one refusal. path: what was asked for."""
+    metrics.refused(error)
+    where = printable(path, 200)
+    event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=where)
+
+
+async def refuse(request: Request, error: GatewayError) -> JSONResponse:
+    """Count it, log it, and make the response."""
+    note(request.app.state.context.metrics, error, request.scope["path"])
     return respond(error, await _what_it_left(request, error))
 
 
@@ -72,7 +84,9 @@ async def _what_it_left(request: Request, error: GatewayError) -> dict[str, obje
 async def _framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK.get(error.status_code, BAD_REQUEST)
-    return await _ours(request, Refused(code, f"{request.method} {printable(request.url.path, 80)}: {error.detail}"))
+    response = await _ours(request, Refused(code, f"{request.method} {request.scope['path'][:80]}: {error.detail}"))
+    response.headers.update(error.headers or {})  # such as Allow
+    return response
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:

@@ -1,12 +1,61 @@
-"""The dependency that stands before every route but health."""
+"""Which route asks for which role, in one table; and the dependency that asks, before any byte of a body is read."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
 from app.api.context import Context, context
+from app.api.rates import Kind
+from app.domain.keys import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may use a route. roles: one of them is enough, `admin` always is; None: no key is asked for. rate: counted as."""
+
+    roles: frozenset[Role] | None
+    rate: Kind | None = None
+
+
+def _for(*roles: Role, rate: Kind | None = None) -> Rule:
+    return Rule(frozenset(roles), rate)
+
+
+NOBODY_ASKED: Final = Rule(None)
+ADMIN_ONLY: Final = _for()
+"""Also for a route that somebody forgot to put into the table."""
+
+ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
+    ("GET", "/health"): NOBODY_ASKED,
+    ("GET", "/healthz"): NOBODY_ASKED,
+    ("GET", "/ready"): NOBODY_ASKED,
+    ("GET", "/readyz"): NOBODY_ASKED,
+    ("GET", "/metrics"): _for(Role.METRICS),
+    ("GET", "/metrics/engine"): _for(Role.METRICS),
+    ("GET", "/openapi.json"): _for(*Role),
+    ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
+    ("POST", "/screen"): _for(Role.UPLOAD, rate=Kind.SCREEN),
+    ("GET", "/adapters"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
+    ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
+    ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
+    ("GET", "/v1/models"): _for(Role.CHAT, Role.UPLOAD),
+    ("GET", "/v1/models/{name}"): _for(Role.CHAT, Role.UPLOAD),
+    ("POST", "/v1/chat/completions"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/completions"): _for(Role.CHAT, rate=Kind.CHAT),
+}
+"""Every route. A test fails when one is served that does not stand here."""
 
 
 async def guarded(request: Request, ctx: Annotated[Context, Depends(context)]) -> None:
-    """Raise Refused UNAUTHORIZED unless the caller holds a key. Runs before any byte of the body is read."""
-    ctx.keys.check(request.headers.get("authorization"))
+    """Admit the caller by the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
+    route = request.scope["route"].path
+    rule = ROUTES.get((request.method, route), ADMIN_ONLY)
+    if rule.roles is None:
+        return
+    key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
+    if rule.rate is not None:
+        ctx.rates.take(key.name, rule.rate)

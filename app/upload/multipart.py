@@ -4,6 +4,7 @@ python-multipart's low-level parser does the byte work; its form layer (which bu
 parts) is not used. Source of the format: RFC 7578, RFC 2046 §5.1.
 """
 
+import logging
 import re
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,10 @@ MAX_HEADERS: Final = 8
 
 MAX_CONTENT_TYPE_CHARS: Final = 512
 """Characters of the request's Content-Type. Clients send about 70."""
+
+logging.getLogger("python_multipart").setLevel(
+    logging.CRITICAL
+)  # a warning a stranger's byte; our refusal says it once
 
 _IDENTITY = frozenset({b"binary", b"8bit", b"7bit"})
 """Content-Transfer-Encodings that encode nothing; RFC 7578 §4.7 deprecates the rest, and we decode none."""

@@ -18,7 +18,7 @@ from tests.support.adapters import Upload
 from tests.support.references import TINY, make_reference
 from tests.support.simulator import Simulator
 
-KEY = "a-test-key"
+KEY = "a-key-for-the-tests"
 SERVED = "served"
 
 
@@ -55,6 +55,8 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "dtype": "float32",
             "max_lora_rank": 16,
             "min_free_disk_mib": 0,
+            "uploads_per_minute": 0,  # tests ask faster than people do
+            "screens_per_minute": 0,
             "reconcile_seconds": 0.05,
             "max_update_ratio": 1e9,
             "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it

@@ -1,0 +1,116 @@
+"""API keys as an operator stores them: a name, roles, and a SHA-256, never the key itself.
+
+A key made here is 256 random bits, so its plain SHA-256 is as good as any slow hash: slow hashes make guessing a *weak*
+secret dearer, and nobody guesses one of 2^256, fast or slow. That holds only for keys of that kind. A key an operator
+thought up is therefore taken from the environment only, where nothing stores its digest, and not below `MIN_KEY_CHARS`.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+PREFIX: Final = "lg_"
+"""Begins every key made here, so that scanners of repositories and logs can know one."""
+
+KEY_BYTES: Final = 32
+"""Random bytes of a key."""
+
+MIN_KEY_CHARS: Final = 16
+"""Characters of a key that an operator thought up: below, trying them all over the network begins to pay."""
+
+MAX_KEYS: Final = 10_000
+"""Lines of a keys file; each is compared with at every request."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Role(StrEnum):
+    """What a key may do. `admin` may do everything."""
+
+    UPLOAD = "upload"
+    CHAT = "chat"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. name: what logs and rate limits call it. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes."""
+
+    name: str
+    roles: frozenset[Role]
+    digest: bytes
+
+    def may(self, roles: frozenset[Role]) -> bool:
+        """Whether it has one of these roles; with `admin`, always."""
+        return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
+
+    @property
+    def line(self) -> str:
+        """As it stands in a keys file."""
+        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}"
+
+
+def digest_of_key(key: str) -> bytes:
+    """SHA-256 of a key's UTF-8 bytes. What cannot be UTF-8 (a lone surrogate) is no key, but has a digest all the same."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def new_key(name: str, roles: Iterable[Role]) -> tuple[str, Key]:
+    """A fresh random key, to be shown once, and what to store of it. Raises ValueError for a bad name or no role."""
+    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    return key, _checked(Key(name, frozenset(roles), digest_of_key(key)))
+
+
+def key_for_all(key: str, number: int) -> Key:
+    """A key an operator thought up, with every role. Raises ValueError when it is too short."""
+    if len(key) < MIN_KEY_CHARS:
+        raise ValueError(f"a key needs {MIN_KEY_CHARS} characters or more; `python -m app keys new` makes good ones")
+    return Key(f"environment-{number}", frozenset(Role), digest_of_key(key))
+
+
+def parse_keys(text: str) -> tuple[Key, ...]:
+    """A keys file: one `name role[,role] sha256:<hex>` a line; empty lines and those that begin with # say nothing.
+
+    Raises ValueError naming the line, for anything else, and for a name or a key that stands there twice.
+    """
+    found: dict[str, Key] = {}
+    digests: set[bytes] = set()
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            key = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if key.name in found or key.digest in digests:
+            raise ValueError(f"line {number}: {key.name} or its key stands there twice")
+        found[key.name] = key
+        digests.add(key.digest)
+        if len(found) > MAX_KEYS:
+            raise ValueError(f"more than {MAX_KEYS} keys")
+    return tuple(found.values())
+
+
+def _parse(line: str) -> Key:
+    words = line.split()
+    if len(words) != 3 or not (digest := _DIGEST.fullmatch(words[2])):
+        raise ValueError("must read: name role[,role] sha256:<64 hex digits>")
+    known = {role.value for role in Role}
+    roles = words[1].split(",")
+    if unknown := [role for role in roles if role not in known]:
+        raise ValueError(f"no such role: {unknown[0][:40]!r}; there are {', '.join(sorted(known))}")
+    return _checked(Key(words[0], frozenset(map(Role, roles)), bytes.fromhex(digest[1])))
+
+
+def _checked(key: Key) -> Key:
+    if not _NAME.fullmatch(key.name):
+        raise ValueError("a key's name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+    if not key.roles:
+        raise ValueError("a key needs a role")
+    return key

@@ -1,0 +1,71 @@
+"""How often one key may ask."""
+
+import pytest
+
+from app.api.rates import Kind, Rates
+from app.errors import RATE_LIMITED, GatewayError
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spend(rates: Rates, key: str = "a", kind: Kind = Kind.UPLOAD, most: int = 1000) -> int:
+    """Requests taken before the first refusal."""
+    for count in range(most):
+        try:
+            rates.take(key, kind)
+        except GatewayError as error:
+            assert error.code is RATE_LIMITED
+            assert error.retry_after is not None
+            assert error.retry_after >= 1
+            return count
+    return most
+
+
+def test_a_minutes_share_at_once_and_then_evenly() -> None:
+    clock = Clock()
+    rates = Rates({Kind.UPLOAD: 30}, clock)
+    assert spend(rates) == 30
+    clock.now += 1.9
+    assert spend(rates) == 0
+    clock.now += 0.2
+    assert spend(rates) == 1
+    clock.now += 3600
+    assert spend(rates) == 30  # never more than a minute's share, however long it was quiet
+
+
+def test_waiting_as_long_as_it_says_helps() -> None:
+    clock = Clock()
+    rates = Rates({Kind.UPLOAD: 7}, clock)
+    for _ in range(50):
+        spend(rates)
+        with pytest.raises(GatewayError) as refused:
+            rates.take("a", Kind.UPLOAD)
+        assert refused.value.retry_after is not None
+        clock.now += refused.value.retry_after
+        rates.take("a", Kind.UPLOAD)
+
+
+def test_keys_and_kinds_do_not_share() -> None:
+    rates = Rates({Kind.UPLOAD: 2, Kind.SCREEN: 3}, Clock())
+    assert [spend(rates, key) for key in "ab"] == [2, 2]
+    assert spend(rates, "a", Kind.SCREEN) == 3
+    assert spend(rates, "a", Kind.CHAT) == 1000  # no limit was set
+
+
+def test_being_refused_costs_nothing() -> None:
+    clock = Clock()
+    rates = Rates({Kind.UPLOAD: 60}, clock)
+    spend(rates)
+    for _ in range(100):
+        clock.now += 0.005
+        assert spend(rates) == 0
+    clock.now += 0.51
+    assert spend(rates) == 1

@@ -1,0 +1,63 @@
+"""API keys as they are stored."""
+
+import hashlib
+
+import pytest
+
+from app.domain.keys import MIN_KEY_CHARS, PREFIX, Key, Role, digest_of_key, key_for_all, new_key, parse_keys
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+def test_a_new_key_is_random_and_its_line_reads_back() -> None:
+    made = [new_key("ci", [Role.UPLOAD, Role.CHAT]) for _ in range(50)]
+    assert len({key for key, _ in made}) == 50
+    for key, stored in made:
+        assert key.startswith(PREFIX)
+        assert len(key) >= len(PREFIX) + 43  # 256 bits in base64
+        assert key not in stored.line
+        assert stored.digest == hashlib.sha256(key.encode()).digest()
+        assert parse_keys(f"# a comment\n\n{stored.line}\n") == (stored,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ci", "line 1: must read"),
+        (f"ci upload {DIGEST} more", "line 1: must read"),
+        (f"ci upload {DIGEST.upper()}", "line 1: must read"),
+        (f"ci upload sha256:{'ab' * 31}", "line 1: must read"),
+        ("ci upload a-plain-key-is-no-digest", "line 1: must read"),
+        (f"\nci root {DIGEST}", "line 2: no such role: 'root'"),
+        (f"ci upload, {DIGEST}", "line 1: no such role: ''"),
+        (f"../ci upload {DIGEST}", "line 1: a key's name"),
+        (f"a upload {DIGEST}\nb chat {DIGEST}", "line 2: b or its key stands there twice"),
+        (f"a upload {DIGEST}\na chat sha256:{'cd' * 32}", "line 2: a or its key stands there twice"),
+    ],
+    ids=range(10),
+)
+def test_a_file_that_cannot_be_meant_is_refused_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_keys(text)
+
+
+def test_a_key_somebody_thought_up_must_be_long() -> None:
+    assert key_for_all("x" * MIN_KEY_CHARS, 1).roles == frozenset(Role)
+    with pytest.raises(ValueError, match="16 characters"):
+        key_for_all("x" * (MIN_KEY_CHARS - 1), 1)
+
+
+def test_admin_may_everything_and_others_what_they_say() -> None:
+    def key(*roles: Role) -> Key:
+        return Key("k", frozenset(roles), b"")
+
+    for role in Role:
+        assert key(Role.ADMIN).may(frozenset({role}))
+        assert key(role).may(frozenset({role, Role.CHAT}))
+    assert not key(Role.UPLOAD, Role.CHAT, Role.METRICS).may(frozenset())
+    assert not key(Role.UPLOAD).may(frozenset({Role.CHAT}))
+
+
+@pytest.mark.parametrize("key", ["", "\ud800", "\0", "é" * 10_000])
+def test_anything_offered_as_a_key_has_a_digest(key: str) -> None:
+    assert len(digest_of_key(key)) == 32

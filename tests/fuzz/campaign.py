@@ -1,0 +1,88 @@
+"""Fuzz every parser for a chosen time and say what came of it: `python -m tests.fuzz.campaign --seconds 60 [TARGET …]`.
+
+Each run starts from the corpus in the repository; what it finds is kept in `--keep` (default: nowhere). What breaks
+an invariant is written there too, and the exit status is 1.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.fuzz.targets import TARGETS
+
+ROOT: Final = Path(__file__).parents[2]
+CORPUS: Final = Path(__file__).parent / "corpus"
+
+HANG_SECONDS: Final = 120
+"""By the clock: the longest one input may take before libFuzzer calls it a hang. Slow ones: `one.INPUT_SECONDS`."""
+
+MEMORY_MIB: Final = 1024
+"""The most memory one campaign may come to hold; it starts with about 50."""
+
+_RUNS = re.compile(rb"stat::number_of_executed_units:\s+([0-9]+)")
+_COVERED = re.compile(rb"cov: ([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One target's campaign. edges: branches of the code under test that were reached."""
+
+    target: str
+    executions: int
+    edges: int
+    status: int
+    output: str
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        verdict = "no crash, no error outside the table" if self.status == 0 else f"FAILED (status {self.status})"
+        return f"{self.target:10} {self.executions:>12,} executions  {self.edges:>4} edges  {verdict}"
+
+
+def fuzz(target: str, seconds: float, keep: Path, runs: int = 0) -> Outcome:
+    """Run one target in a process of its own. runs: stop after so many executions (0: only by time)."""
+    keep.mkdir(parents=True, exist_ok=True)
+    flags = [
+        *(f"-max_total_time={max(1, round(seconds))}", f"-timeout={HANG_SECONDS}", f"-rss_limit_mb={MEMORY_MIB}"),
+        *("-print_final_stats=1", f"-artifact_prefix={keep}/"),
+        *((f"-runs={runs}",) if runs else ()),
+    ]
+    command = [sys.executable, "-m", "tests.fuzz.one", target, *flags, str(keep), str(CORPUS / target)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    counts, covered = _RUNS.findall(done.stdout), _COVERED.findall(done.stdout)
+    executions, edges = int(counts[-1]) if counts else 0, int(covered[-1]) if covered else 0
+    return Outcome(target, executions, edges, done.returncode, done.stdout.decode(errors="replace")[-4000:])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run and report; 1 when anything broke."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
+    parser.add_argument("--runs", type=int, default=0, help="stop a target after so many executions")
+    parser.add_argument("--keep", type=Path, help="directory for what is found")
+    asked = parser.parse_args(args)
+    if unknown := set(asked.targets) - set(TARGETS):
+        parser.error(f"{sorted(unknown)}: choose from {sorted(TARGETS)}")
+    failed = False
+    with tempfile.TemporaryDirectory() as nowhere:
+        for target in asked.targets or TARGETS:
+            found = fuzz(target, asked.seconds, (asked.keep or Path(nowhere)) / target, asked.runs)
+            print(found.line, flush=True)
+            if found.status != 0:
+                failed = True
+                print(found.output, flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
