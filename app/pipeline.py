@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,9 @@ MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
 
 
+Begin = Callable[[AdapterName, Received, str], tuple[VersionRow, bool]]
+"""(name, what arrived, parameters) → (version, whether it is new)."""
+
 ORPHAN_LOOKS: Final = 10
 ORPHAN_LOOK_S: Final = 0.1
 """Looks, and seconds between them, before a version in flight that nobody works on is given up."""
@@ -62,12 +66,11 @@ class Pipeline:
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await asyncio.to_thread(r.catalogue.find_or_begin, name, upload.received, r.parameters)
+        row, created = await self._begin(r.catalogue.find_or_begin, name, upload)
         if not created:
             row = await self._when_done(row)
         if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
-            row = await asyncio.to_thread(r.catalogue.begin_version, name, upload.received, r.parameters)
-            created = True
+            row, created = await self._begin(lambda *given: (r.catalogue.begin_version(*given), True), name, upload)
         if created:
             row = await self._work(row, upload)
             r.metrics.uploaded(str(row.outcome))
@@ -79,6 +82,23 @@ class Pipeline:
             r.metrics.uploaded("known")
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
+
+    async def _begin(self, begin: Begin, name: AdapterName, upload: SealedUpload) -> tuple[VersionRow, bool]:
+        """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
+        work = asyncio.ensure_future(asyncio.to_thread(begin, name, upload.received, self.rooms.parameters))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(self._abandoned)
+            raise
+
+    def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
+        if begun.cancelled() or begun.exception() is not None:
+            return
+        row, created = begun.result()
+        if created:
+            why = Unavailable(SCREENING_FAILED, "the upload was broken off")
+            asyncio.get_running_loop().run_in_executor(None, self._failed, row, why)
 
     async def _work(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it."""

@@ -108,6 +108,8 @@ def read_catalogue(url: str) -> CatalogueSeen:
         engine = create_engine(_read_only(url))
         try:
             with engine.connect() as connection:
+                if connection.dialect.name == "sqlite":  # the driver begins nothing for a SELECT: one moment for all
+                    connection.exec_driver_sql("BEGIN")
                 damage = _damage(connection)
                 schema = tuple(connection.execute(select(schema_info.c.version)).scalars())
                 kept = [versions.c[name] for name in VersionSeen.__dataclass_fields__]

@@ -8,7 +8,7 @@ from app.store.audit import Promise, audit
 from app.store.database import sqlite_url
 from tests.support.house import KEY, Running
 
-REST_S = 10.0
+REST_S = 40.0
 
 
 async def rested(running: Running, promised: Iterable[Promise] = ()) -> None:
