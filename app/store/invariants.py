@@ -75,7 +75,7 @@ def _manifest(at: str, seen: BlobSeen) -> Findings:
         yield Finding("I12", at, "its manifest is missing, or about other bytes")
         return
     decided = _decisions(manifest)
-    if decided is None or decided.outcome not in ("clean", "pruned"):
+    if decided is None or decided.outcome not in ("clean", "pruned", "projected"):
         yield Finding("I7", at, "its manifest carries no verdict that lets it be served")
     elif (seen.config or {}).get("target_modules") != sorted(decided.named("keep")):
         yield Finding("I7", at, "holds other modules than its verdict keeps")
@@ -172,7 +172,7 @@ def _refusal(at: str, row: VersionSeen) -> Findings:
 
 def _verdict(at: str, row: VersionSeen) -> Findings:
     decided = _decisions(parsed(row.report))
-    if row.outcome not in ("clean", "pruned", "emptied") or decided is None:
+    if row.outcome not in ("clean", "pruned", "projected", "emptied") or decided is None:
         yield Finding("I7", at, f"{row.state} with the outcome {row.outcome} and {'a' if decided else 'no'} report")
         return
     told = (decided.outcome, decided.id, len(decided.modules), len(decided.named("prune")))
