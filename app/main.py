@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 
 from app import __version__
-from app.api import adapters, errors, openai, ops
+from app.api import adapters, errors, events, openai, ops
 from app.api.context import Context
 from app.api.guard import guarded
 from app.api.keys import Keys
@@ -26,6 +26,7 @@ from app.load.fetch import local_model
 from app.load.reconcile import Reconciler
 from app.observe.log import configure, event
 from app.observe.metrics import Metrics
+from app.observe.progress import Progress
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
@@ -100,7 +101,7 @@ def build_app(house: House) -> FastAPI:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.state.context = house.context
     errors.install(app)
-    for router in (ops.router, adapters.router, openai.router):
+    for router in (ops.router, adapters.router, events.router, openai.router):
         app.include_router(router)
     return app
 
@@ -171,6 +172,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         reconciler=reconciler,
         routes=routes,
         metrics=metrics,
+        progress=Progress(),
         noop=noop,
     )
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))

@@ -73,7 +73,7 @@ class Pipeline:
             row = await asyncio.to_thread(r.catalogue.begin_version, name, upload.received, r.parameters)
             created = True
         if created:
-            row = await self._work(row, upload)
+            row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploads.labels(str(row.outcome)).inc()
             await self.publishing.refresh()
         else:
@@ -102,7 +102,7 @@ class Pipeline:
                 await asyncio.sleep(ORPHAN_LOOK_S)  # its upload may not have got round to it yet
             row = await asyncio.to_thread(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
-        return await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left)
+        return self.rooms.progress.tell(await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left))
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
@@ -134,7 +134,7 @@ class Pipeline:
         r, at = self.rooms, (row.name, row.number)
         with r.metrics.stage(Stage.VALIDATE):
             adapter = validate(upload.config, upload.weights.file, r.target, r.limits)
-        r.catalogue.record_validated(*at)
+        r.progress.tell(r.catalogue.record_validated(*at))
         with r.metrics.stage(Stage.SCREEN):
             verdict = self._screen(adapter, r.policy)
         self._tell(row, verdict)
@@ -143,17 +143,17 @@ class Pipeline:
         )
         if verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, verdict.reason)
-            r.catalogue.record_rejected(*at, error, verdict, report)
+            r.progress.tell(r.catalogue.record_rejected(*at, error, verdict, report))
             raise error
-        r.catalogue.record_screened(*at, verdict, report)
+        r.progress.tell(r.catalogue.record_screened(*at, verdict, report))
         with r.metrics.stage(Stage.PRUNE):
             left = self._prune(adapter, verdict)
         if not left.modules:
-            return r.catalogue.record_stored(*at, None)
+            return r.progress.tell(r.catalogue.record_stored(*at, None))
         with r.metrics.stage(Stage.STORE):
             artefact = canonicalise(left, verdict, row.received, r.target)
             r.blobs.put(artefact)
-            return r.catalogue.record_stored(*at, artefact.digest)
+            return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
 
     def _prune(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """Cut, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
@@ -183,12 +183,12 @@ class Pipeline:
         current = self.rooms.catalogue.version(row.name, row.number)
         if current.state is State.REJECTED:
             return current
-        return self.rooms.catalogue.record_rejected(row.name, row.number, error)
+        return self.rooms.progress.tell(self.rooms.catalogue.record_rejected(row.name, row.number, error))
 
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
         self.rooms.metrics.uploads.labels("failed").inc()
         try:
-            self.rooms.catalogue.record_failed(row.name, row.number, error)
+            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error))
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 

@@ -7,6 +7,7 @@ from app.domain.lora import TargetModel
 from app.domain.policy import Policy
 from app.load.reconcile import Reconciler
 from app.observe.metrics import Metrics
+from app.observe.progress import Progress
 from app.screen.reference import Reference
 from app.serve.routes import Routes
 from app.store.blobs import BlobStore
@@ -20,6 +21,7 @@ class Rooms:
 
     parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     screen_seconds: the longest one screening may take.
+    progress: what becomes of each upload, for those who watch.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
 
@@ -34,4 +36,5 @@ class Rooms:
     reconciler: Reconciler
     routes: Routes
     metrics: Metrics
+    progress: Progress
     noop: Artefact | None
