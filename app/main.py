@@ -16,6 +16,8 @@ from app.api import adapters, errors, events, openai, ops
 from app.api.context import Context
 from app.api.guard import guarded
 from app.api.keys import Keys
+from app.console import pages
+from app.console.session import CookieToKey
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import GatewayError, Unavailable
@@ -103,7 +105,15 @@ def build_app(house: House) -> FastAPI:
     errors.install(app)
     for router in (ops.router, adapters.router, events.router, openai.router):
         app.include_router(router)
+    _mount_console(app)
     return app
+
+
+def _mount_console(app: FastAPI) -> None:
+    app.mount(pages.STATIC, pages.static)
+    for router in (pages.public, pages.router):
+        app.include_router(router)
+    app.add_middleware(CookieToKey)
 
 
 async def _start(house: House) -> None:

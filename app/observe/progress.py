@@ -36,21 +36,36 @@ class Row(Protocol):
     """What is looked at of a version."""
 
     @property
-    def name(self) -> object: ...  # noqa: D102 - as VersionRow says
+    def name(self) -> object:
+        """Its adapter's."""
+
     @property
-    def number(self) -> int: ...  # noqa: D102
+    def number(self) -> int:
+        """Among its adapter's versions."""
+
     @property
-    def state(self) -> State: ...  # noqa: D102
+    def state(self) -> State:
+        """Where it is in its life."""
+
     @property
-    def outcome(self) -> object | None: ...  # noqa: D102
+    def outcome(self) -> object | None:
+        """None until screened."""
+
     @property
-    def modules_total(self) -> int | None: ...  # noqa: D102
+    def modules_total(self) -> int | None:
+        """None until screened."""
+
     @property
-    def modules_pruned(self) -> int | None: ...  # noqa: D102
+    def modules_pruned(self) -> int | None:
+        """None until screened."""
+
     @property
-    def error_code(self) -> str | None: ...  # noqa: D102
+    def error_code(self) -> str | None:
+        """A name from CODES, where it was refused."""
+
     @property
-    def error_message(self) -> str | None: ...  # noqa: D102
+    def error_message(self) -> str | None:
+        """What goes with it."""
 
 
 R = TypeVar("R", bound=Row)
