@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from app.console.traffic import Traffic, traffic_of
+from app.errors import printable
 from app.lifecycle import IN_FLIGHT, State
 from app.pipeline import Pipeline
 from app.store.schema import AdapterRow, VersionRow
@@ -62,7 +63,7 @@ class Listing:
 
 def listing(pipeline: Pipeline, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
     """Read one page. Blocking. A page beyond the last is the last."""
-    contains = contains.strip()[:MAX_FILTER]
+    contains = printable(contains.strip(), MAX_FILTER)
     catalogue = pipeline.rooms.catalogue
     page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
     pages = max(1, -(-page.matching // PAGE))

@@ -47,8 +47,8 @@ const pageOf = (version) => `/console/adapters/${encodeURIComponent(version.name
 function ended(status, body) {
   sending = null;
   busy(false);
-  const version = body?.version?.version ? body.version : body?.report ? body : null;
-  const links = version ? [["Open its heat map", pageOf(version)]] : [];
+  const version = body?.version?.version ? body.version : body?.digest !== undefined ? body : null;
+  const links = version ? [[version.report ? "Open its heat map" : "Open its page", pageOf(version)]] : [];
   if (status === 201 || status === 200) {
     const cut = `${body.modules_pruned} of ${body.modules_total} modules were cut out.`;
     const known = status === 200 ? "These bytes were here already; nothing was uploaded anew and the name was not moved." : "";
