@@ -14,6 +14,10 @@ LEAST_SPAN: Final = 2.0
 """Interquartile ranges from τ to the last shade, at least: or a calm adapter would look as wild as a bad one."""
 
 CUT: Final = "prune"
+MARKS: Final = {CUT: "×", "project": "⊥"}
+"""What stands beside the score of a module that is not kept as it came."""
+
+FATES: Final = {"keep": "kept", CUT: "cut out", "project": "projected", "reject": "refused"}
 COMPARISONS: Final = ("input", "alignment", "projection")
 
 
@@ -25,6 +29,7 @@ class Cell:
     text: str
     shade: int | None
     cut: bool
+    mark: str
     fate: str
     detail: str
 
@@ -109,6 +114,7 @@ def _cell(module: Mapping[str, Any], comparison: str, tau: float, span: float) -
         text=number(score, 1),
         shade=None if score is None else _shade(score - tau, max(span, LEAST_SPAN)),
         cut=cut,
+        mark=MARKS.get(module["decision"], ""),
         fate=f"{fate(module['decision'])}: {words(module['reason'])}",
         detail=_detail(module),
     )
@@ -122,7 +128,7 @@ def _shade(above: float, span: float) -> int:
 
 def fate(decision: str) -> str:
     """What became of a module, in a person's words."""
-    return {"keep": "kept", CUT: "cut out", "reject": "refused"}.get(decision, decision)
+    return FATES.get(decision, decision)
 
 
 def ratio(module: Mapping[str, Any]) -> float | None:
