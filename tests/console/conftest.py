@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.main import build_app, open_house
 from app.settings import Settings
@@ -19,7 +19,8 @@ from tests.console.chromium import FLAGS, chromium
 from tests.support.house import SERVED, form
 from tests.support.simulator import Simulator
 
-PATIENCE_MS = 10_000
+PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ form.addEventListener("submit", async (event) => {
   }
   const followed = follow(name, after, watching.signal);
   const [status, body] = await send(name, config, weights);
-  if (status === 201) await Promise.race([followed, new Promise((resolve) => setTimeout(resolve, 500))]);
+  if (status && status !== 200 && status !== 202) await Promise.race([followed, new Promise((resolve) => setTimeout(resolve, 500))]);
   if (status !== 202) watching.abort();
   ended(status, body);
   if (status === 202) {
