@@ -63,6 +63,9 @@ HEAD_TIMEOUT = _code("head_timeout", 408, _D, "Send the request's line and heade
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
 NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
+TOO_MANY_FOLLOWERS = _code(
+    "too_many_followers", 429, _D, "Ask for the version itself, or wait until others stop watching.", retryable=True
+)
 
 # upload: bytes as they arrive
 BAD_MULTIPART = _code(

@@ -13,13 +13,15 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 
 from app import __version__
-from app.api import adapters, errors, openai, ops
+from app.api import adapters, errors, events, openai, ops
 from app.api.context import Context
 from app.api.front import Front
 from app.api.guard import guarded
 from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.api.wire import wire
+from app.console import pages
+from app.console.session import CookieToKey
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import GatewayError, Unavailable
@@ -30,6 +32,7 @@ from app.load.fetch import local_model
 from app.load.reconcile import Reconciler
 from app.observe.log import configure, event
 from app.observe.metrics import Metrics
+from app.observe.progress import Progress
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
@@ -114,9 +117,16 @@ def build_app(house: House) -> FastAPI:
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
-    for router in (ops.router, adapters.router, openai.router):
+    for router in (ops.router, adapters.router, events.router, openai.router):
         app.include_router(router)
+    _mount_console(app)
     return app
+
+
+def _mount_console(app: FastAPI) -> None:
+    for router in (pages.public, pages.router):
+        app.include_router(router)
+    app.add_middleware(CookieToKey)
 
 
 async def _start(house: House) -> None:
@@ -191,6 +201,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         reconciler=reconciler,
         routes=routes,
         metrics=metrics,
+        progress=Progress(),
         noop=noop,
     )
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))

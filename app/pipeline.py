@@ -72,7 +72,7 @@ class Pipeline:
         if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
             row, created = await self._begin(lambda *given: (r.catalogue.begin_version(*given), True), name, upload)
         if created:
-            row = await self._work(row, upload)
+            row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))
             await self.publishing.stored(row)
         else:
@@ -120,7 +120,7 @@ class Pipeline:
                 await asyncio.sleep(ORPHAN_LOOK_S)  # its upload may not have got round to it yet
             row = await asyncio.to_thread(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
-        return await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left)
+        return self.rooms.progress.tell(await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left))
 
     @property
     def working(self) -> int:
@@ -160,14 +160,14 @@ class Pipeline:
         artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)
-            r.catalogue.record_rejected(*at, error, steps.verdict, steps.report)
+            r.progress.tell(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
             raise error
         if artefact is None:
-            return r.catalogue.record_stored(*at, None)
+            return r.progress.tell(r.catalogue.record_stored(*at, None))
         digest = artefact.digest.hex
         with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
             r.blobs.put(artefact)
-            return r.catalogue.record_stored(*at, artefact.digest)
+            return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
 
     def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
         """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
@@ -185,12 +185,12 @@ class Pipeline:
         current = self.rooms.catalogue.version(row.name, row.number)
         if current.state is State.REJECTED:
             return current
-        return self.rooms.catalogue.record_rejected(row.name, row.number, error)
+        return self.rooms.progress.tell(self.rooms.catalogue.record_rejected(row.name, row.number, error))
 
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
         self.rooms.metrics.upload_refused(error)
         try:
-            self.rooms.catalogue.record_failed(row.name, row.number, error)
+            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error))
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
@@ -228,7 +228,7 @@ class _Steps:
     def validated(self) -> None:
         """See Steps."""
         if self._row is not None:
-            self._rooms.catalogue.record_validated(self._row.name, self._row.number)
+            self._rooms.progress.tell(self._rooms.catalogue.record_validated(self._row.name, self._row.number))
 
     def screened(self, verdict: Verdict) -> None:
         """See Steps."""
@@ -243,7 +243,9 @@ class _Steps:
         }
         event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
         if verdict.outcome is not Outcome.REJECTED:
-            self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report)
+            self._rooms.progress.tell(
+                self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report)
+            )
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

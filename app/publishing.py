@@ -5,6 +5,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -140,6 +141,8 @@ class Publishing:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
         rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
         self._garbage = True
+        for row in rows:
+            self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
         event("deleted", adapter=name, versions=len(rows))
 
@@ -160,6 +163,7 @@ class Publishing:
             now = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
             if now.state is State.STORED and error.code is LOAD_FAILED:
                 now = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
+                self._rooms.progress.tell(now)
                 await self.refresh()
         if now.state is State.FAILED:
             raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
@@ -173,6 +177,7 @@ class Publishing:
                 return current
             published = await asyncio.to_thread(self._rooms.catalogue.activate, row.name, row.number)
             await self.refresh()
+        self._rooms.progress.tell(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
 

@@ -7,6 +7,7 @@ from app.domain.lora import TargetModel
 from app.domain.policy import Policy
 from app.load.reconcile import Reconciler
 from app.observe.metrics import Metrics
+from app.observe.progress import Progress
 from app.sanitise import Measure, Sanitise
 from app.screen.reference import Reference
 from app.serve.routes import Routes
@@ -21,6 +22,7 @@ class Rooms:
 
     parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     screen_seconds: the longest one screening may take.
+    progress: what becomes of each upload, for those who watch.
     sanitise: makes of an upload what may be stored, here or in a process that is shut away.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
@@ -37,6 +39,7 @@ class Rooms:
     reconciler: Reconciler
     routes: Routes
     metrics: Metrics
+    progress: Progress
     noop: Artefact | None
 
     @property

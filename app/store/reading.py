@@ -6,6 +6,7 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.lifecycle import IN_FLIGHT, SERVABLE, State
 from app.store.database import Database
+from app.store.listing import Page, page_of
 from app.store.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.schema import AdapterRow, VersionRow, adapter_record, adapters, versions
 
@@ -30,6 +31,11 @@ class CatalogueReader:
         """Whether any adapter was ever begun here, deleted ones too."""
         with self._database.reading() as connection:
             return connection.execute(select(adapters.c.id).limit(1)).first() is not None
+
+    def page(self, contains: str, offset: int, limit: int) -> Page:
+        """Some of the adapters whose name contains this in any case, with the versions that say how each stands."""
+        with self._database.reading() as connection:
+            return page_of(connection, contains, offset, limit)
 
     def adapter(self, name: Name) -> AdapterRow:
         """One adapter."""

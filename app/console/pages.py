@@ -1,0 +1,211 @@
+"""The console's routes. Pages only show; whatever changes something is a request of the page's script to the API."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, quote
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
+
+from app.api.adapters import MAX_NUMBER
+from app.api.context import Context, context
+from app.api.guard import guarded
+from app.console.heatmap import fate, heat_map, ratio
+from app.console.history import history, version_of
+from app.console.listing import listing
+from app.console.render import HEADERS, page
+from app.console.session import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
+from app.console.traffic import SERVED_MODEL, Traffic, traffic, traffic_of
+from app.domain.keys import Role
+from app.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
+from app.observe.log import event
+from app.serve.models import models_payload
+
+SIGN_IN: Final = "/console/sign-in"
+SESSION: Final = "/console/session"
+STATIC: Final = "/console/static"
+
+MAX_FORM_BYTES: Final = 4096
+"""Body of a sign-in: a key, percent-encoded."""
+
+MAX_PAGE: Final = 1_000_000
+
+
+class ConsoleRoute(APIRoute):
+    """Refusals as pages for people; who has not signed in is asked to."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's hook."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except GatewayError as error:
+                return _refused(request, error)
+            except RequestValidationError as error:
+                return _refused(request, Refused(BAD_REQUEST, str(error.errors()[0]["msg"])))
+
+        return handled
+
+
+public = APIRouter(include_in_schema=False)
+router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
+FILES: Final = {path.name: path for path in (Path(__file__).parent / "static").iterdir() if path.is_file()}
+"""Style sheet and scripts: for everybody, like the sign-in page that needs them. Nothing else is ever read."""
+
+Ctx = Annotated[Context, Depends(context)]
+
+
+def _refused(request: Request, error: GatewayError) -> Response:
+    """To the sign-in page, or a page that says why not."""
+    if error.code is UNAUTHORIZED:
+        there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"{SIGN_IN}?next={quote(there, safe='/')}", 303, HEADERS)
+    ctx = request.app.state.context
+    ctx.metrics.refused(error)
+    event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
+    return _page(request, ctx, "error.html", error.code.status, error=error)
+
+
+def _page(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
+    signed_in = not ctx.keys.open_door and COOKIE in request.cookies
+    return page(template, status, here=request.url.path, signed_in=signed_in, open_door=ctx.keys.open_door, **values)
+
+
+@router.get("/")
+def adapters(
+    request: Request,
+    ctx: Ctx,
+    q: Annotated[str, Query(max_length=200)] = "",
+    number: Annotated[int, Query(alias="page", ge=1, le=MAX_PAGE)] = 1,
+) -> Response:
+    """Every adapter and how it stands; what is in force."""
+    rooms = ctx.pipeline.rooms
+    answered = traffic(ctx.metrics.exposition())
+    return _page(
+        request,
+        ctx,
+        "adapters.html",
+        listing=listing(ctx.pipeline, answered, q, number),
+        rooms=rooms,
+        served_traffic=answered.get(SERVED_MODEL, Traffic()),
+    )
+
+
+@router.get("/console")
+def home() -> Response:
+    """The list is at `/`."""
+    return RedirectResponse("/", 303, HEADERS)
+
+
+@router.get("/console/adapters/{name}")
+def adapter(
+    request: Request,
+    ctx: Ctx,
+    name: str,
+    version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+    before: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+) -> Response:
+    """One adapter: a version's heat map and verdict, and the history of all."""
+    row = ctx.pipeline.rooms.catalogue.adapter(name)
+    versions, older = history(ctx.pipeline, name, before)
+    number = version or row.active or (versions[0].row.number if versions else None)
+    chosen = version_of(ctx.pipeline, name, number) if number is not None else None
+    verdict = chosen.verdict if chosen else None
+    return _page(
+        request,
+        ctx,
+        "adapter.html",
+        adapter=row,
+        versions=versions,
+        older=older,
+        chosen=chosen,
+        verdict=verdict,
+        heat=heat_map(verdict) if verdict else None,
+        ratio=ratio,
+        fate=fate,
+        traffic=traffic_of(traffic(ctx.metrics.exposition()), str(row.name)),
+    )
+
+
+@router.get("/console/upload")
+def upload(request: Request, ctx: Ctx, name: Annotated[str, Query(max_length=200)] = "") -> Response:
+    """The upload form. name: filled in already."""
+    return _page(request, ctx, "upload.html", name=name, rooms=ctx.pipeline.rooms)
+
+
+@router.get("/console/chat")
+def chat(
+    request: Request,
+    ctx: Ctx,
+    a: Annotated[str, Query(max_length=200)] = "",
+    b: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
+    """Two models side by side; a and b: which ones stand there first."""
+    models = [card["id"] for card in models_payload(ctx.routes)["data"]]
+    served, others = models[0], models[1:]
+    left = a or (others[0] if others else served)
+    right = b or served
+    return _page(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
+
+
+@router.get("/console/{rest:path}")
+def nothing(rest: str) -> Response:
+    """No such page."""
+    raise Refused(NOT_FOUND, f"there is no page {rest[:80]!r} in the console")
+
+
+@public.get(STATIC + "/{file}")
+def static(file: str) -> Response:
+    """One of the console's own files."""
+    if file not in FILES:
+        raise Refused(NOT_FOUND, f"the console has no file {file[:80]!r}")
+    return FileResponse(FILES[file])
+
+
+@public.get(SIGN_IN)
+def sign_in(request: Request, ctx: Ctx, there: Annotated[str, Query(alias="next", max_length=2000)] = "/") -> Response:
+    """Where a key is asked for. next: the path to go on to, of this gateway."""
+    local = there if there.startswith("/") and not there.startswith(("//", "/\\")) else "/"
+    return _page(request, ctx, "sign-in.html", next=local)
+
+
+@public.post(SESSION)
+async def open_session(request: Request, ctx: Ctx) -> Response:
+    """Check a key (form field `key`) and keep it in a cookie. Only for the console's own script: see `session`."""
+    _require_script(request)
+    key = await _posted_key(request)
+    ctx.keys.admit(f"Bearer {key}", frozenset(Role))
+    response = Response(status_code=204, headers=HEADERS)
+    remember(response, key, secure=request.url.scheme == "https")
+    return response
+
+
+@public.delete(SESSION)
+async def close_session(request: Request) -> Response:
+    """Sign out."""
+    _require_script(request)
+    response = Response(status_code=204, headers=HEADERS)
+    forget(response)
+    return response
+
+
+def _require_script(request: Request) -> None:
+    if HEADER not in request.headers:
+        raise Refused(BAD_REQUEST, f"the header {HEADER} is missing: only the console's own pages may ask for this")
+
+
+async def _posted_key(request: Request) -> str:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise Refused(REQUEST_TOO_LARGE, f"a key is at most {MAX_KEY_BYTES} bytes")
+    key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0].strip()
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise Refused(REQUEST_TOO_LARGE, f"a key is at most {MAX_KEY_BYTES} bytes")
+    return key

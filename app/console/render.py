@@ -1,0 +1,75 @@
+"""Templates to responses, with the headers every page has."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from app.observe.report import place
+
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Nothing from elsewhere, nothing inline, in nobody's frame; and no page outlives signing out in a cache."""
+
+MINUS: Final = "−"
+NONE: Final = "–"
+
+
+def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """Render one of templates/."""
+    return HTMLResponse(_ENVIRONMENT.get_template(template).render(**values), status, HEADERS)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as people read it: a real minus sign, a dash for what there is not, no zero below it."""
+    if value is None:
+        return NONE
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def count(value: float | None) -> str:
+    """1234567 → 1,234,567."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def size(value: int) -> str:
+    """Bytes as people read them."""
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.2f} GiB"
+
+
+def when(value: datetime) -> str:
+    """A time, to the minute, in UTC."""
+    return f"{value:%Y-%m-%d %H:%M}"
+
+
+def words(value: object) -> str:
+    """`above_tau` → `above τ`: names of the code's as a person reads them."""
+    return str(value).replace("_", " ").replace("tau", "τ")
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("app.console"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": number, "count": count, "size": size, "when": when, "words": words}
+    made.globals["place"] = place
+    return made
+
+
+_ENVIRONMENT: Final = _environment()
