@@ -16,6 +16,7 @@ from app.api import adapters, errors, openai, ops
 from app.api.context import Context
 from app.api.guard import guarded
 from app.api.keys import Keys
+from app.api.request_ids import RequestIds
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.errors import GatewayError, Unavailable
@@ -99,6 +100,7 @@ def build_app(house: House) -> FastAPI:
     )
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
+    app.add_middleware(RequestIds)
     app.state.context = house.context
     errors.install(app)
     for router in (ops.router, adapters.router, openai.router):
