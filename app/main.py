@@ -19,6 +19,7 @@ from app.api.front import Front
 from app.api.guard import guarded
 from app.api.keys import Keys
 from app.api.rates import Kind, Rates
+from app.api.request_ids import RequestIds
 from app.api.wire import wire
 from app.console import pages
 from app.console.session import CookieToKey
@@ -114,6 +115,7 @@ def build_app(house: House) -> FastAPI:
     )
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
+    app.add_middleware(RequestIds)
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)

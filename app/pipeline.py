@@ -243,9 +243,7 @@ class _Steps:
         }
         event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
         if verdict.outcome is not Outcome.REJECTED:
-            self._rooms.progress.tell(
-                self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report)
-            )
+            self._rooms.progress.tell(self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report))
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

@@ -25,6 +25,7 @@ from app.errors import (
 )
 from app.observe.log import event
 from app.observe.metrics import Metrics
+from app.observe.request import REQUEST_ID
 from app.publishing import VersionRefused
 
 RETRY_AFTER_S: Final = 5
@@ -99,4 +100,6 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     event("internal_error", logging.ERROR, path=request.url.path, error=repr(error)[:200])
     logging.getLogger("gateway").error("traceback", exc_info=error)
-    return await _ours(request, GatewayError(INTERNAL, "something broke in the gateway"))
+    answer = await _ours(request, GatewayError(INTERNAL, "something broke in the gateway"))
+    answer.headers["x-request-id"] = REQUEST_ID.get() or ""  # sent from outside of what labels every other answer
+    return answer

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
+from app.observe.request import REQUEST_ID
 from app.serve.hooks import CLIENT_GONE
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
@@ -50,7 +51,7 @@ async def completions(request: Request, ctx: Ctx) -> Response:
 
 async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
     """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
-    work = asyncio.ensure_future(ctx.relay.complete(kind, await _body(request)))
+    work = asyncio.ensure_future(ctx.relay.complete(kind, await _body(request), REQUEST_ID.get()))
     gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message says that the client left
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +94,7 @@ class _Streaming(StreamingResponse):
 
 
 def _response(answer: Answer) -> Response:
-    headers = {}
+    headers = {"x-gateway-overhead-ms": f"{answer.overhead_s * 1e3:.3f}"}
     if answer.target.version is not None:
         headers["x-adapter-version"] = str(answer.target.version)
     if answer.target.digest is not None:

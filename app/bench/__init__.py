@@ -5,5 +5,7 @@ synthetic   a reference of real size without real checkpoints
 machine     what this machine is, and how fast it reads
 screening   the screening benchmark
 report      its tables and JSON
+gateway…    what this gateway adds to an engine's answers, beside other relays: _standin (the engine), _load (the clients),
+            _targets (what is measured), _processes (what they use), _report
 command     the command line
 """

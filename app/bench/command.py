@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-TABLE_WIDTH: Final = 100
+TABLE_WIDTH: Final = 116
 """Characters the widest table needs; a pipe or log is otherwise taken to be 80 wide."""
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
@@ -78,3 +78,25 @@ def bench_decode() -> None:
         task = bar.add_task("starting the engine", total=1.0)
         table = run(lambda what, share: bar.update(task, description=what, completed=share))
     Console(width=max(Console().width, TABLE_WIDTH)).print(table)
+
+
+@bench.command("gateway")
+def bench_gateway(
+    quick: Annotated[bool, typer.Option(help="1 and 16 at once only, shorter")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this target (may be given again)")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Measure what the gateway adds to an engine's answers, beside nginx, vllm-router and litellm. Quick: two minutes."""
+    from app.bench.gateway import Options, run
+    from app.bench.gateway_report import result_json, tables
+
+    chosen = tuple(only or ())
+    options = Options.quick(chosen) if quick else Options(only=chosen)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        result = run(options, lambda what, share: bar.update(task, description=what, completed=share))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tables(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")

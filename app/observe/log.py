@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from app.errors import printable
+from app.observe.request import REQUEST_ID
 
 LOGGER: Final = "gateway"
 FIELDS: Final = "fields"
@@ -14,7 +15,8 @@ FIELDS: Final = "fields"
 
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:
-    """Log one event with its fields, `event("stage", stage="screen", adapter="a", seconds=0.2)`."""
+    """Log one event with its fields, `event("stage", stage="screen", adapter="a", seconds=0.2)`; `request` by itself."""
+    fields.setdefault("request", REQUEST_ID.get())
     logging.getLogger(LOGGER).log(level, name, extra={FIELDS: {k: v for k, v in fields.items() if v is not None}})
 
 

@@ -81,6 +81,11 @@ class Clock:
             self._working = True
             self._arrived = time.monotonic()
 
+    @property
+    def worked(self) -> float:
+        """Seconds of our own work so far."""
+        return self._own + (time.monotonic() - self._arrived if self._working else 0.0)
+
     def text(self, first: int, pieces: int) -> None:
         """It held text: `pieces` in all, `first` of them of the first choice, whose pace is measured."""
         self._first += first

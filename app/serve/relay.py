@@ -5,13 +5,14 @@ a 502, or an error event in the middle of a stream. Nothing is retried: a reques
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
-from app.load.engine import Engine, EngineResponse, words
+from app.load.engine import JSON_HEADERS, Engine, EngineResponse, words
 from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse
@@ -34,12 +35,16 @@ SSE_TYPE: Final = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back. body: bytes, or a Stream that whoever sends it must close when done, in whatever way that ends."""
+    """What goes back. body: bytes, or a Stream that whoever sends it must close when done, in whatever way that ends.
+
+    overhead_s: seconds that passed here and not in the engine, until the answer (a stream's head) was ready.
+    """
 
     status: int
     content_type: str
     body: "bytes | Stream"
     target: Target
+    overhead_s: float = 0.0
 
 
 class Relay:
@@ -61,8 +66,11 @@ class Relay:
         self._hooks = hooks or NoHooks()
         self._missing = missing
 
-    async def complete(self, kind: Kind, raw: bytes) -> Answer:
+    async def complete(self, kind: Kind, raw: bytes, request_id: str | None = None) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
+
+        request_id: what the caller calls this request; the engine gets it with a random end, for two callers may choose
+        the same.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
@@ -76,12 +84,12 @@ class Relay:
         streaming = False
         try:
             clock.wait()
-            response = await self._engine.post(PATHS[kind], body)
+            response = await self._engine.post(PATHS[kind], body, _headers(request_id))
             clock.work()
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
-                return Answer(200, SSE_TYPE, stream, target)
+                return Answer(200, SSE_TYPE, stream, target, clock.worked)
             return await self._whole(response, target, clock)
         except GatewayError as error:
             clock.failed(error)
@@ -117,7 +125,7 @@ class Relay:
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
         clock.over(200, usage_of(said))
-        return Answer(200, JSON_TYPE, body, target)
+        return Answer(200, JSON_TYPE, body, target, clock.worked)
 
     async def _refusal(self, response: EngineResponse, target: Target) -> GatewayError:
         """The engine's error as ours."""
@@ -128,3 +136,10 @@ class Relay:
         if response.status >= 500 and not await self._engine.healthy():  # its core is dead, its server not yet
             return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
         return refusal(response.status, said)
+
+
+def _headers(request_id: str | None) -> Mapping[str, str]:
+    """The engine's headers: nothing of the caller's but its id, which the API has found to be well formed."""
+    if request_id is None:
+        return JSON_HEADERS
+    return {**JSON_HEADERS, "x-request-id": f"{request_id}-{secrets.token_hex(4)}"}

@@ -44,6 +44,7 @@ class Simulator:
         self.loaded: dict[str, str] = {}
         self.faults: dict[str, str] = {}
         self.seen: list[dict[str, Any]] = []
+        self.request_ids: list[str] = []
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.running = 0  # inference requests being answered now
@@ -135,6 +136,7 @@ class Simulator:
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
         self.seen.append(body)
+        self.request_ids.append(request.headers.get("x-request-id", ""))
         if body["model"] != self.model and body["model"] not in self.loaded:
             return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         if body.get("max_tokens", 1) > MAX_MODEL_LEN:

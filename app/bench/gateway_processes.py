@@ -1,0 +1,44 @@
+"""What a process and its children use, out of /proc: processor time and memory."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants that live now."""
+    found = [pid]
+    for member in found:
+        try:
+            for task in Path(f"/proc/{member}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process, its children, and those of its children that ended (s, in ticks of 10 ms)."""
+    return sum(_stat(member) for member in family(pid))
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and its children, shared pages counted once for each."""
+    total = 0
+    for member in family(pid):
+        try:
+            lines = Path(f"/proc/{member}/status").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return total / 1024
+
+
+def _stat(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(value) for value in fields[11:15]) * _TICK_S
