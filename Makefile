@@ -6,10 +6,10 @@ ARGS ?=
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check clean
+.PHONY: help setup demo serve test lint format check image-test clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup:  ## install everything into .venv (EXTRA=cpu, cuda or none)
 	@$(PYTHON) requirements/install.py --extra $(EXTRA)
@@ -35,6 +35,9 @@ format: setup  ## put the code into its form
 
 check: setup lint  ## what takes seconds: lint, and the tests without the engine
 	$(VENV)/python -m pytest -m "not engine and not slow" $(ARGS)
+
+image-test: setup  ## build the images and run them, where a container engine runs (minutes)
+	IMAGE_TEST=1 $(VENV)/python -m pytest -rs -s tests/images $(ARGS)
 
 clean:  ## remove what was built (not .venv, not data)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
