@@ -54,7 +54,8 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
  && export TMPDIR=/tmp UV_CACHE_DIR=/cache/uv \
  && /opt/uv/bin/uv pip install --excludes requirements/excludes.txt -c requirements/cpu.txt . \
- && ln -s "$(/opt/gateway/bin/python -c 'from importlib.util import find_spec; print(find_spec("app.demo").submodule_search_locations[0])')/assets" /opt/gateway/demo
+ && cd / && ln -s "$(/opt/gateway/bin/python -Ic 'import app.demo.assets as a; print(a.ASSETS)')" /opt/gateway/demo \
+ && test -e /opt/gateway/demo/reference/reference.json
 
 FROM build AS build-cpu
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
