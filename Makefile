@@ -8,10 +8,10 @@ SECONDS ?= 60
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check kills fuzz clean
+.PHONY: help setup demo serve test lint format check kills fuzz image-test clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup:  ## install everything into .venv (EXTRA=cpu, cuda or none)
 	@$(PYTHON) requirements/install.py --extra $(EXTRA)
@@ -43,6 +43,9 @@ kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is 
 
 fuzz: setup  ## fuzz every parser that reads strangers' bytes, SECONDS (60) each (ARGS=header: one of them)
 	$(VENV)/python -m tests.fuzz.campaign --seconds $(SECONDS) $(ARGS)
+
+image-test: setup  ## build the images and run them, where a container engine runs (minutes)
+	IMAGE_TEST=1 $(VENV)/python -m pytest -rs -s tests/images $(ARGS)
 
 clean:  ## remove what was built (not .venv, not data)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from app import __version__
 from app.api.command import keys
 from app.audit import store
 from app.bench.command import bench
@@ -48,6 +49,21 @@ out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
 Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="A key of it")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"lora-gateway {__version__}\n")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print it and end")
+    ] = False,
+) -> None:
+    """What goes before any command."""
 
 
 def main() -> None:

@@ -180,3 +180,9 @@ def test_a_compact_reference_screens_by_input(tmp_path: Path) -> None:
     assert run("screen", adapter, "--reference", compact).returncode == 0
     refused = run("screen", adapter, "--reference", compact, "--comparison", "alignment")
     assert (refused.returncode, "compact" in refused.stderr) == (2, True)
+
+
+def test_the_version_is_told() -> None:
+    from app import __version__
+
+    assert run("--version").stdout == f"lora-gateway {__version__}\n"

@@ -1,0 +1,199 @@
+"""What docker-compose.yml promises, read from the file itself: who reaches what, who may write where, who runs as whom."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from app.demo.serving import serve_settings
+from app.load.command import ENTRY, FIXED
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docker-compose.yml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ENGINES = ("engine-cpu", "engine-gpu")
+STORE = "/data/artefacts"
+ONE_SHOT = {"keys", "demo"}
+
+every_service = pytest.mark.parametrize("name", SERVICES)
+every_engine = pytest.mark.parametrize("name", ENGINES)
+
+
+def mounts(name: str) -> dict[str, tuple[str, str]]:
+    """Where → (what, rw or ro)."""
+    parts = [(volume + ":rw").split(":")[:3] for volume in SERVICES[name].get("volumes", [])]
+    return {where: (what, mode) for what, where, mode in parts}
+
+
+def flags(name: str) -> dict[str, str]:
+    """The engine's command as --flag → value."""
+    pairs = [flag.partition("=") for flag in SERVICES[name]["command"]]
+    return {flag: value for flag, _, value in pairs}
+
+
+@every_service
+def test_nobody_is_root_or_can_become_it(name: str) -> None:
+    service = SERVICES[name]
+    assert int(service["user"].split(":")[0]) > 0
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert not service.get("privileged")
+    assert not service.get("cap_add")
+    assert service.get("pid") != "host"
+    assert service.get("ipc") != "host"
+    assert service.get("network_mode") in (None, "none")
+
+
+@every_service
+def test_root_file_systems_are_read_only(name: str) -> None:
+    assert SERVICES[name]["read_only"] is True
+
+
+@every_service
+def test_no_mount_hands_the_machine_over(name: str) -> None:
+    for what, mode in mounts(name).values():
+        assert "docker.sock" not in what
+        if what.startswith((".", "/")):
+            assert mode == "ro", f"{what} of the machine can be written"
+            assert what.startswith("./"), f"{what} is outside the repository"
+        else:
+            assert what in COMPOSE["volumes"]
+
+
+@every_service
+def test_images_are_pinned(name: str) -> None:
+    _, _, tag = SERVICES[name]["image"].rpartition(":")
+    assert tag[:1].isdigit() or tag[:1] == "v"
+    assert "." in tag
+
+
+@every_service
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    for port in SERVICES[name].get("ports", []):
+        assert port.startswith("127.0.0.1:"), port
+
+
+@every_engine
+def test_the_engine_is_reached_by_the_gateway_alone(name: str) -> None:
+    engine = SERVICES[name]
+    assert list(engine["networks"]) == ["engine"]
+    assert COMPOSE["networks"]["engine"]["internal"] is True, "it has a way out"
+    assert "ports" not in engine
+    others = {other for other, service in SERVICES.items() if "engine" in service.get("networks", [])}
+    assert others == {"gateway", *ENGINES}
+
+
+@every_engine
+def test_the_engine_reads_artefacts_and_writes_nothing(name: str) -> None:
+    found = mounts(name)
+    assert found[STORE] == ("artefacts", "ro")
+    assert {where for where, (_, mode) in found.items() if mode != "ro"} == set()
+    assert "data" not in {what for what, _ in found.values()}, "the quarantine would be visible"
+
+
+def test_engine_and_gateway_see_artefacts_at_one_path() -> None:
+    assert mounts("gateway")[STORE] == ("artefacts", "rw")
+    assert mounts("gateway")["/data"] == ("data", "rw")
+    assert "ENV GATEWAY_DATA=/data" in (ROOT / "Dockerfile").read_text()
+
+
+@every_engine
+def test_the_engine_is_started_as_the_gateway_starts_its_own(name: str) -> None:
+    engine = SERVICES[name]
+    assert engine["entrypoint"] == ["python3", "-m", ENTRY]
+    wanted = {name: value for name, value in FIXED.items() if name != "PYTHONUNBUFFERED"}
+    assert wanted.items() <= engine["environment"].items()
+    assert "VLLM_SERVER_DEV_MODE" not in engine["environment"]
+
+
+@every_engine
+def test_gateway_and_engine_agree_on_the_demo(name: str) -> None:
+    gateway, engine = SERVICES["gateway"]["environment"], flags(name)
+    shared = {
+        "--model": "MODEL",
+        "--served-model-name": "SERVED_MODEL_NAME",
+        "--dtype": "DTYPE",
+        "--max-model-len": "MAX_MODEL_LEN",
+        "--max-lora-rank": "MAX_LORA_RANK",
+        "--max-loras": "MAX_LORAS",
+        "--max-cpu-loras": "MAX_CPU_LORAS",
+    }
+    assert {flag: engine[flag] for flag in shared} == {flag: gateway[f"GATEWAY_{key}"] for flag, key in shared.items()}
+    assert "--enable-lora" in engine
+
+
+def test_the_demo_is_served_by_its_own_settings() -> None:
+    gateway = SERVICES["gateway"]["environment"]
+    places = {"model": "/opt/gateway/demo/aligned", "reference": "/opt/gateway/demo/reference"}
+    wanted = {key: str(value) for key, value in serve_settings().items() if key != "open"} | places
+    assert {key: gateway[f"GATEWAY_{key.upper()}"] for key in wanted} == wanted
+
+
+def test_no_key_stands_in_the_file_and_the_door_is_closed() -> None:
+    for name, service in SERVICES.items():
+        for key, value in (service.get("environment") or {}).items():
+            assert key != "GATEWAY_OPEN", name
+            if any(word in key for word in ("KEY", "PASSWORD", "SECRET", "TOKEN")):
+                assert value.startswith("/run/"), f"{name}: {key} is written out"
+
+
+def test_the_operators_key_is_seen_by_those_who_need_it() -> None:
+    holders = {name for name in SERVICES for what, _ in mounts(name).values() if what == "gateway-key"}
+    assert holders == {"keys", "gateway", "demo"}
+    assert mounts("prometheus")["/run/secrets"] == ("metrics-key", "ro")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_a_profile_is_whole(profile: str) -> None:
+    chosen = {name: service for name, service in SERVICES.items() if profile in service["profiles"]}
+    assert {"gateway", "demo", "prometheus", "grafana", f"engine-{profile}"} <= chosen.keys()
+    assert sum("engine" in (service.get("networks") or {}) for service in chosen.values()) == 2
+    for name, service in chosen.items():
+        assert set(service.get("depends_on", {})) <= chosen.keys(), name
+
+
+@pytest.mark.parametrize("name", SERVICES.keys() - ONE_SHOT)
+def test_what_runs_on_is_watched(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+    assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+def test_the_demo_waits_until_the_gateway_can_serve() -> None:
+    assert SERVICES["demo"]["depends_on"]["gateway"]["condition"] == "service_healthy"
+    assert "/ready" in " ".join(SERVICES["gateway"]["healthcheck"]["test"])
+
+
+def test_the_gpu_is_reserved() -> None:
+    (device,) = SERVICES["engine-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_the_file_is_as_the_compose_specification_has_it() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_compose_client_takes_it() -> None:
+    for client in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(client[0]) is None or subprocess.run([*client, "version"], capture_output=True).returncode:
+            continue
+        command = [*client, "--file", str(FILE), "--profile", "cpu", "--profile", "gpu", "config"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["services"].keys() == SERVICES.keys()
+        return
+    pytest.skip("no compose client here; the schema was checked all the same")
+
+
+def test_health_checks_in_python_are_python() -> None:
+    tests = [service["healthcheck"]["test"] for service in SERVICES.values() if "healthcheck" in service]
+    codes = [test[-1] for test in tests if test[-2] == "-c"]
+    assert len(codes) == 3
+    for code in codes:
+        compile(code, "healthcheck", "exec")
