@@ -1,73 +1,30 @@
-"""The composition root: Settings → rooms → FastAPI. The only place that wires things, and the only reader of Settings."""
+"""The composition root: Settings → rooms (house.py) → FastAPI."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 
 from app import __version__
 from app.api import adapters, errors, events, openai, ops
-from app.api.context import Context
 from app.api.front import Front
 from app.api.guard import guarded
-from app.api.keys import Keys
-from app.api.rates import Kind, Rates
 from app.api.request_ids import RequestIds
 from app.api.wire import wire
 from app.console import pages
 from app.console.session import CookieToKey
-from app.domain.digest import Digest, digest_of
-from app.domain.lora import TargetModel
-from app.errors import GatewayError, Unavailable
-from app.load.command import EngineSpec, cpu_build
-from app.load.embedded import EmbeddedEngine, socket_home
-from app.load.engine import Engine, HttpEngine
-from app.load.fetch import local_model
-from app.load.reconcile import Reconciler
+from app.errors import Unavailable
+from app.house import House, open_house
 from app.observe.log import configure, event
-from app.observe.metrics import Metrics
-from app.observe.progress import Progress
-from app.pipeline import Pipeline, policy_objection, publish_noop
-from app.publishing import Publishing, noop_engine_name
-from app.rooms import Rooms
-from app.sandbox import Sandbox
-from app.sanitise import Measure, sanitise
-from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.warm import warm
-from app.serve.relay import Relay
-from app.serve.routes import Routes
 from app.settings import Settings
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.upload.limits import MIB, UploadLimits
-from app.upload.quarantine import Quarantine
-from app.upload.receive import SealedUpload, Slots, receive
-from app.validate.adapter import ValidateLimits
-from app.watching import watch_house, watch_waiting
 
 SHUTDOWN_S: Final = 5
 """Seconds that running requests get to end at shutdown."""
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """One gateway's rooms, open and wired. hosts: accepted Host names. doors: closes what needs closing."""
-
-    embedded: EmbeddedEngine | None
-    engine: Engine
-    reconciler: Reconciler
-    sandbox: Sandbox | None
-    context: Context
-    hosts: frozenset[str]
-    doors: ExitStack
 
 
 def run(settings: Settings) -> None:
@@ -146,183 +103,3 @@ async def _stop(house: House) -> None:
     await house.engine.close()
     if house.embedded is not None:
         await house.embedded.stop()
-
-
-def open_house(settings: Settings) -> House:
-    """Open and wire every room; blocking. Nothing is started yet."""
-    doors = ExitStack()
-    try:
-        return _wire(settings, doors)
-    except BaseException:
-        doors.close()
-        raise
-
-
-def _wire(settings: Settings, doors: ExitStack) -> House:
-    metrics = Metrics()
-    reference = _reference(settings, metrics)
-    blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
-    catalogue = Catalogue(settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite"))
-    doors.callback(catalogue.close)
-    target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
-    noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
-    embedded, engine = _engine(settings)
-
-    # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
-    routes = Routes(
-        settings.served_name,
-        base=noop_engine_name(noop.digest) if noop else None,
-        loaded=lambda name: reconciler.is_loaded(name),  # noqa: PLW0108 - bound below
-    )
-    reconciler = Reconciler(
-        engine,
-        lambda: publishing.desired(),  # noqa: PLW0108 - bound below
-        lambda _, path: blobs.verify(Digest(path.name)),
-        settings.reconcile_seconds,
-        idle=routes.idle,
-        on_try=metrics.load_tried,
-        on_lost=metrics.adapters_lost,
-        after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
-    )
-    if embedded is not None:
-        embedded.on_ready = reconciler.poke
-        embedded.on_restart = metrics.engine_restarted
-    limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
-    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
-    sandbox = _sandbox(settings, measure, doors)
-    rooms = Rooms(
-        target=target,
-        limits=limits,
-        reference=reference,
-        policy=settings.policy,
-        screen_seconds=settings.screen_seconds,
-        parameters=_parameters(settings, reference),
-        sanitise=sandbox or partial(sanitise, measure),
-        blobs=blobs,
-        catalogue=catalogue,
-        reconciler=reconciler,
-        routes=routes,
-        metrics=metrics,
-        progress=Progress(),
-        noop=noop,
-    )
-    publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
-    publishing.open()
-    pipeline = Pipeline(rooms, publishing)
-    watch_house(pipeline)
-    context = Context(
-        keys=Keys(settings.keys, open_door=settings.open),
-        rates=Rates(
-            {
-                Kind.UPLOAD: settings.uploads_per_minute,
-                Kind.SCREEN: settings.screens_per_minute,
-                Kind.CHAT: settings.chats_per_minute,
-            }
-        ),
-        metrics=metrics,
-        pipeline=pipeline,
-        relay=Relay(engine, routes, hooks=metrics, missing=lambda _: reconciler.poke()),
-        routes=routes,
-        receive=_receiver(settings, metrics),
-        readiness=_readiness(engine, reconciler, reference, blobs),
-        engine_metrics=engine.exposition,
-    )
-    return House(embedded, engine, reconciler, sandbox, context, settings.allowed_hosts, doors)
-
-
-def _reference(settings: Settings, metrics: Metrics) -> Reference:
-    pinned = Digest(settings.reference_digest) if settings.reference_digest else None
-    reference = open_reference(settings.reference, pinned, device=settings.screen_device)
-    check_policy(reference, settings.policy)
-    metrics.in_force(reference.digest.short, reference.modules, settings.policy)
-    event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
-    return reference
-
-
-def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
-    if settings.engine_url is not None:
-        key = settings.engine_api_key
-        return None, HttpEngine(settings.engine_url, api_key=key.get_secret_value() if key else None)
-    spec = EngineSpec(
-        model=local_model(settings.model),
-        served_name=settings.served_name,
-        dtype=settings.dtype.value,
-        max_loras=settings.max_loras,
-        max_lora_rank=settings.max_lora_rank,
-        max_cpu_loras=settings.max_cpu_loras,
-        max_model_len=settings.max_model_len,
-        kv_cache_gib=settings.kv_cache_gib,
-        threads=settings.engine_threads,
-    )
-    embedded = EmbeddedEngine(
-        spec,
-        socket_home(settings.data / "engine"),
-        settings.data / "engine.log",
-        say=lambda line: event("engine", says=line),
-    )
-    return embedded, embedded.client
-
-
-def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
-    """Started at once: it takes seconds to be warm. A device of its own cannot be shared by forking, so not there."""
-    if not settings.screen_sandbox or settings.screen_device != "cpu":
-        event("sandbox", logging.WARNING, network="ours: uploads are read in the gateway's own process")
-        return None
-    sandbox = Sandbox(measure, settings.reference, settings.screen_memory_mib * MIB)
-    doors.callback(sandbox.close)
-    sandbox.start()
-    return sandbox
-
-
-def _through_noop(settings: Settings) -> bool:
-    """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
-    if settings.base_through_noop is not None:
-        return settings.base_through_noop
-    return settings.engine_url is None and cpu_build()
-
-
-def _parameters(settings: Settings, reference: Reference) -> str:
-    """One key for all that a verdict and its bytes depend on besides the upload."""
-    parts = (str(reference.digest), settings.policy, settings.dtype, settings.max_lora_rank, settings.max_scaling)
-    return digest_of(repr(parts).encode()).hex
-
-
-def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
-    limits = UploadLimits(
-        max_weights_bytes=settings.max_weights_mib * MIB,
-        max_concurrent=settings.max_uploads,
-        free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
-    )
-    quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
-    slots = Slots(limits.max_concurrent)
-    watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
-
-    async def receive_body(request: Request) -> SealedUpload:
-        return await receive(request.stream(), request.headers, limits, quarantine, slots)
-
-    return receive_body
-
-
-def _readiness(
-    engine: Engine, reconciler: Reconciler, reference: Reference, blobs: BlobStore
-) -> Callable[[], Awaitable[dict[str, str | None]]]:
-    async def readiness() -> dict[str, str | None]:
-        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
-        up = reconciler.engine_up and await engine.healthy()
-        return {
-            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
-            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
-            "engine": None if up else "starting or away",
-        }
-
-    return readiness
-
-
-def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
-    """For everybody's eyes, so without the message, which may name a path."""
-    try:
-        check()
-    except GatewayError as error:
-        event("not_ready", logging.WARNING, part=part, why=error.message)
-        return "not in order; the log says why"
-    return None

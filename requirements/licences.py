@@ -8,6 +8,7 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).with_name("LICENCES.md")
 GATEWAY = "lora-gateway"
@@ -48,7 +49,7 @@ def licence(name: str) -> str:
     """What a package says of its licence: the SPDX expression, else its classifiers, else the first line of its field."""
     if name in READ:
         return READ[name]
-    about = metadata.metadata(name)
+    about: Any = metadata.metadata(name)
     classifiers = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier", []) if line.startswith("License")]
     said = about.get("License-Expression") or " or ".join(classifiers)
     return said or (about.get("License") or "not stated").splitlines()[0][:WORDS]

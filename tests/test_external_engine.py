@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.main import build_app, open_house
+from app.house import open_house
+from app.main import build_app
 from app.screen.build import build_reference
 from app.settings import Settings
 from tests.support.engine import LiveEngine

@@ -47,8 +47,8 @@ async def test_what_is_no_request_gets_the_envelope_and_the_door(running: Runnin
 
 
 def refused(running: Running, code: str) -> float:
-    metric = running.house.context.metrics.rejected
-    return sum(s.value for family in metric.collect() for s in family.samples if s.labels.get("code") == code)
+    metric = running.house.context.metrics.uploads.rejected
+    return float(sum(s.value for family in metric.collect() for s in family.samples if s.labels.get("code") == code))
 
 
 @pytest.mark.parametrize(

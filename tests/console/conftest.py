@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from app.main import build_app, open_house
+from app.house import open_house
+from app.main import build_app
 from app.settings import Settings
 from tests.console.chromium import FLAGS, chromium
 from tests.support.house import SERVED, form

@@ -12,7 +12,8 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from app.domain.lora import ServingDtype, TargetModel
-from app.main import House, build_app, open_house
+from app.house import House, open_house
+from app.main import build_app
 from app.settings import Settings
 from tests.support.adapters import Upload
 from tests.support.references import TINY, make_reference
