@@ -71,6 +71,11 @@ class Settings(BaseSettings):
     max_pruned: int | None = Field(None, ge=0, description="Prune at most this many modules, worst first")
     cap_keeps: bool = Field(False, description="Keep condemned modules the cap spares, instead of rejecting")
     max_pruned_share: float = Field(0.5, ge=0, le=1, description="Reject when a larger share of modules is condemned")
+    reject_tau: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="What scores above this counts towards max-pruned-share; default: what is cut out",
+    )
     max_update_ratio: float = Field(
         100.0, gt=0, allow_inf_nan=False, description="Reject a module whose update's norm exceeds this times V's"
     )
@@ -187,6 +192,7 @@ class Settings(BaseSettings):
             action=self.action,
             max_removed_share=self.max_removed_share,
             project_outputs=self.project_outputs,
+            reject_tau=self.reject_tau,
         )
 
 

@@ -37,7 +37,9 @@ class Policy:
         leaves scores far below a random update, so only then does the result pass, and a second time change nothing.
     max_pruned: prune at most this many modules, the worst first (None: no cap). What the cap spares and tau condemns
         makes the adapter rejected, unless `cap_keeps` says that the operator accepts the rest.
-    max_pruned_share: an adapter with a larger share (0..1) of its modules condemned is rejected outright.
+    max_pruned_share: an adapter is rejected outright when a larger share (0..1) of its modules is cut out, or, with
+        `reject_tau`, scores above that.
+    reject_tau: what scores above this counts towards max_pruned_share, whatever the action; None: what is cut out does.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
     max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
     top_k: right singular vectors of V (inputs) the `input` comparison looks at, and projecting takes out.
@@ -59,6 +61,7 @@ class Policy:
     action: Action = Action.PRUNE
     max_removed_share: float = 0.5
     project_outputs: int = 1
+    reject_tau: float | None = None
 
     def __post_init__(self) -> None:
         self._check_finite()
@@ -78,7 +81,7 @@ class Policy:
         for name in ("tau", "max_pruned_share", "max_update_ratio", "max_removed_share"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"policy {name} must be a finite number, not {getattr(self, name)}")
-        for name in ("max_block_score", "max_adapter_score"):
+        for name in ("max_block_score", "max_adapter_score", "reject_tau"):
             budget = getattr(self, name)
             if budget is not None and not math.isfinite(budget):
                 raise ValueError(f"policy {name} must be a finite number or none, not {budget}")

@@ -100,9 +100,12 @@ def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, st
     """The adapter's bounds: the share of condemned modules, and the cap."""
     condemned = [m for m in modules if m.decision is Decision.PRUNE]
     active = sum(m.reason is not Reason.ZERO_UPDATE for m in modules)  # zero modules must not dilute the share
-    if condemned and not len(condemned) <= policy.max_pruned_share * active:
-        why = f"{len(condemned)} of {active} modules are condemned; more than {policy.max_pruned_share:.0%} is refused"
-        return Outcome.REJECTED, f"{why} (worst: {_names(_worst_first(condemned, policy))})", tuple(modules)
+    counted, what = condemned, "are condemned"
+    if policy.reject_tau is not None:
+        counted, what = _above(modules, policy), f"score above {policy.reject_tau:g}"
+    if counted and not len(counted) <= policy.max_pruned_share * active:
+        why = f"{len(counted)} of {active} modules {what}; more than {policy.max_pruned_share:.0%} is refused"
+        return Outcome.REJECTED, f"{why} (worst: {_names(_worst_first(counted, policy))})", tuple(modules)
     spared = [] if policy.max_pruned is None else _worst_first(condemned, policy)[policy.max_pruned :]
     if spared:
         names = {m.name for m in spared}
@@ -117,6 +120,14 @@ def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, st
         spent = (replace(m, decision=reject, reason=because) if m.name in over else m for m in modules)
         return Outcome.REJECTED, why, tuple(spent)
     return *_outcome(modules, policy), tuple(modules)
+
+
+def _above(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
+    """Modules that score above `reject_tau`."""
+    scored = ((m, m.scores.get(policy.comparison)) for m in modules)
+    return [
+        m for m, score in scored if score is not None and policy.reject_tau is not None and score > policy.reject_tau
+    ]
 
 
 def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str] | None:

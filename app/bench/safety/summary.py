@@ -11,6 +11,9 @@ import numpy as np
 Row = Mapping[str, Any]
 
 BEFORE: Final = "none"
+NULL: Final = "null "
+"""How the methods begin that only compare nulls, on some adapters: a table of their own."""
+
 MODELS: Final = ("base model", "aligned model")
 
 T_95: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -92,7 +95,8 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     report = outcomes_of(row for row in rows if row["split"] == "report")
     methods: dict[str, list[str]] = defaultdict(list)
     for method, threshold in report:
-        methods[method].append(threshold)
+        if not method.startswith(NULL):
+            methods[method].append(threshold)
     found = []
     for method, thresholds in methods.items():
         best = max(thresholds, key=lambda threshold: _mean([o.worst for o in tune.get((method, threshold), [])]))
@@ -116,6 +120,17 @@ def _line(method: str, threshold: str, curve: Mapping[str, Sequence[Outcome]], b
         pruned=over_seeds(chosen, "pruned"),
         area=area_over_seeds([*curve.values(), before]),
     )
+
+
+def null_areas(rows: Sequence[Row]) -> list[tuple[str, Interval]]:
+    """ "null comparison sign" → area under the trade-off curve, best first; on the reporting seeds' mixes they were tried on."""
+    report = outcomes_of(row for row in rows if row["split"] == "report")
+    curves: dict[str, list[Sequence[Outcome]]] = defaultdict(list)
+    for (method, _), outcomes in report.items():
+        if method.startswith(NULL):
+            curves[method].append(outcomes)
+    found = [(method.removeprefix(NULL), area_over_seeds(curve)) for method, curve in curves.items()]
+    return sorted(found, key=lambda pair: -pair[1].mean)
 
 
 def over_seeds(outcomes: Sequence[Outcome], field: str) -> Interval:

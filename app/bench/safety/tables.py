@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.bench.safety.plan import Plan
-from app.bench.safety.summary import MODELS, Line, Row
+from app.bench.safety.summary import MODELS, Line, Row, null_areas
 
 COLUMNS: Final = (
     "method",
@@ -32,6 +32,14 @@ DEFINITIONS: Final = (
     "pruned: share of an adapter's modules cut out, all fine-tunes.",
     "area: under the curve of skill kept against attack over all parameters (0 worst, 1 best), mixed fine-tunes.",
     "every figure: mean over seeds ± half a 95 % interval (Student's t), on seeds that the parameter was not chosen on.",
+)
+
+
+NULLS: Final = (
+    "## Other nulls, and the other sign\n\nThe same distances normalised otherwise; a quarter, half or three quarters of the "
+    "modules cut out; 10 % mixes of rank 8 on the reporting seeds. `gram`: the gateway's own null; `dimension`: a random update "
+    "of that shape and norm; `permuted`: the same update with rows (`input`: columns) shuffled; `type`: none, against modules of "
+    "the same type. Sign `-` cuts the lowest scores."
 )
 
 
@@ -64,8 +72,18 @@ def markdown(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], made_by: st
     head = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     body = ["| " + " | ".join(_cells(line)) + " |" for line in lines]
     models = [_model(rows, name) for name in MODELS]
+    compared = ["| null, comparison, sign | area |", "| --- | ---: |"]
+    compared += [f"| {name} | {found} |" for name, found in null_areas(rows)]
     notes = [f"- {text}" for text in DEFINITIONS]
-    parts = [f"# {title(plan, rows)}", made_by, "\n".join([*head, *body]), "\n".join(models), "\n".join(notes)]
+    parts = [
+        f"# {title(plan, rows)}",
+        made_by,
+        "\n".join([*head, *body]),
+        "\n".join(models),
+        "\n".join(notes),
+        NULLS,
+        "\n".join(compared),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
