@@ -259,8 +259,10 @@ def push(
 
 
 def _line(version: dict[str, Any]) -> str:
-    pruned = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
-    told = pruned if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
+    fates = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
+    if version["modules_projected"]:
+        fates += f", {version['modules_projected']} projected"
+    told = fates if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
     return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {told}"
 
 

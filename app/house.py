@@ -39,7 +39,7 @@ from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
-from app.watching import watch_house, watch_waiting
+from app.watching import Audited, Auditor, watch_house, watch_waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class House:
     engine: Engine
     reconciler: Reconciler
     sandbox: Sandbox | None
+    auditor: Auditor
     context: Context
     hosts: frozenset[str]
     doors: ExitStack
@@ -69,7 +70,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     metrics = Metrics()
     reference = _reference(settings, metrics)
     blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
-    catalogue = Catalogue(settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite"))
+    catalogue = Catalogue(_catalogue_url(settings))
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
@@ -117,8 +118,9 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
+    auditor = _auditor(settings, pipeline, engine)
     context = _context(settings, pipeline, engine)
-    return House(embedded, engine, reconciler, sandbox, context, settings.allowed_hosts, doors)
+    return House(embedded, engine, reconciler, sandbox, auditor, context, settings.allowed_hosts, doors)
 
 
 def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
@@ -150,10 +152,22 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     return reference
 
 
-def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, Engine]:
+def _catalogue_url(settings: Settings) -> str:
+    return settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite")
+
+
+def _engine_key(settings: Settings) -> str | None:
+    return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
+
+
+def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine) -> Auditor:
+    what = Audited(settings.data, _catalogue_url(settings), engine.url, _engine_key(settings))
+    return Auditor(pipeline, what, settings.audit_seconds)
+
+
+def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, HttpEngine]:
     if settings.engine_url is not None:
-        key = settings.engine_api_key
-        return None, HttpEngine(settings.engine_url, api_key=key.get_secret_value() if key else None)
+        return None, HttpEngine(settings.engine_url, api_key=_engine_key(settings))
     spec = EngineSpec(
         model=local_model(settings.model),
         served_name=settings.served_name,

@@ -95,10 +95,12 @@ async def _start(house: House) -> None:
         except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
             event("engine_missing", logging.ERROR, why=error.message)
     house.reconciler.start()
+    house.auditor.start()
     await asyncio.to_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
 
 
 async def _stop(house: House) -> None:
+    house.auditor.stop()
     await house.reconciler.stop()
     await house.engine.close()
     if house.embedded is not None:

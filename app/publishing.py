@@ -23,6 +23,7 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
+from app.observe.metrics import Fates
 from app.rooms import Rooms
 from app.serve.routes import Served
 from app.store.schema import VersionRow
@@ -225,7 +226,7 @@ class Publishing:
         self._desired = desired
         r.routes.replace(tuple(map(_served, served)))
         active = [row for row in served if row.state is State.READY]
-        counts = {str(row.name): _kept_and_pruned(row) for row in active}
+        counts = {str(row.name): _fates(row) for row in active}
         r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
 
     def _collect_garbage(self) -> bool:
@@ -260,6 +261,6 @@ def _served(row: VersionRow) -> Served:
     )
 
 
-def _kept_and_pruned(row: VersionRow) -> tuple[int, int]:
-    total, pruned = row.modules_total or 0, row.modules_pruned or 0
-    return total - pruned, pruned
+def _fates(row: VersionRow) -> Fates:
+    pruned, projected = row.modules_pruned or 0, row.modules_projected or 0
+    return Fates(kept=(row.modules_total or 0) - pruned - projected, pruned=pruned, projected=projected)

@@ -116,6 +116,13 @@ class Settings(BaseSettings):
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
 
+    audit_seconds: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How often the gateway audits what it keeps (reads every artefact), seconds; 0: never",
+    )
+
     # what is said
     log: Literal["json", "console"] = Field("console", description="Log format")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")

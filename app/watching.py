@@ -1,11 +1,28 @@
-"""What metrics ask the rooms at each scrape, rather than being told."""
+"""What metrics ask the rooms at each scrape, rather than being told; and the audit a running gateway makes of itself."""
 
+import asyncio
+import logging
 import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
+from app.audit import PATIENCE_S, both, engine_list
+from app.errors import GatewayError, Unavailable
+from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
+from app.store.audit import Audit, Card, audit
 from app.upload.quarantine import Quarantine
 from app.upload.receive import Slots
+
+FIRST_AUDIT_S: Final = 60.0
+"""Seconds from the start to the first audit: the engine is loaded first, most of the time."""
+
+MAX_LOGGED: Final = 100
+"""Findings logged one by one; their number is always told whole."""
 
 
 def watch_waiting(metrics: Metrics, slots: Slots, quarantine: Quarantine, floor_bytes: int) -> None:
@@ -28,3 +45,74 @@ def watch_house(pipeline: Pipeline) -> None:
     metrics.watch(engine.resident, lambda: len(reconciler.loaded))
     metrics.watch(engine.desired, lambda: len(pipeline.publishing.desired()))
     metrics.watch(engine.failing, lambda: len(reconciler.failures))
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What is audited: the data directory, the catalogue's URL, and the engine at its own URL and key."""
+
+    data: Path
+    catalogue_url: str
+    engine_url: str
+    engine_key: str | None = None
+
+
+class Auditor:
+    """`store audit`, made now and then by the gateway itself in a thread; it looks at what is kept, not at what we believe.
+
+    Keys in files are looked for by the command only: that reads everything, the logs too.
+    """
+
+    def __init__(self, pipeline: Pipeline, what: Audited, every_s: float) -> None:
+        """every_s: seconds from the end of one audit to the next; 0: none is made."""
+        self._pipeline = pipeline
+        self._what = what
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)  # a long look delays no exit
+
+    def start(self) -> None:
+        """Begin; the first audit is a minute away, or less where they are to be more frequent."""
+        if self._every_s:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """No audit begins any more; one under way is not waited for."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        wait = min(FIRST_AUDIT_S, self._every_s)
+        while not self._stopping.wait(wait):
+            wait = self._every_s
+            try:
+                self.look()
+            except (GatewayError, OSError) as error:
+                event("not_audited", logging.ERROR, why=str(error))
+            except Exception:  # the next one may go well
+                logging.getLogger("gateway").exception("the audit broke")
+
+    def look(self) -> Audit:
+        """One audit: findings to the log, their number to the metrics. Blocking, in no event loop. Raises GatewayError."""
+        found = self._once()
+        if found.findings and not self._stopping.wait(PATIENCE_S):
+            found = both(found, self._once())
+        for one in found.findings[:MAX_LOGGED]:
+            event("audit_finding", logging.ERROR, invariant=one.invariant, where=one.where, what=one.what)
+        self._pipeline.rooms.metrics.audited(len(found.findings))
+        level = logging.ERROR if found.findings else logging.INFO
+        event("audited", level, broken=len(found.findings), **found.counts)
+        return found
+
+    def _once(self) -> Audit:
+        return audit(self._what.data, self._what.catalogue_url, listed=self._listed())
+
+    def _listed(self) -> Mapping[str, Card] | None:
+        """The engine's list; None while the engine is away or still being filled: the gauges of the engine say that."""
+        reconciler = self._pipeline.rooms.reconciler
+        tried = reconciler.loaded | reconciler.failures.keys()
+        if not reconciler.engine_up or not tried >= self._pipeline.publishing.desired().keys():
+            return None
+        try:
+            return asyncio.run(engine_list(self._what.engine_url, self._what.engine_key))
+        except Unavailable:
+            return None

@@ -22,6 +22,7 @@ def version_view(row: VersionRow, withheld: str | None = None, report: str | Non
         "outcome": row.outcome.value if row.outcome else None,
         "modules_total": row.modules_total,
         "modules_pruned": row.modules_pruned,
+        "modules_projected": row.modules_projected,
         "digest": str(row.artefact) if row.artefact else None,
         "verdict_id": str(row.verdict_id) if row.verdict_id else None,
         "created_at": row.created_at.isoformat(),

@@ -257,7 +257,7 @@ def _doors(found: Tour, client: httpx.Client) -> None:
     found.check(again.status_code == 200, f"the same bytes again are known (HTTP {again.status_code})")
     pruned = [line for line in client.get("/metrics").text.splitlines() if line.startswith("gateway_adapter_modules{")]
     out.print("\n".join(pruned), highlight=False, markup=False)
-    found.check(bool(pruned), "Prometheus sees the modules kept and pruned of each adapter")
+    found.check(bool(pruned), "Prometheus sees the modules kept, pruned and projected of each adapter")
 
 
 def _say_what_is_left(found: Tour) -> None:

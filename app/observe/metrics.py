@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
@@ -26,6 +26,20 @@ UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "r
 """known: these bytes were there already. rejected: the uploader's to mend. failed: ours to mend."""
 
 LOAD_RESULTS: Final = ("loaded", "failed")
+
+
+class Fates(NamedTuple):
+    """How many of a version's modules were kept whole, cut out, and projected."""
+
+    kept: int
+    pruned: int
+    projected: int = 0
+
+
+FATES: Final = (Decision.KEEP, Decision.PRUNE, Decision.PROJECT)
+"""The decisions `Fates` counts, in its order."""
+
+_NOTHING: Final = Fates(0, 0)
 
 
 class Labelled(Protocol):
@@ -153,18 +167,17 @@ class Metrics:
                 if score is not None:
                     self.screening.scores.labels(comparison.value).observe(score)
 
-    def show_adapters(self, active: Mapping[str, tuple[int, int]], others: Collection[str], pending: int) -> None:
-        """What the catalogue says now. active: name → (kept, pruned) of its active version; others: adapters without
-        an active version that older versions are still served of; pending: stored versions waiting for the engine."""
+    def show_adapters(self, active: Mapping[str, Fates], others: Collection[str], pending: int) -> None:
+        """What the catalogue says now. active: name → the modules of its active version; others: adapters without an
+        active version that older versions are still served of; pending: stored versions waiting for the engine."""
         with self._lock:
             gone = self._labels.follow((*active, *others))
-            shown: dict[str, tuple[int, int]] = {}
-            for name, (kept, pruned) in active.items():
+            shown: dict[str, Fates] = {}
+            for name, fates in active.items():
                 label = self._labels.of(name)
-                before = shown.get(label, (0, 0))
-                shown[label] = (before[0] + kept, before[1] + pruned)
+                shown[label] = Fates(*map(sum, zip(fates, shown.get(label, _NOTHING), strict=True)))
             for label, counts in shown.items():
-                for decision, count in zip((Decision.KEEP, Decision.PRUNE), counts, strict=True):
+                for decision, count in zip(FATES, counts, strict=True):
                     self.screening.adapter_modules.labels(label, decision.value).set(count)
             self._drop(gone)
             for label in {OTHER, *others} - shown.keys():

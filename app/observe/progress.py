@@ -60,6 +60,10 @@ class Row(Protocol):
         """None until screened."""
 
     @property
+    def modules_projected(self) -> int | None:
+        """None until screened."""
+
+    @property
     def error_code(self) -> str | None:
         """A name from CODES, where it was refused."""
 
@@ -82,6 +86,7 @@ class Step:
     outcome: str | None
     modules_total: int | None
     modules_pruned: int | None
+    modules_projected: int | None
     error_code: str | None
     error_message: str | None
 
@@ -107,6 +112,7 @@ class Step:
             "outcome": self.outcome,
             "modules_total": self.modules_total,
             "modules_pruned": self.modules_pruned,
+            "modules_projected": self.modules_projected,
             "error": error if self.error_code else None,
         }
 
@@ -204,6 +210,7 @@ class Progress:
             outcome=None if row.outcome is None else str(row.outcome),
             modules_total=row.modules_total,
             modules_pruned=row.modules_pruned,
+            modules_projected=row.modules_projected,
             error_code=row.error_code,
             error_message=row.error_message,
         )

@@ -47,11 +47,14 @@ class Inference:
     def encode(self, engine_name: str) -> bytes:
         """The body for the engine, which is always asked for token counts: we count them, whether or not the caller does.
 
+        It is asked for them once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
         Raises Refused INVALID_REQUEST for text that is not Unicode.
         """
         fields = self.fields
         if self.stream and not self.usage_wanted:
-            fields = {**fields, "stream_options": {**(fields.get("stream_options") or {}), "include_usage": True}}
+            asked = {**(fields.get("stream_options") or {}), "include_usage": True}
+            asked.pop("continuous_usage_stats", None)  # without include_usage, vLLM does not do it
+            fields = {**fields, "stream_options": asked}
         try:
             return _ENCODE({"model": engine_name, **fields}).encode()
         except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float

@@ -243,6 +243,7 @@ def _measured(verdict: Verdict) -> dict[str, Any]:
         "verdict_id": verdict.id.hex,
         "modules_total": len(verdict.modules),
         "modules_pruned": len(verdict.pruned),
+        "modules_projected": len(verdict.projected),
     }
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.disk import disk_errors, sync_directory
 from app.store.failpoints import failpoint
+from app.store.migrate import migrate
 from app.store.schema import SCHEMA_VERSION, metadata, schema_info
 
 BUSY_SECONDS: Final = 10.0
@@ -33,7 +34,7 @@ class Database:
     """A pool of connections. Safe for threads: each transaction has a connection of its own."""
 
     def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
-        """Open the database and check it, or make its tables when it is new.
+        """Open the database and check it; make its tables when it is new, bring them up when they are older.
 
         Raises Unavailable: STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when
         another process keeps it locked for longer than `busy_seconds`.
@@ -72,6 +73,7 @@ class Database:
                 _check_pages(connection)
             if not inspect(connection).has_table(schema_info.name):
                 _create(connection)
+            migrate(connection)
             found = connection.execute(select(schema_info.c.version)).scalars().all()
         if found != [SCHEMA_VERSION]:
             known = ", ".join(str(version) for version in found) or "none"

@@ -72,6 +72,7 @@ class VersionSeen:
     verdict_id: str | None
     modules_total: int | None
     modules_pruned: int | None
+    modules_projected: int | None
     artefact: str | None
     engine_name: str | None
     error_code: str | None

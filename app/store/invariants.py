@@ -175,8 +175,9 @@ def _verdict(at: str, row: VersionSeen) -> Findings:
     if row.outcome not in ("clean", "pruned", "projected", "emptied") or decided is None:
         yield Finding("I7", at, f"{row.state} with the outcome {row.outcome} and {'a' if decided else 'no'} report")
         return
-    told = (decided.outcome, decided.id, len(decided.modules), len(decided.named("prune")))
-    if told != (row.outcome, row.verdict_id, row.modules_total, row.modules_pruned):
+    cut, projected = len(decided.named("prune")), len(decided.named("project"))
+    told = (decided.outcome, decided.id, len(decided.modules), cut, projected)
+    if told != (row.outcome, row.verdict_id, row.modules_total, row.modules_pruned, row.modules_projected):
         yield Finding("I7", at, "its report is about another verdict")
     if decided.named("reject"):
         yield Finding("I7", at, f"{row.state} although a module is rejected")

@@ -27,8 +27,8 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome
 from app.lifecycle import State
 
-SCHEMA_VERSION: Final = 1
-"""Changes with any change to the tables below; a catalogue of another version is refused, never guessed at."""
+SCHEMA_VERSION: Final = 2
+"""Changes with any change to the tables below. An older one is brought up (migrate.py), any other refused."""
 
 _HEX: Final = 64
 """Characters of a SHA-256 in hex."""
@@ -81,6 +81,7 @@ versions: Final = Table(
     Column("verdict_id", String(_HEX)),
     Column("modules_total", Integer),
     Column("modules_pruned", Integer),
+    Column("modules_projected", Integer),
     Column("artefact", String(_HEX)),
     Column("engine_name", String(128), unique=True),  # stays when the version is deleted: never used twice
     Column("error_code", String(64)),
@@ -137,6 +138,7 @@ class VersionRow:
     verdict_id: Digest | None
     modules_total: int | None
     modules_pruned: int | None
+    modules_projected: int | None
     artefact: Digest | None
     engine_name: str | None
     error_code: str | None
@@ -182,6 +184,7 @@ def version_row(row: Row[Any]) -> VersionRow:
         verdict_id=Digest(row.verdict_id) if row.verdict_id else None,
         modules_total=row.modules_total,
         modules_pruned=row.modules_pruned,
+        modules_projected=row.modules_projected,
         artefact=Digest(row.artefact) if row.artefact else None,
         engine_name=row.engine_name,
         error_code=row.error_code,

@@ -29,8 +29,9 @@ ADAPTER: Final = variable(
 
 def screening() -> Json:
     """What came in, what was cut out of it, and why."""
-    pruned, kept = (f'gateway_adapter_modules{{{A}, decision="{d}"}}' for d in ("prune", "keep"))
-    cut = f'gateway_block_modules_total{{{J}, decision="prune"}}'
+    pruned, projected = (f'gateway_adapter_modules{{{A}, decision="{d}"}}' for d in ("prune", "project"))
+    every_one = f"gateway_adapter_modules{{{A}}}"
+    cut = f'gateway_block_modules_total{{{J}, decision=~"prune|project"}}'
     every = f"gateway_block_modules_total{{{J}}}"
     buckets = rate("gateway_stage_duration_seconds_bucket", "stage, le")
     cut_here, all_here = (f"sum by (block, module) (increase({name}[$__range]))" for name in (cut, every))
@@ -39,15 +40,20 @@ def screening() -> Json:
         [
             stat("Adapters served", "Whose active version is served", f"sum(gateway_adapters_ready{{{J}}})"),
             stat("Modules cut out", "Of all adapters' active versions", f"sum({pruned})"),
+            stat("Modules projected", "Kept without what acts on alignment's inputs", f"sum({projected})"),
             stat(
                 "Share cut out",
                 "Of all adapters' active versions",
-                f"sum({pruned}) / (sum({pruned}) + sum({kept}))",
+                f"sum({pruned}) / sum({every_one})",
                 "percentunit",
             ),
             stat("Uploads under way", "Being received or screened", f"sum(gateway_uploads_in_progress{{{J}}})"),
             stat("Store free", "Where artefacts are kept", f"min(gateway_store_free_bytes{{{J}}})", "bytes"),
-            stat("τ", "Modules with an E-DIEM above it are cut out", f"max(gateway_policy_tau{{{J}}})"),
+            stat(
+                "τ",
+                "Modules with an E-DIEM above it are cut out, or projected where the policy says so",
+                f"max(gateway_policy_tau{{{J}}})",
+            ),
         ],
     )
     came = Row(
@@ -82,15 +88,18 @@ def screening() -> Json:
         "What was cut out",
         [
             timeseries(
-                "Modules cut out over time",
+                "Modules by decision over time",
                 "Of each screened upload, as it was screened",
                 [Query(f"sum by (decision) (increase(gateway_modules_total{{{J}}}{RATE}))", "{{decision}}")],
                 stacked=True,
             ),
             timeseries(
-                "Modules cut out by adapter",
+                "Modules cut out and projected by adapter",
                 "Of its active version",
-                [Query(f"sum by (adapter) ({pruned})", "{{adapter}}")],
+                [
+                    Query(f"sum by (adapter) ({pruned})", "{{adapter}}: cut out"),
+                    Query(f"sum by (adapter) ({projected})", "{{adapter}}: projected"),
+                ],
             ),
             Panel(
                 "Share cut out by adapter",
@@ -102,8 +111,8 @@ def screening() -> Json:
                 defaults={"min": 0, "max": 1, "color": {"mode": "continuous-YlRd"}},
             ),
             matrix(
-                "Cut out by block and module type",
-                "Modules cut out of uploads within the dashboard's time range",
+                "Condemned by block and module type",
+                "Modules cut out of uploads or projected, within the dashboard's time range",
                 cut_here,
                 "block",
                 "module",
@@ -111,8 +120,8 @@ def screening() -> Json:
                 height=10,
             ),
             matrix(
-                "Share cut out by block and module type",
-                "Of the modules screened within the dashboard's time range, percent",
+                "Share condemned by block and module type",
+                "Cut out or projected, of the modules screened within the dashboard's time range, percent",
                 f"100 * {cut_here} / {all_here}",
                 "block",
                 "module",

@@ -153,7 +153,7 @@ async def test_a_restart_serves_every_ready_adapter_again(open_gateway: OpenHous
                 break
             await asyncio.sleep(0.02)
         assert (await chat(again, "first"))[0] == 200
-        assert (await again.http.get("/metrics")).text.count("gateway_adapter_modules{") == 4
+        assert (await again.http.get("/metrics")).text.count("gateway_adapter_modules{") == 6
 
 
 async def test_a_flipped_bit_in_the_store_is_never_loaded(open_gateway: OpenHouse) -> None:
@@ -222,7 +222,7 @@ async def test_projecting_serves_every_module_without_what_acts_on_alignments_in
         report = (await running.http.get("/adapters/mild/versions/1")).json()["report"]["verdict"]
         projected = [m["name"] for m in report["modules"] if m["decision"] == "project"]
         assert len(projected) == report["modules_projected"] > 0
-        assert version["modules_pruned"] == 0
+        assert (version["modules_pruned"], version["modules_projected"]) == (0, len(projected))
         served = load_file(next((running.data / "artefacts").glob(f"{version['digest']}/adapter_model.safetensors")))
         reference = running.house.context.pipeline.rooms.reference
         for name in projected:
@@ -232,3 +232,5 @@ async def test_projecting_serves_every_module_without_what_acts_on_alignments_in
             assert (reference.outputs(name, 1).T @ b).norm() < 1e-5 * b.norm()
         metrics = (await running.http.get("/metrics")).text
         assert f'gateway_modules_total{{decision="project",reason="above_tau"}} {len(projected)}.0' in metrics
+        for decision, count in (("project", len(projected)), ("keep", len(report["modules"]) - len(projected))):
+            assert f'gateway_adapter_modules{{adapter="mild",decision="{decision}"}} {count}.0' in metrics

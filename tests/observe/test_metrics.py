@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.domain.policy import Policy
 from app.observe.labels import MAX_ADAPTERS, OTHER, SERVED_MODEL, AdapterLabels
-from app.observe.metrics import UPLOAD_OUTCOMES, Metrics
+from app.observe.metrics import UPLOAD_OUTCOMES, Fates, Metrics
 from app.observe.registry import Declared
 from app.serve.routes import Target
 from tests.support.house import SERVED, OpenHouse, Running, form
@@ -162,7 +162,7 @@ def adapters_in(metrics: Metrics) -> set[str]:
 def test_a_thousand_adapters_make_a_bounded_page() -> None:
     metrics = Metrics()
     names = [f"adapter-{i:04d}" for i in range(1000)]
-    metrics.show_adapters(dict.fromkeys(names, (3, 1)), (), 0)
+    metrics.show_adapters(dict.fromkeys(names, Fates(3, 1, 2)), (), 0)
     for name in names:
         ask(metrics, name)
     assert len(adapters_in(metrics)) == MAX_ADAPTERS + 1
@@ -171,16 +171,17 @@ def test_a_thousand_adapters_make_a_bounded_page() -> None:
     found = samples(text.decode())
     assert value(found, "gateway_requests_total", adapter=OTHER, status="200") == 1000 - MAX_ADAPTERS
     assert value(found, "gateway_adapter_modules", adapter=OTHER, decision="keep") == 3 * (1000 - MAX_ADAPTERS)
+    assert value(found, "gateway_adapter_modules", adapter=OTHER, decision="project") == 2 * (1000 - MAX_ADAPTERS)
     assert value(found, "gateway_adapters_ready") == 1000
 
 
 def test_who_goes_makes_room_and_leaves_nothing_behind() -> None:
     metrics = Metrics(max_adapters=2)
-    metrics.show_adapters({"a": (1, 0), "b": (1, 0), "c": (1, 0)}, (), 0)
+    metrics.show_adapters(dict.fromkeys("abc", Fates(1, 0)), (), 0)
     for name in "abc":
         ask(metrics, name)
     assert adapters_in(metrics) == {"a", "b", OTHER}
-    metrics.show_adapters({"b": (1, 0), "c": (1, 0)}, (), 0)
+    metrics.show_adapters(dict.fromkeys("bc", Fates(1, 0)), (), 0)
     ask(metrics, "a")  # a request that ended after its adapter was deleted
     ask(metrics, "c")
     assert adapters_in(metrics) == {"b", "c", OTHER}
@@ -191,7 +192,7 @@ def test_who_goes_makes_room_and_leaves_nothing_behind() -> None:
 
 def test_adapters_of_which_only_older_versions_are_served_keep_their_series() -> None:
     metrics = Metrics()
-    metrics.show_adapters({"a": (1, 0)}, (), 0)
+    metrics.show_adapters({"a": Fates(1, 0)}, (), 0)
     ask(metrics, "a")
     metrics.show_adapters({}, {"a"}, 0)
     found = samples(metrics.exposition().decode())
@@ -214,7 +215,7 @@ def test_a_scrape_while_adapters_come_and_go_never_breaks() -> None:
         i = 0
         while not stop.is_set():
             names = [f"n{(i + j) % 20}" for j in range(8)]
-            metrics.show_adapters(dict.fromkeys(names, (1, 1)), (), 0)
+            metrics.show_adapters(dict.fromkeys(names, Fates(1, 1)), (), 0)
             ask(metrics, names[0])
             i += 1
 

@@ -21,6 +21,7 @@ class Version:
     outcome: str | None = None
     modules_total: int | None = None
     modules_pruned: int | None = None
+    modules_projected: int | None = None
     error_code: str | None = None
     error_message: str | None = None
 

@@ -14,7 +14,8 @@ import pytest_asyncio
 from app.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
 from app.load.engine import HttpEngine
 from app.load.reconcile import Reconciler
-from app.serve.relay import Relay
+from app.serve.relay import PATHS, Relay
+from app.serve.request import Kind
 from app.serve.routes import Routes, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine
@@ -99,6 +100,43 @@ async def test_a_stream_says_what_the_whole_answer_says(gateway: Gateway) -> Non
     assert (done, rest) == (b"data: [DONE]", b"")
     assert {chunk["model"] for chunk in chunks} == {"a1"}
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"include_usage": False}, {"include_usage": False, "continuous_usage_stats": True}, {"include_usage": True}],
+)
+async def test_asking_for_usage_ourselves_shows_a_caller_nothing_more(
+    gateway: Gateway, kind: Kind, options: dict[str, bool]
+) -> None:
+    more = {"stream": True} | ({"stream_options": options} if options else {})
+    asked = json.loads(body("a1", 4, **more)) | ({"prompt": "w1 w2"} if kind == "completions" else {})
+    if kind == "completions":
+        del asked["messages"]
+    answer = await gateway.relay.complete(kind, json.dumps(asked).encode())
+    assert isinstance(answer.body, Stream)
+    ours = b"".join([piece async for piece in answer.body])
+    response = await gateway.client.post(PATHS[kind], json.dumps(asked | {"model": f"a1@{1:012d}"}).encode())
+    direct = b"".join([piece async for piece in response.chunks()])
+    response.close()
+    assert [shape(event) for event in events_of(ours)] == [shape(event) for event in events_of(direct)]
+    assert (b'"usage"' in ours) is bool(options.get("include_usage"))
+
+
+def events_of(sent: bytes) -> list[dict[str, Any]]:
+    *events, done, _ = sent.split(b"\n\n")
+    assert done == b"data: [DONE]"
+    return [json.loads(event.removeprefix(b"data: ")) for event in events]
+
+
+def shape(event: dict[str, Any]) -> tuple[Any, ...]:
+    """What one event has: its fields, its choices', and the tokens used. The engine's fingerprint goes with its usage."""
+    return (
+        sorted(event.keys() - {"system_fingerprint"}),
+        [sorted(choice) for choice in event["choices"]],
+        event.get("usage"),
+    )
 
 
 async def test_what_the_engine_refuses_is_said_in_its_words(gateway: Gateway) -> None:

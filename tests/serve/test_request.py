@@ -39,6 +39,22 @@ def refused(kind: Kind, raw: bytes) -> Refused:
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("options", "to_the_engine"),
+    [
+        (None, {"include_usage": True}),
+        ({"include_usage": False, "continuous_usage_stats": True}, {"include_usage": True}),
+        (
+            {"include_usage": True, "continuous_usage_stats": True},
+            {"include_usage": True, "continuous_usage_stats": True},
+        ),
+    ],
+)
+def test_counts_are_asked_for_at_the_end_and_more_only_for_who_wants_it(options: object, to_the_engine: object) -> None:
+    inference = parse("chat", chat(stream=True, **({} if options is None else {"stream_options": options})))
+    assert json.loads(inference.encode("a@1"))["stream_options"] == to_the_engine
+
+
 def test_a_request_is_written_anew_under_the_engines_name() -> None:
     inference = parse("chat", b' {"messages" : [{"role":"user","content":"h\\u00e9 \\ud83d\\ude00"}], "model":"a"}\n')
     assert inference.model == "a"

@@ -1,5 +1,6 @@
 """What the catalogue says and refuses, one caller at a time (test_concurrency.py has many)."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import digest_of
+from app.domain.manifest import verdict_json
 from app.domain.names import AdapterName
 from app.domain.verdict import Decision, Outcome
 from app.errors import (
@@ -59,7 +61,7 @@ def test_a_version_from_beginning_to_ready(catalogue: Catalogue) -> None:
     assert catalogue.record_validated(NAME, 1).state is State.VALIDATED
     row = catalogue.record_screened(NAME, 1, verdict(), '{"a": 1}')
     assert (row.state, row.outcome, row.verdict_id) == (State.SCREENED, Outcome.PRUNED, verdict().id)
-    assert (row.modules_total, row.modules_pruned) == (2, 1)
+    assert (row.modules_total, row.modules_pruned, row.modules_projected) == (2, 1, 0)
     digest = artefact(1).digest
     row = catalogue.record_stored(NAME, 1, digest)
     assert (row.state, row.artefact, row.engine_name) == (State.STORED, digest, f"style@{digest.short}")
@@ -394,8 +396,41 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     other.execute("UPDATE schema_info SET version = 7")
     other.commit()
     other.close()
-    with fails(STORE_FAILED, "schema is 7, this gateway knows only 1"):
+    with fails(STORE_FAILED, "schema is 7, this gateway knows only 2"):
         Catalogue(sqlite_url(path))
+
+
+def test_an_older_catalogue_is_brought_up_from_its_reports(tmp_path: Path) -> None:
+    url, path = sqlite_url(tmp_path / "c.db"), tmp_path / "c.db"
+    catalogue = Catalogue(url)
+    measured = verdict([Decision.PRUNE, Decision.PROJECT, Decision.PROJECT, Decision.KEEP])
+    for number in (1, 2):
+        catalogue.begin_version(NAME, received(number))
+        catalogue.record_validated(NAME, number)
+    catalogue.record_screened(NAME, 1, measured, json.dumps({"verdict": verdict_json(measured)}))
+    before = catalogue.versions(NAME)
+    catalogue.close()
+    other = sqlite3.connect(path)
+    other.executescript("ALTER TABLE versions DROP COLUMN modules_projected; UPDATE schema_info SET version = 1")
+    other.close()
+    for _ in ("brought up", "up already"):
+        catalogue = Catalogue(url)
+        assert catalogue.versions(NAME) == before
+        assert [row.modules_projected for row in before] == [2, None]
+        catalogue.close()
+
+
+def test_what_breaks_while_it_is_brought_up_leaves_the_older_catalogue(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    Catalogue(sqlite_url(path)).close()
+    other = sqlite3.connect(path)
+    other.executescript("UPDATE schema_info SET version = 1")  # and the column is there already
+    other.close()
+    with fails(STORE_FAILED, "modules_projected"):
+        Catalogue(sqlite_url(path))
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT version FROM schema_info").fetchall() == [(1,)]
+    other.close()
 
 
 def test_tables_without_a_version_are_not_touched(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ function ended(status, body) {
   const version = body?.version?.version ? body.version : body?.digest !== undefined ? body : null;
   const links = version ? [[version.report ? "Open its heat map" : "Open its page", pageOf(version)]] : [];
   if (status === 201 || status === 200) {
-    const cut = `${body.modules_pruned} of ${body.modules_total} modules were cut out.`;
+    const cut = `${body.modules_pruned} of ${body.modules_total} modules were cut out${body.modules_projected ? `, ${body.modules_projected} projected` : ""}.`;
     const known = status === 200 ? "These bytes were here already; nothing was uploaded anew and the name was not moved." : "";
     if (status === 201) reached("ready", null);
     else ORDER.forEach((state) => mark(state, state === "sending" ? "done" : ""));
