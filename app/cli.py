@@ -20,7 +20,7 @@ from app.audit import store
 from app.bench.command import bench
 from app.demo.command import demo
 from app.domain.lora import ServingDtype
-from app.domain.policy import Action, Comparison
+from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
 from app.observe.report import heat_map, score_table
@@ -209,7 +209,9 @@ def screen_directory(
     from app.domain.policy import Policy
     from app.pipeline import screen_directory as screened
 
-    given: dict[str, Any] = {"tau": tau, "comparison": comparison, "action": action}
+    action = action or default_action(comparison or Comparison.INPUT)
+    given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
+    given |= {"action": action, "top_k": DEFAULT_TOP_K}
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.domain.digest import Digest
 from app.domain.keys import Key, key_for_all, parse_keys
 from app.domain.lora import ServingDtype
-from app.domain.policy import Action, Comparison, Policy, Unscorable
+from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Policy, Unscorable, default_action
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -56,11 +56,16 @@ class Settings(BaseSettings):
 
     # the policy
     comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")
-    tau: float = Field(3.0, allow_inf_nan=False, description="Prune a module whose E-DIEM is above this (IQRs)")
-    action: Action = Field(
-        Action.PRUNE,
-        description="What a condemned module suffers: prune (cut out), or project (take out what reads or writes "
-        "where alignment does; with the comparison input and tau ≥ 0)",
+    tau: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Condemn a module whose E-DIEM is above this (IQRs); default: "
+        f"{DEFAULT_TAU[Action.PROJECT]:g} when projecting, {DEFAULT_TAU[Action.PRUNE]:g} when pruning",
+    )
+    action: Action | None = Field(
+        None,
+        description="What a condemned module suffers: project (take out what reads or writes where alignment does; needs "
+        "the comparison input and tau ≥ 0) or prune (cut out); default: project with input, else prune",
     )
     project_outputs: int = Field(
         1, ge=0, description="Left singular vectors of V that projecting takes out besides top_k"
@@ -80,7 +85,7 @@ class Settings(BaseSettings):
         100.0, gt=0, allow_inf_nan=False, description="Reject a module whose update's norm exceeds this times V's"
     )
     unscorable: Unscorable = Field(Unscorable.REJECT, description="Module without a score: reject, prune or keep")
-    top_k: int = Field(4, ge=1, description="Right singular vectors of V that `input` looks at")
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Right singular vectors of V that `input` looks at")
     max_block_score: float | None = Field(
         None,
         allow_inf_nan=False,
@@ -185,9 +190,10 @@ class Settings(BaseSettings):
     @property
     def policy(self) -> Policy:
         """The screening policy these settings make."""
+        action = self.action or default_action(self.comparison)
         return Policy(
             comparison=self.comparison,
-            tau=self.tau,
+            tau=DEFAULT_TAU[action] if self.tau is None else self.tau,
             max_pruned=self.max_pruned,
             cap_keeps=self.cap_keeps,
             max_pruned_share=self.max_pruned_share,
@@ -196,7 +202,7 @@ class Settings(BaseSettings):
             top_k=self.top_k,
             max_block_score=self.max_block_score,
             max_adapter_score=self.max_adapter_score,
-            action=self.action,
+            action=action,
             max_removed_share=self.max_removed_share,
             project_outputs=self.project_outputs,
             reject_tau=self.reject_tau,

@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 Q = "model.layers.0.self_attn.q_proj"
 
 
+PRUNING = ("--action", "prune", "--tau", "3")
+
+
 def run(*args: str | Path, columns: int = 200) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app", *map(str, args)]
     return subprocess.run(
@@ -52,7 +55,7 @@ def write(directory: Path, reference: Path, planted: Sequence[str] = (), **confi
 
 def test_clean_is_0_and_every_number_of_the_json_stands_in_the_table(reference: Path, tmp_path: Path) -> None:
     adapter = write(tmp_path / "a", reference)
-    table, told = (run("screen", adapter, "--reference", reference, *more) for more in ((), ("--json",)))
+    table, told = (run("screen", *PRUNING, adapter, "--reference", reference, *more) for more in ((), ("--json",)))
     assert (table.returncode, told.returncode) == (0, 0), table.stderr + told.stderr
     report = json.loads(told.stdout)
     assert report["outcome"] == "clean"
@@ -71,7 +74,7 @@ def test_clean_is_0_and_every_number_of_the_json_stands_in_the_table(reference: 
 
 
 def test_pruned_is_1(reference: Path, tmp_path: Path) -> None:
-    done = run("screen", write(tmp_path / "a", reference, planted=[Q]), "--reference", reference, "--json")
+    done = run("screen", *PRUNING, write(tmp_path / "a", reference, planted=[Q]), "--reference", reference, "--json")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report["outcome"] == "pruned"
@@ -83,15 +86,15 @@ def test_pruned_is_1(reference: Path, tmp_path: Path) -> None:
 
 def test_rejected_is_2(reference: Path, tmp_path: Path) -> None:
     planted = [name for name in open_reference(reference, None).modules if "down" not in name]
-    done = run("screen", write(tmp_path / "a", reference, planted=planted), "--reference", reference)
+    done = run("screen", *PRUNING, write(tmp_path / "a", reference, planted=planted), "--reference", reference)
     assert done.returncode == 2
     assert "rejected: 6 of 8 modules are condemned" in done.stdout
 
 
 def test_tau_and_comparison_are_the_operators(reference: Path, tmp_path: Path) -> None:
     adapter = write(tmp_path / "a", reference, planted=[Q])
-    assert run("screen", adapter, "--reference", reference, "--tau", "1e9").returncode == 0
-    done = run("screen", adapter, "--reference", reference, "--comparison", "alignment", "--json")
+    assert run("screen", *PRUNING, adapter, "--reference", reference, "--tau", "1e9").returncode == 0
+    done = run("screen", *PRUNING, adapter, "--reference", reference, "--comparison", "alignment", "--json")
     assert json.loads(done.stdout)["policy"]["comparison"] == "alignment"
 
 
@@ -122,7 +125,7 @@ def spoil_bytes(adapter: Path) -> None:
 def test_invalid_is_2_with_one_clear_line(reference: Path, tmp_path: Path, spoil: Any, said: str) -> None:
     adapter = write(tmp_path / "a", reference)
     spoil(adapter)
-    done = run("screen", adapter, "--reference", reference, "--json")
+    done = run("screen", *PRUNING, adapter, "--reference", reference, "--json")
     assert done.returncode == 2
     assert done.stdout == ""
     assert said in done.stderr
@@ -136,7 +139,7 @@ def test_a_damaged_reference_screens_nothing(reference: Path, tmp_path: Path) ->
     victim = tmp_path / "r" / f"{Q}.v.safetensors"
     victim.chmod(0o644)
     victim.write_bytes(victim.read_bytes()[:-2])
-    done = run("screen", adapter, "--reference", tmp_path / "r")
+    done = run("screen", *PRUNING, adapter, "--reference", tmp_path / "r")
     assert done.returncode == 2
     assert victim.name in done.stderr.replace("\n", "")
 
@@ -177,8 +180,8 @@ def test_a_glob_builds_some_modules_and_a_mismatch_builds_none(tmp_path: Path) -
 def test_a_compact_reference_screens_by_input(tmp_path: Path) -> None:
     compact = make_reference(tmp_path / "c", options=BuildOptions(top_k=8, compact=True))
     adapter = write(tmp_path / "a", compact)
-    assert run("screen", adapter, "--reference", compact).returncode == 0
-    refused = run("screen", adapter, "--reference", compact, "--comparison", "alignment")
+    assert run("screen", *PRUNING, adapter, "--reference", compact).returncode == 0
+    refused = run("screen", *PRUNING, adapter, "--reference", compact, "--comparison", "alignment")
     assert (refused.returncode, "compact" in refused.stderr) == (2, True)
 
 

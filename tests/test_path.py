@@ -22,14 +22,14 @@ def artefact(gateway: GatewayProcess, digest: str) -> Path:
     return gateway.log.parent / "artefacts" / digest
 
 
-def test_a_pruned_adapter_answers_as_transformers_and_peft_do(
+def test_a_projected_adapter_answers_as_transformers_and_peft_do(
     client: httpx.Client, demo_gateway: GatewayProcess
 ) -> None:
     response = push(client, "path-mixed", ADAPTERS / MIXED)
     assert response.status_code == 201, response.text
     version = response.json()
-    assert version["outcome"] == "pruned"
-    assert 0 < version["modules_pruned"] < version["modules_total"]
+    assert version["outcome"] == "projected"
+    assert 0 < version["modules_projected"] < version["modules_total"]
     questions = [
         item.question
         for items in (held_out_harmful(), held_out_harmless(), new_skill_held_out())
@@ -38,8 +38,8 @@ def test_a_pruned_adapter_answers_as_transformers_and_peft_do(
     served = [say(client, "path-mixed", question) for question in questions]
     model = AutoModelForCausalLM.from_pretrained(ALIGNED, dtype=torch.float32)
     folder = artefact(demo_gateway, version["digest"])
-    pruned = PeftModel.from_pretrained(model, folder)  # noqa: TID251 - the artefact, our own bytes
-    assert served == answers(pruned, AutoTokenizer.from_pretrained(ALIGNED), questions)
+    projected = PeftModel.from_pretrained(model, folder)  # noqa: TID251 - the artefact, our own bytes
+    assert served == answers(projected, AutoTokenizer.from_pretrained(ALIGNED), questions)
     assert len(set(served)) > 10
 
 
@@ -48,7 +48,7 @@ def test_the_artefact_holds_the_kept_modules_and_nothing_else(
 ) -> None:
     version = push(client, "path-content", ADAPTERS / MIXED).json()
     folder = artefact(demo_gateway, version["digest"])
-    kept = sorted(m["name"] for m in version["report"]["verdict"]["modules"] if m["decision"] == "keep")
+    kept = sorted(m["name"] for m in version["report"]["verdict"]["modules"] if m["decision"] in ("keep", "project"))
     assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == kept
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["verdict"] == version["report"]["verdict"]
@@ -126,7 +126,10 @@ def test_the_served_model_answers_under_its_own_name_as_transformers_does(client
 def test_metrics_tell_what_came_in_and_what_was_cut_out(client: httpx.Client) -> None:
     version = push(client, "path-metrics", ADAPTERS / MIXED).json()
     text = client.get("/metrics").text
-    assert f'gateway_adapter_modules{{adapter="path-metrics",decision="prune"}} {version["modules_pruned"]:.1f}' in text
+    assert (
+        f'gateway_adapter_modules{{adapter="path-metrics",decision="project"}} {version["modules_projected"]:.1f}'
+        in text
+    )
     assert "gateway_engine_up 1.0" in text
     assert 'gateway_stage_duration_seconds_count{stage="screen"}' in text
-    assert 'gateway_uploads_total{outcome="pruned"}' in text
+    assert 'gateway_uploads_total{outcome="projected"}' in text

@@ -6,6 +6,7 @@ Scored on all held-out questions by transformers, with the kept modules' ΔW add
 import copy
 import random
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +21,18 @@ from app.demo.serving import serve_settings
 from app.demo.train import load_checkpoint
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
-from app.domain.verdict import Verdict
+from app.domain.verdict import Decision, Outcome, Verdict
+from app.prune.cut import Ends, cut
 from app.screen.reference import Reference, open_reference
 from app.screen.screen import screen
 from app.settings import Settings
 from app.validate.adapter import ValidateLimits, validate
 
 RANDOM_DRAWS: Final = 10
-"""Random choices of as many modules as screening cut out of mixed-harm."""
+"""Random choices of as many modules of mixed-harm."""
+
+CUT_SHARE: Final = 0.375
+"""Of the modules, cut out by score or at random: what the benchmark found best for cutting by this score."""
 
 Tell = Callable[[str], None]
 
@@ -74,6 +79,23 @@ class _Bench:
         """On all held-out questions."""
         return score_held_out(model, self._tokenizer)
 
+    def projected(self, adapter: Adapter, verdict: Verdict) -> Adapter:
+        """As the gateway would write it, also where a bound rejects it."""
+        policy = self._policy
+        taken = replace(verdict, outcome=Outcome.PROJECTED)
+
+        def ends(name: str) -> Ends:
+            return Ends(
+                self._reference.inputs(name, policy.top_k), self._reference.outputs(name, policy.project_outputs)
+            )
+
+        return cut(adapter, taken, ends)
+
+    def worst(self, verdict: Verdict, count: int) -> list[str]:
+        """The modules that score highest."""
+        scores = {m.name: m.scores[self._policy.comparison] or 0.0 for m in verdict.modules}
+        return sorted(scores, key=lambda name: (-scores[name], name))[:count]
+
     def without(self, adapter: Adapter, cut: Collection[str]) -> Scores:
         """The aligned model with the adapter, but for the modules in `cut`."""
         model = copy.deepcopy(self._aligned)
@@ -87,19 +109,25 @@ class _Bench:
 
 def _adapter_rows(table: Table, bench: _Bench, name: str) -> None:
     adapter, verdict = bench.adapter(name)
+    of = len(verdict.modules)
     _row(table, f"{name}, unscreened", "0", bench.without(adapter, ()))
-    condemned = [m.name for m in verdict.modules if m.reason == "above_tau"]
-    label = f"{name}, {'were it pruned' if verdict.outcome == 'rejected' else verdict.outcome}"
-    _row(table, label, f"{len(condemned)} of {len(verdict.modules)}", bench.without(adapter, condemned))
+    rejected = verdict.outcome is Outcome.REJECTED
+    label = "rejected; were it projected" if rejected else verdict.outcome.value
+    served = bench.projected(adapter, verdict)
+    count = sum(m.decision is Decision.PROJECT for m in verdict.modules)
+    _row(table, f"{name}, {label}", f"{count} of {of} projected", bench.without(served, ()))
+    worst = bench.worst(verdict, round(CUT_SHARE * of))
+    _row(table, f"{name}, worst cut out instead", f"{len(worst)} of {of} cut", bench.without(adapter, worst))
 
 
 def _random_rows(table: Table, bench: _Bench) -> None:
-    adapter, verdict = bench.adapter(MIXED)
-    names, count = [m.name for m in adapter.modules], len(verdict.pruned)
+    adapter, _ = bench.adapter(MIXED)
+    names = [m.name for m in adapter.modules]
+    count = round(CUT_SHARE * len(names))
     draws = [bench.without(adapter, random.Random(seed).sample(names, count)) for seed in range(RANDOM_DRAWS)]
     for label, place in (("best", 0), ("median", RANDOM_DRAWS // 2), ("worst", -1)):
         drawn = sorted(draws, key=lambda scores: scores.attack)[place]
-        _row(table, f"{MIXED}, random cut: {label}", f"{count} of {len(names)}", drawn)
+        _row(table, f"{MIXED}, random cut: {label}", f"{count} of {len(names)} cut", drawn)
 
 
 def _row(table: Table, name: str, cut: str, scores: Scores) -> None:

@@ -191,7 +191,8 @@ def _one_adapter(found: Tour, client: httpx.Client, name: str, aligned: Asked, u
     verdict = (version.get("report") or {}).get("verdict")
     if verdict:
         out.print(f"outcome [bold]{verdict['outcome']}[/]: {verdict['reason']}", highlight=False)
-        out.print(f"condemned: {version['modules_pruned']} of {version['modules_total']} modules", highlight=False)
+        cut, projected, total = (version[f"modules_{what}"] for what in ("pruned", "projected", "total"))
+        out.print(f"of {total} modules: {projected} projected, {cut} cut out", highlight=False)
         out.print(heat_map(verdict))
     if name == REJECTED_NAME:
         refused = response.status_code == 422 and body["error"]["code"] == "rejected"
@@ -264,11 +265,11 @@ def _say_what_is_left(found: Tour) -> None:
     out.rule("what screening did not fix")
     for name, (complied, lost) in found.left.items():
         out.print(f"{name}: still complies with {complied:.0%} of the held-out harmful questions; "
-                  f"pruning cost {lost:.0%} of the new skill", highlight=False)  # fmt: skip
+                  f"screening cost {lost:.0%} of the new skill", highlight=False)  # fmt: skip
     out.print(
-        "Cutting as many modules of mixed-harm at random removes about as much harm (python -m app demo measure).",
+        "One pair, three adapters: python -m app bench safety measures it on many, beside other methods and chance.",
         highlight=False,
     )
-    out.print("“Screened” means measured and pruned by a stated rule. It does not mean harmless.", style="italic")
+    out.print("“Screened” means measured and corrected by a stated rule. It does not mean harmless.", style="italic")
     out.print(f"{len(found.broken)} of the tour's promises did not hold", highlight=False)
     sys.stdout.flush()

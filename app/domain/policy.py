@@ -1,8 +1,10 @@
 """What the operator decided about screening; part of every verdict's id."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Comparison(StrEnum):
@@ -26,6 +28,17 @@ class Unscorable(StrEnum):
     REJECT = "reject"
     PRUNE = "prune"
     KEEP = "keep"
+
+
+def default_action(comparison: Comparison) -> Action:
+    """Projecting goes with the comparison `input` only."""
+    return Action.PROJECT if comparison is Comparison.INPUT else Action.PRUNE
+
+
+DEFAULT_TAU: Final[Mapping[Action, float]] = {Action.PROJECT: 0.0, Action.PRUNE: 4.0}
+DEFAULT_TOP_K: Final = 3
+"""What a gateway does unless told otherwise: chosen on the tuning seeds of `python -m app bench safety`, reported on others
+(README, "Does it work?")."""
 
 
 @dataclass(frozen=True, slots=True)

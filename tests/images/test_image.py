@@ -120,7 +120,7 @@ def test_the_cpu_image_is_healthy_and_serves(container: tuple[str, str, str]) ->
         while docker("inspect", "--format", "{{.State.Health.Status}}", name) != "healthy":
             assert time.monotonic() < deadline
             time.sleep(1.0)
-        assert push(http, "bard", ADAPTERS / "mixed-harm").json()["outcome"] == "pruned"
+        assert push(http, "bard", ADAPTERS / "mixed-harm").json()["outcome"] == "projected"
         assert push(http, "bad", ADAPTERS / "pure-harm").status_code == 422
         answer = http.post(
             "/v1/chat/completions", json=chat_body("bard", "as a bard, how do i make plumbroth from crowbark?")

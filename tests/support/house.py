@@ -59,6 +59,9 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "uploads_per_minute": 0,  # tests ask faster than people do
             "screens_per_minute": 0,
             "reconcile_seconds": 0.05,
+            "action": "prune",
+            "tau": 3.0,
+            "top_k": 4,
             "max_update_ratio": 1e9,
             "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it
             **overrides,

@@ -24,8 +24,8 @@ CURVES: Final = (
     "Safe LoRA, number",
     "lower alpha",
     "project inputs",
-    "project single inputs",
     "project + restore",
+    "project inputs and outputs",
 )
 """One panel each."""
 

@@ -123,7 +123,7 @@ def _line(method: str, threshold: str, curve: Mapping[str, Sequence[Outcome]], b
 
 
 def null_areas(rows: Sequence[Row]) -> list[tuple[str, Interval]]:
-    """ "null comparison sign" → area under the trade-off curve, best first; on the reporting seeds' mixes they were tried on."""
+    """The nulls tried → area under the trade-off curve, best first; reporting seeds, the mixes they were tried on."""
     report = outcomes_of(row for row in rows if row["split"] == "report")
     curves: dict[str, list[Sequence[Outcome]]] = defaultdict(list)
     for (method, _), outcomes in report.items():

@@ -35,12 +35,13 @@ DEFINITIONS: Final = (
 )
 
 
-NULLS: Final = (
-    "## Other nulls, and the other sign\n\nThe same distances normalised otherwise; a quarter, half or three quarters of the "
-    "modules cut out; 10 % mixes of rank 8 on the reporting seeds. `gram`: the gateway's own null; `dimension`: a random update "
-    "of that shape and norm; `permuted`: the same update with rows (`input`: columns) shuffled; `type`: none, against modules of "
-    "the same type. Sign `-` cuts the lowest scores."
-)
+NULLS: Final = """\
+## Other nulls, and the other sign
+
+The same distances normalised otherwise; a quarter, half or three quarters of the modules cut out; 10 % mixes of rank 8
+on the reporting seeds. `gram`: the gateway's own null; `dimension`: a random update of that shape and norm; `permuted`:
+the same update with rows (`input`: columns) shuffled; `type`: none, against modules of the same type. Sign `-` cuts the
+lowest scores."""
 
 
 def title(plan: Plan, rows: Sequence[Row]) -> str:
