@@ -23,6 +23,7 @@ from app.load.reconcile import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
+from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
@@ -67,7 +68,9 @@ def open_house(settings: Settings) -> House:
 
 
 def _wire(settings: Settings, doors: ExitStack) -> House:
-    metrics = Metrics()
+    traces = open_traces(settings.otlp_endpoint)
+    doors.callback(traces.close)
+    metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
     blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
     catalogue = Catalogue(_catalogue_url(settings))

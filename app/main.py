@@ -72,7 +72,7 @@ def build_app(house: House) -> FastAPI:
     )
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, traces=house.context.metrics.traces)
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)

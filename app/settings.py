@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     )
 
     # what is said
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector (OTLP over HTTP, `http://host:4318`) that gets traces; needs the extra `otel`",
+    )
     log: Literal["json", "console"] = Field("console", description="Log format")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
 

@@ -1,10 +1,13 @@
-"""Every answer carries `x-request-id`: plain ASGI around all routes, because it stands in the way of every token."""
+"""Every answer carries `x-request-id`, and each POST leaves a trace where they are wanted: plain ASGI, because it
+stands in the way of every token.
+"""
 
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.observe.request import REQUEST_ID, request_id
+from app.observe.traces import NO_TRACES, Traces, answered
 
 HEADER: Final = b"x-request-id"
 
@@ -12,8 +15,9 @@ HEADER: Final = b"x-request-id"
 class RequestIds:
     """Takes the caller's id or makes one, keeps it in REQUEST_ID while the request is answered, and sends it back."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, traces: Traces = NO_TRACES) -> None:
         self._app = app
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -27,9 +31,21 @@ class RequestIds:
         )  # not reset: the server gives each request a context of its own, and a 500 is sent later
         line = (HEADER, current.encode("ascii"))
 
+        status = 500  # what a crash is answered with, further out
+
         async def labelled(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), line]
             await send(message)
 
-        await self._app(scope, receive, labelled)
+        method = scope["method"]
+        if method != "POST":  # what only looks, /metrics above all, is no story to be told
+            await self._app(scope, receive, labelled)
+            return
+        with self._traces.request(method) as span:
+            try:
+                await self._app(scope, receive, labelled)
+            finally:
+                answered(span, method, getattr(scope.get("route"), "path", None), status)

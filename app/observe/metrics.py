@@ -19,6 +19,7 @@ from app.observe.labels import MAX_ADAPTERS, OTHER, AdapterLabels
 from app.observe.log import event
 from app.observe.registry import Registry
 from app.observe.report import place
+from app.observe.traces import NO_TRACES, Traces
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -61,7 +62,8 @@ class Labelled(Protocol):
 class Metrics:
     """One gateway's metrics in a registry of their own, so that two gateways in one process do not mix."""
 
-    def __init__(self, max_adapters: int = MAX_ADAPTERS) -> None:
+    def __init__(self, max_adapters: int = MAX_ADAPTERS, traces: Traces = NO_TRACES) -> None:
+        self.traces = traces
         self.registry = r = Registry()
         self.uploads = page.Uploads(r)
         self.screening = page.Screening(r)
@@ -144,6 +146,7 @@ class Metrics:
     def took(self, stage: Stage, seconds: float, outcome: str, **fields: object) -> None:
         """A stage that was timed elsewhere."""
         self.screening.stage_seconds.labels(stage.value).observe(seconds)
+        self.traces.stage(stage, seconds, outcome, fields)
         event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
 
     def refused(self, error: GatewayError) -> None:
@@ -220,9 +223,8 @@ class Metrics:
                 count = (usage or {}).get(f"{kind}_tokens")
                 if isinstance(count, int) and count > 0:
                     self.requests.tokens.labels(name, kind).inc(count)
-        self.screening.stage_seconds.labels(Stage.SERVE.value).observe(seconds)
         whose = {"adapter": target.adapter, "version": target.version, "digest": target.digest}
-        event("stage", logging.INFO, stage=Stage.SERVE.value, **whose, seconds=round(seconds, 6), outcome=str(status))
+        self.took(Stage.SERVE, seconds, str(status), **whose)
 
     def failed(self, target: Labelled, code: str) -> None:
         """A request failed. code: of the error, or `client_gone`."""

@@ -148,7 +148,9 @@ class House:
         self.build = r.info("gateway_build_info", "Version of the gateway")
         self.reference = r.info("gateway_reference_info", "Reference in force")
         self.policy = r.info("gateway_policy_info", "Policy in force")
-        self.tau = r.gauge("gateway_policy_tau", "Modules with an E-DIEM above this are cut out, interquartile ranges")
+        self.tau = r.gauge(
+            "gateway_policy_tau", "Modules with an E-DIEM above this are condemned, interquartile ranges"
+        )
         self.broken = r.gauge(
             "gateway_audit_broken_invariants", "Invariants the last audit found broken; NaN before the first audit"
         )

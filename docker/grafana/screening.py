@@ -38,21 +38,31 @@ def screening() -> Json:
     glance = Row(
         "At a glance",
         [
-            stat("Adapters served", "Whose active version is served", f"sum(gateway_adapters_ready{{{J}}})"),
-            stat("Modules cut out", "Of all adapters' active versions", f"sum({pruned})"),
-            stat("Modules projected", "Kept without what acts on alignment's inputs", f"sum({projected})"),
+            stat("Adapters served", "Whose active version is served", f"sum(gateway_adapters_ready{{{J}}})", width=3),
+            stat("Modules cut out", "Of all adapters' active versions", f"sum({pruned})", width=3),
+            stat("Modules projected", "Kept without what acts on alignment's inputs", f"sum({projected})", width=3),
             stat(
                 "Share cut out",
                 "Of all adapters' active versions",
                 f"sum({pruned}) / sum({every_one})",
                 "percentunit",
+                width=3,
             ),
-            stat("Uploads under way", "Being received or screened", f"sum(gateway_uploads_in_progress{{{J}}})"),
-            stat("Store free", "Where artefacts are kept", f"min(gateway_store_free_bytes{{{J}}})", "bytes"),
+            stat(
+                "Uploads under way", "Being received or screened", f"sum(gateway_uploads_in_progress{{{J}}})", width=3
+            ),
+            stat("Store free", "Where artefacts are kept", f"min(gateway_store_free_bytes{{{J}}})", "bytes", width=3),
             stat(
                 "τ",
                 "Modules with an E-DIEM above it are cut out, or projected where the policy says so",
                 f"max(gateway_policy_tau{{{J}}})",
+                width=3,
+            ),
+            stat(
+                "Invariants broken",
+                "As the last audit found; the log lists them",
+                f"max(gateway_audit_broken_invariants{{{J}}})",
+                width=3,
             ),
         ],
     )

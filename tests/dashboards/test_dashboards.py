@@ -199,6 +199,7 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
         "tau": -0.3,
         "max_pruned_share": 0.7,
         "max_uploads": 4,
+        "audit_seconds": 1,
     }  # random adapters: some clean, some cut, some refused
     async with (
         open_gateway(**policy) as running,
