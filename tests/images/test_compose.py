@@ -10,7 +10,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from app.demo.serving import serve_settings
-from app.load.command import ENTRY, FIXED
+from app.load.command import ENTRY, FIXED, UNCOMPILED
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -109,6 +109,10 @@ def test_the_engine_is_started_as_the_gateway_starts_its_own(name: str) -> None:
     wanted = {name: value for name, value in FIXED.items() if name != "PYTHONUNBUFFERED"}
     assert wanted.items() <= engine["environment"].items()
     assert "VLLM_SERVER_DEV_MODE" not in engine["environment"]
+
+
+def test_the_cpu_engine_goes_without_the_compiler_its_image_lacks() -> None:
+    assert UNCOMPILED.items() <= SERVICES["engine-cpu"]["environment"].items()
 
 
 @every_engine
