@@ -67,7 +67,7 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
 # ---- the gateway alone ---------------------------------------------------------------------------------------------
 FROM base AS gateway
 # A volume mounted here for the first time takes this owner (docker-compose.yml keeps its keys there).
-RUN install -d -o 10001 -g 10001 -m 0755 /run/keys /run/keys/gateway /run/keys/metrics /run/keys/grafana
+RUN install -d -o 10001 -g 10001 -m 0755 /run/keys /run/keys/gateway /run/keys/operator /run/keys/metrics /run/keys/grafana
 COPY --from=build /opt/gateway /opt/gateway
 ENV GATEWAY_DATA=/data GATEWAY_HOST=0.0.0.0 GATEWAY_PORT=8080 GATEWAY_LOG=json
 USER 10001:10001
@@ -81,9 +81,9 @@ CMD ["serve"]
 
 # ---- with the engine inside ----------------------------------------------------------------------------------------
 FROM base AS cpu
-# vLLM's CPU build compiles the model at start: without a compiler it ends.
+# No compiler: the engine is told to compile nothing (app/load/command.py).
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ libnuma1 python3-dev \
+ && apt-get install --yes --no-install-recommends libnuma1 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 COPY --from=build-cpu /opt/gateway /opt/gateway
 ENV GATEWAY_DATA=/data GATEWAY_HOST=0.0.0.0 GATEWAY_PORT=8080 GATEWAY_LOG=json

@@ -31,6 +31,11 @@ FIXED: Final[Mapping[str, str]] = {
 }
 """What the engine always gets. VLLM_SERVER_DEV_MODE is never among it."""
 
+UNCOMPILED: Final[Mapping[str, str]] = {"TORCH_COMPILE_DISABLE": "1"}
+"""What the CPU build gets besides. With LoRA on it compiles no model; all it compiles is one comparison, for the first
+request that asks for log-probabilities, as our probe does. Without a C++ compiler (a fresh machine, a small image) that
+ends the engine, --enforce-eager or not; with one it costs 7 s on two idle cores, 29 s on busy ones, and gains nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -76,6 +81,8 @@ def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:
     """The engine's whole environment: what it needs of ours, and what is fixed."""
     env = {name: ours[name] for name in PASSED_ON if name in ours}
     env |= {**FIXED, "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib)}
+    if cpu_build():
+        env |= UNCOMPILED
     if spec.threads is not None:
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads)}
     return env

@@ -1,5 +1,7 @@
 """What docker-compose.yml promises, read from the file itself: who reaches what, who may write where, who runs as whom."""
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,8 @@ import pytest
 import yaml
 
 from app.demo.serving import serve_settings
-from app.load.command import ENTRY, FIXED
+from app.domain.keys import MIN_KEY_CHARS, Role, digest_of_key, parse_keys
+from app.load.command import ENTRY, FIXED, UNCOMPILED
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -111,6 +114,10 @@ def test_the_engine_is_started_as_the_gateway_starts_its_own(name: str) -> None:
     assert "VLLM_SERVER_DEV_MODE" not in engine["environment"]
 
 
+def test_the_cpu_engine_goes_without_the_compiler_its_image_lacks() -> None:
+    assert UNCOMPILED.items() <= SERVICES["engine-cpu"]["environment"].items()
+
+
 @every_engine
 def test_gateway_and_engine_agree_on_the_demo(name: str) -> None:
     gateway, engine = SERVICES["gateway"]["environment"], flags(name)
@@ -142,10 +149,43 @@ def test_no_key_stands_in_the_file_and_the_door_is_closed() -> None:
                 assert value.startswith("/run/"), f"{name}: {key} is written out"
 
 
-def test_the_operators_key_is_seen_by_those_who_need_it() -> None:
-    holders = {name for name in SERVICES for what, _ in mounts(name).values() if what == "gateway-key"}
-    assert holders == {"keys", "gateway", "demo"}
+def test_each_sees_only_the_key_it_needs() -> None:
+    seen = {
+        volume: {name for name in SERVICES for what, _ in mounts(name).values() if what == volume}
+        for volume in ("gateway-keys", "operator-key", "metrics-key", "grafana-key")
+    }
+    assert seen == {
+        "gateway-keys": {"keys", "gateway"},
+        "operator-key": {"keys", "demo"},
+        "metrics-key": {"keys", "prometheus"},
+        "grafana-key": {"keys", "grafana"},
+    }
     assert mounts("prometheus")["/run/secrets"] == ("metrics-key", "ro")
+    assert SERVICES["gateway"]["environment"]["GATEWAY_API_KEYS_FILE"] == "/run/keys/gateway/keys"
+
+
+def test_keys_are_made_once_with_their_roles(tmp_path: Path) -> None:
+    """The file's own script, run here."""
+    for folder in ("gateway", "operator", "metrics", "grafana"):
+        (tmp_path / folder).mkdir()
+    command = tmp_path / "bin" / "lora-gateway"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m app "$@"\n')
+    command.chmod(0o755)
+    (script,) = SERVICES["keys"]["command"]
+    line = [*SERVICES["keys"]["entrypoint"], script.replace("$$", "$").replace("/run/keys", str(tmp_path))]
+    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    subprocess.run(line, env=env, cwd=ROOT, check=True)
+    stored = (tmp_path / "gateway" / "keys").read_text()
+    held = {name: (tmp_path / name).read_text().strip() for name in ("operator/key", "metrics/metrics_key")}
+    assert {key.digest: key.roles for key in parse_keys(stored)} == {
+        digest_of_key(held["operator/key"]): {Role.ADMIN},
+        digest_of_key(held["metrics/metrics_key"]): {Role.METRICS},
+    }
+    assert len((tmp_path / "grafana" / "key").read_text()) > MIN_KEY_CHARS
+    assert not any(key in stored for key in held.values()), "the gateway needs no key, only its hash"
+    subprocess.run(line, env=env, cwd=ROOT, check=True)
+    assert (tmp_path / "gateway" / "keys").read_text() == stored
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])

@@ -64,3 +64,9 @@ def test_a_missing_library_is_named_before_vllm_stumbles_over_it(monkeypatch: py
 def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "not installed" in str(missing_library())
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_cpu_build_and_no_other_goes_without_a_compiler(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
+    monkeypatch.setattr(command, "cpu_build", lambda: here)
+    assert environment(SPEC, {"TORCH_COMPILE_DISABLE": "0"}).get("TORCH_COMPILE_DISABLE") == ("1" if here else None)

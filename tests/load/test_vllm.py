@@ -21,7 +21,7 @@ from app.load.engine import HttpEngine
 from app.load.probe import probe
 from app.load.reconcile import Reconciler
 from tests.support import tiny_model
-from tests.support.engine import MAX_CPU_LORAS, MAX_LORAS, LiveEngine
+from tests.support.engine import COMPILER, MAX_CPU_LORAS, MAX_LORAS, LiveEngine
 
 pytestmark = pytest.mark.engine
 
@@ -66,6 +66,14 @@ async def gauge(client: HttpEngine, metric: str) -> float:
     found = re.search(rf"^{metric}{{.*}} (\S+)$", await response.text(), re.MULTILINE)
     assert found is not None
     return float(found[1])
+
+
+def test_log_probabilities_need_no_compiler(engine: LiveEngine) -> None:
+    """vLLM compiles for them where it may, and ends where it cannot: every upload is probed with them."""
+    compiler = shutil.which(COMPILER)
+    assert compiler is not None
+    assert Path(compiler).read_bytes().endswith(b"exit 1\n"), "this one might work"
+    engine.run(probe(engine.embedded.client, engine.model), 5.0)
 
 
 async def test_row_8_a_zero_adapter_answers_exactly_as_the_served_model(client: HttpEngine, engine: LiveEngine) -> None:

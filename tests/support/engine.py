@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 START_S = 300.0  # seconds a start may take on a busy machine; 22 s on two idle cores
 EAGER = ("--enforce-eager",)  # 6 s faster to start than compiling; the model is too small for it to matter
+COMPILER = "g++"  # what torch looks for
 MAX_LORAS = 3
 MAX_CPU_LORAS = 6
 
@@ -130,8 +131,14 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
 def engine(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_adapter: Callable[[int], Path]
 ) -> Iterator[LiveEngine]:
-    """The session's real vLLM, ready."""
+    """The session's real vLLM, ready. As on a fresh machine, it finds no C++ compiler that works."""
     root = tmp_path_factory.mktemp("engine")
+    broken = root / "bin" / COMPILER
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PATH", str(broken.parent), prepend=os.pathsep)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="engine-loop", daemon=True)
     thread.start()
@@ -145,6 +152,7 @@ def engine(
         live.run(embedded.ready())
         yield live
     finally:
+        patch.undo()
         live.run(embedded.stop())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
