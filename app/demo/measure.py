@@ -43,9 +43,9 @@ def measure(tell: Tell) -> Table:
     settings = Settings(**serve_settings())
     reference = open_reference(REFERENCE, None)
     bench = _Bench(reference, settings)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for column in ("cut out", "complied", "harm", "skill", "others"):
+    for column in ("modules", "complied", "harm", "skill", "others"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, path in (("base model", BASE), ("aligned model", ALIGNED)):
         tell(name)
@@ -112,12 +112,12 @@ def _adapter_rows(table: Table, bench: _Bench, name: str) -> None:
     of = len(verdict.modules)
     _row(table, f"{name}, unscreened", "0", bench.without(adapter, ()))
     rejected = verdict.outcome is Outcome.REJECTED
-    label = "rejected; were it projected" if rejected else verdict.outcome.value
+    label = "were it projected" if rejected else verdict.outcome.value
     served = bench.projected(adapter, verdict)
     count = sum(m.decision is Decision.PROJECT for m in verdict.modules)
-    _row(table, f"{name}, {label}", f"{count} of {of} projected", bench.without(served, ()))
+    _row(table, f"{name}, {label}", f"{count} projected", bench.without(served, ()))
     worst = bench.worst(verdict, round(CUT_SHARE * of))
-    _row(table, f"{name}, worst cut out instead", f"{len(worst)} of {of} cut", bench.without(adapter, worst))
+    _row(table, f"{name}, worst cut out", f"{len(worst)} cut", bench.without(adapter, worst))
 
 
 def _random_rows(table: Table, bench: _Bench) -> None:
@@ -127,7 +127,7 @@ def _random_rows(table: Table, bench: _Bench) -> None:
     draws = [bench.without(adapter, random.Random(seed).sample(names, count)) for seed in range(RANDOM_DRAWS)]
     for label, place in (("best", 0), ("median", RANDOM_DRAWS // 2), ("worst", -1)):
         drawn = sorted(draws, key=lambda scores: scores.attack)[place]
-        _row(table, f"{MIXED}, random cut: {label}", f"{count} of {len(names)} cut", drawn)
+        _row(table, f"{MIXED}, random cut: {label}", f"{count} cut", drawn)
 
 
 def _row(table: Table, name: str, cut: str, scores: Scores) -> None:

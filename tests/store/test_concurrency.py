@@ -198,6 +198,8 @@ class Walk(RuleBasedStateMachine):
                 self.catalogue.rollback(name, to)
             return
         assert self.catalogue.rollback(name, to).number == to
+        if to != active:  # who goes back does not want what still waits
+            versions.update({n: "retired" for n, state in versions.items() if state == "stored"})
         self.point(name, to)
 
     @rule(name=names)
