@@ -51,8 +51,8 @@ def licence(name: str) -> str:
         return READ[name]
     about: Any = metadata.metadata(name)
     classifiers = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier", []) if line.startswith("License")]
-    said = about.get("License-Expression") or " or ".join(classifiers)
-    return said or (about.get("License") or "not stated").splitlines()[0][:WORDS]
+    (said, free) = ((about.get_all(field) or [""])[0] for field in ("License-Expression", "License"))
+    return said or " or ".join(classifiers) or (free or "not stated").splitlines()[0][:WORDS]
 
 
 def page() -> str:
