@@ -239,5 +239,5 @@ async def test_projected_modules_are_marked_apart_from_those_cut_out(open_gatewa
         assert projected
         page = (await running.http.get("/console/adapters/one")).text
         assert page.count('aria-hidden="true">⊥</span>') == projected
-        assert f"0 of 8, {projected} projected" in page
+        assert f"{projected} projected, 0 cut of 8" in page
         assert "projected above" in (await running.http.get("/")).text

@@ -36,7 +36,12 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cel
 
 @pytest.mark.parametrize(
     ("method", "threshold"),
-    [("none", "0"), ("gateway, action project", "k=3 tau=0"), ("prune E-DIEM input", "0.375"), ("Safe LoRA, number", "0.375")],
+    [
+        ("none", "0"),
+        ("gateway, action project", "k=3 tau=0"),
+        ("prune E-DIEM input", "0.375"),
+        ("Safe LoRA, number", "0.375"),
+    ],
 )
 def test_a_cell_of_the_table_comes_out_again(cells: dict[tuple[str, str], Cell], method: str, threshold: str) -> None:
     torch.set_num_threads(1)
