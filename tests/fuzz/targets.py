@@ -228,6 +228,8 @@ def chat(data: bytes) -> None:
     assert sent.keys() <= table.keys() - {"model"}
     assert _finite(sent)
     said = json.loads(data)
+    if sent.get("stream"):  # the gateway counts tokens of every stream, asked for or not
+        assert sent.pop("stream_options")["include_usage"] is True
     assert all(said[field] == value for field, value in sent.items())
     return None
 
