@@ -53,7 +53,9 @@ def serving(directory: Path, reference: Path, **settings: Any) -> Iterator[str]:
             "min_free_disk_mib": 0,
             "reconcile_seconds": 0.05,
             "max_update_ratio": 1e9,
+            "action": "prune",  # what is cut out is shown in more ways than what is projected
             "tau": 0.5,
+            "top_k": 4,
             "max_pruned_share": 1.0,
             **settings,
         }
