@@ -1,17 +1,35 @@
 """python -m app bench …"""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-TABLE_WIDTH: Final = 116
+TABLE_WIDTH: Final = 168
 """Characters the widest table needs; a pipe or log is otherwise taken to be 80 wide."""
 
+Tell = Callable[[str, float], None]
+"""What is done now, and the share of it that is done."""
+
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
+
+
+@contextmanager
+def _bar(what: str = "starting") -> Iterator[Tell]:
+    """A progress bar on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda now, share: bar.update(task, description=now, completed=share)
+
+
+def _print(tables: RenderableType) -> None:
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tables)
 
 
 @bench.command("screening")
@@ -27,12 +45,9 @@ def bench_screening(
     from app.bench.screening import Options, run
 
     options = Options.quick(directory) if quick else Options(directory=directory)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        result = run(options, lambda what, share: bar.update(task, description=what, completed=share))
-    Console(width=max(Console().width, TABLE_WIDTH)).print(tables(result))
+    with _bar() as tell:
+        result = run(options, tell)
+    _print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
 
@@ -59,12 +74,9 @@ def bench_safety(
         raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
     options = Options(size, cache, output, quick=quick, only_cached=only_cached)
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        tables = run(options, lambda what, share: bar.update(task, description=what, completed=share))
-    Console(width=max(Console().width, TABLE_WIDTH)).print(tables)
+    with _bar() as tell:
+        tables = run(options, tell)
+    _print(tables)
 
 
 @bench.command("decode")
@@ -72,12 +84,9 @@ def bench_decode() -> None:
     """Time decoding through the real engine with an adapter whole, half cut out, and empty. A minute or two."""
     from app.bench.decode import run
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("starting the engine", total=1.0)
-        table = run(lambda what, share: bar.update(task, description=what, completed=share))
-    Console(width=max(Console().width, TABLE_WIDTH)).print(table)
+    with _bar("starting the engine") as tell:
+        table = run(tell)
+    _print(table)
 
 
 @bench.command("gateway")
@@ -92,11 +101,8 @@ def bench_gateway(
 
     chosen = tuple(only or ())
     options = Options.quick(chosen) if quick else Options(only=chosen)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        result = run(options, lambda what, share: bar.update(task, description=what, completed=share))
-    Console(width=max(Console().width, TABLE_WIDTH)).print(tables(result))
+    with _bar() as tell:
+        result = run(options, tell)
+    _print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
