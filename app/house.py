@@ -171,7 +171,19 @@ def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine) -> Audi
 def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, HttpEngine]:
     if settings.engine_url is not None:
         return None, HttpEngine(settings.engine_url, api_key=_engine_key(settings))
-    spec = EngineSpec(
+    spec = engine_spec(settings)
+    embedded = EmbeddedEngine(
+        spec,
+        socket_home(settings.data / "engine"),
+        settings.data / "engine.log",
+        say=lambda line: event("engine", says=line),
+    )
+    return embedded, embedded.client
+
+
+def engine_spec(settings: Settings) -> EngineSpec:
+    """The engine these settings embed. Raises Unavailable when the model is a hub id that cannot be had."""
+    return EngineSpec(
         model=local_model(settings.model),
         served_name=settings.served_name,
         dtype=settings.dtype.value,
@@ -182,13 +194,6 @@ def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, HttpEngine]:
         kv_cache_gib=settings.kv_cache_gib,
         threads=settings.engine_threads,
     )
-    embedded = EmbeddedEngine(
-        spec,
-        socket_home(settings.data / "engine"),
-        settings.data / "engine.log",
-        say=lambda line: event("engine", says=line),
-    )
-    return embedded, embedded.client
 
 
 def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:

@@ -20,13 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from app.bench.machine import this_machine
-from app.demo.assets import ALIGNED, MIXED, REFERENCE, adapter_path
+from app.demo.assets import MIXED, REFERENCE, adapter_path
 from app.demo.serving import serve_settings
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
 from app.domain.lora import Adapter, Received, TargetModel
 from app.domain.policy import Policy
-from app.load.command import EngineSpec
+from app.house import engine_spec
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine
 from app.prune.canonical import canonicalise
@@ -131,18 +131,7 @@ def _written(artefact: Artefact, folder: Path) -> Path:
 
 @asynccontextmanager
 async def _engine(settings: Settings, home: Path) -> AsyncIterator[Engine]:
-    spec = EngineSpec(
-        model=str(ALIGNED),
-        served_name="demo",
-        dtype=settings.dtype.value,
-        max_loras=settings.max_loras,
-        max_lora_rank=settings.max_lora_rank,
-        max_cpu_loras=settings.max_cpu_loras,
-        max_model_len=settings.max_model_len,
-        kv_cache_gib=settings.kv_cache_gib,
-        threads=settings.engine_threads,
-    )
-    engine = EmbeddedEngine(spec, socket_home(home / "engine"), home / "engine.log")
+    engine = EmbeddedEngine(engine_spec(settings), socket_home(home / "engine"), home / "engine.log")
     await engine.start()
     try:
         await engine.ready()
