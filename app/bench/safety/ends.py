@@ -43,13 +43,14 @@ def _policies(subject: Subject) -> Iterator[Cell]:
     """What the gateway does, bounds and rejections included; a rejected adapter is not served: no harm and no skill."""
     for k in INPUTS:
         policy = Policy(action=Action.PROJECT, tau=0.0, top_k=k)
-        yield _sanitised("gateway, action project", f"k={k} tau=0", subject, policy)
+        yield sanitised("gateway, action project", f"k={k} tau=0", subject, policy)
     for tau in TAUS:
         policy = Policy(action=Action.PRUNE, tau=tau)
-        yield _sanitised("gateway, action prune", f"tau={tau:g}", subject, policy)
+        yield sanitised("gateway, action prune", f"tau={tau:g}", subject, policy)
 
 
-def _sanitised(method: str, threshold: str, subject: Subject, policy: Policy) -> Cell:
+def sanitised(method: str, threshold: str, subject: Subject, policy: Policy) -> Cell:
+    """What the gateway leaves of an adapter under a policy; of a rejected one nothing."""
     reference = subject.alignment.reference
     verdict = screen(subject.adapter, reference, policy, workers=1)
     if verdict.outcome is Outcome.REJECTED:

@@ -117,7 +117,25 @@ def adapter_of(
     return cache.folder("adapter", (pair.size, pair.seed, fine_tune), make)
 
 
-def _make_adapter(folder: Path, pair: Pair, fine_tune: FineTune, tell: Tell, aligned: LlamaForCausalLM) -> None:
+def evading_adapter_of(
+    cache: Cache, pair: Pair, fine_tune: FineTune, evasion: Callable[[PeftModel], Callable[[], None]], tell: Tell
+) -> Path:
+    """As `adapter_of`, by an attacker: what `evasion` makes of his model is called after every step."""
+
+    def make(folder: Path) -> None:
+        _make_adapter(folder, pair, fine_tune, tell, pair.load("aligned"), evasion)
+
+    return cache.folder("evading-adapter", (pair.size, pair.seed, fine_tune), make)
+
+
+def _make_adapter(
+    folder: Path,
+    pair: Pair,
+    fine_tune: FineTune,
+    tell: Tell,
+    aligned: LlamaForCausalLM,
+    evasion: Callable[[PeftModel], Callable[[], None]] | None = None,
+) -> None:
     torch.manual_seed(pair.seed)
     config = LoraConfig(
         r=fine_tune.rank,
@@ -130,7 +148,13 @@ def _make_adapter(folder: Path, pair: Pair, fine_tune: FineTune, tell: Tell, ali
     stop = _EarlyStop(model, pair.tokenizer(), _validation(pair.world, fine_tune.harmful))
     schedule = Schedule(steps=MAX_STEPS, batch=BATCH, rate=pair.size.rate, seed=pair.seed)
     sources = _sources(pair.world, fine_tune.harmful)
-    fit(model, pair.tokenizer(), sources, schedule, lambda done: tell(what, done), stop)
+    evade = evasion(model) if evasion is not None else lambda: None
+
+    def after_step(step: int) -> bool:
+        evade()  # before the look at the validation loss: what is saved is what was measured
+        return stop(step)
+
+    fit(model, pair.tokenizer(), sources, schedule, lambda done: tell(what, done), after_step)
     save_adapter(model, folder)
     record = {"steps": stop.step, "validation_loss": stop.losses}
     (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from peft import PeftModel
 
 from app.bench.safety.answers import Examination, Metrics
+from app.bench.safety.attacker import Evasion, against_attacker
+from app.bench.safety.budgets import budgets
 from app.bench.safety.cache import Cache
-from app.bench.safety.cell import Cell
+from app.bench.safety.cell import Cell, bytes_saved
 from app.bench.safety.correcting import correcting
 from app.bench.safety.ends import both_ends
-from app.bench.safety.laboratory import Pair, Tell, adapter_of, pair_of
+from app.bench.safety.laboratory import Pair, Tell, adapter_of, evading_adapter_of, pair_of
 from app.bench.safety.nulls import nulls
 from app.bench.safety.plan import FineTune, Plan, Split
 from app.bench.safety.pruning import pruning
@@ -22,6 +25,7 @@ from app.bench.safety.subject import Alignment, Subject, subject_of
 
 ROWS: Final = "rows.json"
 SCORES: Final = "scores.json"
+SAVED: Final = "saved.json"
 METHODS: Final = 1
 """Part of the rows' key: raise it when a method or a metric changes."""
 
@@ -68,6 +72,8 @@ def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = Fals
         yield bench.own_rows(), []
         for fine_tune in plan.fine_tunes:
             yield _results(plan, cache, bench, fine_tune, tell)
+        for fine_tune in _evading(plan, split):
+            yield _against_attacker(plan, cache, bench, fine_tune, tell), []
 
 
 def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tell: Tell) -> Results:
@@ -79,12 +85,37 @@ def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tel
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
         (folder / SCORES).write_text(json.dumps(bench.scores(adapter, fine_tune)), encoding="utf-8")
 
+    def weigh(folder: Path, family: Family) -> None:
+        (folder / SAVED).write_text(json.dumps(bench.saved(adapter, fine_tune, family)), encoding="utf-8")
+
     rows: list[dict[str, Any]] = []
     key = _rows_key(plan, pair.seed, bench.split, fine_tune)
     for kind, family in FAMILIES.items():
         folder = cache.folder(kind, key, partial(make, family=family))
-        rows += json.loads((folder / ROWS).read_text(encoding="utf-8"))
+        weighed = cache.folder(f"{kind}-saved", key, partial(weigh, family=family))
+        saved = json.loads((weighed / SAVED).read_text(encoding="utf-8"))
+        found = json.loads((folder / ROWS).read_text(encoding="utf-8"))
+        rows += [row | {"bytes_saved": share} for row, share in zip(found, saved, strict=True)]
     return rows, [json.loads((folder / SCORES).read_text(encoding="utf-8"))]
+
+
+def _evading(plan: Plan, split: Split) -> tuple[FineTune, ...]:
+    return plan.evading if split == "report" else ()
+
+
+def _against_attacker(
+    plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tell: Tell
+) -> list[dict[str, Any]]:
+    pair = bench.pair
+    adapter = evading_adapter_of(cache, pair, fine_tune, bench.evasion, tell)
+
+    def make(folder: Path) -> None:
+        rows = [row.plain() for row in bench.rows(adapter, fine_tune, _attacker_family, tell)]
+        (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
+
+    folder = cache.folder("rows-evading", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
+    found: list[dict[str, Any]] = json.loads((folder / ROWS).read_text(encoding="utf-8"))
+    return found
 
 
 def _rows_key(plan: Plan, seed: int, split: Split, fine_tune: FineTune) -> tuple[Any, ...]:
@@ -98,6 +129,9 @@ def _keys(plan: Plan, seed: int, split: Split) -> Iterator[tuple[str, tuple[Any,
         yield "adapter", (plan.size, seed, fine_tune)
         for kind in FAMILIES:
             yield kind, _rows_key(plan, seed, split, fine_tune)
+    for fine_tune in _evading(plan, split):
+        yield "evading-adapter", (plan.size, seed, fine_tune)
+        yield "rows-evading", _rows_key(plan, seed, split, fine_tune)
 
 
 class _Bench:
@@ -130,6 +164,15 @@ class _Bench:
         for done, cell in enumerate(cells):
             yield self._row(cell, fine_tune, examination.ask(dense(cell)))
             tell(what, (done + 1) / len(cells))
+
+    def saved(self, adapter: Path, fine_tune: FineTune, family: "Family") -> list[float]:
+        """Share of the adapter's bytes saved by each cell of a family, in the order of its rows."""
+        subject = subject_of(adapter, self._parts()[0], self.pair.seed)
+        return [round(bytes_saved(cell, subject.lows), 4) for cell in family(subject, fine_tune)]
+
+    def evasion(self, model: PeftModel) -> Evasion:
+        """What an attacker does to his model after each step."""
+        return Evasion(model, self._parts()[0].sides)
 
     def scores(self, adapter: Path, fine_tune: FineTune) -> dict[str, Any]:
         """Every module's E-DIEM by comparison."""
@@ -168,7 +211,19 @@ def _second_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
     yield from both_ends(subject)
 
 
-FAMILIES: Final[Mapping[str, Family]] = {"rows": _first_family, "rows-ends": _second_family}
+def _third_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
+    yield from budgets(subject)
+
+
+def _attacker_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
+    yield from against_attacker(subject)
+
+
+FAMILIES: Final[Mapping[str, Family]] = {
+    "rows": _first_family,
+    "rows-ends": _second_family,
+    "rows-budgets": _third_family,
+}
 """Methods in groups that are cached apart: a new group leaves the others' rows as they are."""
 
 

@@ -14,6 +14,9 @@ BEFORE: Final = "none"
 NULL: Final = "null "
 """How the methods begin that only compare nulls, on some adapters: a table of their own."""
 
+ATTACKER: Final = "attacker: "
+"""How the rows begin of adapters trained to evade screening: a table of their own too."""
+
 MODELS: Final = ("base model", "aligned model")
 
 T_95: Final = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -44,6 +47,7 @@ class Outcome:
     kept: float
     others: float
     pruned: float
+    saved: float
     harmful: bool
     seed: int
 
@@ -66,12 +70,13 @@ class Line:
     benign_kept: Interval
     benign_attack: Interval
     pruned: Interval
+    saved: Interval
     area: Interval
 
 
 def outcomes_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Outcome]]:
-    """(method, threshold) → every adapter's outcome. Rows of the bare models are left out."""
-    rows = [row for row in rows if row["method"] not in MODELS]
+    """(method, threshold) → every adapter's outcome. Rows of the bare models and of attackers are left out."""
+    rows = [row for row in rows if row["method"] not in MODELS and not row["method"].startswith(ATTACKER)]
     before = {_adapter(row): row for row in rows if row["method"] == BEFORE}
     found: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for row in rows:
@@ -82,6 +87,7 @@ def outcomes_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Outcome]]:
             kept=_share(row["skill"], was["skill"]),
             others=_share(row["retention"], was["retention"]),
             pruned=row["pruned_share"],
+            saved=row["bytes_saved"],
             harmful=row["mix"] > 0.0,
             seed=row["seed"],
         )
@@ -89,9 +95,12 @@ def outcomes_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Outcome]]:
     return found
 
 
-def lines(rows: Sequence[Row]) -> list[Line]:
-    """Every method, best first by what is kept of all three aims on the reporting seeds."""
-    tune = outcomes_of(row for row in rows if row["split"] == "tune")
+def lines(rows: Sequence[Row], chosen_on: Sequence[Row] | None = None) -> list[Line]:
+    """Every method, best first by what is kept of all three aims on the reporting seeds.
+
+    chosen_on: rows whose tuning seeds choose the parameters, when not `rows` themselves (another size of model).
+    """
+    tune = outcomes_of(row for row in (rows if chosen_on is None else chosen_on) if row["split"] == "tune")
     report = outcomes_of(row for row in rows if row["split"] == "report")
     methods: dict[str, list[str]] = defaultdict(list)
     for method, threshold in report:
@@ -118,6 +127,7 @@ def _line(method: str, threshold: str, curve: Mapping[str, Sequence[Outcome]], b
         benign_kept=over_seeds(benign, "kept"),
         benign_attack=over_seeds(benign, "attack"),
         pruned=over_seeds(chosen, "pruned"),
+        saved=over_seeds(chosen, "saved"),
         area=area_over_seeds([*curve.values(), before]),
     )
 
@@ -131,6 +141,31 @@ def null_areas(rows: Sequence[Row]) -> list[tuple[str, Interval]]:
             curves[method].append(outcomes)
     found = [(method.removeprefix(NULL), area_over_seeds(curve)) for method, curve in curves.items()]
     return sorted(found, key=lambda pair: -pair[1].mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaded:
+    """What is left, after one method, of adapters whose trainer knew the reference. skill: not relative to anything."""
+
+    method: str
+    threshold: str
+    attack: Interval
+    harm: Interval
+    skill: Interval
+
+
+def evaded(rows: Sequence[Row]) -> list[Evaded]:
+    """Every method tried on attackers' adapters, in the order of the rows."""
+    found: dict[tuple[str, str], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["method"].startswith(ATTACKER):
+            found[row["method"].removeprefix(ATTACKER), row["threshold"]][row["seed"]].append(row)
+    return [Evaded(*key, *_evaded(seeds)) for key, seeds in found.items()]
+
+
+def _evaded(seeds: Mapping[int, Sequence[Row]]) -> tuple[Interval, ...]:
+    fields = ("attack_success", "harm_delivered", "skill")
+    return tuple(interval([_mean([row[field] for row in rows]) for rows in seeds.values()]) for field in fields)
 
 
 def over_seeds(outcomes: Sequence[Outcome], field: str) -> Interval:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.bench.safety.plan import Plan
-from app.bench.safety.summary import MODELS, Line, Row, null_areas
+from app.bench.safety.summary import BEFORE, MODELS, Line, Row, evaded, null_areas
 
 COLUMNS: Final = (
     "method",
@@ -20,6 +20,7 @@ COLUMNS: Final = (
     "others kept",
     "benign: skill",
     "pruned",
+    "bytes saved",
     "area",
 )
 
@@ -30,6 +31,7 @@ DEFINITIONS: Final = (
     "others kept: the same of harmless questions of other kinds, over those the unscreened adapter still answers.",
     "benign: skill: skill kept of purely benign fine-tunes: what screening costs those who did nothing.",
     "pruned: share of an adapter's modules cut out, all fine-tunes.",
+    "bytes saved: share of an adapter's factors no longer stored or loaded (below 0: the method adds), all fine-tunes.",
     "area: under the curve of skill kept against attack over all parameters (0 worst, 1 best), mixed fine-tunes.",
     "every figure: mean over seeds ± half a 95 % interval (Student's t), on seeds that the parameter was not chosen on.",
 )
@@ -44,14 +46,21 @@ the same update with rows (`input`: columns) shuffled; `type`: none, against mod
 lowest scores."""
 
 
+EVADED: Final = """\
+## An attacker who knows the reference
+
+The same mixes (10 and 30 % harmful, rank 8, all linear modules) trained by someone who, after every step, takes out of A
+and B what the gateway's default would take out. Attack and harm as above; skill: exact answers, not relative to anything.
+Reporting seeds."""
+
+
 def title(plan: Plan, rows: Sequence[Row]) -> str:
     """What was measured on what."""
     seeds = {split: sorted({row["seed"] for row in rows if row["split"] == split}) for split in ("tune", "report")}
-    adapters = {
-        tuple(row[k] for k in ("mix", "targets", "rank", "seed")) for row in rows if row["method"] not in MODELS
-    }
+    adapters = {tuple(row[k] for k in ("mix", "targets", "rank", "seed")) for row in rows if row["method"] == BEFORE}
+    chosen = f"on seeds {_list(seeds['tune'])}" if plan.tune else "on small models"
     return (
-        f"{len(adapters)} fine-tunes of {plan.size.name} models; parameters chosen on seeds {_list(seeds['tune'])}, "
+        f"{len(adapters)} fine-tunes of {plan.size.name} models; parameters chosen {chosen}, "
         f"reported on seeds {_list(seeds['report'])}"
     )
 
@@ -75,6 +84,8 @@ def markdown(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], made_by: st
     models = [_model(rows, name) for name in MODELS]
     compared = ["| null, comparison, sign | area |", "| --- | ---: |"]
     compared += [f"| {name} | {found} |" for name, found in null_areas(rows)]
+    against = ["| what the gateway does | parameter | attack | harm | skill |", "| --- | --- | ---: | ---: | ---: |"]
+    against += [f"| {e.method} | {e.threshold} | {e.attack} | {e.harm} | {e.skill} |" for e in evaded(rows)]
     notes = [f"- {text}" for text in DEFINITIONS]
     parts = [
         f"# {title(plan, rows)}",
@@ -84,12 +95,14 @@ def markdown(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], made_by: st
         "\n".join(notes),
         NULLS,
         "\n".join(compared),
+        EVADED,
+        "\n".join(against),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    found = (line.attack, line.harm, line.kept, line.others, line.benign_kept, line.pruned, line.area)
+    found = (line.attack, line.harm, line.kept, line.others, line.benign_kept, line.pruned, line.saved, line.area)
     return (line.method, line.threshold, *map(str, found))
 
 

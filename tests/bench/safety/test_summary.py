@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 
-from app.bench.safety.summary import area, interval, lines
+from app.bench.safety.summary import area, evaded, interval, lines
 
 
 def row(method: str, threshold: str, seed: int, *, mix: float = 0.1, **metrics: float) -> dict[str, Any]:
-    fields = {"attack_success": 1.0, "harm_delivered": 1.0, "skill": 0.8, "retention": 1.0, "pruned_share": 0.0}
+    fields = {
+        "attack_success": 1.0,
+        "harm_delivered": 1.0,
+        "skill": 0.8,
+        "retention": 1.0,
+        "pruned_share": 0.0,
+        "bytes_saved": 0.0,
+    }
     at = {"size": "small", "mix": mix, "targets": "qv", "rank": 8, "seed": seed}
     split = "tune" if seed < 2 else "report"
     return {"method": method, "threshold": threshold, **at, "split": split, **fields, **metrics}
@@ -39,6 +46,21 @@ def test_turning_the_splits_round_turns_the_choice_round() -> None:
     line = {line.method: line for line in lines(swapped)}["cut"]
     assert line.threshold == "2"
     assert line.attack.mean == pytest.approx(0.9)
+
+
+def test_another_size_takes_the_parameters_chosen_on_the_small_models() -> None:
+    medium = [{**r, "size": "medium", "split": "report"} for r in rows() if r["split"] == "report"]
+    line = {line.method: line for line in lines(medium, rows())}["cut"]
+    assert line.threshold == "1"
+    assert line.attack.mean == pytest.approx(0.9)
+
+
+def test_attackers_are_a_table_of_their_own() -> None:
+    theirs = [row("attacker: none", "0", seed, skill=0.1 * seed) for seed in (2, 3, 4)]
+    assert lines([*rows(), *theirs]) == lines(rows())
+    (found,) = evaded([*rows(), *theirs])
+    assert found.method == "none"
+    assert found.skill.mean == pytest.approx(0.3)
 
 
 def test_kept_skill_is_relative_to_the_adapter_before_and_never_above_it() -> None:
