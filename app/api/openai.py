@@ -56,9 +56,20 @@ async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         return _response(work.result()) if work.done() else Response(status_code=CLIENT_GONE)
+    except asyncio.CancelledError:
+        work.add_done_callback(_discard)
+        raise
     finally:
         work.cancel()
         gone.cancel()
+
+
+def _discard(work: "asyncio.Future[Answer]") -> None:
+    """Nobody will send this answer: let go of the engine now, not when the garbage is collected."""
+    if not work.cancelled() and work.exception() is None:
+        body = work.result().body
+        if isinstance(body, Stream):
+            body.close()
 
 
 async def _body(request: Request) -> bytes:

@@ -26,7 +26,7 @@ def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
 class Stream(AsyncIterator[bytes]):
     """Iterates over bytes to send: whole events, several at once where they arrived together.
 
-    Ends after `data: [DONE]`, or after an error event when the engine broke off, lied or ran on. `aclose` (or dropping it)
+    Ends after `data: [DONE]`, or after an error event when the engine broke off, lied or ran on. `close` (or dropping it)
     before that cuts the connection to the engine, which then aborts its work. A class rather than a generator because a
     generator that was never started is never closed.
     """
@@ -70,8 +70,12 @@ class Stream(AsyncIterator[bytes]):
             raise
         raise StopAsyncIteration
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Stop, wherever it stands. Safe to call twice."""
+        self._leave()
+
+    async def aclose(self) -> None:
+        """The same, as those that iterate call it."""
         self._leave()
 
     def __del__(self) -> None:

@@ -47,7 +47,7 @@ class Simulator:
         self.request_ids: list[str] = []
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
-        self.running = 0  # inference requests being answered now
+        self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -69,6 +69,12 @@ class Simulator:
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
 
+    @property
+    def connections(self) -> int:
+        """Connections open to it now."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
+
     async def stop(self) -> None:
         """Refuse connections from now on, and break those there are."""
         runner, self._runner = self._runner, None
@@ -82,7 +88,8 @@ class Simulator:
                 case "reset":
                     return _reset(request)
                 case "hang":
-                    await asyncio.sleep(3600)
+                    async with self._run():
+                        await asyncio.sleep(3600)
                 case "500":
                     return _error(500, "something broke", "InternalServerError")
                 case "garbage":
