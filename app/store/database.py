@@ -19,7 +19,7 @@ from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.disk import disk_errors, sync_directory
 from app.store.failpoints import failpoint
 from app.store.migrate import migrate
-from app.store.postgres import postgres_engine, said_by_postgres, wait_for_writers
+from app.store.postgres import postgres_engine, said_by_postgres, wait_for_writers, with_patience
 
 BUSY_SECONDS: Final = 10.0
 """Seconds to wait for another connection's write: far above any transaction here, below a client's patience."""
@@ -40,18 +40,19 @@ def sqlite_url(path: Path) -> str:
 class Database:
     """A pool of connections. Safe for threads: each transaction has a connection of its own."""
 
-    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS, patience_s: float = 0.0) -> None:
         """Open the database and check it; make its tables when it is new, bring them up when they are older.
 
-        Raises Unavailable: STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when
-        another process keeps it locked for longer than `busy_seconds`.
+        patience_s: how long a server that does not answer yet is waited for, telling the log. Raises Unavailable:
+        STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when another process keeps it
+        locked for longer than `busy_seconds`; STORE_AWAY when the server did not answer in time.
         """
         with database_errors():
             self._engine: Final = _engine(url, busy_seconds)
         self._writers: Final = self._engine.execution_options(**{_WRITES: True})
         self._readers: Final = self._engine.execution_options(**ONE_MOMENT[self._engine.dialect.name])
         try:
-            self._prepare()
+            with_patience(self._prepare, patience_s)
         except BaseException:
             self.close()
             raise

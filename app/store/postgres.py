@@ -5,6 +5,8 @@ catalogue (numbers, names, aliases) holds by the same code. Transactions here ta
 """
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -23,6 +25,9 @@ STATEMENT_SECONDS: Final = 60
 
 IDLE_SECONDS: Final = 15
 """Longest silence inside a transaction: a gateway that was stopped while writing must not hold the others for ever."""
+
+AGAIN_SECONDS: Final = 1.0
+"""Seconds between two tries to reach a server at start."""
 
 OLDEST: Final = 130_000
 """Oldest server (13.0) whose behaviour is known to fit."""
@@ -81,6 +86,26 @@ def postgres_engine(url: URL, busy_seconds: float) -> Engine:
 def wait_for_writers(connection: Connection) -> None:
     """Be alone among writers until this transaction ends."""
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_KEY})")
+
+
+def with_patience(prepare: Callable[[], None], patience_s: float) -> None:
+    """Do it as soon as the server answers: a database often starts beside its gateway, and later.
+
+    Raises what `prepare` raises; Unavailable STORE_AWAY, with the server's or the network's words, after `patience_s`.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return prepare()
+        except Unavailable as error:
+            if error.code is not STORE_AWAY:
+                raise
+            waited = time.monotonic() - began
+            if waited >= patience_s:  # at start it is the operator who reads this
+                words = getattr(error.__cause__, "orig", None) or error.message
+                raise Unavailable(STORE_AWAY, f"catalogue, after {waited:.0f} s: {words}") from error
+            _log.warning("waiting for the catalogue's database: %.0f of %.0f s", waited, patience_s)
+            time.sleep(min(AGAIN_SECONDS, patience_s - waited))
 
 
 def _check(connection: Any) -> None:
