@@ -73,7 +73,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
     blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
-    catalogue = Catalogue(_catalogue_url(settings))
+    catalogue = Catalogue(_catalogue_url(settings), patience_s=settings.catalogue_wait_seconds)
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None

@@ -27,7 +27,12 @@ class Settings(BaseSettings):
     reference: Path = Field(description="Reference directory made by `python -m app reference build`")
     reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
-    catalogue_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in the data directory")
+    catalogue_url: str | None = Field(
+        None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
+    )
+    catalogue_wait_seconds: float = Field(
+        60.0, ge=0, allow_inf_nan=False, description="Longest wait for PostgreSQL at start, seconds"
+    )
     base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
         None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
     )
