@@ -257,7 +257,7 @@ async def test_deleting_unloads_everywhere_and_only_then_are_the_files_removed(s
     await several.running.http.delete("/adapters/a")
     await until(lambda: not several.engines[0].loaded and not several.engines[2].loaded)
     await asyncio.sleep(0.3)  # several passes
-    assert Path(path).is_dir()  # noqa: ASYNC240 - a test
+    assert Path(path).is_dir()
     await several.engines[1].start()
     several.engines[1].loaded |= kept
     await until(lambda: not several.engines[1].loaded and not Path(path).exists())
