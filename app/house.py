@@ -14,6 +14,7 @@ from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
+from app.domain.verdict import METRIC_VERSION
 from app.errors import GatewayError
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
@@ -28,7 +29,7 @@ from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
 from app.sandbox import Sandbox
-from app.sanitise import Measure, sanitise
+from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
 from app.serve.relay import Relay
 from app.serve.routes import Routes
@@ -215,8 +216,17 @@ def _through_noop(settings: Settings) -> bool:
 
 
 def _parameters(settings: Settings, reference: Reference) -> str:
-    """One key for all that a verdict and its bytes depend on besides the upload."""
-    parts = (str(reference.digest), settings.policy, settings.dtype, settings.max_lora_rank, settings.max_scaling)
+    """One key for all that a verdict, a refusal and the bytes written depend on besides the upload."""
+    parts = (
+        RULES,
+        METRIC_VERSION,
+        str(reference.digest),
+        settings.policy,
+        settings.dtype,
+        settings.max_lora_rank,
+        settings.max_scaling,
+        None if settings.base_names is None else sorted(settings.base_names),
+    )
     return digest_of(repr(parts).encode()).hex
 
 

@@ -21,6 +21,9 @@ from app.screen.reference import Reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
 
+RULES: Final = 1
+"""Changes when what is refused, or the form that is written, changes: what older rules decided is then measured anew."""
+
 OK: Final = "ok"
 """Outcome of a stage that ended well."""
 
