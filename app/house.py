@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from fastapi import Request
 
@@ -33,7 +34,7 @@ from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
 from app.serve.relay import Relay
 from app.serve.routes import Routes
-from app.settings import Settings
+from app.settings import LOOPBACK, Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
@@ -42,6 +43,9 @@ from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
 from app.watching import Audited, Auditor, watch_house, watch_waiting
+
+OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""What loopback is called in a Host header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     watch_house(pipeline)
     auditor = _auditor(settings, pipeline, engine)
     context = _context(settings, pipeline, engine)
-    return House(embedded, engine, reconciler, sandbox, auditor, context, settings.allowed_hosts, doors)
+    return House(embedded, engine, reconciler, sandbox, auditor, context, _hosts(settings), doors)
 
 
 def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
@@ -158,6 +162,12 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
 
 def _catalogue_url(settings: Settings) -> str:
     return settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite")
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
+    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
 def _engine_key(settings: Settings) -> str | None:
