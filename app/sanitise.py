@@ -12,9 +12,10 @@ from typing import Final, Protocol
 
 from app.domain.artefact import Artefact
 from app.domain.lora import Adapter, Received, TargetModel
+from app.domain.memory import out_of_memory
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
-from app.errors import RESCREEN_FAILED, GatewayError, Refused, Stage
+from app.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, Refused, Stage
 from app.prune.canonical import canonicalise
 from app.prune.cut import Ends, cut
 from app.screen.reference import Reference
@@ -88,6 +89,9 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
         raise
     except BaseException as error:
         outcome = type(error).__name__
+        if out_of_memory(error):
+            outcome = SCREENING_KILLED.name
+            raise Refused(SCREENING_KILLED, "it needed more memory than one upload may") from error
         raise
     finally:
         steps.took(stage, time.monotonic() - begun, outcome)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from app.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
 from app.lifecycle import IN_FLIGHT
@@ -254,4 +255,23 @@ async def test_what_ran_out_of_time_or_memory_may_be_tried_again(
     with monkeypatch.context() as busy:
         busy.setattr("app.sanitise.screen", ended)
         assert (await running.http.post("/adapters", files=form("a"))).json()["error"]["code"] == code.name
+    assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
+
+
+@pytest.mark.parametrize("where", ["app.sanitise.validate", "app.sanitise.screen", "app.sanitise.canonicalise"])
+@pytest.mark.parametrize("of", ["Python", "torch"])
+async def test_out_of_memory_is_a_limit_and_not_the_files_fault(
+    running: Running, monkeypatch: pytest.MonkeyPatch, where: str, of: str
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        if of == "torch":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        raise MemoryError
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(where, greedy)
+        answer = await running.http.post("/adapters", files=form("a"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "screening_killed")
+        assert "memory" in answer.json()["error"]["message"]
+        assert answer.json()["version"]["state"] == "rejected"
     assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
