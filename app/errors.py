@@ -56,6 +56,7 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 # door: before anything is read
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role the message names, or ask the operator for one.")
+CROSS_SITE = _code("cross_site", 403, _D, "Another site's page may not use this gateway; a program sends no Origin.")
 RATE_LIMITED = _code("rate_limited", 429, _D, "Wait as long as Retry-After says.", retryable=True)
 BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name the operator allows.")
 HEAD_TOO_LARGE = _code("head_too_large", 431, _D, "Send fewer or shorter headers, and a shorter path.")

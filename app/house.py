@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from fastapi import Request
 
@@ -14,6 +15,7 @@ from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
+from app.domain.verdict import METRIC_VERSION
 from app.errors import GatewayError
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
@@ -30,11 +32,11 @@ from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
 from app.sandbox import Sandbox
-from app.sanitise import Measure, sanitise
+from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
-from app.settings import Settings
+from app.settings import LOOPBACK, Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
@@ -43,6 +45,9 @@ from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
 from app.watching import Audited, Auditor, watch_fleet, watch_house, watch_waiting
+
+OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""What loopback is called in a Host header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     watch_house(pipeline)
     auditor = _auditor(settings, pipeline, embedded)
     context = _context(settings, pipeline, engine)
-    return House(embedded, engine, reconciler, sandbox, auditor, context, settings.allowed_hosts, doors)
+    return House(embedded, engine, reconciler, sandbox, auditor, context, _hosts(settings), doors)
 
 
 def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Context:
@@ -161,6 +166,12 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
 
 def _catalogue_url(settings: Settings) -> str:
     return settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite")
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
+    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
 def _engine_key(settings: Settings) -> str | None:
@@ -236,8 +247,17 @@ def _through_noop(settings: Settings) -> bool:
 
 
 def _parameters(settings: Settings, reference: Reference) -> str:
-    """One key for all that a verdict and its bytes depend on besides the upload."""
-    parts = (str(reference.digest), settings.policy, settings.dtype, settings.max_lora_rank, settings.max_scaling)
+    """One key for all that a verdict, a refusal and the bytes written depend on besides the upload."""
+    parts = (
+        RULES,
+        METRIC_VERSION,
+        str(reference.digest),
+        settings.policy,
+        settings.dtype,
+        settings.max_lora_rank,
+        settings.max_scaling,
+        None if settings.base_names is None else sorted(settings.base_names),
+    )
     return digest_of(repr(parts).encode()).hex
 
 

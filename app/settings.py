@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     )
     open: bool = Field(False, description="Serve without keys; must be asked for")
     allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(), description="Accepted Host names, comma-separated, without port; default: any well-formed one"
+        frozenset(),
+        description="Accepted Host names, comma-separated, without port; default: any well-formed one, and where an open "
+        "gateway listens on loopback, loopback's own",
     )
     uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: any number")
     screens_per_minute: int = Field(
