@@ -122,7 +122,8 @@ RESCREEN_FAILED = _code("rescreen_failed", 422, _P, "What was left after pruning
 
 # store
 STORE_FAILED = _code("store_failed", 500, _T, "The operator must look at the store directory.", retryable=True)
-STORE_BUSY = _code("store_busy", 503, _T, "Another gateway holds this store; only one may.", retryable=True)
+STORE_BUSY = _code("store_busy", 503, _T, "Another process holds this store, or is writing to it.", retryable=True)
+STORE_AWAY = _code("store_away", 503, _T, "Try again soon; the catalogue's database is away.", retryable=True)
 ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "GET /adapters lists the names that exist.")
 VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} lists the versions that exist.")
 VERSION_NOT_READY = _code(

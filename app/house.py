@@ -17,9 +17,11 @@ from app.domain.lora import TargetModel
 from app.errors import GatewayError
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
-from app.load.engine import Engine, HttpEngine
+from app.load.engine import HttpEngine
 from app.load.fetch import local_model
-from app.load.reconcile import Reconciler
+from app.load.fleet import Fleet
+from app.load.member import CheckedEngine
+from app.load.reconcile import Keeping, Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
@@ -30,7 +32,7 @@ from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
-from app.serve.relay import Relay
+from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import Settings
 from app.store.blobs import BlobStore
@@ -40,16 +42,17 @@ from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, watch_house, watch_waiting
+from app.watching import Audited, Auditor, watch_fleet, watch_house, watch_waiting
 
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """One gateway's rooms, open and wired. hosts: accepted Host names. doors: closes what needs closing."""
+    """One gateway's rooms, open and wired. engine: the one there is, or all. hosts: accepted Host names. doors: closes
+    what needs closing."""
 
     embedded: EmbeddedEngine | None
-    engine: Engine
-    reconciler: Reconciler
+    engine: HttpEngine | Fleet
+    reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
     context: Context
@@ -73,11 +76,10 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
     blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
-    catalogue = Catalogue(_catalogue_url(settings))
+    catalogue = Catalogue(_catalogue_url(settings), patience_s=settings.catalogue_wait_seconds)
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
-    embedded, engine = _engine(settings)
 
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
@@ -85,19 +87,16 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         base=noop_engine_name(noop.digest) if noop else None,
         loaded=lambda name: reconciler.is_loaded(name),  # noqa: PLW0108 - bound below
     )
-    reconciler = Reconciler(
-        engine,
-        lambda: publishing.desired(),  # noqa: PLW0108 - bound below
-        lambda _, path: blobs.verify(Digest(path.name)),
-        settings.reconcile_seconds,
+    keeping = Keeping(
+        desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
+        verify=lambda _, path: blobs.verify(Digest(path.name)),
+        interval_s=settings.reconcile_seconds,
         idle=routes.idle,
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
     )
-    if embedded is not None:
-        embedded.on_ready = reconciler.poke
-        embedded.on_restart = metrics.engine_restarted
+    embedded, engine, reconciler = _engines(settings, keeping, metrics)
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
@@ -121,12 +120,12 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
-    auditor = _auditor(settings, pipeline, engine)
+    auditor = _auditor(settings, pipeline, embedded)
     context = _context(settings, pipeline, engine)
     return House(embedded, engine, reconciler, sandbox, auditor, context, settings.allowed_hosts, doors)
 
 
-def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
+def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Context:
     rooms = pipeline.rooms
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
@@ -138,7 +137,12 @@ def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
         rates=Rates(per_minute),
         metrics=rooms.metrics,
         pipeline=pipeline,
-        relay=Relay(engine, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
+        relay=Relay(
+            engine.choose if isinstance(engine, Fleet) else only(engine),
+            rooms.routes,
+            hooks=rooms.metrics,
+            missing=lambda _: rooms.reconciler.poke(),
+        ),
         routes=rooms.routes,
         receive=_receiver(settings, rooms.metrics),
         readiness=_readiness(engine, rooms.reconciler, rooms.reference, rooms.blobs),
@@ -163,22 +167,39 @@ def _engine_key(settings: Settings) -> str | None:
     return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
 
 
-def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine) -> Auditor:
-    what = Audited(settings.data, _catalogue_url(settings), engine.url, _engine_key(settings))
+def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
+    urls = settings.engine_urls if embedded is None else (embedded.url,)
+    what = Audited(settings.data, _catalogue_url(settings), urls, _engine_key(settings))
     return Auditor(pipeline, what, settings.audit_seconds)
 
 
-def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, HttpEngine]:
-    if settings.engine_url is not None:
-        return None, HttpEngine(settings.engine_url, api_key=_engine_key(settings))
+def _engines(
+    settings: Settings, keeping: Keeping, metrics: Metrics
+) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
+    """The embedded engine if it is one; what is asked; what keeps it filled."""
+    urls, key = settings.engine_urls, _engine_key(settings)
+    if len(urls) > 1:
+        fleet = Fleet([CheckedEngine(url, api_key=key) for url in urls], keeping, heard=metrics.engine_asked)
+        watch_fleet(metrics, fleet)
+        return None, fleet, fleet
+    if urls:
+        engine = HttpEngine(urls[0], api_key=key)
+        return None, engine, Reconciler(engine, keeping)
+    embedded = _embedded(settings)
+    reconciler = Reconciler(embedded.client, keeping)
+    embedded.on_ready = reconciler.poke
+    embedded.on_restart = metrics.engine_restarted
+    return embedded, embedded.client, reconciler
+
+
+def _embedded(settings: Settings) -> EmbeddedEngine:
     spec = engine_spec(settings)
-    embedded = EmbeddedEngine(
+    return EmbeddedEngine(
         spec,
         socket_home(settings.data / "engine"),
         settings.data / "engine.log",
         say=lambda line: event("engine", says=line),
     )
-    return embedded, embedded.client
 
 
 def engine_spec(settings: Settings) -> EngineSpec:
@@ -211,7 +232,7 @@ def _through_noop(settings: Settings) -> bool:
     """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
     if settings.base_through_noop is not None:
         return settings.base_through_noop
-    return settings.engine_url is None and cpu_build()
+    return not settings.engine_urls and cpu_build()
 
 
 def _parameters(settings: Settings, reference: Reference) -> str:
@@ -237,7 +258,7 @@ def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Await
 
 
 def _readiness(
-    engine: Engine, reconciler: Reconciler, reference: Reference, blobs: BlobStore
+    engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet, reference: Reference, blobs: BlobStore
 ) -> Callable[[], Awaitable[dict[str, str | None]]]:
     async def readiness() -> dict[str, str | None]:
         """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""

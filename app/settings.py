@@ -1,5 +1,6 @@
 """Everything an operator can set, once, frozen: `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,10 @@ from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Policy, Unscorable, default_action
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MAX_ENGINES = 64
+"""Engines behind one gateway: each has series of its own in the metrics, and every adapter is loaded into each."""
+
+_ENGINE_URL = re.compile(r"https?://[^/@\s]+(/[^@\s]*)?|unix:/\S+")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.32 takes for --max-lora-rank."""
 
@@ -27,7 +32,12 @@ class Settings(BaseSettings):
     reference: Path = Field(description="Reference directory made by `python -m app reference build`")
     reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
-    catalogue_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in the data directory")
+    catalogue_url: str | None = Field(
+        None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
+    )
+    catalogue_wait_seconds: float = Field(
+        60.0, ge=0, allow_inf_nan=False, description="Longest wait for PostgreSQL at start, seconds"
+    )
     base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
         None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
     )
@@ -107,8 +117,12 @@ class Settings(BaseSettings):
     max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
 
     # the engine
-    engine_url: str | None = Field(None, description="External vLLM: http://… or unix:/path; default: embedded engine")
-    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine")
+    engine_url: str | None = Field(
+        None,
+        description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
+        "default: embedded engine",
+    )
+    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
     dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
     max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
     max_lora_rank: int = Field(64, description=f"Largest rank (vLLM --max-lora-rank): one of {VLLM_RANKS}")
@@ -142,7 +156,7 @@ class Settings(BaseSettings):
     def _comma_separated(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return [part.strip() for part in value.split(",") if part.strip()] or ()
+        return _parts(value) or ()
 
     @field_validator("api_keys")
     @classmethod
@@ -161,6 +175,19 @@ class Settings(BaseSettings):
     @classmethod
     def _is_digest(cls, value: str | None) -> str | None:
         return None if value is None else Digest(value.lower()).hex
+
+    @field_validator("engine_url")
+    @classmethod
+    def _are_urls(cls, value: str | None) -> str | None:
+        urls = _parts(value or "")
+        for url in urls:
+            if not _ENGINE_URL.fullmatch(url):
+                raise ValueError("an engine's URL is http://host:port, https://host:port or unix:/path")
+        if len(set(urls)) < len(urls):
+            raise ValueError("each engine once")
+        if len(urls) > MAX_ENGINES:
+            raise ValueError(f"at most {MAX_ENGINES} engines")
+        return ",".join(urls) or None
 
     @field_validator("max_lora_rank")
     @classmethod
@@ -188,6 +215,11 @@ class Settings(BaseSettings):
         return (*stored, *given)
 
     @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """External engines; none: the embedded one."""
+        return tuple(_parts(self.engine_url or ""))
+
+    @property
     def served_name(self) -> str:
         """The served model's own name, as clients use it."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
@@ -212,6 +244,10 @@ class Settings(BaseSettings):
             project_outputs=self.project_outputs,
             reject_tau=self.reject_tau,
         )
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _keys_in(path: Path) -> tuple[Key, ...]:
