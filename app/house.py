@@ -40,6 +40,7 @@ from app.settings import LOOPBACK, Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
+from app.store.opening import open_blobs
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
@@ -80,7 +81,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     doors.callback(traces.close)
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
-    blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
+    blobs = doors.enter_context(open_blobs(settings.data / "artefacts", settings.store_url, _catalogue_url(settings)))
     catalogue = Catalogue(_catalogue_url(settings), patience_s=settings.catalogue_wait_seconds)
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
