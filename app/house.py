@@ -53,11 +53,12 @@ OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """One gateway's rooms, open and wired. engine: the one there is, or all. hosts: accepted Host names. doors: closes
-    what needs closing."""
+    """One gateway's rooms, open and wired. engine: the one there is, or all. front: what stands before them, if anything.
+    hosts: accepted Host names. doors: closes what needs closing."""
 
     embedded: EmbeddedEngine | None
     engine: HttpEngine | Fleet
+    front: HttpEngine | None
     reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
@@ -127,12 +128,14 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
     auditor = _auditor(settings, pipeline, embedded)
-    context = _context(settings, pipeline, engine)
-    return House(embedded, engine, reconciler, sandbox, auditor, context, _hosts(settings), doors)
+    front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
+    context = _context(settings, pipeline, engine, front)
+    return House(embedded, engine, front, reconciler, sandbox, auditor, context, _hosts(settings), doors)
 
 
-def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Context:
+def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
     rooms = pipeline.rooms
+    choose = only(front) if front else engine.choose if isinstance(engine, Fleet) else only(engine)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -144,7 +147,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet)
         metrics=rooms.metrics,
         pipeline=pipeline,
         relay=Relay(
-            engine.choose if isinstance(engine, Fleet) else only(engine),
+            choose,
             rooms.routes,
             hooks=rooms.metrics,
             missing=lambda _: rooms.reconciler.poke(),

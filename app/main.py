@@ -103,5 +103,7 @@ async def _stop(house: House) -> None:
     house.auditor.stop()
     await house.reconciler.stop()
     await house.engine.close()
+    if house.front is not None:
+        await house.front.close()
     if house.embedded is not None:
         await house.embedded.stop()

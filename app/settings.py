@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
         "default: embedded engine",
     )
+    requests_url: str | None = Field(
+        None,
+        description="Inference gateway in front of all those engines (llm-d and its like): requests go there, adapters are "
+        "still loaded into each engine of GATEWAY_ENGINE_URL",
+    )
     engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
     dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
     max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
@@ -183,7 +188,7 @@ class Settings(BaseSettings):
     def _is_digest(cls, value: str | None) -> str | None:
         return None if value is None else Digest(value.lower()).hex
 
-    @field_validator("engine_url")
+    @field_validator("engine_url", "requests_url")
     @classmethod
     def _are_urls(cls, value: str | None) -> str | None:
         urls = _parts(value or "")
@@ -210,6 +215,8 @@ class Settings(BaseSettings):
                 "set GATEWAY_API_KEYS (or --api-keys) or GATEWAY_API_KEYS_FILE, "
                 "or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
             )
+        if self.requests_url is not None and (not self.engine_url or "," in self.requests_url):
+            raise ValueError("requests_url is one URL, in front of the engines of engine_url")
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self

@@ -291,6 +291,33 @@ async def test_an_audit_looks_at_every_engine(several: Several) -> None:
     assert "engine 3" in found[0].where
 
 
+async def test_with_an_inference_gateway_in_front_requests_go_there_and_adapters_everywhere(
+    tiny_reference_dir: Path, tmp_path: Path
+) -> None:
+    engines = [Simulator(tmp_path / f"{n}.sock", SERVED) for n in (1, 2)]
+    front = Simulator(tmp_path / "front.sock", SERVED)
+    for one in (*engines, front):
+        await one.start()
+    front.loaded = engines[0].loaded  # it knows by itself who holds what
+    urls = {"engine_url": ",".join(engine.url for engine in engines), "requests_url": front.url}
+    async with gateway(tmp_path / "data", tiny_reference_dir, engines[0], **urls) as running:
+        assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
+        assert engines[0].loaded == engines[1].loaded != {}
+        assert front.loads == []
+        body = {"model": "a", "messages": [{"role": "user", "content": "hi"}]}
+        answer = await running.http.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, answer.json()["model"]) == (200, "a")
+        assert [len(one.request_ids) for one in engines] == [1, 1]  # probes
+        assert front.seen[0]["model"].startswith("a@")
+    for one in (*engines, front):
+        await one.stop()
+
+
+def test_an_inference_gateway_stands_in_front_of_engines() -> None:
+    with pytest.raises(ValidationError, match="in front of the engines"):
+        Settings(model="m", reference=Path("r"), open=True, requests_url="http://x")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
