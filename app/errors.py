@@ -135,6 +135,7 @@ VERSION_NOT_READY = _code(
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
 LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
 MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
+NOT_OFFERED = _code("not_offered", 404, _R, "Ask the operator for an engine that serves this; /v1/chat/completions is.")
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
 INVALID_REQUEST = _code(
     "invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps."

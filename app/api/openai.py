@@ -1,4 +1,6 @@
-"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions."""
+"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions, and /v1/responses and /v1/embeddings where the
+engine has them.
+"""
 
 import asyncio
 from typing import Annotated, Any, Final
@@ -47,6 +49,18 @@ async def chat_completions(request: Request, ctx: Ctx) -> Response:
 async def completions(request: Request, ctx: Ctx) -> Response:
     """Plain completion, by the same names."""
     return await _answer(request, ctx, "completions")
+
+
+@router.post("/responses")
+async def responses(request: Request, ctx: Ctx) -> Response:
+    """A response, kept nowhere: each request brings its whole conversation."""
+    return await _answer(request, ctx, "responses")
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, ctx: Ctx) -> Response:
+    """Embeddings, where the engine serves a model that makes some."""
+    return await _answer(request, ctx, "embeddings")
 
 
 async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:

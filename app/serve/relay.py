@@ -12,16 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
+from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
 from app.load.engine import JSON_HEADERS, EngineResponse, NotReached, words
 from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse
+from app.serve.response_stream import ResponseStream
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
 
-PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS: Final[Mapping[Kind, str]] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+}
 """The only paths of the engine a request can reach; never built from anything a stranger sent."""
 
 MAX_ANSWER_BYTES: Final = 32 << 20
@@ -31,6 +37,9 @@ MAX_ERROR_BYTES: Final = 1 << 20
 """Bytes of an engine's error that are read."""
 
 NOT_FOUND: Final = 404
+
+NO_ROUTE: Final = "Not Found"
+"""What vLLM's server says of a path it does not have; of a model it does not have it says more."""
 
 JSON_TYPE: Final = "application/json"
 SSE_TYPE: Final = "text/event-stream"
@@ -138,7 +147,8 @@ class Relay:
         return await last.post(path, body, headers), last
 
     def _stream(self, response: EngineResponse, inference: Inference, target: Target, clock: Clock) -> Stream:
-        return Stream(
+        made = ResponseStream if inference.kind == "responses" else Stream
+        return made(
             response,
             target,
             clock,
@@ -166,6 +176,8 @@ class Relay:
     async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
         """The engine's error as ours."""
         said = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
+        if response.status == NOT_FOUND and said == NO_ROUTE:
+            raise Refused(NOT_OFFERED, "the engine offers no such route for the model it serves")
         if response.status == NOT_FOUND:  # it forgot the adapter, by a restart we have not noticed yet
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")

@@ -18,9 +18,13 @@ _TEXTS: Final = ("content", "tool_calls", "reasoning", "reasoning_content")
 
 
 def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The engine's token counts, where it said any that can be read."""
+    """The engine's token counts, where it said any that can be read, in chat's words."""
     usage = said.get("usage")
-    return usage if isinstance(usage, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return None
+    if "input_tokens" in usage:  # as /v1/responses says it
+        usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage.get("output_tokens")}
+    return usage
 
 
 class Stream(AsyncIterator[bytes]):
@@ -64,7 +68,7 @@ class Stream(AsyncIterator[bytes]):
                     return out
         except GatewayError as error:
             self._close(error)
-            return error_event(error)
+            return self._error(error)
         except BaseException:  # cancelled: the client has gone
             self._leave()
             raise
@@ -107,7 +111,10 @@ class Stream(AsyncIterator[bytes]):
                     return b"".join([*out, DONE])
                 said = self._read(data)
                 out.append(self._event(data, said))
-                self._clock.text(*_texts(said))
+                self._clock.text(*self._texts(said))
+                if self._is_last(said):
+                    self._close(None)
+                    break
         except ValueError as error:
             failure = Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}")
             return self._failed(out, failure)
@@ -130,7 +137,19 @@ class Stream(AsyncIterator[bytes]):
 
     def _failed(self, out: list[bytes], error: GatewayError) -> bytes:
         self._close(error)
-        return b"".join([*out, error_event(error)])
+        return b"".join([*out, self._error(error)])
+
+    def _error(self, error: GatewayError) -> bytes:
+        """`error` as the event that ends this stream."""
+        return error_event(error)
+
+    def _is_last(self, said: Mapping[str, Any]) -> bool:
+        """Whether nothing follows this event."""
+        return False  # [DONE] does
+
+    def _texts(self, said: Mapping[str, Any]) -> tuple[int, int]:
+        """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
+        return _texts(said)
 
     def _leave(self) -> None:
         if self._land():
@@ -152,7 +171,6 @@ class Stream(AsyncIterator[bytes]):
 
 
 def _texts(said: Mapping[str, Any]) -> tuple[int, int]:
-    """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
     first = pieces = 0
     choices = said.get("choices")
     for choice in choices if isinstance(choices, list) else ():
