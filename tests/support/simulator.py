@@ -92,7 +92,7 @@ class Simulator:
                 case "reset":
                     return _reset(request)
                 case "hang":
-                    async with self._run():
+                    async with self.run():
                         await asyncio.sleep(3600)
                 case "500":
                     return _error(500, "something broke", "InternalServerError")
