@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -30,7 +30,9 @@ def audit_command(
     catalogue_url: Annotated[
         str | None, typer.Option(envvar="GATEWAY_CATALOGUE_URL", help="If not SQLite there")
     ] = None,
-    engine_url: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too")] = None,
+    engine_url: Annotated[
+        str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too; or several, comma-separated")
+    ] = None,
     engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
     api_keys: Annotated[
         str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="Keys that must stand nowhere")
@@ -46,10 +48,11 @@ def audit_command(
     from app.store.database import sqlite_url
 
     secrets = [key.strip() for key in (*(api_keys or "").split(","), engine_api_key or "")]
+    urls = [part.strip() for part in (engine_url or "").split(",") if part.strip()]
     url = catalogue_url or sqlite_url(data / "catalogue.sqlite")
 
     def once() -> "Audit":
-        listed = asyncio.run(engine_list(engine_url, engine_api_key)) if engine_url else None
+        listed = asyncio.run(engine_lists(urls, engine_api_key)) if urls else None
         return look(data, url, listed=listed, secrets=secrets)
 
     found = once()
@@ -78,6 +81,18 @@ async def engine_list(url: str, api_key: str | None = None) -> Mapping[str, "Car
         return {name: Card(**card) for name, card in (await engine.cards()).items()}
     finally:
         await engine.close()
+
+
+async def engine_lists(urls: Sequence[str], api_key: str | None = None) -> Mapping[str, "Card"]:
+    """What several engines hold, as one list: under its own name what all of them hold alike, under a name of its own
+    whatever only some do, or do otherwise. Raises Unavailable ENGINE_UNAVAILABLE when one of them does not say.
+    """
+    first, *others = [await engine_list(url, api_key) for url in urls]
+    together: dict[str, Card] = {name: card for name, card in first.items() if all(name in one for one in others)}
+    for number, one in enumerate((first, *others), 1):
+        odd = {name: card for name, card in one.items() if together.get(name) != card and "@" in name}
+        together |= {f"{name} in engine {number}": card for name, card in odd.items()}
+    return together
 
 
 def show(found: "Audit") -> None:

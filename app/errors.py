@@ -56,6 +56,7 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 # door: before anything is read
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role the message names, or ask the operator for one.")
+CROSS_SITE = _code("cross_site", 403, _D, "Another site's page may not use this gateway; a program sends no Origin.")
 RATE_LIMITED = _code("rate_limited", 429, _D, "Wait as long as Retry-After says.", retryable=True)
 BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name the operator allows.")
 HEAD_TOO_LARGE = _code("head_too_large", 431, _D, "Send fewer or shorter headers, and a shorter path.")
@@ -122,7 +123,8 @@ RESCREEN_FAILED = _code("rescreen_failed", 422, _P, "What was left after pruning
 
 # store
 STORE_FAILED = _code("store_failed", 500, _T, "The operator must look at the store directory.", retryable=True)
-STORE_BUSY = _code("store_busy", 503, _T, "Another gateway holds this store; only one may.", retryable=True)
+STORE_BUSY = _code("store_busy", 503, _T, "Another process holds this store, or is writing to it.", retryable=True)
+STORE_AWAY = _code("store_away", 503, _T, "Try again soon; the catalogue's database is away.", retryable=True)
 ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "GET /adapters lists the names that exist.")
 VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} lists the versions that exist.")
 VERSION_NOT_READY = _code(
@@ -133,6 +135,7 @@ VERSION_NOT_READY = _code(
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
 LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
 MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
+NOT_OFFERED = _code("not_offered", 404, _R, "Ask the operator for an engine that serves this; /v1/chat/completions is.")
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
 INVALID_REQUEST = _code(
     "invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps."

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from fastapi import Request
 
@@ -14,12 +15,15 @@ from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
+from app.domain.verdict import METRIC_VERSION
 from app.errors import GatewayError
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
-from app.load.engine import Engine, HttpEngine
+from app.load.engine import HttpEngine
 from app.load.fetch import local_model
-from app.load.reconcile import Reconciler
+from app.load.fleet import Fleet
+from app.load.member import CheckedEngine
+from app.load.reconcile import Keeping, Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
@@ -28,28 +32,34 @@ from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
 from app.rooms import Rooms
 from app.sandbox import Sandbox
-from app.sanitise import Measure, sanitise
+from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference
-from app.serve.relay import Relay
+from app.serve.relay import Relay, only
 from app.serve.routes import Routes
-from app.settings import Settings
+from app.settings import LOOPBACK, Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
+from app.store.opening import open_blobs
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, watch_house, watch_waiting
+from app.watching import Audited, Auditor, watch_fleet, watch_house, watch_waiting
+
+OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""What loopback is called in a Host header."""
 
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """One gateway's rooms, open and wired. hosts: accepted Host names. doors: closes what needs closing."""
+    """One gateway's rooms, open and wired. engine: the one there is, or all. front: what stands before them, if anything.
+    hosts: accepted Host names. doors: closes what needs closing."""
 
     embedded: EmbeddedEngine | None
-    engine: Engine
-    reconciler: Reconciler
+    engine: HttpEngine | Fleet
+    front: HttpEngine | None
+    reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
     context: Context
@@ -72,12 +82,11 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     doors.callback(traces.close)
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
-    blobs = doors.enter_context(BlobStore(settings.data / "artefacts"))
-    catalogue = Catalogue(_catalogue_url(settings))
+    blobs = doors.enter_context(open_blobs(settings.data / "artefacts", settings.store_url, _catalogue_url(settings)))
+    catalogue = Catalogue(_catalogue_url(settings), patience_s=settings.catalogue_wait_seconds)
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
-    embedded, engine = _engine(settings)
 
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
@@ -85,19 +94,16 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         base=noop_engine_name(noop.digest) if noop else None,
         loaded=lambda name: reconciler.is_loaded(name),  # noqa: PLW0108 - bound below
     )
-    reconciler = Reconciler(
-        engine,
-        lambda: publishing.desired(),  # noqa: PLW0108 - bound below
-        lambda _, path: blobs.verify(Digest(path.name)),
-        settings.reconcile_seconds,
+    keeping = Keeping(
+        desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
+        verify=lambda _, path: blobs.verify(Digest(path.name)),
+        interval_s=settings.reconcile_seconds,
         idle=routes.idle,
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
     )
-    if embedded is not None:
-        embedded.on_ready = reconciler.poke
-        embedded.on_restart = metrics.engine_restarted
+    embedded, engine, reconciler = _engines(settings, keeping, metrics)
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
@@ -121,13 +127,15 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
-    auditor = _auditor(settings, pipeline, engine)
-    context = _context(settings, pipeline, engine)
-    return House(embedded, engine, reconciler, sandbox, auditor, context, settings.allowed_hosts, doors)
+    auditor = _auditor(settings, pipeline, embedded)
+    front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
+    context = _context(settings, pipeline, engine, front)
+    return House(embedded, engine, front, reconciler, sandbox, auditor, context, _hosts(settings), doors)
 
 
-def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
+def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
     rooms = pipeline.rooms
+    choose = only(front) if front else engine.choose if isinstance(engine, Fleet) else only(engine)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -138,7 +146,12 @@ def _context(settings: Settings, pipeline: Pipeline, engine: Engine) -> Context:
         rates=Rates(per_minute),
         metrics=rooms.metrics,
         pipeline=pipeline,
-        relay=Relay(engine, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
+        relay=Relay(
+            choose,
+            rooms.routes,
+            hooks=rooms.metrics,
+            missing=lambda _: rooms.reconciler.poke(),
+        ),
         routes=rooms.routes,
         receive=_receiver(settings, rooms.metrics),
         readiness=_readiness(engine, rooms.reconciler, rooms.reference, rooms.blobs),
@@ -159,26 +172,49 @@ def _catalogue_url(settings: Settings) -> str:
     return settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite")
 
 
+def _hosts(settings: Settings) -> frozenset[str]:
+    """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
+    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
+
+
 def _engine_key(settings: Settings) -> str | None:
     return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
 
 
-def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine) -> Auditor:
-    what = Audited(settings.data, _catalogue_url(settings), engine.url, _engine_key(settings))
+def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
+    urls = settings.engine_urls if embedded is None else (embedded.url,)
+    what = Audited(settings.data, _catalogue_url(settings), urls, _engine_key(settings))
     return Auditor(pipeline, what, settings.audit_seconds)
 
 
-def _engine(settings: Settings) -> tuple[EmbeddedEngine | None, HttpEngine]:
-    if settings.engine_url is not None:
-        return None, HttpEngine(settings.engine_url, api_key=_engine_key(settings))
+def _engines(
+    settings: Settings, keeping: Keeping, metrics: Metrics
+) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
+    """The embedded engine if it is one; what is asked; what keeps it filled."""
+    urls, key = settings.engine_urls, _engine_key(settings)
+    if len(urls) > 1:
+        fleet = Fleet([CheckedEngine(url, api_key=key) for url in urls], keeping, heard=metrics.engine_asked)
+        watch_fleet(metrics, fleet)
+        return None, fleet, fleet
+    if urls:
+        engine = HttpEngine(urls[0], api_key=key)
+        return None, engine, Reconciler(engine, keeping)
+    embedded = _embedded(settings)
+    reconciler = Reconciler(embedded.client, keeping)
+    embedded.on_ready = reconciler.poke
+    embedded.on_restart = metrics.engine_restarted
+    return embedded, embedded.client, reconciler
+
+
+def _embedded(settings: Settings) -> EmbeddedEngine:
     spec = engine_spec(settings)
-    embedded = EmbeddedEngine(
+    return EmbeddedEngine(
         spec,
         socket_home(settings.data / "engine"),
         settings.data / "engine.log",
         say=lambda line: event("engine", says=line),
     )
-    return embedded, embedded.client
 
 
 def engine_spec(settings: Settings) -> EngineSpec:
@@ -211,12 +247,21 @@ def _through_noop(settings: Settings) -> bool:
     """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
     if settings.base_through_noop is not None:
         return settings.base_through_noop
-    return settings.engine_url is None and cpu_build()
+    return not settings.engine_urls and cpu_build()
 
 
 def _parameters(settings: Settings, reference: Reference) -> str:
-    """One key for all that a verdict and its bytes depend on besides the upload."""
-    parts = (str(reference.digest), settings.policy, settings.dtype, settings.max_lora_rank, settings.max_scaling)
+    """One key for all that a verdict, a refusal and the bytes written depend on besides the upload."""
+    parts = (
+        RULES,
+        METRIC_VERSION,
+        str(reference.digest),
+        settings.policy,
+        settings.dtype,
+        settings.max_lora_rank,
+        settings.max_scaling,
+        None if settings.base_names is None else sorted(settings.base_names),
+    )
     return digest_of(repr(parts).encode()).hex
 
 
@@ -237,7 +282,7 @@ def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Await
 
 
 def _readiness(
-    engine: Engine, reconciler: Reconciler, reference: Reference, blobs: BlobStore
+    engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet, reference: Reference, blobs: BlobStore
 ) -> Callable[[], Awaitable[dict[str, str | None]]]:
     async def readiness() -> dict[str, str | None]:
         """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""

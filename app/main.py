@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from app import __version__
-from app.api import adapters, errors, events, openai, ops
+from app.api import adapters, errors, events, fleet, openai, ops
 from app.api.front import Front
 from app.api.guard import guarded
 from app.api.request_ids import RequestIds
@@ -76,7 +76,7 @@ def build_app(house: House) -> FastAPI:
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
-    for router in (ops.router, adapters.router, events.router, openai.router):
+    for router in (ops.router, adapters.router, events.router, fleet.router, openai.router):
         app.include_router(router)
     _mount_console(app)
     return app
@@ -103,5 +103,7 @@ async def _stop(house: House) -> None:
     house.auditor.stop()
     await house.reconciler.stop()
     await house.engine.close()
+    if house.front is not None:
+        await house.front.close()
     if house.embedded is not None:
         await house.embedded.stop()

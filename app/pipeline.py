@@ -15,10 +15,13 @@ from app.domain.names import AdapterName
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
 from app.errors import (
+    CODES,
     MISSING_PART,
     REJECTED,
     RESCREEN_FAILED,
     SCREENING_FAILED,
+    SCREENING_KILLED,
+    SCREENING_TIMEOUT,
     GatewayError,
     Refused,
     Stage,
@@ -69,7 +72,10 @@ class Pipeline:
         row, created = await self._begin(r.catalogue.find_or_begin, name, upload)
         if not created:
             row = await self._when_done(row)
-        if row.state in (State.REJECTED, State.FAILED):  # a refusal is no version to give back: measure again
+        if not created and (known := _known_refusal(row)) is not None:  # told again, or repeating would fill the disk
+            r.metrics.upload_refused(known)
+            raise known
+        if row.state in (State.REJECTED, State.FAILED):  # may end otherwise this time: measure again
             row, created = await self._begin(lambda *given: (r.catalogue.begin_version(*given), True), name, upload)
         if created:
             row = await self._work(r.progress.tell(row), upload)
@@ -198,6 +204,14 @@ class Pipeline:
 def whose(row: VersionRow) -> dict[str, object]:
     """What a stage's log line says of the version it worked on."""
     return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
+
+
+def _known_refusal(row: VersionRow) -> VersionRefused | None:
+    """What refused a version for its bytes, by the parameters in force; None where another try may end otherwise."""
+    code = CODES.get(row.error_code or "")  # None: of another release of this program
+    if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
+        return None
+    return VersionRefused(Refused(code, row.error_message or ""), row)
 
 
 class _Steps:

@@ -122,9 +122,10 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
-        if self._garbage and reconciler.engine_up:
+        if self._garbage and all(one.engine_up for one in reconciler.each):
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            self._garbage |= await asyncio.to_thread(self._collect_garbage)
+            if await asyncio.to_thread(self._collect_garbage):
+                self._garbage = True
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -232,7 +233,7 @@ class Publishing:
     def _collect_garbage(self) -> bool:
         """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
 
-        Only by the list of an engine that answers: one that was started by somebody else may hold what an earlier gateway
+        Only by the lists of engines that all answer: one that was started by somebody else may hold what an earlier gateway
         gave it, and reads it again whenever it likes (engine.md row 3).
         """
         r = self._rooms

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.domain.artefact import Artefact
 from app.domain.lora import TargetModel
 from app.domain.policy import Policy
+from app.load.fleet import Fleet
 from app.load.reconcile import Reconciler
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
@@ -24,6 +25,7 @@ class Rooms:
     screen_seconds: the longest one screening may take.
     progress: what becomes of each upload, for those who watch.
     sanitise: makes of an upload what may be stored, here or in a process that is shut away.
+    reconciler: keeps the engine filled, or the fleet of several.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
 
@@ -36,7 +38,7 @@ class Rooms:
     sanitise: Sanitise
     blobs: BlobStore
     catalogue: Catalogue
-    reconciler: Reconciler
+    reconciler: Reconciler | Fleet
     routes: Routes
     metrics: Metrics
     progress: Progress

@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 from app.domain.digest import Digest
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.manifest import verdict_json
+from app.domain.memory import out_of_memory
 from app.domain.policy import Action, Comparison, Policy, Unscorable
 from app.domain.verdict import Verdict
 from app.errors import GatewayError, Stage
@@ -80,10 +81,8 @@ def work(measure: Measure, order: Mapping[str, Any], weights_fd: int, told: Told
             made = sanitise(measure, bytes.fromhex(order["config"]), weights, received, told)
     except GatewayError as error:
         told.send({"refused": error.code.name, "message": error.message, "param": error.param})
-    except MemoryError:
-        told.send({"died": "it needed more memory than one upload may"})
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch's own words for it
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         told.send({"died": "it needed more memory than one upload may"})
     else:

@@ -12,14 +12,18 @@ from typing import Final, Protocol
 
 from app.domain.artefact import Artefact
 from app.domain.lora import Adapter, Received, TargetModel
+from app.domain.memory import out_of_memory
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
-from app.errors import RESCREEN_FAILED, GatewayError, Refused, Stage
+from app.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, Refused, Stage
 from app.prune.canonical import canonicalise
 from app.prune.cut import Ends, cut
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
+
+RULES: Final = 1
+"""Changes when what is refused, or the form that is written, changes: what older rules decided is then measured anew."""
 
 OK: Final = "ok"
 """Outcome of a stage that ended well."""
@@ -85,6 +89,9 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
         raise
     except BaseException as error:
         outcome = type(error).__name__
+        if out_of_memory(error):
+            outcome = SCREENING_KILLED.name
+            raise Refused(SCREENING_KILLED, "it needed more memory than one upload may") from error
         raise
     finally:
         steps.took(stage, time.monotonic() - begun, outcome)

@@ -1,5 +1,6 @@
 """Everything an operator can set, once, frozen: `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,10 @@ from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Policy, Unscorable, default_action
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MAX_ENGINES = 64
+"""Engines behind one gateway: each has series of its own in the metrics, and every adapter is loaded into each."""
+
+_ENGINE_URL = re.compile(r"https?://[^/@\s]+(/[^@\s]*)?|unix:/\S+")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.32 takes for --max-lora-rank."""
 
@@ -27,7 +32,17 @@ class Settings(BaseSettings):
     reference: Path = Field(description="Reference directory made by `python -m app reference build`")
     reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
-    catalogue_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in the data directory")
+    store_url: str | None = Field(
+        None,
+        pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
+        description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
+    )
+    catalogue_url: str | None = Field(
+        None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
+    )
+    catalogue_wait_seconds: float = Field(
+        60.0, ge=0, allow_inf_nan=False, description="Longest wait for PostgreSQL at start, seconds"
+    )
     base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
         None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
     )
@@ -43,7 +58,9 @@ class Settings(BaseSettings):
     )
     open: bool = Field(False, description="Serve without keys; must be asked for")
     allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(), description="Accepted Host names, comma-separated, without port; default: any well-formed one"
+        frozenset(),
+        description="Accepted Host names, comma-separated, without port; default: any well-formed one, and where an open "
+        "gateway listens on loopback, loopback's own",
     )
     uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: any number")
     screens_per_minute: int = Field(
@@ -107,8 +124,17 @@ class Settings(BaseSettings):
     max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
 
     # the engine
-    engine_url: str | None = Field(None, description="External vLLM: http://… or unix:/path; default: embedded engine")
-    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine")
+    engine_url: str | None = Field(
+        None,
+        description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
+        "default: embedded engine",
+    )
+    requests_url: str | None = Field(
+        None,
+        description="Inference gateway in front of all those engines (llm-d and its like): requests go there, adapters are "
+        "still loaded into each engine of GATEWAY_ENGINE_URL",
+    )
+    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
     dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
     max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
     max_lora_rank: int = Field(64, description=f"Largest rank (vLLM --max-lora-rank): one of {VLLM_RANKS}")
@@ -142,7 +168,7 @@ class Settings(BaseSettings):
     def _comma_separated(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return [part.strip() for part in value.split(",") if part.strip()] or ()
+        return _parts(value) or ()
 
     @field_validator("api_keys")
     @classmethod
@@ -162,6 +188,19 @@ class Settings(BaseSettings):
     def _is_digest(cls, value: str | None) -> str | None:
         return None if value is None else Digest(value.lower()).hex
 
+    @field_validator("engine_url", "requests_url")
+    @classmethod
+    def _are_urls(cls, value: str | None) -> str | None:
+        urls = _parts(value or "")
+        for url in urls:
+            if not _ENGINE_URL.fullmatch(url):
+                raise ValueError("an engine's URL is http://host:port, https://host:port or unix:/path")
+        if len(set(urls)) < len(urls):
+            raise ValueError("each engine once")
+        if len(urls) > MAX_ENGINES:
+            raise ValueError(f"at most {MAX_ENGINES} engines")
+        return ",".join(urls) or None
+
     @field_validator("max_lora_rank")
     @classmethod
     def _is_vllm_rank(cls, value: int) -> int:
@@ -176,6 +215,8 @@ class Settings(BaseSettings):
                 "set GATEWAY_API_KEYS (or --api-keys) or GATEWAY_API_KEYS_FILE, "
                 "or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
             )
+        if self.requests_url is not None and (not self.engine_url or "," in self.requests_url):
+            raise ValueError("requests_url is one URL, in front of the engines of engine_url")
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self
@@ -186,6 +227,11 @@ class Settings(BaseSettings):
         stored = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
         given = (key_for_all(key.get_secret_value(), number) for number, key in enumerate(self.api_keys, 1))
         return (*stored, *given)
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """External engines; none: the embedded one."""
+        return tuple(_parts(self.engine_url or ""))
 
     @property
     def served_name(self) -> str:
@@ -212,6 +258,10 @@ class Settings(BaseSettings):
             project_outputs=self.project_outputs,
             reject_tau=self.reject_tau,
         )
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _keys_in(path: Path) -> tuple[Key, ...]:

@@ -6,11 +6,14 @@ import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from app.audit import PATIENCE_S, both, engine_list
+from app.audit import PATIENCE_S, both, engine_lists
 from app.errors import GatewayError, Unavailable
+from app.load.fleet import Fleet
+from app.load.member import Member
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
@@ -47,13 +50,35 @@ def watch_house(pipeline: Pipeline) -> None:
     metrics.watch(engine.failing, lambda: len(reconciler.failures))
 
 
+def watch_fleet(metrics: Metrics, fleet: Fleet) -> None:
+    """Each engine of several: whether it answers, what it holds, what is in flight on it."""
+    gauges = metrics.fleet
+    for member in fleet.members:
+        label = str(member.number)
+        metrics.watch(gauges.up.labels(label), partial(_up, member))
+        metrics.watch(gauges.resident.labels(label), partial(_resident, member))
+        metrics.watch(gauges.in_flight.labels(label), partial(_in_flight, member))
+
+
+def _up(member: Member) -> float:
+    return member.keeper.engine_up
+
+
+def _resident(member: Member) -> float:
+    return len(member.keeper.loaded)
+
+
+def _in_flight(member: Member) -> float:
+    return member.flying
+
+
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """What is audited: the data directory, the catalogue's URL, and the engine at its own URL and key."""
+    """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key."""
 
     data: Path
     catalogue_url: str
-    engine_url: str
+    engine_urls: tuple[str, ...]
     engine_key: str | None = None
 
 
@@ -107,12 +132,11 @@ class Auditor:
         return audit(self._what.data, self._what.catalogue_url, listed=self._listed())
 
     def _listed(self) -> Mapping[str, Card] | None:
-        """The engine's list; None while the engine is away or still being filled: the gauges of the engine say that."""
-        reconciler = self._pipeline.rooms.reconciler
-        tried = reconciler.loaded | reconciler.failures.keys()
-        if not reconciler.engine_up or not tried >= self._pipeline.publishing.desired().keys():
-            return None
+        """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
+        desired = self._pipeline.publishing.desired().keys()
+        each = zip(self._what.engine_urls, self._pipeline.rooms.reconciler.each, strict=True)
+        full = [url for url, one in each if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
         try:
-            return asyncio.run(engine_list(self._what.engine_url, self._what.engine_key))
+            return asyncio.run(engine_lists(full, self._what.engine_key)) if full else None
         except Unavailable:
             return None

@@ -20,7 +20,7 @@ FUNCTION_LINES = 60
 FUNCTION_LINES_P90 = 28
 
 TOP_LEVEL = {
-    *("app", "docker", "tests", "requirements", ".ci"),
+    *("app", "docker", "tests", "requirements", "plugin", ".ci", "docs", "deploy"),
     *("Dockerfile", "docker-compose.yml", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md"),
     *(".gitignore", ".dockerignore"),
 }

@@ -18,7 +18,9 @@ def _group() -> None:
 @keys.command("new")
 def new(
     name: Annotated[str, typer.Option(help="What logs call it; unique in the file")],
-    role: Annotated[list[Role], typer.Option(help="upload, chat, metrics or admin; may be given several times")],
+    role: Annotated[
+        list[Role], typer.Option(help="upload, chat, metrics, engine or admin; may be given several times")
+    ],
 ) -> None:
     """Print a new key, once, to standard error, and the line for GATEWAY_API_KEYS_FILE to standard output.
 

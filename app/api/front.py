@@ -1,4 +1,5 @@
-"""What is refused of any request before a route is looked for: a Host, a path or an encoding that is no plain one.
+"""What is refused of any request before a route is looked for: a Host, a path or an encoding that is no plain one, and
+what another site's page made a browser send (sites.py).
 
 Routing works on the decoded path, proxies before us on the raw one. What the two could read differently (`//`, `%2f`, dot
 segments) is therefore no path of ours at all, whoever asks.
@@ -9,10 +10,12 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import refuse
+from app.api.sites import check_site
 from app.errors import BAD_HOST, NOT_FOUND, UNSUPPORTED_ENCODING, Refused
 
 MAX_HOST_CHARS: Final = 255
@@ -52,6 +55,7 @@ class Front:
         path = scope.get("raw_path") or scope["path"].encode()
         if not _PATH.fullmatch(path) or _TRICK.search(path) or {b".", b".."} & set(path.split(b"/")):
             raise Refused(NOT_FOUND, f"the path {path[:80].decode('latin-1')!r} is not in plain form")
+        check_site(scope["method"], Headers(scope=scope), self._hosts)
         codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
         if any(value.strip().lower() not in (b"", b"identity") for value in codings):
             raise Refused(UNSUPPORTED_ENCODING, "the body has a Content-Encoding", param="content-encoding")

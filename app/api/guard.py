@@ -34,6 +34,8 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/readyz"): NOBODY_ASKED,
     ("GET", "/metrics"): _for(Role.METRICS),
     ("GET", "/metrics/engine"): _for(Role.METRICS),
+    ("GET", "/resolve/{model}"): _for(Role.ENGINE),
+    ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE),
     ("GET", "/openapi.json"): _for(*Role),
     ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
     ("POST", "/screen"): _for(Role.UPLOAD, rate=Kind.SCREEN),

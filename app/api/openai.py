@@ -1,4 +1,6 @@
-"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions."""
+"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions, and /v1/responses and /v1/embeddings where the
+engine has them.
+"""
 
 import asyncio
 from typing import Annotated, Any, Final
@@ -49,6 +51,18 @@ async def completions(request: Request, ctx: Ctx) -> Response:
     return await _answer(request, ctx, "completions")
 
 
+@router.post("/responses")
+async def responses(request: Request, ctx: Ctx) -> Response:
+    """A response, kept nowhere: each request brings its whole conversation."""
+    return await _answer(request, ctx, "responses")
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, ctx: Ctx) -> Response:
+    """Embeddings, where the engine serves a model that makes some."""
+    return await _answer(request, ctx, "embeddings")
+
+
 async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
     """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
     work = asyncio.ensure_future(ctx.relay.complete(kind, await _body(request), REQUEST_ID.get()))
@@ -56,9 +70,20 @@ async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         return _response(work.result()) if work.done() else Response(status_code=CLIENT_GONE)
+    except asyncio.CancelledError:
+        work.add_done_callback(_discard)
+        raise
     finally:
         work.cancel()
         gone.cancel()
+
+
+def _discard(work: "asyncio.Future[Answer]") -> None:
+    """Nobody will send this answer: let go of the engine now, not when the garbage is collected."""
+    if not work.cancelled() and work.exception() is None:
+        body = work.result().body
+        if isinstance(body, Stream):
+            body.close()
 
 
 async def _body(request: Request) -> bytes:

@@ -7,5 +7,7 @@ screening   the screening benchmark
 report      its tables and JSON
 gateway…    what this gateway adds to an engine's answers, beside other relays: _standin (the engine), _load (the clients),
             _targets (what is measured), _processes (what they use), _report
+capacity…   how many adapters, engines and cores, on paper; _report
+costs       what one operation costs, measured, for that
 command     the command line
 """

@@ -106,3 +106,34 @@ def bench_gateway(
     _print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
+
+
+@bench.command("capacity")
+def bench_capacity(
+    engines: Annotated[int, typer.Option(min=1, help="Engines behind the gateway")] = 4,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second in all")] = 50.0,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters, on q and v of Llama-2-7B")] = 16,
+    versions: Annotated[int, typer.Option(min=1, help="Versions kept of each adapter")] = 2,
+    gpu_slots: Annotated[int, typer.Option(min=1, help="max_loras of an engine")] = 8,
+    host_slots: Annotated[int, typer.Option(min=1, help="max_cpu_loras of an engine")] = 256,
+    costs: Annotated[Path | None, typer.Option(exists=True, help="Costs of your own, made with --measure")] = None,
+    measure: Annotated[
+        Path | None, typer.Option(help="Measure costs on this machine into this file first; needs --screening")
+    ] = None,
+    screening: Annotated[
+        Path | None, typer.Option(exists=True, help="What `bench screening --json` wrote on this machine")
+    ] = None,
+) -> None:
+    """A capacity plan for 100, 10,000 and 1,000,000 adapters: calculated and simulated, from measured costs. Seconds."""
+    from app.bench.capacity import Assumptions, run
+    from app.bench.capacity_report import markdown
+    from app.bench.costs import KEPT, read_costs, write_costs
+    from app.bench.costs import measure as measured
+
+    if measure is not None:
+        if screening is None:
+            raise typer.BadParameter("needs --screening FILE", param_hint="--measure")
+        with _bar() as tell:
+            write_costs(measured(screening, tell), measure)
+    given = Assumptions(engines, rank, versions=versions, gpu_slots=gpu_slots, host_slots=host_slots, rate=rate)
+    typer.echo(markdown(run(given, read_costs(measure or costs or KEPT))), nl=False)

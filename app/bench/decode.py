@@ -79,10 +79,10 @@ def run(tell: Tell) -> RenderableType:
 async def _measure(tell: Tell) -> list[Decoded]:
     settings = Settings(**serve_settings())
     with tempfile.TemporaryDirectory() as home:
-        artefacts = _artefacts(settings)
-        async with _engine(settings, Path(home)) as engine:
+        artefacts = artefacts_of(settings)
+        async with open_engine(settings, Path(home)) as engine:
             for name, (artefact, _) in artefacts.items():
-                await engine.load(name, _written(artefact, Path(home) / name))
+                await engine.load(name, written(artefact, Path(home) / name))
             times: dict[str, list[float]] = {name: [] for name in artefacts}
             for turn in range(ROUNDS + 1):
                 for name in artefacts:
@@ -97,7 +97,7 @@ async def _measure(tell: Tell) -> list[Decoded]:
     return found
 
 
-def _artefacts(settings: Settings) -> dict[str, tuple[Artefact, int]]:
+def artefacts_of(settings: Settings) -> dict[str, tuple[Artefact, int]]:
     """The adapter whole, without every second module, and with every module zero (as an emptied one is served)."""
     reference = open_reference(REFERENCE, None)
     target = TargetModel("demo", reference.modules, settings.dtype, settings.max_lora_rank)
@@ -118,7 +118,8 @@ def _artefacts(settings: Settings) -> dict[str, tuple[Artefact, int]]:
     return made
 
 
-def _written(artefact: Artefact, folder: Path) -> Path:
+def written(artefact: Artefact, folder: Path) -> Path:
+    """The artefact as a folder, as the engine reads it."""
     folder.mkdir()
     for name, data in (
         (CONFIG_FILE, artefact.config),
@@ -130,7 +131,8 @@ def _written(artefact: Artefact, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def _engine(settings: Settings, home: Path) -> AsyncIterator[Engine]:
+async def open_engine(settings: Settings, home: Path) -> AsyncIterator[Engine]:
+    """The engine of these settings, ready; its files lie in `home`."""
     engine = EmbeddedEngine(engine_spec(settings), socket_home(home / "engine"), home / "engine.log")
     await engine.start()
     try:

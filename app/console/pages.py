@@ -21,6 +21,7 @@ from app.console.session import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.traffic import SERVED_MODEL, Traffic, traffic, traffic_of
 from app.domain.keys import Role
 from app.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
+from app.load.fleet import Fleet
 from app.observe.log import event
 from app.serve.models import models_payload
 
@@ -92,6 +93,7 @@ def adapters(
         "adapters.html",
         listing=listing(ctx.pipeline, answered, q, number),
         rooms=rooms,
+        engines=rooms.reconciler.report() if isinstance(rooms.reconciler, Fleet) else (),
         served_traffic=answered.get(SERVED_MODEL, Traffic()),
     )
 

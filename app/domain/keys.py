@@ -30,11 +30,12 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Role(StrEnum):
-    """What a key may do. `admin` may do everything."""
+    """What a key may do. `engine` is for engines elsewhere, which read artefacts; `admin` may do everything."""
 
     UPLOAD = "upload"
     CHAT = "chat"
     METRICS = "metrics"
+    ENGINE = "engine"
     ADMIN = "admin"
 
 

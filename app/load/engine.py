@@ -4,7 +4,6 @@ vLLM's answers are believed only as far as its list of models confirms them: a l
 happened, one that broke off may have (hostile.md R10).
 """
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -52,7 +51,13 @@ NO_WORDS: Final = "the engine gave no reason"
 
 JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
 
-_BROKEN = (aiohttp.ClientError, TimeoutError, ConnectionError, OSError)
+
+_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
+_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, FileNotFoundError, ConnectionRefusedError)
+
+
+class NotReached(Unavailable):
+    """ENGINE_UNAVAILABLE, and nothing was sent: what was asked has not run, and may be asked elsewhere."""
 
 
 class EngineResponse(Protocol):
@@ -288,8 +293,8 @@ def words(body: bytes) -> str:
 
 
 def _unavailable(error: BaseException) -> Unavailable:
-    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+    if isinstance(error, _NOT_REACHED):
+        return NotReached(ENGINE_UNAVAILABLE, "the engine is not running or not reachable")
+    if isinstance(error, TimeoutError):
         return Unavailable(ENGINE_UNAVAILABLE, "the engine did not answer in time")
-    if isinstance(error, aiohttp.ClientConnectorError | FileNotFoundError | ConnectionRefusedError):
-        return Unavailable(ENGINE_UNAVAILABLE, "the engine is not running or not reachable")
     return Unavailable(ENGINE_UNAVAILABLE, f"the connection to the engine broke: {type(error).__name__}")

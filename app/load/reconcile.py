@@ -40,8 +40,13 @@ class _Failure:
     again: float
 
 
-class Reconciler:
-    """Makes the engine hold `desired()`.
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is to be kept, and who hears of it.
 
     desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
     engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. idle: whether
@@ -50,28 +55,22 @@ class Reconciler:
     awaited after each pass that found the engine up.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        desired: Callable[[], Mapping[str, Path]],
-        verify: Callable[[str, Path], None],
-        interval_s: float = 5.0,
-        *,
-        idle: Callable[[str], bool] = lambda _: True,
-        on_change: Callable[[], None] = lambda: None,
-        on_try: Callable[[bool], None] = lambda _: None,
-        on_lost: Callable[[int], None] = lambda _: None,
-        after_pass: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
+    desired: Callable[[], Mapping[str, Path]]
+    verify: Callable[[str, Path], None]
+    interval_s: float = 5.0
+    idle: Callable[[str], bool] = lambda _: True
+    on_change: Callable[[], None] = lambda: None
+    on_try: Callable[[bool], None] = lambda _: None
+    on_lost: Callable[[int], None] = lambda _: None
+    after_pass: Callable[[], Awaitable[None]] = _nothing
+
+
+class Reconciler:
+    """Makes one engine hold `keeping.desired()`."""
+
+    def __init__(self, engine: Engine, keeping: Keeping) -> None:
         self._engine = engine
-        self._desired = desired
-        self._verify = verify
-        self._interval_s = interval_s
-        self._idle = idle
-        self._on_change = on_change
-        self._on_try = on_try
-        self._on_lost = on_lost
-        self._after_pass = after_pass
+        self._keeping = keeping
         self._loaded: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._failures: dict[str, _Failure] = {}
@@ -79,6 +78,11 @@ class Reconciler:
         self._up = False
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def each(self) -> tuple["Reconciler", ...]:
+        """One for each engine: itself."""
+        return (self,)
 
     @property
     def engine_up(self) -> bool:
@@ -109,8 +113,13 @@ class Reconciler:
     def forget_failure(self, name: str) -> None:
         """What stood in the way of `name` is gone: try again now, not when its wait is over."""
         if self._failures.pop(name, None) is not None:
-            self._on_change()
+            self._keeping.on_change()
             self.poke()
+
+    def away(self) -> None:
+        """Somebody could not reach the engine: it is away until the next pass, which is now, finds it."""
+        self._set(up=False, loaded=self._loaded)
+        self.poke()
 
     def poke(self) -> None:
         """Look again now instead of at the next interval."""
@@ -144,7 +153,7 @@ class Reconciler:
 
         Raises Unavailable ENGINE_UNAVAILABLE; then a later pass does it.
         """
-        while not self._idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
+        while not self._keeping.idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
             await asyncio.sleep(DRAIN_S)
         await self._unload(name)
 
@@ -159,17 +168,16 @@ class Reconciler:
         if not self._up:
             self._failures.clear()  # what failed on the old engine may work on this one
         self._held = listed
-        desired = self._desired()
+        desired = self._keeping.desired()
         for name in self._failures.keys() - desired.keys():
             del self._failures[name]
         forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
         if lost := len(self._loaded & forgotten):
-            self._on_lost(lost)
+            self._keeping.on_lost(lost)
         self._set(up=True, loaded=(self._loaded - forgotten) & desired.keys())
         await self._load_missing(desired)
         await self._unload_strays(listed)
-        if self._after_pass is not None:
-            await self._after_pass()
+        await self._keeping.after_pass()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +189,7 @@ class Reconciler:
             except Exception:  # a bug, ours or a callback's, must not end the watch over all adapters
                 logging.getLogger("gateway").exception("reconcile pass broke")
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
-                async with asyncio.timeout(self._interval_s if self._up else DOWN_S):
+                async with asyncio.timeout(self._keeping.interval_s if self._up else DOWN_S):
                     await self._wake.wait()
 
     async def _load_missing(self, desired: Mapping[str, Path]) -> None:
@@ -203,7 +211,7 @@ class Reconciler:
 
     async def _load(self, name: str) -> None:
         """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
-        path = self._desired().get(name)
+        path = self._keeping.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")  # says nothing against its bytes
         try:
@@ -215,12 +223,12 @@ class Reconciler:
             raise
         self._failures.pop(name, None)
         self._held |= {name}
-        self._on_try(True)
+        self._keeping.on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
 
     async def _check(self, name: str, path: Path) -> None:
         try:
-            await asyncio.to_thread(self._verify, name, path)
+            await asyncio.to_thread(self._keeping.verify, name, path)
         except OSError as error:
             raise Unavailable(STORE_FAILED, f"{name} cannot be read: {error.strerror}") from error
 
@@ -240,19 +248,19 @@ class Reconciler:
         self._failures[name] = _Failure(error.message, count, time.monotonic() + wait)
         if error.code is ENGINE_UNAVAILABLE:
             self._wake.set()  # is it away, or was it this adapter? the next pass knows
-        self._on_try(False)
-        self._on_change()
+        self._keeping.on_try(False)
+        self._keeping.on_change()
 
     async def _unload_strays(self, listed: frozenset[str]) -> None:
         """Unload engine names that nobody wants; names without `@` are the engine's own."""
         for name in listed:
-            if "@" in name and name not in self._desired() and self._idle(name):
+            if "@" in name and name not in self._keeping.desired() and self._keeping.idle(name):
                 with contextlib.suppress(Unavailable):
                     await self._unload(name)
 
     async def _unload(self, name: str) -> None:
         async with self._lock(name):
-            if name in self._desired():  # wanted again while we waited
+            if name in self._keeping.desired():  # wanted again while we waited
                 return
             self._set(up=self._up, loaded=self._loaded - {name})
             await self._engine.unload(name)
@@ -264,4 +272,4 @@ class Reconciler:
     def _set(self, *, up: bool, loaded: frozenset[str]) -> None:
         if (up, loaded) != (self._up, self._loaded):
             self._up, self._loaded = up, loaded
-            self._on_change()
+            self._keeping.on_change()

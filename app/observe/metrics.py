@@ -68,6 +68,7 @@ class Metrics:
         self.uploads = page.Uploads(r)
         self.screening = page.Screening(r)
         self.engine = page.Engine(r)
+        self.fleet = page.Fleet(r)
         self.requests = page.Requests(r)
         self.house = page.House(r)
         self._labels = AdapterLabels(max_adapters)
@@ -210,6 +211,10 @@ class Metrics:
     def engine_restarted(self) -> None:
         """The embedded engine was started again."""
         self.engine.restarts.inc()
+
+    def engine_asked(self, number: int, result: str) -> None:
+        """What became of one request to one of several engines."""
+        self.fleet.asked.labels(str(number), result).inc()
 
     # ---- one inference request (serve's hooks) -----------------------------------------------------------------------
 

@@ -105,6 +105,25 @@ class Engine:
         self.restarts = r.counter("gateway_engine_restarts_total", "Times the embedded engine was started again")
 
 
+class Fleet:
+    """Several engines behind one gateway; no series where there is one. engine: its place in GATEWAY_ENGINE_URL, from 1."""
+
+    def __init__(self, r: Registry) -> None:
+        by_engine = ["engine"]
+        self.up = r.gauge("gateway_fleet_engine_up", "Of several engines: 1 while this one answers, else 0", by_engine)
+        self.resident = r.gauge(
+            "gateway_fleet_engine_adapters", "Of several engines: versions loaded and probed in this one", by_engine
+        )
+        self.in_flight = r.gauge(
+            "gateway_fleet_engine_requests_in_flight", "Of several engines: requests in flight on this one", by_engine
+        )
+        self.asked = r.counter(
+            "gateway_fleet_engine_requests_total",
+            "Of several engines: requests to this one, by result (unreached, forgotten: sent on to another)",
+            ["engine", "result"],
+        )
+
+
 class Requests:
     """What is asked, of whom, and how it goes."""
 

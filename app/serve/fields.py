@@ -53,11 +53,13 @@ _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
-def _named(value: Any) -> None:
+def function_name(value: Any) -> None:
+    """A name as functions and schemas have."""
     need(isinstance(value, str) and bool(_FUNCTION_NAME.fullmatch(value)), "must be 1 to 64 of A-Z a-z 0-9 _ . -")
 
 
-def _schema(value: Any) -> None:
+def schema(value: Any) -> None:
+    """A JSON schema, as free as that is, neither deep nor endless."""
     need(isinstance(value, dict), "must be an object")
     free(value)
 
@@ -68,14 +70,16 @@ def _stop(value: Any) -> None:
     need(all(values), "must not hold an empty string")
 
 
-def _logit_bias(value: Any) -> None:
+def logit_bias(value: Any) -> None:
+    """Token ids, as JSON writes keys, to numbers."""
     need(isinstance(value, dict) and len(value) <= MAX_BIASES, f"must be an object of at most {MAX_BIASES} entries")
     for key, bias in value.items():
         need(bool(_TOKEN_ID.fullmatch(key)), "must map token ids to numbers")
         number(-100, 100)(bias)
 
 
-def _prompt(value: Any) -> None:
+def prompt(value: Any) -> None:
+    """A string, token ids, or a list of either."""
     if isinstance(value, str):
         need(value != "", "must not be empty")
         return
@@ -97,7 +101,7 @@ def _content(value: Any) -> None:
 
 
 _TEXT_PART: Final[Mapping[str, Check]] = {"type": one_of("text"), "text": text()}
-_CALL = object_of({"name": _named, "arguments": text()}, "name", "arguments")
+_CALL = object_of({"name": function_name, "arguments": text()}, "name", "arguments")
 _TOOL_CALL = object_of({"id": text(MAX_USER_CHARS), "type": one_of("function"), "function": _CALL}, "function")
 _MESSAGE: Final[Mapping[str, Check]] = {
     "role": one_of(*sorted(ROLES)),
@@ -124,11 +128,11 @@ def _messages(value: Any) -> None:
 
 
 _FUNCTION = object_of(
-    {"name": _named, "description": text(), "parameters": _schema, "strict": boolean},
+    {"name": function_name, "description": text(), "parameters": schema, "strict": boolean},
     "name",
 )
 _TOOL = object_of({"type": one_of("function"), "function": _FUNCTION}, "type", "function")
-_CHOSEN = object_of({"type": one_of("function"), "function": object_of({"name": _named}, "name")}, "function")
+_CHOSEN = object_of({"type": one_of("function"), "function": object_of({"name": function_name}, "name")}, "function")
 
 
 def _tool_choice(value: Any) -> None:
@@ -136,7 +140,7 @@ def _tool_choice(value: Any) -> None:
 
 
 _JSON_SCHEMA = object_of(
-    {"name": _named, "description": text(), "schema": _schema, "strict": boolean}, "name", "schema"
+    {"name": function_name, "description": text(), "schema": schema, "strict": boolean}, "name", "schema"
 )
 _RESPONSE_FORMAT = object_of(
     {"type": one_of("text", "json_object", "json_schema"), "json_schema": _JSON_SCHEMA}, "type"
@@ -156,7 +160,7 @@ _BOTH: Final[Mapping[str, Check]] = {
     "stream_options": object_of({"include_usage": boolean, "continuous_usage_stats": boolean}),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
-    "logit_bias": _logit_bias,
+    "logit_bias": logit_bias,
     "seed": integer(-INT64, INT64 - 1),
     "user": text(MAX_USER_CHARS),
     "response_format": _RESPONSE_FORMAT,
@@ -188,7 +192,7 @@ CHAT: Final[Mapping[str, Check]] = {
 
 COMPLETIONS: Final[Mapping[str, Check]] = {
     **_BOTH,
-    "prompt": _prompt,
+    "prompt": prompt,
     "logprobs": integer(0, MAX_LOGPROBS),
     "echo": boolean,
     "suffix": text(),

@@ -24,14 +24,26 @@ def relabel(raw: bytes, said: Mapping[str, Any], target: Target) -> bytes:
 
     Raises Unavailable UPSTREAM_FAILED when another adapter than the one that was asked has answered.
     """
-    label = said.get("model")
-    if label != target.engine_name:
-        raise Unavailable(UPSTREAM_FAILED, f"the engine answered as {str(label)[:80]!r}, asked was {target.asked!r}")
-    if label == target.asked:
+    if not _renamed(said, target):
         return raw
     # In JSON no string holds an unescaped quote, so these bytes can only be a member `model` with that value; vLLM writes
     # the outermost first.
-    old, new = b'"model":' + dump(label), b'"model":' + dump(target.asked)
+    old, new = b'"model":' + dump(target.engine_name), b'"model":' + dump(target.asked)
     if raw.count(old) == 1:
         return raw.replace(old, new, 1)
     return dump({**said, "model": target.asked})
+
+
+def relabel_within(raw: bytes, said: Mapping[str, Any], key: str, target: Target) -> bytes:
+    """As relabel, for an event whose label stands in the object under `key`."""
+    inner = said[key]
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{key} is no object")  # noqa: TRY004 - one error for all that is wrong with an answer
+    return dump({**said, key: {**inner, "model": target.asked}}) if _renamed(inner, target) else raw
+
+
+def _renamed(said: Mapping[str, Any], target: Target) -> bool:
+    """Whether the answer goes by another name outside. Raises when its label is not that of who was asked."""
+    if said.get("model") != target.engine_name:  # who answered is not said: it may be another tenant's
+        raise Unavailable(UPSTREAM_FAILED, f"the engine answered as another model than {target.asked!r}")
+    return target.engine_name != target.asked

@@ -1,26 +1,33 @@
 """From a stranger's request to the engine's answer and back, under the name the stranger used.
 
 The engine's answer is believed when it is JSON, finite, and labelled with the engine name that was asked; anything else is
-a 502, or an error event in the middle of a stream. Nothing is retried: a request that reached the engine may have run.
+a 502, or an error event in the middle of a stream. Nothing that may have run is asked again: only what could not be sent
+at all, or came to an engine that has forgotten the adapter, goes on to the next engine where there are several.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
-from app.load.engine import JSON_HEADERS, Engine, EngineResponse, words
+from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
+from app.load.engine import JSON_HEADERS, EngineResponse, NotReached, words
 from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse
+from app.serve.response_stream import ResponseStream
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
 
-PATHS: Final[Mapping[Kind, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PATHS: Final[Mapping[Kind, str]] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "embeddings": "/v1/embeddings",
+}
 """The only paths of the engine a request can reach; never built from anything a stranger sent."""
 
 MAX_ANSWER_BYTES: Final = 32 << 20
@@ -29,8 +36,33 @@ MAX_ANSWER_BYTES: Final = 32 << 20
 MAX_ERROR_BYTES: Final = 1 << 20
 """Bytes of an engine's error that are read."""
 
+NOT_FOUND: Final = 404
+
+NO_ROUTE: Final = "Not Found"
+"""What vLLM's server says of a path it does not have; of a model it does not have it says more."""
+
 JSON_TYPE: Final = "application/json"
 SSE_TYPE: Final = "text/event-stream"
+
+
+class Asked(Protocol):
+    """What is asked of an engine here; see Engine."""
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
+        """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE, NotReached when nothing was sent."""
+
+    async def healthy(self) -> bool:
+        """Whether it answers and can compute."""
+
+
+Choose = Callable[[str], Sequence[Asked]]
+"""Engine name → engines that answer to it now, in the order to try; at least one. Raises Unavailable."""
+
+
+def only(engine: Asked) -> Choose:
+    """Where there is one engine."""
+    one = (engine,)
+    return lambda _: one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +80,20 @@ class Answer:
 
 
 class Relay:
-    """Answers requests through one engine.
+    """Answers requests through the engines that `choose` names, `only(engine)` where there is one.
 
-    missing: called with an engine name the engine turned out not to know, although it was thought loaded.
+    missing: called with an engine name that could not be answered although it was thought loaded.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        choose: Choose,
         routes: Routes,
         *,
         hooks: Hooks | None = None,
         missing: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._engine = engine
+        self._choose = choose
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
@@ -84,13 +116,13 @@ class Relay:
         streaming = False
         try:
             clock.wait()
-            response = await self._engine.post(PATHS[kind], body, _headers(request_id))
+            response, engine = await self._ask(target.engine_name, PATHS[kind], body, _headers(request_id))
             clock.work()
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
                 return Answer(200, SSE_TYPE, stream, target, clock.worked)
-            return await self._whole(response, target, clock)
+            return await self._whole(response, engine, target, clock)
         except GatewayError as error:
             clock.failed(error)
             raise
@@ -101,8 +133,22 @@ class Relay:
             if not streaming:
                 self._routes.land(target.engine_name)
 
+    async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
+        """The answer, and the engine that gives it: the first where the request could run."""
+        *others, last = self._choose(name)
+        for engine in others:
+            try:
+                response = await engine.post(path, body, headers)
+            except NotReached:
+                continue
+            if response.status != NOT_FOUND:
+                return response, engine
+            response.close()
+        return await last.post(path, body, headers), last
+
     def _stream(self, response: EngineResponse, inference: Inference, target: Target, clock: Clock) -> Stream:
-        return Stream(
+        made = ResponseStream if inference.kind == "responses" else Stream
+        return made(
             response,
             target,
             clock,
@@ -110,11 +156,11 @@ class Relay:
             landed=lambda: self._routes.land(target.engine_name),
         )
 
-    async def _whole(self, response: EngineResponse, target: Target, clock: Clock) -> Answer:
+    async def _whole(self, response: EngineResponse, engine: Asked, target: Target, clock: Clock) -> Answer:
         clock.wait()
         try:
             if response.status != 200:
-                raise await self._refusal(response, target)
+                raise await self._refusal(response, engine, target)
             answer = await response.read(MAX_ANSWER_BYTES)
         finally:
             response.close()
@@ -127,13 +173,16 @@ class Relay:
         clock.over(200, usage_of(said))
         return Answer(200, JSON_TYPE, body, target, clock.worked)
 
-    async def _refusal(self, response: EngineResponse, target: Target) -> GatewayError:
+    async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
         """The engine's error as ours."""
         said = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
-        if response.status == 404:  # it forgot the adapter, by a restart we have not noticed yet
+        if response.status == NOT_FOUND and said == NO_ROUTE:
+            raise Refused(NOT_OFFERED, "the engine offers no such route for the model it serves")
+        if response.status == NOT_FOUND:  # it forgot the adapter, by a restart we have not noticed yet
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
-        if response.status >= 500 and not await self._engine.healthy():  # its core is dead, its server not yet
+        if response.status >= 500 and not await engine.healthy():  # its core is dead, its server not yet
+            self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
         return refusal(response.status, said)
 

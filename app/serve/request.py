@@ -13,8 +13,9 @@ from typing import Any, Final, Literal, NoReturn
 from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve.checks import Check
 from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.more_fields import EMBEDDINGS, RESPONSES
 
-Kind = Literal["chat", "completions"]
+Kind = Literal["chat", "completions", "responses", "embeddings"]
 
 MAX_BODY_BYTES: Final = 4 << 20
 """Bytes of a request: about a million tokens of text."""
@@ -22,8 +23,20 @@ MAX_BODY_BYTES: Final = 4 << 20
 COLLECTED_BYTES: Final = 64 << 10
 """Bytes of a body that is decoded without further ado."""
 
-_TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {"chat": CHAT, "completions": COMPLETIONS}
-_REQUIRED: Final[Mapping[Kind, str]] = {"chat": "messages", "completions": "prompt"}
+_TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
+    "chat": CHAT,
+    "completions": COMPLETIONS,
+    "responses": RESPONSES,
+    "embeddings": EMBEDDINGS,
+}
+_REQUIRED: Final[Mapping[Kind, str]] = {
+    "chat": "messages",
+    "completions": "prompt",
+    "responses": "input",
+    "embeddings": "input",
+}
+_WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
+"""Where a stream says token counts only when asked; in the other it always does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,9 @@ class Inference:
         Raises Refused INVALID_REQUEST for text that is not Unicode.
         """
         fields = self.fields
-        if self.stream and not self.usage_wanted:
+        if self.kind == "responses":
+            fields = {**fields, "store": False}  # its default is true
+        if self.stream and self.kind in _WITH_COUNTS and not self.usage_wanted:
             asked = {**(fields.get("stream_options") or {}), "include_usage": True}
             asked.pop("continuous_usage_stats", None)  # without include_usage, vLLM does not do it
             fields = {**fields, "stream_options": asked}
@@ -92,7 +107,7 @@ def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
         raise Refused(INVALID_REQUEST, f"{required} is missing", param=required)
     if "stream_options" in fields and not fields.get("stream"):
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
-    if fields.get("top_logprobs") and not fields.get("logprobs"):
+    if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
 
 

@@ -18,15 +18,19 @@ _TEXTS: Final = ("content", "tool_calls", "reasoning", "reasoning_content")
 
 
 def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The engine's token counts, where it said any that can be read."""
+    """The engine's token counts, where it said any that can be read, in chat's words."""
     usage = said.get("usage")
-    return usage if isinstance(usage, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return None
+    if "input_tokens" in usage:  # as /v1/responses says it
+        usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage.get("output_tokens")}
+    return usage
 
 
 class Stream(AsyncIterator[bytes]):
     """Iterates over bytes to send: whole events, several at once where they arrived together.
 
-    Ends after `data: [DONE]`, or after an error event when the engine broke off, lied or ran on. `aclose` (or dropping it)
+    Ends after `data: [DONE]`, or after an error event when the engine broke off, lied or ran on. `close` (or dropping it)
     before that cuts the connection to the engine, which then aborts its work. A class rather than a generator because a
     generator that was never started is never closed.
     """
@@ -64,14 +68,18 @@ class Stream(AsyncIterator[bytes]):
                     return out
         except GatewayError as error:
             self._close(error)
-            return error_event(error)
+            return self._error(error)
         except BaseException:  # cancelled: the client has gone
             self._leave()
             raise
         raise StopAsyncIteration
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Stop, wherever it stands. Safe to call twice."""
+        self._leave()
+
+    async def aclose(self) -> None:
+        """The same, as those that iterate call it."""
         self._leave()
 
     def __del__(self) -> None:
@@ -103,7 +111,10 @@ class Stream(AsyncIterator[bytes]):
                     return b"".join([*out, DONE])
                 said = self._read(data)
                 out.append(self._event(data, said))
-                self._clock.text(*_texts(said))
+                self._clock.text(*self._texts(said))
+                if self._is_last(said):
+                    self._close(None)
+                    break
         except ValueError as error:
             failure = Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}")
             return self._failed(out, failure)
@@ -126,7 +137,19 @@ class Stream(AsyncIterator[bytes]):
 
     def _failed(self, out: list[bytes], error: GatewayError) -> bytes:
         self._close(error)
-        return b"".join([*out, error_event(error)])
+        return b"".join([*out, self._error(error)])
+
+    def _error(self, error: GatewayError) -> bytes:
+        """`error` as the event that ends this stream."""
+        return error_event(error)
+
+    def _is_last(self, said: Mapping[str, Any]) -> bool:
+        """Whether nothing follows this event."""
+        return False  # [DONE] does
+
+    def _texts(self, said: Mapping[str, Any]) -> tuple[int, int]:
+        """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
+        return _texts(said)
 
     def _leave(self) -> None:
         if self._land():
@@ -148,7 +171,6 @@ class Stream(AsyncIterator[bytes]):
 
 
 def _texts(said: Mapping[str, Any]) -> tuple[int, int]:
-    """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
     first = pieces = 0
     choices = said.get("choices")
     for choice in choices if isinstance(choices, list) else ():

@@ -50,12 +50,19 @@ class Catalogue(CatalogueReader):
     As its reader, and: Unavailable NO_SPACE when the disk is full; lifecycle.IllegalMove for a move that is not drawn.
     """
 
-    def __init__(self, url: str, *, busy_seconds: float = BUSY_SECONDS, now: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+        patience_s: float = 0.0,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
-        Raises Unavailable STORE_FAILED when it is damaged or of another schema version.
+        patience_s: how long a server that does not answer is waited for. Raises Unavailable: see `Database`.
         """
-        super().__init__(Database(url, busy_seconds))
+        super().__init__(Database(url, busy_seconds, patience_s))
         self._now = now
 
     def close(self) -> None:

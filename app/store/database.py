@@ -1,28 +1,35 @@
-"""One SQL database: opened, checked, and used in whole transactions. SQLite by default, the URL decides.
+"""One SQL database: opened, checked, and used in whole transactions. SQLite by default, PostgreSQL by its URL.
 
-For SQLite: WAL, synchronous=FULL (a commit is on the disk when it returns), foreign keys, a bounded wait for locks, and
-BEGIN IMMEDIATE for writers, so that two of them queue instead of failing half-way.
+For PostgreSQL see postgres.py. For SQLite: WAL, synchronous=FULL (a commit is on the disk when it returns), foreign keys,
+a bounded wait for locks, and BEGIN IMMEDIATE for writers, so that two of them queue instead of failing half-way.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
+from sqlite3 import Error as SqliteError
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.disk import disk_errors, sync_directory
 from app.store.failpoints import failpoint
 from app.store.migrate import migrate
-from app.store.schema import SCHEMA_VERSION, metadata, schema_info
+from app.store.postgres import postgres_engine, said_by_postgres, wait_for_writers, with_patience
 
 BUSY_SECONDS: Final = 10.0
 """Seconds to wait for another connection's write: far above any transaction here, below a client's patience."""
 
 _WRITES: Final = "gateway_writes"
+ONE_MOMENT: Final[dict[str, dict[str, Any]]] = {
+    "sqlite": {},  # every transaction sees one moment
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
+"""How a transaction of several SELECTs is made to see one moment."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -33,17 +40,19 @@ def sqlite_url(path: Path) -> str:
 class Database:
     """A pool of connections. Safe for threads: each transaction has a connection of its own."""
 
-    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS, patience_s: float = 0.0) -> None:
         """Open the database and check it; make its tables when it is new, bring them up when they are older.
 
-        Raises Unavailable: STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when
-        another process keeps it locked for longer than `busy_seconds`.
+        patience_s: how long a server that does not answer yet is waited for, telling the log. Raises Unavailable:
+        STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when another process keeps it
+        locked for longer than `busy_seconds`; STORE_AWAY when the server did not answer in time.
         """
         with database_errors():
             self._engine: Final = _engine(url, busy_seconds)
         self._writers: Final = self._engine.execution_options(**{_WRITES: True})
+        self._readers: Final = self._engine.execution_options(**ONE_MOMENT[self._engine.dialect.name])
         try:
-            self._prepare()
+            with_patience(self._prepare, patience_s)
         except BaseException:
             self.close()
             raise
@@ -55,7 +64,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one moment of the database. Raises Unavailable."""
-        with database_errors(), self._engine.begin() as connection:
+        with database_errors(), self._readers.begin() as connection:
             yield connection
 
     @contextmanager
@@ -71,24 +80,10 @@ class Database:
         with self.writing() as connection:
             if connection.dialect.name == "sqlite":
                 _check_pages(connection)
-            if not inspect(connection).has_table(schema_info.name):
-                _create(connection)
             migrate(connection)
-            found = connection.execute(select(schema_info.c.version)).scalars().all()
-        if found != [SCHEMA_VERSION]:
-            known = ", ".join(str(version) for version in found) or "none"
-            raise Unavailable(STORE_FAILED, f"catalogue schema is {known}, this gateway knows only {SCHEMA_VERSION}")
         if self._engine.dialect.name == "sqlite" and self._engine.url.database:
             with disk_errors("sync the catalogue's directory"):
                 sync_directory(Path(self._engine.url.database).parent)
-
-
-def _create(connection: Connection) -> None:
-    others = set(inspect(connection).get_table_names()) & set(metadata.tables)
-    if others:
-        raise Unavailable(STORE_FAILED, f"the database has tables {sorted(others)} but no schema version")
-    metadata.create_all(connection)
-    connection.execute(insert(schema_info).values(version=SCHEMA_VERSION))
 
 
 def _check_pages(connection: Connection) -> None:
@@ -99,8 +94,12 @@ def _check_pages(connection: Connection) -> None:
 
 def _engine(url: str, busy_seconds: float) -> Engine:
     parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        engine = postgres_engine(parsed, busy_seconds)
+        event.listen(engine, "begin", _on_postgres_begin)
+        return engine
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+        raise ArgumentError("the catalogue is kept in sqlite:/// or postgresql://")
     if not parsed.database or parsed.database == ":memory:":
         raise ArgumentError("the catalogue needs a file: sqlite:///path/to/catalogue.db")
     with disk_errors(f"catalogue {parsed.database}"):
@@ -122,14 +121,23 @@ def _on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _on_postgres_begin(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITES, False):
+        wait_for_writers(connection)
+
+
 @contextmanager
 def database_errors() -> Iterator[None]:
     """Turn what the database says into Unavailable, without statements or values."""
     try:
         yield
     except DBAPIError as error:
+        if not isinstance(error.orig, SqliteError):
+            raise said_by_postgres(error) from error
         kind = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the primary code; above it are details
         code = {SQLITE_BUSY: STORE_BUSY, SQLITE_LOCKED: STORE_BUSY, SQLITE_FULL: NO_SPACE}.get(kind, STORE_FAILED)
         raise Unavailable(code, f"catalogue: {error.orig}") from error
+    except PoolTimeout as error:
+        raise Unavailable(STORE_BUSY, "catalogue: every connection is in use") from error
     except SQLAlchemyError as error:
         raise Unavailable(STORE_FAILED, f"catalogue: {error}") from error

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, create_engine, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, make_url, select
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from app.store.database import database_errors
+from app.store.database import BUSY_SECONDS, ONE_MOMENT, database_errors
+from app.store.postgres import postgres_engine
 from app.store.schema import adapters, schema_info, versions
 
 JSON_BYTES: Final = 64 << 20
@@ -106,7 +107,7 @@ class CatalogueSeen:
 def read_catalogue(url: str) -> CatalogueSeen:
     """Read every row in one transaction. Raises Unavailable STORE_FAILED or STORE_BUSY when that is not possible."""
     with database_errors():
-        engine = create_engine(_read_only(url))
+        engine = _read_only(url)
         try:
             with engine.connect() as connection:
                 if connection.dialect.name == "sqlite":  # the driver begins nothing for a SELECT: one moment for all
@@ -143,11 +144,13 @@ def _damage(connection: Connection) -> tuple[str, ...]:
     return tuple(line for line in (*said, *loose) if line != "ok")
 
 
-def _read_only(url: str) -> str:
+def _read_only(url: str) -> Engine:
     parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        return url
-    return f"sqlite:///file:{Path(parsed.database).resolve()}?mode=ro&uri=true"
+    if parsed.get_backend_name() == "postgresql":
+        return postgres_engine(parsed, BUSY_SECONDS).execution_options(**ONE_MOMENT["postgresql"])
+    if parsed.database:
+        return create_engine(f"sqlite:///file:{Path(parsed.database).resolve()}?mode=ro&uri=true")
+    return create_engine(parsed)
 
 
 def read_blob(directory: Path) -> BlobSeen:

@@ -1,37 +1,48 @@
-"""What an older gateway's catalogue lacks, added when it is opened: in the one transaction that opens it, or not at all."""
+"""Brings the catalogue's tables to this gateway's schema, in the one transaction that opens it, or not at all.
 
-import json
-from collections.abc import Callable, Mapping
+alembic walks the revisions (migrations/); which version a catalogue has is what `schema_info` says, as it always did, so
+that a gateway from before alembic refuses a newer catalogue too. alembic's own table follows that.
+"""
+
+from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, select, update
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, select, update
 
-from app.store.schema import schema_info, versions
+from app.errors import STORE_FAILED, Unavailable
+from app.store.schema import SCHEMA_VERSION, metadata, schema_info
+
+SCRIPTS: Final = Path(__file__).parent / "migrations"
+_ALEMBIC: Final = "alembic_version"
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the tables from an older schema version to the next, and on; leave any other version alone."""
-    while len(found := connection.execute(select(schema_info.c.version)).scalars().all()) == 1 and found[0] in _STEPS:
-        _STEPS[found[0]](connection)
-        connection.execute(update(schema_info).values(version=found[0] + 1))
+    """Make the tables where there are none, bring older ones up. Raises Unavailable STORE_FAILED for any other version."""
+    tables = set(inspect(connection).get_table_names())
+    found = _schema(connection, tables)
+    if found == SCHEMA_VERSION and _ALEMBIC in tables:
+        return
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    if found:
+        MigrationContext.configure(connection).stamp(ScriptDirectory.from_config(config), f"{found:04}")
+    if found != SCHEMA_VERSION:
+        command.upgrade(config, f"{SCHEMA_VERSION:04}")
+        connection.execute(update(schema_info).values(version=SCHEMA_VERSION))
 
 
-def _count_projected(connection: Connection) -> None:
-    """1 → 2: how many modules were projected stood only in the report."""
-    connection.exec_driver_sql("ALTER TABLE versions ADD COLUMN modules_projected INTEGER")
-    measured = select(versions.c.id, versions.c.report).where(versions.c.modules_total.is_not(None))
-    for row in connection.execute(measured).all():
-        connection.execute(
-            update(versions).where(versions.c.id == row.id).values(modules_projected=_projected(row.report))
-        )
-
-
-def _projected(report: str | None) -> int | None:
-    try:
-        decisions = [module["decision"] for module in json.loads(report or "")["verdict"]["modules"]]
-        return decisions.count("project")
-    except (ValueError, KeyError, TypeError):  # a damaged report: the auditor says so
-        return None
-
-
-_STEPS: Final[Mapping[int, Callable[[Connection], None]]] = {1: _count_projected}
+def _schema(connection: Connection, tables: set[str]) -> int:
+    """The schema version that is there; 0 in an empty database."""
+    if schema_info.name not in tables:
+        if others := tables & (set(metadata.tables) | {_ALEMBIC}):
+            raise Unavailable(STORE_FAILED, f"the database has tables {sorted(others)} but no schema version")
+        return 0
+    found = connection.execute(select(schema_info.c.version)).scalars().all()
+    if len(found) != 1 or not 1 <= found[0] <= SCHEMA_VERSION:
+        known = ", ".join(str(version) for version in found) or "none"
+        raise Unavailable(STORE_FAILED, f"catalogue schema is {known}, this gateway knows only {SCHEMA_VERSION}")
+    return int(found[0])

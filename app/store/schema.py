@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -28,7 +29,7 @@ from app.domain.verdict import Outcome
 from app.lifecycle import State
 
 SCHEMA_VERSION: Final = 2
-"""Changes with any change to the tables below. An older one is brought up (migrate.py), any other refused."""
+"""Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
 
 _HEX: Final = 64
 """Characters of a SHA-256 in hex."""
@@ -49,6 +50,23 @@ class _Utc(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class _Name(TypeDecorator[str]):
+    """A name, as a stranger may have written it. What no database takes as text becomes what no name contains."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """To the database: PostgreSQL keeps no NUL, neither database keeps half a surrogate pair."""
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+_BYTES: Final = Integer().with_variant(BigInteger(), "postgresql")
+"""Counts of bytes: PostgreSQL's INTEGER ends at 2 GiB, SQLite's does not."""
+
+_IN_BYTE_ORDER: Final = String(63).with_variant(String(63, collation="C"), "postgresql")
+"""Listed in one order whatever the server's language is, as SQLite does."""
+
 metadata: Final = MetaData()
 
 schema_info: Final = Table("schema_info", metadata, Column("version", Integer, nullable=False))
@@ -57,8 +75,8 @@ adapters: Final = Table(
     "adapters",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String(63), nullable=False),
-    Column("name_key", String(63), nullable=False, unique=True),  # the name casefolded
+    Column("name", _Name(63), nullable=False),
+    Column("name_key", _IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
     Column("created_at", _Utc, nullable=False),
     Column("active_version", Integer),  # the alias: a number among this adapter's versions
     Column("next_version", Integer, nullable=False),  # only grows, also over a deletion
@@ -75,8 +93,8 @@ versions: Final = Table(
     Column("outcome", String(16)),
     Column("config_digest", String(_HEX), nullable=False),
     Column("weights_digest", String(_HEX), nullable=False),
-    Column("config_bytes", Integer, nullable=False),
-    Column("weights_bytes", Integer, nullable=False),
+    Column("config_bytes", _BYTES, nullable=False),
+    Column("weights_bytes", _BYTES, nullable=False),
     Column("parameters", String(_HEX), nullable=False),  # what the verdict depends on besides the bytes
     Column("verdict_id", String(_HEX)),
     Column("modules_total", Integer),

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
+from app.domain.memory import out_of_memory
 from app.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
@@ -70,16 +71,18 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
 
     weights: open for reading at any position; read tensor by tensor, so that beyond the Adapter itself no more than one
     tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the stage
-    `validate`), `param` naming the tensor or field; OSError when the disk fails.
+    `validate`), `param` naming the tensor or field; OSError when the disk fails; what says `out_of_memory`.
     """
     read = read_config(config, max_bytes=limits.max_config_bytes, base_names=limits.base_names)
     try:
         plans = _plan(read_header(weights), read, target, limits)
         dtype = _SERVED[target.dtype]
         modules = tuple(_load(plan, weights, dtype) for plan in plans)
-    except (GatewayError, OSError, MemoryError):
+    except (GatewayError, OSError):
         raise
     except Exception as error:  # fail closed: what surprises a library is refused, not served
+        if out_of_memory(error):
+            raise
         raise Refused(BAD_SAFETENSORS, f"the weights cannot be read: {type(error).__name__}") from error
     return Adapter(modules, target.dtype)
 

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
-from app.errors import NO_SPACE, Refused, Unavailable
+from app.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
 from app.lifecycle import IN_FLIGHT
 from tests.support.house import OpenHouse, Running, form
 
@@ -199,3 +200,78 @@ async def test_series_of_deleted_adapters_do_not_pile_up(running: Running) -> No
         assert await chat(running, f"passing-{i}") == 200
         await running.http.delete(f"/adapters/passing-{i}")
     assert "passing-" not in (await running.http.get("/metrics")).text
+
+
+def spoilt(name: str, seed: int = 0) -> Any:
+    """An upload that is no plain LoRA."""
+    bad = form(name, seed=seed)
+    bad["config"] = ("c", bad["config"][1].replace(b'"use_dora": false', b'"use_dora": true'))
+    return bad
+
+
+async def test_the_same_bad_bytes_again_are_one_version_however_often(running: Running) -> None:
+    first = await running.http.post("/adapters", files=spoilt("bad"))
+    again = [await running.http.post("/adapters", files=spoilt("bad")) for _ in range(4)]
+    together = await asyncio.gather(*(running.http.post("/adapters", files=spoilt("bad")) for _ in range(4)))
+    for answer in (first, *again, *together):
+        assert answer.status_code == 422
+        told, version = answer.json()["error"], answer.json()["version"]
+        assert (told["code"], told["message"]) == ("unsupported_config", first.json()["error"]["message"])
+        assert version == first.json()["version"]
+    assert len((await running.http.get("/adapters/bad")).json()["versions"]) == 1
+    counted = (await running.http.get("/metrics")).text
+    assert 'gateway_rejected_total{code="unsupported_config",stage="validate"} 9.0' in counted
+    other = await running.http.post("/adapters", files=spoilt("bad", seed=1))
+    assert other.json()["version"]["version"] == 2
+    mended = await running.http.post("/adapters", files=form("bad"))
+    assert (mended.status_code, mended.json()["version"]) == (201, 3)
+
+
+async def test_what_the_measurement_rejected_is_told_again_with_its_report(open_gateway: OpenHouse) -> None:
+    async with open_gateway(tau=-1e6) as running:
+        first, again = [(await running.http.post("/adapters", files=form("bad"))).json() for _ in range(2)]
+    assert first["error"]["code"] == "rejected"
+    assert first["version"]["report"]["verdict"]["modules"]
+    assert again == first
+    async with open_gateway() as running:  # by another policy it is another question
+        assert (await running.http.post("/adapters", files=form("bad"))).status_code == 201
+
+
+@pytest.mark.parametrize("overrides", [{"max_scaling": 0.001}, {"base_names": "org/another"}], ids=str)
+async def test_what_other_settings_refused_is_measured_anew(open_gateway: OpenHouse, overrides: Any) -> None:
+    async with open_gateway(**overrides) as running:
+        assert (await running.http.post("/adapters", files=form("a"))).status_code == 422
+    async with open_gateway() as running:
+        assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
+
+
+@pytest.mark.parametrize("code", [SCREENING_KILLED, SCREENING_TIMEOUT], ids=lambda code: code.name)
+async def test_what_ran_out_of_time_or_memory_may_be_tried_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch, code: Code
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise Refused(code, "the machine was busy")
+
+    with monkeypatch.context() as busy:
+        busy.setattr("app.sanitise.screen", ended)
+        assert (await running.http.post("/adapters", files=form("a"))).json()["error"]["code"] == code.name
+    assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
+
+
+@pytest.mark.parametrize("where", ["app.sanitise.validate", "app.sanitise.screen", "app.sanitise.canonicalise"])
+@pytest.mark.parametrize("of", ["Python", "torch"])
+async def test_out_of_memory_is_a_limit_and_not_the_files_fault(
+    running: Running, monkeypatch: pytest.MonkeyPatch, where: str, of: str
+) -> None:
+    def greedy(*_: object, **__: object) -> None:
+        if of == "torch":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        raise MemoryError
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(where, greedy)
+        answer = await running.http.post("/adapters", files=form("a"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "screening_killed")
+        assert "memory" in answer.json()["error"]["message"]
+        assert answer.json()["version"]["state"] == "rejected"
+    assert (await running.http.post("/adapters", files=form("a"))).status_code == 201

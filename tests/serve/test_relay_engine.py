@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from app.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
 from app.load.engine import HttpEngine
-from app.load.reconcile import Reconciler
-from app.serve.relay import PATHS, Relay
+from app.load.reconcile import Keeping, Reconciler
+from app.serve.relay import PATHS, Relay, only
 from app.serve.request import Kind
 from app.serve.routes import Routes, Served
 from app.serve.stream import Stream
@@ -37,9 +37,9 @@ class Gateway:
         named = [Served(f"a{n}", n, f"a{n}@{n:012d}", f"d{n}", active=True) for n in (1, 2)]
         self.routes.replace((*named, Served("emptied", 1, None, None, active=True)))
         self.reconciler = Reconciler(
-            self.client, lambda: self.desired, lambda *_: None, interval_s=0.5, idle=self.routes.idle
+            self.client, Keeping(lambda: self.desired, lambda *_: None, interval_s=0.5, idle=self.routes.idle)
         )
-        self.relay = Relay(self.client, self.routes, missing=lambda _: self.reconciler.poke())
+        self.relay = Relay(only(self.client), self.routes, missing=lambda _: self.reconciler.poke())
 
     def is_loaded(self, name: str) -> bool:
         return self.reconciler.is_loaded(name)

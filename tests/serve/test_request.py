@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve.checks import MAX_SCHEMA_DEPTH
 from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.more_fields import EMBEDDINGS, RESPONSES
 from app.serve.request import MAX_BODY_BYTES, Kind, parse
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -264,13 +265,20 @@ JSON = st.recursive(
 )
 
 
-@given(kind=st.sampled_from(get_args(Kind)), field=st.sampled_from(sorted({*CHAT, *COMPLETIONS, *UNHEARD})), value=JSON)
+TABLES: dict[str, Any] = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "embeddings": EMBEDDINGS}
+FIELDS = sorted({field for table in (*TABLES.values(), UNHEARD) for field in table})
+
+
+@given(kind=st.sampled_from(get_args(Kind)), field=st.sampled_from(FIELDS), value=JSON)
 def test_nothing_but_a_refusal_escapes(kind: Kind, field: str, value: Any) -> None:
     required: dict[str, Any] = {"messages": MESSAGES} if kind == "chat" else {"prompt": "x"}
+    if kind in ("responses", "embeddings"):
+        required = {"input": "x"}
     try:
         written = parse(kind, json.dumps({"model": "a"} | required | {field: value}).encode()).encode("engine")
     except Refused:
         return
     again = json.loads(written)
     assert again.pop("model") == "engine"
-    assert set(again) <= set(CHAT if kind == "chat" else COMPLETIONS) - set(UNHEARD)
+    assert again.pop("store", False) is False
+    assert set(again) <= set(TABLES[kind]) - set(UNHEARD)

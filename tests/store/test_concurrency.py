@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app.domain.names import AdapterName
 from app.errors import ADAPTER_NOT_FOUND, NAME_TAKEN, Refused
@@ -19,14 +27,15 @@ from app.lifecycle import SERVABLE, State
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
 from tests.store.making import NAME, artefact, published, received, stored, verdict
+from tests.support.postgres import Server
 
 THREADS = 8
 T = TypeVar("T")
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
-    opened = Catalogue(sqlite_url(tmp_path / "catalogue.db"))
+def catalogue(catalogue_url: str) -> Iterator[Catalogue]:
+    opened = Catalogue(catalogue_url)
     yield opened
     opened.close()
 
@@ -136,11 +145,14 @@ class Walk(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.home = TemporaryDirectory()
-        self.url = sqlite_url(Path(self.home.name) / "c.db")
+        self.url = self.new_url()
         self.catalogue = Catalogue(self.url)
         self.model: dict[AdapterName, dict[int, str]] = {}
         self.highest: dict[str, int] = defaultdict(int)
         self.engine_names: set[str] = set()
+
+    def new_url(self) -> str:
+        return sqlite_url(Path(self.home.name) / "c.db")
 
     def teardown(self) -> None:
         self.catalogue.close()
@@ -244,3 +256,18 @@ TestWalk = Walk.TestCase
 TestWalk.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+class PostgresWalk(Walk):
+    """The same walks over PostgreSQL."""
+
+    server: ClassVar[Server]
+
+    def new_url(self) -> str:
+        return self.server.fresh()
+
+
+@pytest.mark.slow
+def test_walks_over_postgresql(postgres: Server) -> None:
+    PostgresWalk.server = postgres
+    run_state_machine_as_test(PostgresWalk, settings=settings(TestWalk.settings, max_examples=15))

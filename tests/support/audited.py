@@ -11,9 +11,9 @@ from tests.support.house import KEY, Running
 REST_S = 40.0
 
 
-async def rested(running: Running, promised: Iterable[Promise] = ()) -> None:
-    """Until there are no findings; those that stay fail the test."""
-    promises, url = tuple(promised), sqlite_url(running.data / "catalogue.sqlite")
+async def rested(running: Running, promised: Iterable[Promise] = (), url: str | None = None) -> None:
+    """Until there are no findings; those that stay fail the test. url: of the catalogue, where it is no SQLite."""
+    promises, url = tuple(promised), url or sqlite_url(running.data / "catalogue.sqlite")
     deadline = asyncio.get_running_loop().time() + REST_S
     while True:
         listed = await engine_list(running.simulator.url)

@@ -132,7 +132,13 @@ def engine(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_adapter: Callable[[int], Path]
 ) -> Iterator[LiveEngine]:
     """The session's real vLLM, ready. As on a fresh machine, it finds no C++ compiler that works."""
-    root = tmp_path_factory.mktemp("engine")
+    with live_engine(tmp_path_factory.mktemp("engine"), tiny_model_dir, tiny_adapter) as live:
+        yield live
+
+
+@contextlib.contextmanager
+def live_engine(root: Path, model_dir: Path, adapter: Callable[[int], Path]) -> Iterator[LiveEngine]:
+    """A real vLLM whose files lie under `root`, ready."""
     broken = root / "bin" / COMPILER
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -143,10 +149,8 @@ def engine(
     thread = threading.Thread(target=loop.run_forever, name="engine-loop", daemon=True)
     thread.start()
     said: list[str] = []
-    embedded = EmbeddedEngine(
-        tiny_spec(tiny_model_dir), socket_home(root / "run"), root / "engine.log", say=said.append
-    )
-    live = LiveEngine(embedded, tiny_model_dir, tiny_adapter, loop, said)
+    embedded = EmbeddedEngine(tiny_spec(model_dir), socket_home(root / "run"), root / "engine.log", say=said.append)
+    live = LiveEngine(embedded, model_dir, adapter, loop, said)
     try:
         live.run(embedded.start())
         live.run(embedded.ready())

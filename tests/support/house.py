@@ -49,6 +49,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
     settings = Settings(
         **{
             "model": SERVED,
+            "host": "0.0.0.0",  # nothing listens; an open gateway on loopback would know its own names only
             "reference": reference,
             "data": data,
             "api_keys": KEY,

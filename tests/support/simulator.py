@@ -15,6 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.simulated_responses import simulate_response
 from tests.support.vllm_metrics import exposition
 
 MODEL = "tiny-llama"
@@ -47,7 +48,8 @@ class Simulator:
         self.request_ids: list[str] = []
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
-        self.running = 0  # inference requests being answered now
+        self.embeds = False
+        self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -63,11 +65,19 @@ class Simulator:
                 web.post("/v1/unload_lora_adapter", self._faulty("unload", self._unload)),
                 web.post("/v1/chat/completions", self._faulty("chat", self._chat)),
                 web.post("/v1/completions", self._faulty("completions", self._completions)),
+                web.post("/v1/responses", self._faulty("responses", self._responses)),
+                web.post("/v1/embeddings", self._faulty("embeddings", self._embeddings)),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
+
+    @property
+    def connections(self) -> int:
+        """Connections open to it now."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
 
     async def stop(self) -> None:
         """Refuse connections from now on, and break those there are."""
@@ -82,7 +92,8 @@ class Simulator:
                 case "reset":
                     return _reset(request)
                 case "hang":
-                    await asyncio.sleep(3600)
+                    async with self.run():
+                        await asyncio.sleep(3600)
                 case "500":
                     return _error(500, "something broke", "InternalServerError")
                 case "garbage":
@@ -133,6 +144,20 @@ class Simulator:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._infer(request, chat=False)
 
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        return await simulate_response(self, request)
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        """As vLLM answers where it serves a model that generates; `embeds`: as where it serves one that embeds."""
+        if not self.embeds:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        body = await request.json()
+        self.seen.append(body)
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        answer = {"id": "embd-1", "object": "list", "model": body["model"], "data": data, "usage": usage}
+        return web.json_response(answer)
+
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
         self.seen.append(body)
@@ -146,13 +171,14 @@ class Simulator:
             return _error(int(fault), f"the engine says {fault} of {body['model']}", "BadRequestError")
         if fault == "dead-core":
             return _error(500, "EngineCore encountered an issue.", "InternalServerError")
-        async with self._run():
+        async with self.run():
             if body.get("stream"):
                 return await self._stream(request, body, fault)
             return await self._whole(request, body, fault, chat=chat)
 
     @asynccontextmanager
-    async def _run(self) -> AsyncIterator[None]:
+    async def run(self) -> AsyncIterator[None]:
+        """Counted as running."""
         self.running += 1
         try:
             yield

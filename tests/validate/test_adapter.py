@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.domain.lora import ServingDtype, Shape, TargetModel
+from app.domain.memory import out_of_memory
 from app.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
@@ -259,6 +260,20 @@ def test_our_own_trouble_is_not_blamed_on_the_upload(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         validate(upload.config_bytes, Failing(upload.weights_bytes), upload.model, LIMITS)
+
+
+def test_torch_out_of_memory_is_not_blamed_on_the_upload_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    cast = torch.Tensor.to
+
+    def greedy(tensor: torch.Tensor, *given: Any) -> torch.Tensor:
+        torch.empty(1 << 60, dtype=torch.uint8)  # torch's own words, whatever they are in this release
+        return cast(tensor, *given)
+
+    upload = Upload.valid()
+    monkeypatch.setattr(torch.Tensor, "to", greedy)
+    with pytest.raises(RuntimeError) as caught:
+        validate(upload.config_bytes, io.BytesIO(upload.weights_bytes), upload.model, LIMITS)
+    assert out_of_memory(caught.value)
 
 
 def test_a_file_that_shrinks_under_us_is_refused() -> None:

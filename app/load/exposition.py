@@ -1,0 +1,35 @@
+"""Several engines' metrics as one text: the same families, every series with the label of its engine."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+_SAMPLE: Final = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?(.*)")
+_ABOUT: Final = re.compile(rb"# (?:HELP|TYPE) (\S+).*")
+
+
+def merged(texts: Mapping[str, bytes]) -> bytes:
+    """engine → its metrics in Prometheus text format, to one such text: each family once, its lines together."""
+    heads: dict[bytes, dict[bytes, None]] = {}
+    samples: dict[bytes, list[bytes]] = {}
+    for engine, text in texts.items():
+        family = b""
+        label = b'engine="' + engine.encode() + b'"'
+        for line in text.splitlines():
+            if about := _ABOUT.fullmatch(line):
+                family = about[1]
+                heads.setdefault(family, {}).setdefault(line)
+            elif sample := _SAMPLE.fullmatch(line):
+                name, brace, rest = sample.groups()
+                labelled = b"%s{%s%s" % (name, label, b"," + rest if brace else b"}" + rest)
+                samples.setdefault(family, []).append(labelled)
+    lines = [line for family in samples for line in (*_once(heads.get(family, {})), *samples[family])]
+    return b"\n".join(lines) + b"\n"
+
+
+def _once(head: Mapping[bytes, None]) -> list[bytes]:
+    """One HELP and one TYPE line, the first of each: engines of several versions may word theirs differently."""
+    first: dict[bytes, bytes] = {}
+    for line in head:
+        first.setdefault(line[:6], line)
+    return list(first.values())

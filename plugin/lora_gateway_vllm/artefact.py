@@ -1,0 +1,73 @@
+"""What the gateway keeps for one version, seen from the engine: two files under one digest.
+
+The digest is the gateway's own (SHA-256 over the lines `name NUL sha256 LF` of its files in the order of their names), so
+nobody has to be believed: neither the network, nor the store, nor this machine's disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+CHUNK: Final = 1 << 20
+"""Bytes read at a time."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@([0-9a-f]{12})(?:-[0-9]{1,9})?")
+_ASKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{1,12}(?:-[0-9]{1,9})?")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """engine_name: `<adapter>@<digest12>`. digest: SHA-256 in hex. sizes: bytes of each file."""
+
+    engine_name: str
+    digest: str
+    sizes: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """Of both files."""
+        return sum(self.sizes.values())
+
+
+def may_exist(name: str) -> bool:
+    """Whether the gateway could know `name`: a version's, by number or by digest. Plain names move, so they never do."""
+    return _ASKED.fullmatch(name) is not None
+
+
+def parse(told: object) -> Artefact:
+    """The gateway's answer about one name. Raises ValueError when it is not one that can be right."""
+    if not isinstance(told, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - bad input, not a bug
+    name, digest, sizes = told.get("engine_name"), told.get("digest"), told.get("bytes")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError("no digest")
+    match = _ENGINE_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None or match[1] != digest[:12]:
+        raise ValueError("the engine's name is not that of the digest")
+    if not isinstance(sizes, dict) or set(sizes) != set(FILES):
+        raise ValueError("other files than an adapter has")
+    if not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise ValueError("a size that is none")
+    return Artefact(match[0], digest, sizes)
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """The artefact's digest from the SHA-256 (hex) of each file."""
+    lines = (f"{name}\0{hashes[name]}\n" for name in sorted(FILES))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises OSError."""
+    hashed = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest()

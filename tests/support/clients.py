@@ -1,0 +1,70 @@
+"""Other people's clients, each in an environment of its own: what they need may not agree with what we pin.
+
+Made the first time from the pins in tests/clients/ and kept under the user's cache, one folder for each set of pins.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+HOME: Final = Path(__file__).resolve().parents[1] / "clients"
+"""The clients' pins and programs."""
+
+KEPT: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lora-gateway-tests" / "clients"
+ANSWER_S: Final = 120.0
+INSTALL_S: Final = 600.0
+MADE: Final = "made"
+
+
+def python_with(client: str) -> Path:
+    """A Python that has `client` as pinned in tests/clients/<client>.txt."""
+    pins = HOME / f"{client}.txt"
+    folder = _folder(client, pins)
+    python = folder / "bin" / "python"
+    if not (folder / MADE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _do(sys.executable, "-m", "venv", folder)
+        _do(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", pins)
+        (folder / MADE).touch()
+    return python
+
+
+def node_with_openai() -> tuple[Path, Path]:
+    """Node, and a folder in which it finds the openai package as locked. Skips the test where there is no Node."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("Node is not installed: nothing to run the openai package for Node with")
+    lock = HOME / "package-lock.json"
+    folder = _folder("node", lock)
+    if not (folder / MADE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for file in (HOME / "package.json", lock):
+            shutil.copy(file, folder)
+        _do(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+        (folder / MADE).touch()
+    return Path(node), folder
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    """What a client's program printed. It gets PATH, a home in `cwd` and `env`: nothing of the user's own settings."""
+    clean = {"PATH": os.environ["PATH"], "HOME": str(cwd), "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=ANSWER_S)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def _folder(name: str, pins: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return KEPT / f"{name}-{version}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+
+
+def _do(*command: str | Path, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_S)
+    assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-2000:]}"

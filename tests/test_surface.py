@@ -1,0 +1,148 @@
+"""OpenAI's surface on the real engine, as it looks on the wire: headers, ids, errors, and who leaves in the middle."""
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.demo.assets import ADAPTERS, BENIGN
+from app.demo.gateway import GatewayProcess
+from app.demo.world import new_skill_held_out
+from tests.support.demo_gateway import chat_body, push, say
+
+pytestmark = pytest.mark.engine
+MODEL = "surface"
+QUESTION = new_skill_held_out()[0].question
+LONG = {"max_tokens": 480, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture
+def http(client: httpx.Client) -> httpx.Client:
+    assert push(client, MODEL, ADAPTERS / BENIGN).status_code in (200, 201)
+    return client
+
+
+@pytest.fixture
+def sdk(demo_gateway: GatewayProcess, http: httpx.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{demo_gateway.url}/v1", api_key="unused", max_retries=0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_headers_say_who_answered_and_under_which_id(http: httpx.Client, stream: bool) -> None:
+    body = chat_body(MODEL, QUESTION, stream=stream)
+    answer = http.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-1"})
+    version = http.get(f"/adapters/{MODEL}").json()["versions"][-1]
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert answer.headers["x-adapter-version"] == str(version["version"])
+    assert answer.headers["x-adapter-digest"] == version["digest"]
+    assert 0 < float(answer.headers["x-gateway-overhead-ms"]) < 1000
+    plain = http.post("/v1/chat/completions", json=chat_body("demo", QUESTION, stream=stream))
+    assert "x-adapter-version" not in plain.headers
+    assert plain.headers["x-request-id"]
+
+
+def test_a_client_that_leaves_ends_the_engines_work_within_a_second(http: httpx.Client) -> None:
+    before = generated(http)
+    with http.stream("POST", "/v1/chat/completions", json=chat_body(MODEL, QUESTION, **LONG)) as answer:
+        next(answer.iter_bytes())
+    assert_it_stops(http, before)
+
+
+def test_one_that_leaves_before_the_answer_does_too(demo_gateway: GatewayProcess, http: httpx.Client) -> None:
+    body = chat_body(MODEL, QUESTION, **LONG | {"stream": False})
+    before = generated(http)
+    with contextlib.suppress(httpx.ReadTimeout), httpx.Client(base_url=demo_gateway.url, timeout=0.3) as impatient:
+        impatient.post("/v1/chat/completions", json=body)
+        pytest.fail("480 tokens in 0.3 s: this test needs a longer answer")
+    assert_it_stops(http, before)
+
+
+def test_a_tool_the_engine_cannot_parse_is_refused_in_its_words(sdk: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    message: Any = {"role": "user", "content": QUESTION}
+    with pytest.raises(openai.BadRequestError, match="tool-call-parser") as caught:
+        sdk.chat.completions.create(model=MODEL, messages=[message], tools=[tool], tool_choice="auto")
+    assert caught.value.code == "engine_refused"
+    ignored = sdk.chat.completions.create(
+        model=MODEL, messages=[message], tools=[tool], tool_choice="none", max_tokens=4, temperature=0
+    )
+    assert ignored.choices[0].message.tool_calls in (None, [])
+
+
+def test_the_same_seed_says_the_same_and_n_gives_as_many(sdk: openai.OpenAI) -> None:
+    def sampled(seed: int) -> list[str | None]:
+        message: Any = {"role": "user", "content": QUESTION}
+        said = sdk.chat.completions.create(
+            model=MODEL, messages=[message], n=3, seed=seed, temperature=2, max_tokens=12, logprobs=True, stop=["?"]
+        )
+        assert all(choice.logprobs is not None and choice.logprobs.content for choice in said.choices)
+        return [choice.message.content for choice in said.choices]
+
+    first, again, other = sampled(1), sampled(1), sampled(2)
+    assert first == again
+    assert first != other
+    assert len(first) == 3
+
+
+def test_responses(sdk: openai.OpenAI, http: httpx.Client) -> None:
+    whole = sdk.responses.create(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=32)
+    assert whole.model == MODEL
+    assert whole.output_text.strip() == say(http, MODEL, QUESTION)
+    items: Any = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+    with sdk.responses.stream(model=MODEL, input=items, temperature=0, max_output_tokens=32) as stream:
+        seen = list(stream)
+        last = stream.get_final_response()
+    assert seen[0].type == "response.created"
+    assert last.model == MODEL
+    assert last.output_text == whole.output_text
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.output_tokens == whole.usage.output_tokens > 0
+    more: Any = [*items, *(item.model_dump() for item in whole.output), *items]  # a second turn, nothing kept here
+    assert sdk.responses.create(model=MODEL, input=more, temperature=0, max_output_tokens=4).output_text
+    with pytest.raises(openai.BadRequestError, match="keeps no responses"):
+        sdk.responses.create(model=MODEL, input=QUESTION, previous_response_id=whole.id)
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.retrieve(whole.id)
+
+
+def test_embeddings_are_not_offered_by_a_model_that_generates(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        sdk.embeddings.create(model=MODEL, input="hello")
+    assert caught.value.code == "not_offered"
+
+
+def test_the_gateway_lists_no_model_the_engine_knows_by_another_name(http: httpx.Client) -> None:
+    names = {card["id"] for card in http.get("/v1/models").json()["data"]}
+    assert MODEL in names
+    assert f"{MODEL}@1" in names
+    assert json.dumps(http.get(f"/v1/models/{MODEL}@1").json()).count("@") == 2  # id and root
+    assert http.get("/v1/models/nobody").json()["error"]["code"] == "model_not_found"
+
+
+def assert_it_stops(http: httpx.Client, before: float) -> None:
+    """A second after its client left, the engine makes no more tokens, and has made fewer than it was asked for."""
+    time.sleep(1.0)
+    then = generated(http)
+    assert then - before < LONG["max_tokens"] - 1
+    time.sleep(0.5)
+    assert generated(http) == then
+
+
+def generated(http: httpx.Client) -> float:
+    """Tokens the engine has made so far."""
+    return engine(http, "vllm:generation_tokens_total")
+
+
+def engine(http: httpx.Client, name: str) -> float:
+    """One of the engine's own figures."""
+    answer = http.get("/metrics/engine")
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    (value,) = (sample.value for family in families for sample in family.samples if sample.name == name)
+    return value
