@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,12 +78,17 @@ class PluginEngine:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
-            if self.socket.exists():  # before: httpx would leak the socket of a connection that nobody took
-                with contextlib.suppress(httpx.TransportError):
-                    if self.http.get("/health").status_code == 200:
-                        return
+            if self._listens() and self.http.get("/health").status_code == 200:
+                return
             time.sleep(0.2)
         raise AssertionError(self.log.read_text(errors="replace")[-4000:])
+
+    def _listens(self) -> bool:
+        """Asked first: httpx leaks the socket of a connection that nobody takes, and vLLM binds long before it listens."""
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(self.socket))
+            return True
+        return False
 
     def kill(self) -> None:
         if self.process is None:
