@@ -32,6 +32,11 @@ class Settings(BaseSettings):
     reference: Path = Field(description="Reference directory made by `python -m app reference build`")
     reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
+    store_url: str | None = Field(
+        None,
+        pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
+        description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
+    )
     catalogue_url: str | None = Field(
         None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
     )

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.digest import Digest
 from app.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable, printable
 
 router = APIRouter(tags=["fleet"], dependencies=[Depends(guarded)])
@@ -36,7 +37,7 @@ async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
     path = ctx.pipeline.publishing.desired().get(name) if name else None
     if name is None or path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
-    sizes = await asyncio.to_thread(_sizes, path)
+    sizes = await asyncio.to_thread(_sizes, ctx, path)
     return {"model": model, "engine_name": name, "digest": path.name, "bytes": sizes}
 
 
@@ -46,7 +47,7 @@ async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
     path = next((path for path in ctx.pipeline.publishing.desired().values() if path.name == digest), None)
     if path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
-    await asyncio.to_thread(_sizes, path)
+    await asyncio.to_thread(_sizes, ctx, path)
     return FileResponse(path / file, media_type="application/octet-stream")
 
 
@@ -57,8 +58,10 @@ def _engine_name(ctx: Context, model: str) -> str | None:
     return target.engine_name if target is not None and "@" in model else None
 
 
-def _sizes(path: Path) -> dict[str, int]:
-    """Bytes of each file. Raises Unavailable STORE_FAILED."""
+def _sizes(ctx: Context, path: Path) -> dict[str, int]:
+    """Bytes of each file, which may have to be fetched from object storage first. Raises Unavailable STORE_FAILED."""
+    if not path.is_dir():
+        ctx.pipeline.rooms.blobs.verify(Digest(path.name))
     try:
         return {file: (path / file).stat().st_size for file in ENGINE_FILES}
     except OSError as error:

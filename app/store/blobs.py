@@ -29,7 +29,7 @@ from app.domain.artefact import (
 )
 from app.domain.digest import Digest
 from app.errors import STORE_FAILED, Unavailable
-from app.store.disk import StoreLock, discard, disk_errors, exchange, probe, sync_directory, write_durably
+from app.store.disk import StoreLock, digests_in, discard, disk_errors, exchange, probe, sync_directory, write_durably
 from app.store.failpoints import failpoint
 
 STAGING: Final = ".staging"
@@ -96,9 +96,7 @@ class BlobStore:
 
     def digests(self) -> frozenset[Digest]:
         """The digests of all artefacts in the store."""
-        with disk_errors(f"store directory {self.root}"):
-            names = [entry.name for entry in os.scandir(self.root) if not entry.name.startswith(".")]
-        return frozenset(Digest(name) for name in names if _is_digest(name))
+        return digests_in(self.root)
 
     def put(self, artefact: Artefact) -> Path:
         """Keep `artefact` for ever and return its directory; when it returns, the disk has it.
@@ -283,17 +281,9 @@ class BlobStore:
     def _seal_all(self) -> None:
         """Finish what a kill between rename and chmod left open, and make sure that the disk has every name."""
         with disk_errors(f"seal {self.root}"):
-            for digest in self.digests():
+            for digest in digests_in(self.root):
                 self.path(digest).chmod(DIRECTORY_MODE)
             sync_directory(self.root)
-
-
-def _is_digest(name: str) -> bool:
-    try:
-        Digest(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _damaged(digest: Digest, name: str, how: str) -> Unavailable:

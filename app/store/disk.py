@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from app.domain.digest import Digest
 from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -33,6 +34,17 @@ def disk_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         code = NO_SPACE if error.errno in _FULL else STORE_FAILED
         raise Unavailable(code, f"{doing}: {error.strerror or error}") from error
+
+
+def digests_in(root: Path) -> frozenset[Digest]:
+    """The digests that entries of `root` are named by; other entries are passed over. Raises Unavailable."""
+    with disk_errors(f"store directory {root}"):
+        names = [entry.name for entry in os.scandir(root) if not entry.name.startswith(".")]
+    found = []
+    for name in names:
+        with suppress(ValueError):
+            found.append(Digest(name))
+    return frozenset(found)
 
 
 def write_durably(path: Path, data: bytes, mode: int) -> None:

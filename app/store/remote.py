@@ -1,0 +1,189 @@
+"""Artefacts in S3-compatible storage: `<url>/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}`.
+
+The storage is the truth, the local directory a copy for the engine's reading. There is no rename in S3: an artefact is
+there once its manifest is, which is written last. All three are written only where nothing is (If-None-Match: *), so of
+two gateways one writes and the other checks. What is read is hashed as it arrives and believed only when the hashes make
+the digest. The listing may lag behind: it is used to find garbage, and for nothing that is served.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Artefact, content_digest_of
+from app.domain.digest import Digest, digest_of
+from app.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
+from app.store.blobs import FILE_MODE, FILES, BlobStore
+from app.store.disk import digests_in, discard, disk_errors, sync_directory
+from app.store.objects import Missing, Objects
+
+OWNER: Final = ".owner"
+"""The object that says whose catalogue names these artefacts: another's garbage is not ours to collect."""
+
+CLOCK: Final = ".clock"
+"""Written to learn what time it is for the storage; no clock of ours is compared with it."""
+
+GRACE: Final = timedelta(hours=1)
+"""Age below which nothing is garbage: another gateway may have written it and not yet told the catalogue."""
+
+GARBAGE_S: Final = 300.0
+"""Seconds between two looks for garbage while some is too young: a look lists everything."""
+
+_log = logging.getLogger("gateway")
+
+
+class RemoteBlobs(BlobStore):
+    """Artefacts that several gateways with one catalogue share. `root` holds this gateway's copies."""
+
+    def __init__(self, root: Path, objects: Objects, owner: str, grace: timedelta = GRACE) -> None:
+        """owner: what all gateways on one catalogue, and no others, have in common.
+
+        Raises Unavailable: STORE_BUSY when these artefacts belong to another catalogue, else as BlobStore and Objects do.
+        """
+        self._objects: Final = objects
+        self._grace: Final = grace
+        self._next_look = 0.0
+        if not objects.create(OWNER, owner.encode()) and objects.read(OWNER) != owner.encode():
+            why = f"{objects.url} holds the artefacts of another catalogue; give this gateway a prefix of its own"
+            raise Unavailable(STORE_BUSY, why)
+        super().__init__(root)
+
+    def check_writable(self) -> None:
+        """As BlobStore; where the storage failed last, it is asked again. Raises Unavailable."""
+        super().check_writable()
+        if self._objects.trouble is not None:
+            self._objects.read(OWNER)
+
+    def digests(self) -> frozenset[Digest]:
+        """What is in the storage, as far as its listing has come, and what is copied here."""
+        return self._objects.digests() | digests_in(self.root)
+
+    def put(self, artefact: Artefact) -> Path:
+        """Keep `artefact` here and in the storage; when it returns, both have it. As BlobStore.put."""
+        final = super().put(artefact)  # first: it costs little to find out that this disk is full
+        for name, data in ((CONFIG_FILE, artefact.config), (WEIGHTS_FILE, artefact.weights)):
+            key = _key(artefact.digest, name)
+            if not self._objects.create(key, data) and self._hash_of(key) != digest_of(data):
+                _log.warning("object storage: %s had other bytes and was written anew", key)
+                self._objects.replace(key, data)
+        self._put_manifest(artefact)
+        return final
+
+    def verify(self, digest: Digest) -> None:
+        """Have a sound copy here: the one there is, or one fetched now. Raises Unavailable."""
+        try:
+            super().verify(digest)
+        except Unavailable:
+            self._fetch(digest)
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether a sound copy is here and the storage has its manifest; what is wrong is logged."""
+        if not super().is_whole(digest):
+            return False
+        try:
+            return self._objects.written_at(_key(digest, MANIFEST_FILE)) is not None
+        except Unavailable as error:
+            _log.warning("%s", error.message)
+            return False
+
+    def manifest(self, digest: Digest) -> bytes:
+        """The copy's manifest, else the storage's. Raises Unavailable STORE_FAILED."""
+        if (self.path(digest) / MANIFEST_FILE).exists():
+            return super().manifest(digest)
+        return self._objects.read(_key(digest, MANIFEST_FILE))
+
+    def remove(self, digest: Digest) -> None:
+        """Take it out of the storage, manifest first, and its copy away. Raises Unavailable."""
+        for name in reversed(FILES):
+            self._objects.delete(_key(digest, name))
+        super().remove(digest)
+
+    def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
+        """As BlobStore.collect; spares besides what is younger than the grace, by the storage's own clock."""
+        if time.monotonic() < self._next_look:
+            return 0, 1
+        self._objects.replace(CLOCK, secrets.token_bytes(8))
+        now = self._objects.written_at(CLOCK)
+
+        def young_or_read(digest: Digest) -> bool:
+            written = [self._objects.written_at(_key(digest, name)) for name in FILES]
+            young = any(now is None or at is None or now - at < self._grace for at in written if at is not None)
+            return young or read(digest)
+
+        removed, spared = super().collect(needed, young_or_read)
+        if spared:
+            self._next_look = time.monotonic() + min(GARBAGE_S, self._grace.total_seconds())
+        return removed, spared
+
+    def _put_manifest(self, artefact: Artefact) -> None:
+        """Whoever came first keeps the word; its date is made new, or it could be taken for old garbage."""
+        key = _key(artefact.digest, MANIFEST_FILE)
+        if self._objects.create(key, artefact.manifest):
+            return
+        there = self._objects.read(key)
+        self._objects.replace(key, there if _names(there, artefact.digest) else artefact.manifest)
+
+    def _hash_of(self, key: str) -> Digest:
+        hashed = hashlib.sha256()
+        self._objects.stream(key, hashed.update)
+        return Digest(hashed.hexdigest())
+
+    def _fetch(self, digest: Digest) -> None:
+        """Copy an artefact here, checked before anybody can see it. Raises Unavailable NO_SPACE or STORE_FAILED."""
+        final, staged = self.path(digest), self._staging / secrets.token_hex(16)
+        try:
+            with disk_errors(f"copy artefact {digest.short}"):
+                staged.mkdir(mode=0o700)
+                hashes = {name: self._copy(digest, name, staged / name) for name in reversed(FILES)}
+                if content_digest_of(hashes[CONFIG_FILE], hashes[WEIGHTS_FILE]) != digest:
+                    raise _damaged(digest, "its bytes are not those of its digest")
+                if not _names((staged / MANIFEST_FILE).read_bytes(), digest, hashes):
+                    raise _damaged(digest, "its manifest is another's")
+                staged.chmod(0o755)
+                sync_directory(staged)
+                (self._restore if os.path.lexists(final) else self._publish)(digest, staged, final)
+        finally:
+            discard(staged)
+
+    def _copy(self, digest: Digest, name: str, target: Path) -> Digest:
+        hashed = hashlib.sha256()
+        with target.open("xb") as file:
+
+            def take(piece: bytes) -> None:
+                hashed.update(piece)
+                file.write(piece)
+
+            try:
+                self._objects.stream(_key(digest, name), take)
+            except Missing as error:
+                raise _damaged(digest, f"{name} is missing") from error
+            file.flush()
+            os.fchmod(file.fileno(), FILE_MODE)
+            os.fsync(file.fileno())
+        return Digest(hashed.hexdigest())
+
+
+def _key(digest: Digest, name: str) -> str:
+    return f"{digest.hex}/{name}"
+
+
+def _names(manifest: bytes, digest: Digest, hashes: dict[str, Digest] | None = None) -> bool:
+    """Whether this is the manifest of that artefact (with files of those hashes)."""
+    try:
+        read = json.loads(manifest)
+        files = read["files"]
+        right = hashes is None or files == {name: hashes[name].hex for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        return bool(read["digest"] == digest.hex and right)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _damaged(digest: Digest, how: str) -> GatewayError:
+    return Unavailable(STORE_FAILED, f"object storage: artefact {digest.short}: {how}")
