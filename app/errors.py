@@ -151,6 +151,8 @@ CODES: Final[dict[str, Code]] = dict(_TABLE)
 
 def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Return `text` without control characters and no longer than `limit`, fit for logs and responses."""
+    if len(text) <= limit and text.isprintable():
+        return text
     clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 

@@ -39,8 +39,7 @@ from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.opening import open_blobs
+from app.store.opening import catalogue_at, open_blobs
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
@@ -82,8 +81,10 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     doors.callback(traces.close)
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
-    blobs = doors.enter_context(open_blobs(settings.data / "artefacts", settings.store_url, _catalogue_url(settings)))
-    catalogue = Catalogue(_catalogue_url(settings), patience_s=settings.catalogue_wait_seconds)
+    blobs = doors.enter_context(open_blobs(settings.data, settings.store_url, settings.catalogue_url))
+    catalogue = Catalogue(
+        catalogue_at(settings.data, settings.catalogue_url), patience_s=settings.catalogue_wait_seconds
+    )
     doors.callback(catalogue.close)
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
@@ -168,10 +169,6 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     return reference
 
 
-def _catalogue_url(settings: Settings) -> str:
-    return settings.catalogue_url or sqlite_url(settings.data / "catalogue.sqlite")
-
-
 def _hosts(settings: Settings) -> frozenset[str]:
     """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
     open_here = settings.open and not settings.keys and settings.host in LOOPBACK
@@ -184,7 +181,7 @@ def _engine_key(settings: Settings) -> str | None:
 
 def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
     urls = settings.engine_urls if embedded is None else (embedded.url,)
-    what = Audited(settings.data, _catalogue_url(settings), urls, _engine_key(settings))
+    what = Audited(settings.data, catalogue_at(settings.data, settings.catalogue_url), urls, _engine_key(settings))
     return Auditor(pipeline, what, settings.audit_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Which kind of store a URL means."""
+"""Which kind of store, and which catalogue, a URL means."""
 
 import secrets
 from pathlib import Path
@@ -7,22 +7,30 @@ from typing import Final
 from sqlalchemy.engine import make_url
 
 from app.store.blobs import BlobStore
+from app.store.database import sqlite_url
 from app.store.disk import disk_errors
 from app.store.objects import Objects
 from app.store.remote import RemoteBlobs
 
+ARTEFACTS: Final = "artefacts"
 OWNER_FILE: Final = "store-owner"
 """In the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
 
 
-def open_blobs(root: Path, url: str | None, catalogue_url: str) -> BlobStore:
-    """Artefacts in the directory `root`, or, with an `s3://bucket/prefix`, there, and copies in `root`.
+def catalogue_at(data: Path, url: str | None) -> str:
+    """The catalogue's SQLAlchemy URL: as given, else SQLite in the data directory."""
+    return url or sqlite_url(data / "catalogue.sqlite")
+
+
+def open_blobs(data: Path, url: str | None, catalogue_url: str | None) -> BlobStore:
+    """Artefacts in a folder of the data directory, or, with an `s3://bucket/prefix`, there, and copies in that folder.
 
     Raises Unavailable, as BlobStore and RemoteBlobs do.
     """
+    root = data / ARTEFACTS
     if url is None:
         return BlobStore(root)
-    return RemoteBlobs(root, Objects(url), _owner(root.parent, catalogue_url))
+    return RemoteBlobs(root, Objects(url), _owner(data, catalogue_at(data, catalogue_url)))
 
 
 def _owner(data: Path, catalogue_url: str) -> str:

@@ -1,17 +1,20 @@
 """Fuzz every parser for a chosen time and say what came of it: `python -m tests.fuzz.campaign --seconds 60 [TARGET …]`.
 
 Each run starts from the corpus in the repository; what it finds is kept in `--keep` (default: nowhere). What breaks
-an invariant is written there too, and the exit status is 1.
+an invariant is written there too, and the exit status is 1. With the same `--keep` again a campaign is continued: it starts
+from what was found so far, and executions are added up.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +28,9 @@ HANG_SECONDS: Final = 120
 
 MEMORY_MIB: Final = 1024
 """The most memory one campaign may come to hold; it starts with about 50."""
+
+TOTALS: Final = "executions.json"
+"""In the directory of what is kept: executions of all runs there, by target."""
 
 _RUNS = re.compile(rb"stat::number_of_executed_units:\s+([0-9]+)")
 _COVERED = re.compile(rb"cov: ([0-9]+)")
@@ -47,11 +53,47 @@ class Outcome:
         return f"{self.target:10} {self.executions:>12,} executions  {self.edges:>4} edges  {verdict}"
 
 
+@dataclass
+class Total:
+    """What the runs of one target in one `--keep` directory come to."""
+
+    runs: int = 0
+    executions: int = 0
+    seconds: float = 0.0
+    failed: int = 0
+
+    def add(self, found: Outcome, seconds: float) -> None:
+        """One more run."""
+        self.runs += 1
+        self.executions += found.executions
+        self.seconds += seconds
+        self.failed += found.status != 0
+
+    def line(self, target: str) -> str:
+        """For a person."""
+        rate = self.executions / self.seconds if self.seconds else 0.0
+        ran = f"{self.runs} run{'s' * (self.runs > 1)}, {self.seconds:,.0f} s, {rate:,.0f} a second"
+        return f"{target:10} {self.executions:>12,} in all ({ran}), {self.failed} failed"
+
+
+def added_up(keep: Path, found: Outcome, seconds: float) -> Total:
+    """Add one run to what was run before in `keep`, and write it down."""
+    book = keep / TOTALS
+    totals = {name: Total(**total) for name, total in json.loads(book.read_text()).items()} if book.exists() else {}
+    total = totals.setdefault(found.target, Total())
+    total.add(found, seconds)
+    fresh = book.with_suffix(".new")
+    fresh.write_text(json.dumps({name: asdict(one) for name, one in totals.items()}, indent=1))
+    fresh.replace(book)
+    return total
+
+
 def fuzz(target: str, seconds: float, keep: Path, runs: int = 0) -> Outcome:
     """Run one target in a process of its own. runs: stop after so many executions (0: only by time)."""
     keep.mkdir(parents=True, exist_ok=True)
     flags = [
         *(f"-max_total_time={max(1, round(seconds))}", f"-timeout={HANG_SECONDS}", f"-rss_limit_mb={MEMORY_MIB}"),
+        "-reload=0",  # nobody else adds to the corpus meanwhile
         *("-print_final_stats=1", f"-artifact_prefix={keep}/"),
         *((f"-runs={runs}",) if runs else ()),
     ]
@@ -76,8 +118,12 @@ def main(args: Sequence[str] | None = None) -> int:
     failed = False
     with tempfile.TemporaryDirectory() as nowhere:
         for target in asked.targets or TARGETS:
-            found = fuzz(target, asked.seconds, (asked.keep or Path(nowhere)) / target, asked.runs)
+            keep, began = asked.keep or Path(nowhere), time.monotonic()
+            found = fuzz(target, asked.seconds, keep / target, asked.runs)
             print(found.line, flush=True)
+            total = added_up(keep, found, time.monotonic() - began)
+            if asked.keep is not None:
+                print(total.line(target), flush=True)
             if found.status != 0:
                 failed = True
                 print(found.output, flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.campaign import CORPUS, fuzz
+from tests.fuzz.campaign import CORPUS, Outcome, added_up, fuzz
 from tests.fuzz.mutate import json_mutator
 from tests.fuzz.targets import JSON_AFTER, MAX_BYTES, TARGETS
 
@@ -39,3 +39,11 @@ def test_the_mutator_changes_values_and_keeps_to_the_length(target: str) -> None
     assert all(len(one) <= MAX_BYTES[target] for one in made)
     for one in made:
         TARGETS[target](one)
+
+
+def test_runs_that_keep_what_they_find_are_added_up(tmp_path: Path) -> None:
+    added_up(tmp_path, Outcome("names", 1000, 30, 0, ""), 2.0)
+    added_up(tmp_path, Outcome("config", 7, 30, 0, ""), 1.0)
+    total = added_up(tmp_path, Outcome("names", 2000, 30, 1, ""), 4.0)
+    assert (total.runs, total.executions, total.failed) == (2, 3000, 1)
+    assert total.line("names") == "names             3,000 in all (2 runs, 6 s, 500 a second), 1 failed"

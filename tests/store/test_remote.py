@@ -271,17 +271,15 @@ def test_many_megabytes_come_back_as_they_went(opened: Open) -> None:
 
 
 def test_a_directory_stays_the_default_and_a_url_chooses(tmp_path: Path, storage: Storage) -> None:
-    sqlite = f"sqlite:///{tmp_path}/data/catalogue.sqlite"
-    root = tmp_path / "data" / "artefacts"
-    with open_blobs(root, None, sqlite) as plain:
+    data, other = tmp_path / "data", tmp_path / "other"
+    with open_blobs(data, None, None) as plain:
         assert type(plain) is BlobStore
-    with open_blobs(root, storage.url, sqlite) as remote:
+    with open_blobs(data, storage.url, None) as remote:
         assert type(remote) is RemoteBlobs
-    with open_blobs(root, storage.url, sqlite):
+    with open_blobs(data, storage.url, None):
         pass  # the same catalogue again
-    other = tmp_path / "other" / "artefacts"
     with pytest.raises(Unavailable, match="another catalogue"):
-        open_blobs(other, storage.url, f"sqlite:///{tmp_path}/other/catalogue.sqlite")
+        open_blobs(other, storage.url, None)
     with open_blobs(other, f"{storage.url}-2", "postgresql://user:secret@db:5432/gateway"):
         assert Objects(f"{storage.url}-2", HASTY).read(".owner") == b"postgresql://db:5432/gateway"
 
