@@ -30,6 +30,9 @@ def audit_command(
     catalogue_url: Annotated[
         str | None, typer.Option(envvar="GATEWAY_CATALOGUE_URL", help="If not SQLite there")
     ] = None,
+    artefacts: Annotated[
+        Path | None, typer.Option(envvar="GATEWAY_ARTEFACTS", help="Their directory, if not there")
+    ] = None,
     engine_url: Annotated[
         str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too; or several, comma-separated")
     ] = None,
@@ -53,7 +56,7 @@ def audit_command(
 
     def once() -> "Audit":
         listed = asyncio.run(engine_lists(urls, engine_api_key)) if urls else None
-        return look(data, url, listed=listed, secrets=secrets)
+        return look(data, url, listed=listed, secrets=secrets, artefacts=artefacts)
 
     found = once()
     if found.findings:

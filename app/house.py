@@ -1,6 +1,5 @@
 """Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
-from app.errors import GatewayError
+from app.following import Following
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
@@ -37,14 +36,12 @@ from app.screen.reference import Reference, check_policy, open_reference
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.opening import catalogue_at, open_blobs
+from app.store.opening import Place, catalogue_at, open_store
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, watch_fleet, watch_house, watch_waiting
+from app.watching import Audited, Auditor, readiness_of, watch_fleet, watch_house, watch_waiting
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -61,6 +58,7 @@ class House:
     reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
+    following: Following | None
     context: Context
     hosts: frozenset[str]
     doors: ExitStack
@@ -81,19 +79,19 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     doors.callback(traces.close)
     metrics = Metrics(traces=traces)
     reference = _reference(settings, metrics)
-    blobs = doors.enter_context(open_blobs(settings.data, settings.store_url, settings.catalogue_url))
-    catalogue = Catalogue(
-        catalogue_at(settings.data, settings.catalogue_url), patience_s=settings.catalogue_wait_seconds
-    )
-    doors.callback(catalogue.close)
+    parameters = _parameters(settings, reference)
+    store = open_store(_place(settings, parameters), doors)
+    blobs, peers = store.blobs, store.peers
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
+    if peers is not None and noop is not None:
+        peers.keep(noop.digest)
 
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
         settings.served_name,
         base=noop_engine_name(noop.digest) if noop else None,
-        loaded=lambda name: reconciler.is_loaded(name),  # noqa: PLW0108 - bound below
+        loaded=lambda name: reconciler.is_loaded(name) and (peers is None or peers.fresh),
     )
     keeping = Keeping(
         desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
@@ -114,15 +112,16 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         reference=reference,
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
-        parameters=_parameters(settings, reference),
+        parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
-        catalogue=catalogue,
+        catalogue=store.catalogue,
         reconciler=reconciler,
         routes=routes,
         metrics=metrics,
         progress=Progress(),
         noop=noop,
+        peers=peers,
     )
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
     publishing.open()
@@ -131,7 +130,8 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     auditor = _auditor(settings, pipeline, embedded)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
     context = _context(settings, pipeline, engine, front)
-    return House(embedded, engine, front, reconciler, sandbox, auditor, context, _hosts(settings), doors)
+    following = Following(peers, publishing) if peers else None
+    return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
 def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
@@ -155,7 +155,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         ),
         routes=rooms.routes,
         receive=_receiver(settings, rooms.metrics),
-        readiness=_readiness(engine, rooms.reconciler, rooms.reference, rooms.blobs),
+        readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
         engine_metrics=engine.exposition,
     )
 
@@ -167,6 +167,17 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     metrics.in_force(reference.digest.short, reference.modules, settings.policy)
     event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
     return reference
+
+
+def _place(settings: Settings, parameters: str) -> Place:
+    return Place(
+        data=settings.data,
+        artefacts=settings.artefacts,
+        store_url=settings.store_url,
+        catalogue_url=settings.catalogue_url,
+        patience_s=settings.catalogue_wait_seconds,
+        parameters=parameters,
+    )
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -181,7 +192,8 @@ def _engine_key(settings: Settings) -> str | None:
 
 def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
     urls = settings.engine_urls if embedded is None else (embedded.url,)
-    what = Audited(settings.data, catalogue_at(settings.data, settings.catalogue_url), urls, _engine_key(settings))
+    catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
+    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts)
     return Auditor(pipeline, what, settings.audit_seconds)
 
 
@@ -276,28 +288,3 @@ def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Await
         return await receive(request.stream(), request.headers, limits, quarantine, slots)
 
     return receive_body
-
-
-def _readiness(
-    engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet, reference: Reference, blobs: BlobStore
-) -> Callable[[], Awaitable[dict[str, str | None]]]:
-    async def readiness() -> dict[str, str | None]:
-        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
-        up = reconciler.engine_up and await engine.healthy()
-        return {
-            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
-            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
-            "engine": None if up else "starting or away",
-        }
-
-    return readiness
-
-
-def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
-    """For everybody's eyes, so without the message, which may name a path."""
-    try:
-        check()
-    except GatewayError as error:
-        event("not_ready", logging.WARNING, part=part, why=error.message)
-        return "not in order; the log says why"
-    return None

@@ -95,12 +95,16 @@ async def _start(house: House) -> None:
         except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
             event("engine_missing", logging.ERROR, why=error.message)
     house.reconciler.start()
+    if house.following is not None:
+        house.following.start()
     house.auditor.start()
     await asyncio.to_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
 
 
 async def _stop(house: House) -> None:
     house.auditor.stop()
+    if house.following is not None:
+        await house.following.stop()
     await house.reconciler.stop()
     await house.engine.close()
     if house.front is not None:

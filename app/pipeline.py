@@ -117,13 +117,13 @@ class Pipeline:
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
         at, catalogue = (str(row.name), row.number), self.rooms.catalogue
-        for _ in range(ORPHAN_LOOKS):
+        looks, peers = 0, self.rooms.peers
+        while looks < ORPHAN_LOOKS:
             if row.state not in IN_FLIGHT:
                 return row
-            if at in self._working:
-                await asyncio.wait({self._working[at]})
-            else:
-                await asyncio.sleep(ORPHAN_LOOK_S)  # its upload may not have got round to it yet
+            mine = self._working.get(at)  # None: its upload may not have got round to it yet
+            await (asyncio.wait({mine}) if mine else asyncio.sleep(ORPHAN_LOOK_S))
+            looks += peers is None or not await asyncio.to_thread(peers.at_work_elsewhere, *at)
             row = await asyncio.to_thread(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
         return self.rooms.progress.tell(await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,9 @@ class Publishing:
         self._rooms = rooms
         self._why_not = why_not
         self._withheld: Mapping[tuple[str, int], str] = {}
+        self._judged: set[tuple[str, int]] = set()
+        self._stood = False
+        self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -76,10 +79,14 @@ class Publishing:
         for row in recovered.to_load:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
-        self._withheld = self._measure_again()
-        self._stand()
         self._follow()
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
+
+    async def take_over(self) -> None:
+        """Another gateway died: fail what it was at work on."""
+        recovered = await asyncio.to_thread(self._rooms.catalogue.recover)
+        self._garbage = True
+        event("took_over", logging.WARNING, interrupted=len(recovered.interrupted))
 
     def withheld(self, row: VersionRow) -> str | None:
         """Why a published version is not served under the policy in force; None when it is."""
@@ -113,7 +120,11 @@ class Publishing:
 
     async def settle(self) -> None:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
-        reconciler = self._rooms.reconciler
+        reconciler, peers = self._rooms.reconciler, self._rooms.peers
+        followed, desired = self.followed, self._desired
+        every = all(one.engine_up for one in reconciler.each)
+        if peers is not None and every and {name for name in reconciler.may_read() if "@" in name} <= desired.keys():
+            peers.settled = followed
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
             if self.withheld(row):
                 continue
@@ -200,16 +211,22 @@ class Publishing:
         passed = (row.artefact for row in older if row.artefact is not None)
         Standing.make(parameters, passed, self._withheld).write(self._rooms.blobs.root)
 
-    def _measure_again(self) -> Mapping[tuple[str, int], str]:
-        """What was screened under another policy or reference is measured again before it is served."""
-        catalogue, found = self._rooms.catalogue, {}
-        for row in (*catalogue.served(), *catalogue.pending()):
-            if row.parameters != self._rooms.parameters and not row.emptied:
-                why = self._why_not(row)
-                if why is not None:
-                    found[str(row.name), row.number] = why
-                    event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
-        return found
+    def _measure_again(self, rows: Iterable[VersionRow]) -> None:
+        """What was screened under another policy or reference is measured again, once, before it is served."""
+        found = dict(self._withheld)
+        judged, first = len(self._judged), not self._stood
+        for row in rows:
+            at = (str(row.name), row.number)
+            if row.parameters == self._rooms.parameters or row.emptied or at in self._judged:
+                continue
+            if (why := self._why_not(row)) is not None:
+                found[at] = why
+                event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
+            self._judged.add(at)
+        self._withheld = found
+        if first or len(self._judged) > judged:
+            self._stand()
+            self._stood = True
 
     def _follow(self) -> None:
         with self._following:
@@ -217,17 +234,22 @@ class Publishing:
 
     def _follow_alone(self) -> None:
         r = self._rooms
+        revision = r.peers.revision() if r.peers else 0  # first: what changes from here on is followed again
         # waiting first: what is published between the two reads is then in both, never in neither
-        waiting = tuple(row for row in r.catalogue.pending() if not self.withheld(row))
-        served = tuple(row for row in r.catalogue.served() if not self.withheld(row))
+        pending, published = r.catalogue.pending(), r.catalogue.served()
+        self._measure_again((*published, *pending))
+        waiting = tuple(row for row in pending if not self.withheld(row))
+        served = tuple(row for row in published if not self.withheld(row))
         held = [row for row in (*served, *waiting) if row.engine_name and row.artefact]
         desired = {str(row.engine_name): r.blobs.path(row.artefact) for row in held if row.artefact}
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
+        self._garbage |= bool(self._desired.keys() - desired.keys())
         self._desired = desired
         r.routes.replace(tuple(map(_served, served)))
         active = [row for row in served if row.state is State.READY]
         counts = {str(row.name): _fates(row) for row in active}
+        self.followed = revision
         r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
 
     def _collect_garbage(self) -> bool:

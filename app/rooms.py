@@ -14,6 +14,7 @@ from app.screen.reference import Reference
 from app.serve.routes import Routes
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
+from app.store.peers import Peers
 from app.validate.adapter import ValidateLimits
 
 
@@ -26,6 +27,7 @@ class Rooms:
     progress: what becomes of each upload, for those who watch.
     sanitise: makes of an upload what may be stored, here or in a process that is shut away.
     reconciler: keeps the engine filled, or the fleet of several.
+    peers: the gateways that share the catalogue, where several may.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
 
@@ -43,6 +45,7 @@ class Rooms:
     metrics: Metrics
     progress: Progress
     noop: Artefact | None
+    peers: Peers | None = None
 
     @property
     def measure(self) -> Measure:

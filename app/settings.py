@@ -37,6 +37,9 @@ class Settings(BaseSettings):
         pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
         description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
     )
+    artefacts: Path | None = Field(
+        None, description="Directory of artefacts that gateways on one PostgreSQL share; default: in the data directory"
+    )
     catalogue_url: str | None = Field(
         None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
     )

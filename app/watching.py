@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,17 @@ from typing import Final
 
 from app.audit import PATIENCE_S, both, engine_lists
 from app.errors import GatewayError, Unavailable
+from app.load.engine import HttpEngine
 from app.load.fleet import Fleet
 from app.load.member import Member
+from app.load.reconcile import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
+from app.screen.reference import Reference
 from app.store.audit import Audit, Card, audit
+from app.store.blobs import BlobStore
+from app.store.peers import Peers
 from app.upload.quarantine import Quarantine
 from app.upload.receive import Slots
 
@@ -74,12 +79,16 @@ def _in_flight(member: Member) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key."""
+    """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key.
+
+    artefacts: their directory, where that is not in the data directory.
+    """
 
     data: Path
     catalogue_url: str
     engine_urls: tuple[str, ...]
     engine_key: str | None = None
+    artefacts: Path | None = None
 
 
 class Auditor:
@@ -129,7 +138,7 @@ class Auditor:
         return found
 
     def _once(self) -> Audit:
-        return audit(self._what.data, self._what.catalogue_url, listed=self._listed())
+        return audit(self._what.data, self._what.catalogue_url, listed=self._listed(), artefacts=self._what.artefacts)
 
     def _listed(self) -> Mapping[str, Card] | None:
         """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
@@ -140,3 +149,35 @@ class Auditor:
             return asyncio.run(engine_lists(full, self._what.engine_key)) if full else None
         except Unavailable:
             return None
+
+
+def readiness_of(
+    engine: HttpEngine | Fleet,
+    reconciler: Reconciler | Fleet,
+    reference: Reference,
+    blobs: BlobStore,
+    peers: Peers | None,
+) -> Callable[[], Awaitable[dict[str, str | None]]]:
+    """What /ready asks."""
+
+    async def readiness() -> dict[str, str | None]:
+        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
+        up = reconciler.engine_up and await engine.healthy()
+        return {
+            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
+            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
+            "engine": None if up else "starting or away",
+            **({} if peers is None or peers.fresh else {"catalogue": "not read for too long"}),
+        }
+
+    return readiness
+
+
+def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
+    """For everybody's eyes, so without the message, which may name a path."""
+    try:
+        check()
+    except GatewayError as error:
+        event("not_ready", logging.WARNING, part=part, why=error.message)
+        return "not in order; the log says why"
+    return None

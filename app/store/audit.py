@@ -18,6 +18,7 @@ from app.store.blobs import LOCK, STAGING
 from app.store.evidence import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
 from app.store.invariants import HAS_ARTEFACT, Finding, Findings
 from app.store.schema import SCHEMA_VERSION
+from app.store.staging import MARK
 from app.store.standing import STANDING, Standing
 
 ARTEFACTS: Final = "artefacts"
@@ -67,13 +68,15 @@ def audit(
     listed: Mapping[str, Card] | None = None,
     promised: Iterable[Promise] = (),
     secrets: Iterable[str] = (),
+    artefacts: Path | None = None,
 ) -> Audit:
     """Look at the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
 
     listed: what the engine says it holds, by name; None: not asked. promised: what was acknowledged to somebody. secrets:
-    keys that must stand nowhere. Blocking; hashes every artefact. Raises Unavailable when the catalogue cannot be read.
+    keys that must stand nowhere. artefacts: their directory, where that is not in `data`. Blocking; hashes every artefact.
+    Raises Unavailable when the catalogue cannot be read.
     """
-    root = data / ARTEFACTS
+    root = artefacts or data / ARTEFACTS
     seen = read_catalogue(url)  # before the files: what it names was stored before, and is removed only afterwards
     blobs, foreign = _blobs(root)
     standing = Standing.read(root)
@@ -104,7 +107,7 @@ def audit(
 def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
     blobs, foreign = [], []
     for entry in sorted(os.scandir(root), key=lambda e: e.name) if root.is_dir() else ():
-        if entry.name in (STAGING, LOCK, STANDING) or entry.name.startswith(".standing-"):
+        if entry.name in (STAGING, LOCK, STANDING, MARK) or entry.name.startswith((".standing-", f"{MARK}-")):
             continue
         if len(entry.name) != 2 * 32 or not set(entry.name) <= _HEX or not entry.is_dir(follow_symlinks=False):
             foreign.append(Finding("I3", f"store entry {entry.name[:80]!r}", "is no artefact"))

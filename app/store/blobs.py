@@ -9,12 +9,8 @@ import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -29,8 +25,10 @@ from app.domain.artefact import (
 )
 from app.domain.digest import Digest
 from app.errors import STORE_FAILED, Unavailable
+from app.store.claims import Claims, LocalClaims
 from app.store.disk import StoreLock, digests_in, discard, disk_errors, exchange, probe, sync_directory, write_durably
 from app.store.failpoints import failpoint
+from app.store.staging import Staging
 
 STAGING: Final = ".staging"
 LOCK: Final = ".lock"
@@ -52,24 +50,23 @@ _log = logging.getLogger("gateway")
 
 
 class BlobStore:
-    """The directory of artefacts. One process at a time holds it; its methods may be called from any thread."""
+    """The directory of artefacts, held by one process or by gateways that share it. Any thread may call its methods."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, claims: Claims | None = None, *, shared: bool = False) -> None:
         """Open or create `root`: take its lock, sweep what a crash left, prove that the disk keeps what it is told.
 
-        Raises Unavailable: STORE_BUSY when another gateway holds it, NO_SPACE or STORE_FAILED when the disk will not.
+        claims: what gateways with one catalogue agree by. shared: whether they also share this directory. Raises
+        Unavailable: STORE_BUSY when another gateway holds it, NO_SPACE or STORE_FAILED when the disk will not.
         """
         self.root: Final = root
-        self._staging: Final = root / STAGING
-        self._claims: Counter[Digest] = Counter()
-        self._claiming: Final = threading.Lock()
+        self._claims: Final = claims or LocalClaims()
         with disk_errors(f"store directory {root}"):
             root.mkdir(parents=True, exist_ok=True)
             sync_directory(root.parent)
-        self._lock = StoreLock(root / LOCK)
+        self._lock = StoreLock(root / LOCK, shared=shared)
         try:
-            self._sweep()
-            probe(self._staging)
+            self._staging: Final = Staging(root / STAGING, shared=shared)
+            probe(self._staging.path)
             self._seal_all()
         except BaseException:
             self._lock.release()
@@ -77,6 +74,7 @@ class BlobStore:
 
     def close(self) -> None:
         """Let another process have the store."""
+        self._staging.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -87,8 +85,8 @@ class BlobStore:
 
     def check_writable(self) -> None:
         """Raise Unavailable STORE_FAILED when nothing could be staged now; cheap, unlike the probe at start."""
-        if not os.access(self._staging, os.W_OK | os.X_OK):
-            raise Unavailable(STORE_FAILED, f"{self._staging} is gone or not writable")
+        if not os.access(self._staging.path, os.W_OK | os.X_OK):
+            raise Unavailable(STORE_FAILED, f"{self._staging.path} is gone or not writable")
 
     def path(self, digest: Digest) -> Path:
         """Where the artefact of this digest lies, whether or not it is there."""
@@ -113,7 +111,7 @@ class BlobStore:
             with disk_errors(f"sync artefact {artefact.digest.short}"):
                 sync_directory(self.root)  # whoever renamed it may not have come to this yet
             return final
-        staged = self._staging / secrets.token_hex(16)
+        staged = self._staging.fresh()
         try:
             with disk_errors(f"write artefact {artefact.digest.short}"):
                 self._stage(artefact, staged)
@@ -122,21 +120,12 @@ class BlobStore:
             discard(staged)
         return final
 
-    @contextmanager
-    def claimed(self, digest: Digest) -> Iterator[None]:
+    def claimed(self, digest: Digest) -> AbstractContextManager[None]:
         """While inside, `collect` leaves this digest alone: between `put` and the row that names it, nobody seems to."""
-        with self._claiming:
-            self._claims[digest] += 1
-        try:
-            yield
-        finally:
-            with self._claiming:
-                self._claims[digest] -= 1
-                if not self._claims[digest]:
-                    del self._claims[digest]
+        return self._claims.claimed(digest)
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
-        """Remove what nobody needs: (artefacts removed, artefacts spared because they may still be read).
+        """Remove what nobody needs: (artefacts removed, artefacts spared because somebody may still read or name them).
 
         needed: the digests some version needs, asked again before each removal. read: whether an engine may still read it.
         Raises Unavailable.
@@ -146,11 +135,27 @@ class BlobStore:
             if read(digest):
                 spared += 1
                 continue
-            with self._claiming:
-                if digest not in self._claims and digest not in needed():
-                    self.remove(digest)
-                    removed += 1
+            gone = self._remove_if_free(digest, needed)
+            removed, spared = removed + (gone is True), spared + (gone is False)
         return removed, spared
+
+    def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
+        """Whether it was removed; None when it is needed after all."""
+        grave: Path | None = None
+        try:
+            with self._claims.removing(digest) as free:
+                if not free:
+                    return False
+                if digest in needed():
+                    return None
+                grave = self._bury(digest)
+        except BaseException:  # the others may not have been kept off until the end
+            if grave is not None:
+                self._dig_up(grave, digest)
+            raise
+        if grave is not None:
+            discard(grave)
+        return True
 
     def verify(self, digest: Digest) -> None:
         """Read the artefact back from the disk and check that its bytes are those of its digest.
@@ -198,17 +203,27 @@ class BlobStore:
 
         Only for digests that neither the catalogue nor the engine may still read. Raises Unavailable.
         """
-        directory, grave = self.path(digest), self._staging / secrets.token_hex(16)
+        if grave := self._bury(digest):
+            discard(grave)
+
+    def _bury(self, digest: Digest) -> Path | None:
+        """Take it out of sight; None when it is not there."""
+        directory, grave = self.path(digest), self._staging.fresh()
         with disk_errors(f"remove artefact {digest.short}"):
             try:
                 directory.chmod(_OPEN_MODE)
                 failpoint("store.before_bury")
                 directory.rename(grave)
             except FileNotFoundError:
-                return
+                return None
             failpoint("store.after_bury")
             sync_directory(self.root)
-            shutil.rmtree(grave)
+            return grave
+
+    def _dig_up(self, grave: Path, digest: Digest) -> None:
+        """Put back what should not have gone."""
+        with suppress(OSError):  # it came again meanwhile
+            grave.rename(self.path(digest))
 
     def _stage(self, artefact: Artefact, staged: Path) -> None:
         staged.mkdir(mode=0o700)
@@ -241,7 +256,7 @@ class BlobStore:
         except OSError as error:
             if error.errno not in _CANNOT_SWAP:
                 raise
-            final.rename(self._staging / secrets.token_hex(16))  # gone for a moment; swept at the next start
+            final.rename(self._staging.fresh())  # gone for a moment; swept at the next start
             os.rename(staged, final)
         failpoint("store.after_exchange")
         final.chmod(DIRECTORY_MODE)
@@ -266,17 +281,6 @@ class BlobStore:
                 while chunk := file.read(_CHUNK):
                     hashed.update(chunk)
         return Digest(hashed.hexdigest())
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left in staging: no name leads there, so nobody can be reading it."""
-        with disk_errors(f"sweep {self._staging}"):
-            self._staging.mkdir(mode=0o700, exist_ok=True)
-            for entry in os.scandir(self._staging):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
 
     def _seal_all(self) -> None:
         """Finish what a kill between rename and chmod left open, and make sure that the disk has every name."""

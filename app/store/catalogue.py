@@ -18,6 +18,7 @@ from app.domain.verdict import Verdict
 from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
 from app.lifecycle import IN_FLIGHT, SERVABLE, Event, State, advance
 from app.store.database import BUSY_SECONDS, Database
+from app.store.peers import next_revision, nobodys
 from app.store.queries import (
     Name,
     adapter_keyed,
@@ -56,13 +57,16 @@ class Catalogue(CatalogueReader):
         *,
         busy_seconds: float = BUSY_SECONDS,
         patience_s: float = 0.0,
+        gateway: str | None = None,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
-        patience_s: how long a server that does not answer is waited for. Raises Unavailable: see `Database`.
+        patience_s: how long a server that does not answer is waited for. gateway: who asks, where several share the
+        catalogue (peers.py). Raises Unavailable: see `Database`.
         """
         super().__init__(Database(url, busy_seconds, patience_s))
+        self._gateway = gateway
         self._now = now
 
     def close(self) -> None:
@@ -179,10 +183,14 @@ class Catalogue(CatalogueReader):
             return rows
 
     def recover(self) -> Recovered:
-        """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded."""
+        """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded.
+
+        Where several gateways share the catalogue, at any time: what others that live are at work on is left to them.
+        """
         with self._database.writing() as connection:
             failed = []
-            for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT)):
+            dead = () if self._gateway is None else (nobodys(),)
+            for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT), *dead):
                 message = f"interrupted: the gateway stopped when the version was {row.state}"
                 values = {"error_code": SCREENING_FAILED.name, "error_message": message}
                 failed.append(self._move(connection, row, Event.FAIL, **values))
@@ -202,6 +210,8 @@ class Catalogue(CatalogueReader):
             "parameters": parameters,
             "created_at": now,
             "updated_at": now,
+            "owner": self._gateway,
+            "revision": next_revision(connection),
         }
         connection.execute(insert(versions).values(values))
         return version_numbered(connection, name, number)
@@ -232,6 +242,8 @@ class Catalogue(CatalogueReader):
             return self._move(connection, version_numbered(connection, name, number), event, **values, **said)
 
     def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
+        if self._gateway is not None and row.state is State.FAILED:  # while we were silent, others gave it up
+            raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
         self._set(connection, row, state=advance(row.state, event), **values)
         return version_numbered(connection, row.name, row.number)
 
@@ -239,7 +251,8 @@ class Catalogue(CatalogueReader):
         """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
         adapter = select(adapters.c.id).where(adapters.c.name == row.name.text).scalar_subquery()
         where = (versions.c.adapter_id == adapter, versions.c.number == row.number, versions.c.state == row.state)
-        changed = connection.execute(update(versions).where(*where).values(**values, updated_at=self._now()))
+        values |= {"updated_at": self._now(), "revision": next_revision(connection)}
+        changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
 

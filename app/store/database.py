@@ -37,6 +37,11 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
+def is_shared(url: str) -> bool:
+    """Whether several gateways may have the catalogue at this URL open: not a file of SQLite's."""
+    return url.startswith("postgresql")
+
+
 class Database:
     """A pool of connections. Safe for threads: each transaction has a connection of its own."""
 
@@ -58,7 +63,8 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; those still in use as soon as they are not."""
+        event.listen(self._engine, "checkin", lambda _, record: record.invalidate())
         self._engine.dispose()
 
     @contextmanager
@@ -75,6 +81,17 @@ class Database:
                 yield connection
                 failpoint("catalogue.before_commit")
             failpoint("catalogue.after_commit")
+
+    @contextmanager
+    def beside(self) -> Iterator[Connection]:
+        """A write that needs not be alone among writers, and must not wait for them: one row of one's own."""
+        with database_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @property
+    def shared(self) -> bool:
+        """Whether several gateways may have this catalogue open."""
+        return self._engine.dialect.name == "postgresql"
 
     def _prepare(self) -> None:
         with self.writing() as connection:

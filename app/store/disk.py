@@ -123,23 +123,29 @@ def filesystem_of(path: Path) -> str:
 
 
 class StoreLock:
-    """One gateway per store: an advisory lock that the kernel drops when its holder dies, however it dies."""
+    """One gateway per store, or those that share its catalogue.
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock file at `path`. Raises Unavailable STORE_BUSY, naming the holder's pid, when it is held."""
+    An advisory lock that the kernel drops when its holder dies, however it dies.
+    """
+
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
+        """Take the lock file at `path`. Raises Unavailable STORE_BUSY, naming the holder's pid, when it is held.
+
+        shared: with others that share it too, and then with nobody who wants it alone.
+        """
         with disk_errors(f"lock {path}"):
             self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            self._take(self._fd, path)
+            self._take(self._fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BaseException:
             self.release()
             raise
 
     @staticmethod
-    def _take(fd: int, path: Path) -> None:
+    def _take(fd: int, path: Path, how: int) -> None:
         with disk_errors(f"lock {path}"):
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
                 raise Unavailable(STORE_BUSY, f"{path.parent} is held by another gateway, process {holder}") from None

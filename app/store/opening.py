@@ -1,20 +1,51 @@
-"""Which kind of store, and which catalogue, a URL means."""
+"""Which kinds of catalogue and store two URLs mean, opened together."""
 
 import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy.engine import make_url
 
+from app.errors import STORE_FAILED, Unavailable
 from app.store.blobs import BlobStore
-from app.store.database import sqlite_url
+from app.store.catalogue import Catalogue
+from app.store.database import is_shared, sqlite_url
 from app.store.disk import disk_errors
 from app.store.objects import Objects
+from app.store.peers import Peers
 from app.store.remote import RemoteBlobs
+from app.store.staging import mark_of
 
 ARTEFACTS: Final = "artefacts"
 OWNER_FILE: Final = "store-owner"
 """In the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a gateway keeps things, as its settings say.
+
+    data: what is this gateway's alone. artefacts: a directory of artefacts that is not. patience_s: how long a catalogue's
+    server is waited for at start. parameters: what this gateway's verdicts depend on.
+    """
+
+    data: Path
+    artefacts: Path | None
+    store_url: str | None
+    catalogue_url: str | None
+    patience_s: float = 0.0
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Open. peers: the gateways that share the catalogue; None where this one has it alone."""
+
+    catalogue: Catalogue
+    blobs: BlobStore
+    peers: Peers | None
 
 
 def catalogue_at(data: Path, url: str | None) -> str:
@@ -22,15 +53,35 @@ def catalogue_at(data: Path, url: str | None) -> str:
     return url or sqlite_url(data / "catalogue.sqlite")
 
 
-def open_blobs(data: Path, url: str | None, catalogue_url: str | None) -> BlobStore:
+def open_store(place: Place, doors: ExitStack) -> Store:
+    """Open both; `doors` closes them. Raises Unavailable, as Catalogue, BlobStore, RemoteBlobs and Peers do."""
+    if place.store_url is not None and place.artefacts is not None:
+        raise Unavailable(
+            STORE_FAILED, "artefacts are kept in the object storage or in a shared directory, not in both"
+        )
+    url, peers = catalogue_at(place.data, place.catalogue_url), None
+    if is_shared(url):
+        peers = Peers(url, place.parameters, place.patience_s)
+        doors.callback(peers.leave)
+    if place.artefacts is None:
+        blobs = doors.enter_context(open_blobs(place.data, place.store_url, place.catalogue_url, peers))
+    else:
+        blobs = doors.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
+    if peers is not None and place.store_url is None:
+        peers.same_store(mark_of(blobs.root))
+    catalogue = Catalogue(url, gateway=peers.id if peers else None)
+    doors.callback(catalogue.close)
+    return Store(catalogue, blobs, peers)
+
+
+def open_blobs(data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None) -> BlobStore:
     """Artefacts in a folder of the data directory, or, with an `s3://bucket/prefix`, there, and copies in that folder.
 
     Raises Unavailable, as BlobStore and RemoteBlobs do.
     """
-    root = data / ARTEFACTS
     if url is None:
-        return BlobStore(root)
-    return RemoteBlobs(root, Objects(url), _owner(data, catalogue_at(data, catalogue_url)))
+        return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
+    return RemoteBlobs(data / ARTEFACTS, Objects(url), _owner(data, catalogue_at(data, catalogue_url)), claims=peers)
 
 
 def _owner(data: Path, catalogue_url: str) -> str:

@@ -21,6 +21,7 @@ from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Artefa
 from app.domain.digest import Digest, digest_of
 from app.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
 from app.store.blobs import FILE_MODE, FILES, BlobStore
+from app.store.claims import Claims
 from app.store.disk import digests_in, discard, disk_errors, sync_directory
 from app.store.objects import Missing, Objects
 
@@ -42,8 +43,10 @@ _log = logging.getLogger("gateway")
 class RemoteBlobs(BlobStore):
     """Artefacts that several gateways with one catalogue share. `root` holds this gateway's copies."""
 
-    def __init__(self, root: Path, objects: Objects, owner: str, grace: timedelta = GRACE) -> None:
-        """owner: what all gateways on one catalogue, and no others, have in common.
+    def __init__(
+        self, root: Path, objects: Objects, owner: str, grace: timedelta = GRACE, claims: Claims | None = None
+    ) -> None:
+        """owner: what all gateways on one catalogue, and no others, have in common. claims: what they agree by.
 
         Raises Unavailable: STORE_BUSY when these artefacts belong to another catalogue, else as BlobStore and Objects do.
         """
@@ -53,7 +56,7 @@ class RemoteBlobs(BlobStore):
         if not objects.create(OWNER, owner.encode()) and objects.read(OWNER) != owner.encode():
             why = f"{objects.url} holds the artefacts of another catalogue; give this gateway a prefix of its own"
             raise Unavailable(STORE_BUSY, why)
-        super().__init__(root)
+        super().__init__(root, claims)
 
     def check_writable(self) -> None:
         """As BlobStore; where the storage failed last, it is asked again. Raises Unavailable."""
@@ -99,11 +102,17 @@ class RemoteBlobs(BlobStore):
             return super().manifest(digest)
         return self._objects.read(_key(digest, MANIFEST_FILE))
 
-    def remove(self, digest: Digest) -> None:
+    def _bury(self, digest: Digest) -> Path | None:
         """Take it out of the storage, manifest first, and its copy away. Raises Unavailable."""
         for name in reversed(FILES):
             self._objects.delete(_key(digest, name))
-        super().remove(digest)
+        return super()._bury(digest)
+
+    def _dig_up(self, grave: Path, digest: Digest) -> None:
+        """The copy, and the storage from it."""
+        super()._dig_up(grave, digest)
+        for name in FILES:
+            self._objects.create(_key(digest, name), (self.path(digest) / name).read_bytes())
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
         """As BlobStore.collect; spares besides what is younger than the grace, by the storage's own clock."""
@@ -137,7 +146,7 @@ class RemoteBlobs(BlobStore):
 
     def _fetch(self, digest: Digest) -> None:
         """Copy an artefact here, checked before anybody can see it. Raises Unavailable NO_SPACE or STORE_FAILED."""
-        final, staged = self.path(digest), self._staging / secrets.token_hex(16)
+        final, staged = self.path(digest), self._staging.fresh()
         try:
             with disk_errors(f"copy artefact {digest.short}"):
                 staged.mkdir(mode=0o700)

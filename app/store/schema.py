@@ -28,7 +28,7 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome
 from app.lifecycle import State
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -61,8 +61,8 @@ class _Name(TypeDecorator[str]):
         return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-_BYTES: Final = Integer().with_variant(BigInteger(), "postgresql")
-"""Counts of bytes: PostgreSQL's INTEGER ends at 2 GiB, SQLite's does not."""
+_COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
+"""Bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
 
 _IN_BYTE_ORDER: Final = String(63).with_variant(String(63, collation="C"), "postgresql")
 """Listed in one order whatever the server's language is, as SQLite does."""
@@ -93,8 +93,8 @@ versions: Final = Table(
     Column("outcome", String(16)),
     Column("config_digest", String(_HEX), nullable=False),
     Column("weights_digest", String(_HEX), nullable=False),
-    Column("config_bytes", _BYTES, nullable=False),
-    Column("weights_bytes", _BYTES, nullable=False),
+    Column("config_bytes", _COUNT, nullable=False),
+    Column("weights_bytes", _COUNT, nullable=False),
     Column("parameters", String(_HEX), nullable=False),  # what the verdict depends on besides the bytes
     Column("verdict_id", String(_HEX)),
     Column("modules_total", Integer),
@@ -107,8 +107,35 @@ versions: Final = Table(
     Column("report", Text),
     Column("created_at", _Utc, nullable=False),
     Column("updated_at", _Utc, nullable=False),
+    Column("owner", String(32)),  # the gateway at work on it, where several share the catalogue
+    Column("revision", _COUNT, nullable=False, server_default="0"),  # of the catalogue, when this row last changed
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
+    Index("versions_artefact", "artefact"),
+)
+
+catalogue_state: Final = Table(
+    "catalogue_state",  # one row
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("revision", _COUNT, nullable=False),  # grows with every change
+    Column("store", String(32)),  # whose artefacts these rows speak of: the mark in the directory
+)
+
+gateways: Final = Table(
+    "gateways",  # those that share the catalogue now; peers.py
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("seen_at", _Utc, nullable=False),  # by the database's clock
+    Column("settled", _COUNT, nullable=False),  # its engine may read nothing that was unneeded at this revision
+    Column("parameters", String(_HEX), nullable=False),
+)
+
+claims: Final = Table(
+    "claims",  # artefacts about to be named by a row
+    metadata,
+    Column("digest", String(_HEX), primary_key=True),
+    Column("gateway", ForeignKey("gateways.id", ondelete="CASCADE"), primary_key=True),
 )
 
 

@@ -29,7 +29,7 @@ from app.errors import REJECTED as REJECTED_CODE
 from app.lifecycle import IllegalMove, State
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
-from app.store.schema import versions
+from app.store.schema import SCHEMA_VERSION, versions
 from tests.store.making import NAME, artefact, published, received, stored, verdict
 
 OTHER = AdapterName("other")
@@ -399,8 +399,15 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     other.execute("UPDATE schema_info SET version = 7")
     other.commit()
     other.close()
-    with fails(STORE_FAILED, "schema is 7, this gateway knows only 2"):
+    with fails(STORE_FAILED, f"schema is 7, this gateway knows only {SCHEMA_VERSION}"):
         Catalogue(sqlite_url(path))
+
+
+BEFORE_SHARING = """
+    DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
+    ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
+"""
+"""What takes a catalogue back to schema 2."""
 
 
 def test_an_older_catalogue_is_brought_up_from_its_reports(tmp_path: Path) -> None:
@@ -414,7 +421,9 @@ def test_an_older_catalogue_is_brought_up_from_its_reports(tmp_path: Path) -> No
     before = catalogue.versions(NAME)
     catalogue.close()
     other = sqlite3.connect(path)
-    other.executescript("ALTER TABLE versions DROP COLUMN modules_projected; UPDATE schema_info SET version = 1")
+    other.executescript(
+        f"{BEFORE_SHARING} ALTER TABLE versions DROP COLUMN modules_projected; UPDATE schema_info SET version = 1"
+    )
     other.close()
     for _ in ("brought up", "up already"):
         catalogue = Catalogue(url)

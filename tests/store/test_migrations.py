@@ -17,6 +17,7 @@ from app.store.database import sqlite_url
 from app.store.migrate import SCRIPTS
 from app.store.schema import SCHEMA_VERSION, metadata
 from tests.store.making import NAME, published
+from tests.store.test_catalogue import BEFORE_SHARING
 from tests.support.postgres import Server
 
 
@@ -47,7 +48,7 @@ def test_a_catalogue_from_before_alembic_opens_as_it_is(tmp_path: Path) -> None:
     row = published(catalogue)
     catalogue.close()
     other = sqlite3.connect(path)
-    other.execute("DROP TABLE alembic_version")
+    other.executescript(f"{BEFORE_SHARING} DROP TABLE alembic_version")
     other.commit()
     for _ in range(2):
         catalogue = Catalogue(sqlite_url(path))

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 from app.audit import engine_list
 from app.store.audit import Promise, audit
@@ -11,13 +13,16 @@ from tests.support.house import KEY, Running
 REST_S = 40.0
 
 
-async def rested(running: Running, promised: Iterable[Promise] = (), url: str | None = None) -> None:
-    """Until there are no findings; those that stay fail the test. url: of the catalogue, where it is no SQLite."""
+async def rested(
+    running: Running, promised: Iterable[Promise] = (), url: str | None = None, artefacts: Path | None = None
+) -> None:
+    """Until there are no findings; those that stay fail the test. url, artefacts: where not in the data directory."""
     promises, url = tuple(promised), url or sqlite_url(running.data / "catalogue.sqlite")
     deadline = asyncio.get_running_loop().time() + REST_S
     while True:
         listed = await engine_list(running.simulator.url)
-        found = await asyncio.to_thread(audit, running.data, url, listed=listed, promised=promises, secrets=[KEY])
+        look = partial(audit, running.data, url, listed=listed, promised=promises, secrets=[KEY], artefacts=artefacts)
+        found = await asyncio.to_thread(look)
         if not found.findings:
             return
         assert asyncio.get_running_loop().time() < deadline, found.findings

@@ -1,0 +1,177 @@
+"""Several gateways that share a catalogue on PostgreSQL, and the directory of artefacts it speaks of.
+
+Each has a row in `gateways` and says now and then that it lives; what is late is told by the database's clock, so that
+clocks apart do not matter. Who has been silent for LEASE_S is dead: what it was at work on is failed by the others, and
+when it comes back after all its writes are refused, because the rows have moved on. Nothing else is leased: every change is
+one transaction alone among writers.
+
+An artefact is removed only where no row needs it, nobody claims it, and every gateway has said that its engine may read
+nothing that was unneeded since (`settled`, a revision of the catalogue).
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, DateTime, delete, func, insert, or_, select, update
+
+from app.domain.digest import Digest
+from app.errors import STORE_FAILED, GatewayError, Unavailable
+from app.lifecycle import IN_FLIGHT, State
+from app.store.database import Database
+from app.store.schema import adapters, catalogue_state, claims, gateways, versions
+
+LEASE_S: Final = 20.0
+"""Seconds of silence after which others fail what a gateway was at work on: several missed beats, or a long pause."""
+
+STALE_S: Final = 900.0
+"""Seconds a gateway goes on serving by what it last read of the catalogue; then it serves no adapter until it can read."""
+
+FORGET_S: Final = 2 * STALE_S
+"""Seconds of silence after which a gateway's engine is not asked for before artefacts are removed: it serves none then."""
+
+
+def next_revision(connection: Connection) -> int:
+    """One more change of the catalogue: its number. Inside a transaction that is alone among writers."""
+    grown = update(catalogue_state).values(revision=catalogue_state.c.revision + 1)
+    return int(connection.execute(grown.returning(catalogue_state.c.revision)).scalar_one())
+
+
+def _ago(seconds: float) -> ColumnElement[Any]:
+    """That many seconds ago by the database's clock, as `gateways.seen_at` has it."""
+    return func.timezone("utc", func.clock_timestamp(), type_=DateTime()) - timedelta(seconds=seconds)
+
+
+def nobodys() -> ColumnElement[bool]:
+    """Versions that no gateway that lives is at work on."""
+    alive = select(gateways.c.id).where(gateways.c.seen_at > _ago(LEASE_S))
+    return or_(versions.c.owner.is_(None), versions.c.owner.not_in(alive))
+
+
+class Peers:
+    """One gateway among those on this catalogue. Blocking; safe for threads."""
+
+    def __init__(self, url: str, parameters: str = "", patience_s: float = 0.0) -> None:
+        """Open connections of its own, so that saying that we live never waits for one. Raises Unavailable: `Database`."""
+        self.id: Final = secrets.token_hex(8)
+        self.settled = 0
+        self._parameters = parameters
+        self._database: Final = Database(url, patience_s=patience_s)
+        self._held: Counter[str] = Counter()
+        self._claiming: Final = threading.Lock()
+        self._heard = time.monotonic()
+        if not self._database.shared:
+            self._database.close()
+            raise Unavailable(STORE_FAILED, "several gateways can share a catalogue on PostgreSQL only")
+        self.beat()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what we serve by was read lately enough."""
+        return time.monotonic() - self._heard < STALE_S
+
+    def revision(self) -> int:
+        """The number of the catalogue's latest change."""
+        asked = time.monotonic()
+        with self._database.reading() as connection:
+            found = int(connection.execute(select(catalogue_state.c.revision)).scalar_one())
+        self._heard = asked
+        return found
+
+    def beat(self) -> None:
+        """Say that we live, and what our engine is through with. Forget who has been silent for very long."""
+        values = {"seen_at": _ago(0), "settled": self.settled, "parameters": self._parameters}
+        with self._database.beside() as connection:
+            if not connection.execute(update(gateways).where(gateways.c.id == self.id).values(**values)).rowcount:
+                connection.execute(insert(gateways).values(id=self.id, **values))
+            connection.execute(delete(gateways).where(gateways.c.seen_at < _ago(FORGET_S)))
+        if self._claiming.acquire(blocking=False):  # else at the next beat: nobody waits for this
+            try:
+                with self._database.beside() as connection:
+                    lapsed = claims.c.digest.not_in(list(self._held))
+                    connection.execute(delete(claims).where(claims.c.gateway == self.id, lapsed))
+            finally:
+                self._claiming.release()
+
+    def others(self) -> tuple[str, ...]:
+        """The parameters of the other gateways that live."""
+        with self._database.reading() as connection:
+            alive = select(gateways.c.parameters).where(gateways.c.id != self.id, gateways.c.seen_at > _ago(LEASE_S))
+            return tuple(connection.execute(alive).scalars())
+
+    def orphans(self) -> bool:
+        """Whether a version is in flight that nobody who lives is at work on."""
+        with self._database.reading() as connection:
+            where = (versions.c.state.in_(IN_FLIGHT), nobodys())
+            return connection.execute(select(versions.c.id).where(*where).limit(1)).first() is not None
+
+    def at_work_elsewhere(self, name: str, number: int) -> bool:
+        """Whether another gateway, which lives, is at work on this version."""
+        mine = (adapters.c.name == name, versions.c.number == number, versions.c.owner != self.id)
+        query = select(versions.c.id).join_from(versions, adapters).where(*mine, ~nobodys())
+        with self._database.reading() as connection:
+            return connection.execute(query.where(versions.c.state.in_(IN_FLIGHT))).first() is not None
+
+    def leave(self) -> None:
+        """At the end: nobody need wait for us. Harmless where the database is away: our lease runs out."""
+        try:
+            with self._database.beside() as connection:
+                connection.execute(delete(gateways).where(gateways.c.id == self.id))
+        except GatewayError as error:
+            logging.getLogger("gateway").warning("left without a word: %s", error.message)
+        self._database.close()
+
+    def same_store(self, mark: str) -> None:
+        """The directory of artefacts with this mark is the one these rows speak of; the first one that comes is.
+
+        Raises Unavailable STORE_FAILED for any other.
+        """
+        with self._database.writing() as connection:
+            known = connection.execute(select(catalogue_state.c.store)).scalar_one()
+            if known is None:
+                connection.execute(update(catalogue_state).values(store=mark))
+            elif known != mark:
+                raise Unavailable(STORE_FAILED, "this catalogue speaks of another directory of artefacts than ours")
+
+    @contextmanager
+    def claimed(self, digest: Digest) -> Iterator[None]:
+        """See Claims."""
+        self.keep(digest)
+        try:
+            yield
+        finally:  # the row goes with a later beat
+            with self._claiming:
+                self._held[digest.hex] -= 1
+                if not self._held[digest.hex]:
+                    del self._held[digest.hex]
+
+    def keep(self, digest: Digest) -> None:
+        """Claim it for as long as we live. Waits for whoever is removing it now."""
+        mine = {"digest": digest.hex, "gateway": self.id}
+        there = (claims.c.digest == digest.hex, claims.c.gateway == self.id)
+        with self._claiming, self._database.writing() as connection:
+            if connection.execute(select(claims.c.digest).where(*there)).first() is None:
+                connection.execute(insert(claims).values(**mine))
+            self._held[digest.hex] += 1  # where the commit fails: one row too many, for as long as we live
+
+    @contextmanager
+    def removing(self, digest: Digest) -> Iterator[bool]:
+        """See Claims. What is taken away inside must be put back when the block raises: then others may have come."""
+        with self._database.writing() as connection:
+            yield self._free(connection, digest)
+
+    def _free(self, connection: Connection, digest: Digest) -> bool:
+        here = versions.c.artefact == digest.hex
+        needed = select(versions.c.id).where(here, versions.c.state != State.DELETED).limit(1)
+        claimed = select(claims.c.gateway).where(claims.c.digest == digest.hex).limit(1)
+        if connection.execute(needed).first() or connection.execute(claimed).first():
+            return False
+        last = connection.execute(select(func.max(versions.c.revision)).where(here)).scalar_one() or 0
+        behind = select(gateways.c.id).where(gateways.c.settled < last).limit(1)
+        return connection.execute(behind).first() is None

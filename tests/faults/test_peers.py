@@ -1,0 +1,195 @@
+"""Gateways that share a store: one's change is the others' a moment later, and killing some of them breaks nothing."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from app.store.audit import audit
+from app.store.catalogue import Catalogue
+from tests.faults.killing import promises, simulated, victims
+from tests.faults.peers_killing import PLACES, Victims, numbered_once, options
+from tests.support.audited import rested
+from tests.support.house import KEY, SERVED, Running, form, gateway
+from tests.support.postgres import Server
+from tests.support.simulator import Simulator
+
+KILLS = 9
+
+
+Join = Callable[..., Awaitable[Running]]
+
+
+@pytest_asyncio.fixture
+async def join(tiny_reference_dir: Path, tmp_path: Path, postgres: Server) -> AsyncIterator[Join]:
+    """`await join(tau=…)`: one more gateway on this store, with an engine of its own, in this process."""
+    url, numbers = postgres.fresh(), count()
+    async with AsyncExitStack() as doors:
+
+        async def joined(**overrides: Any) -> Running:
+            number = next(numbers)
+            simulator = Simulator(tmp_path / f"e{number}.sock", SERVED)
+            await simulator.start()
+            doors.push_async_callback(simulator.stop)
+            set_so = {**options(tmp_path, url), "tau": 3.0, **overrides}
+            opened = gateway(tmp_path / f"data-{number}", tiny_reference_dir, simulator, **set_so)
+            return await doors.enter_async_context(opened)
+
+        yield joined
+
+
+@pytest_asyncio.fixture
+async def three(join: Join) -> list[Running]:
+    """Three gateways."""
+    return [await join() for _ in range(3)]
+
+
+async def push(running: Running, name: str, seed: int = 0) -> Any:
+    return await running.http.post("/adapters", files=form(name, seed))
+
+
+async def answers(running: Running, model: str) -> int:
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    return (await running.http.post("/v1/chat/completions", json=body)).status_code
+
+
+async def agree(gateways: list[Running], model: str, status: int) -> None:
+    async with asyncio.timeout(10):
+        while {await answers(running, model) for running in gateways} != {status}:
+            await asyncio.sleep(0.05)
+
+
+async def mean(gateways: list[Running], version: int) -> None:
+    async with asyncio.timeout(10):
+        while {targets(running)["style"].version for running in gateways} != {version}:
+            await asyncio.sleep(0.05)
+
+
+def targets(running: Running) -> Any:
+    return running.house.context.routes.snapshot.targets
+
+
+async def test_what_one_takes_in_all_serve_and_what_one_takes_back_none(three: list[Running]) -> None:
+    first, second, third = three
+    assert (await push(first, "style", 1)).json()["version"] == 1
+    assert (await push(second, "style", 2)).json()["version"] == 2
+    await agree(three, "style@2", 200)
+    assert (await third.http.post("/adapters/style/rollback")).json()["version"] == 1
+    await mean(three, 1)
+    await agree(three, "style", 200)
+    assert (await first.http.delete("/adapters/style")).status_code in (200, 204)
+    await agree(three, "style", 404)
+    async with asyncio.timeout(20):
+        while any(path.name[0] != "." for path in (first.data.parent / "artefacts").iterdir()):
+            await asyncio.sleep(0.1)
+    assert not any("style@" in name for running in three for name in running.simulator.loaded)
+
+
+async def test_the_same_bytes_at_three_doors_at_once_make_one_version(three: list[Running]) -> None:
+    got = await asyncio.gather(*(push(running, "style", 1) for running in three))
+    assert sorted(one.status_code for one in got) == [200, 200, 201]
+    assert {one.json()["version"] for one in got} == {1}
+
+
+async def test_other_bytes_at_three_doors_at_once_make_three_versions(three: list[Running]) -> None:
+    got = await asyncio.gather(*(push(running, "style", seed) for seed, running in enumerate(three)))
+    assert sorted(one.json()["version"] for one in got) == [1, 2, 3]
+    await mean(three, 3)
+    await agree(three, "style", 200)
+
+
+async def test_an_artefact_stays_while_another_gateways_engine_may_read_it(three: list[Running]) -> None:
+    first, _, third = three
+    version = (await push(first, "style", 1)).json()
+    await agree(three, "style", 200)
+    third.simulator.faults["models"] = "500"  # silent: it may read anything
+    await first.http.delete("/adapters/style")
+    await asyncio.sleep(6)  # longer than a beat
+    assert (first.data.parent / "artefacts" / version["digest"]).is_dir()
+    del third.simulator.faults["models"]
+    async with asyncio.timeout(20):
+        while (first.data.parent / "artefacts" / version["digest"]).exists():
+            await asyncio.sleep(0.1)
+
+
+async def test_who_cannot_read_the_catalogue_for_too_long_serves_no_adapter_until_it_can(
+    three: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(three[0], "style", 1)
+    await agree(three, "style", 200)
+    monkeypatch.setattr("app.store.peers.STALE_S", 0.0)
+    assert {await answers(running, "style") for running in three} == {503}
+    assert {await answers(running, SERVED) for running in three} == {200}
+    ready = await three[0].http.get("/ready")
+    assert (ready.status_code, ready.json()["parts"]["catalogue"]) == (503, "not read for too long")
+    monkeypatch.undo()
+    await agree(three, "style", 200)
+
+
+async def test_a_gateway_with_another_policy_measures_again_what_the_others_took_in(
+    join: Join,
+) -> None:
+    lenient, strict = await join(), await join(tau=-1e9)
+    row = (await push(lenient, "style", 1)).json()
+    assert await answers(lenient, "style") == 200
+    pipeline = strict.house.context.pipeline
+    version = await asyncio.to_thread(pipeline.rooms.catalogue.version, "style", row["version"])
+    async with asyncio.timeout(10):
+        while pipeline.publishing.withheld(version) is None:
+            assert await answers(strict, "style") == 404, "not served before it was measured"
+            await asyncio.sleep(0.02)
+    assert await answers(strict, "style") == 404
+    assert not any("style@" in name for name in strict.simulator.loaded)
+
+
+@pytest.mark.slow
+async def test_three_gateways_under_upload_rollback_and_kill(
+    tiny_reference_dir: Path, tmp_path: Path, postgres: Server
+) -> None:
+    url, told = postgres.fresh(), tmp_path / "told"
+    choose = random.Random(8)
+    with ExitStack() as doors:
+        simulators = [doors.enter_context(simulated(tmp_path / f"e{number}.sock")) for number in range(3)]
+        peers = Victims(victims(), tmp_path, tiny_reference_dir, [one.url for one in simulators], url)
+        doors.callback(peers.kill_all)
+
+        def campaign() -> None:
+            for number in range(3):
+                peers.start(number, number)
+            for seed in range(KILLS):
+                number = choose.randrange(3)
+                peers.check()
+                peers.kill(number)
+                peers.start(number, 100 + seed, f"{choose.choice(PLACES)}:{choose.randint(1, 8)}" if seed % 2 else None)
+            peers.kill_all()
+
+        await asyncio.to_thread(campaign)
+        assert numbered_once(told) > KILLS
+        kept = promises(told)
+        found = audit(tmp_path / "data-0", url, promised=kept, secrets=[KEY], artefacts=tmp_path / "artefacts")
+        assert found.findings == ()
+        # their leases have run out
+        postgres.psql("UPDATE gateways SET seen_at = seen_at - interval '1 hour'", url.rpartition("/")[2])
+        async with AsyncExitStack() as last:
+            three = [
+                await last.enter_async_context(
+                    gateway(
+                        tmp_path / f"data-{number}", tiny_reference_dir, simulators[number], **options(tmp_path, url)
+                    )
+                )
+                for number in range(3)
+            ]
+            for running in three:
+                await rested(running, kept, url, tmp_path / "artefacts")
+            async with asyncio.timeout(20):
+                while not targets(three[0]) == targets(three[1]) == targets(three[2]):
+                    await asyncio.sleep(0.1)
+        catalogue = Catalogue(url)
+        assert catalogue.unfinished() == ()
+        catalogue.close()
