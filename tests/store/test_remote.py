@@ -8,6 +8,7 @@ from pathlib import Path
 
 import obstore
 import pytest
+from sqlalchemy import event
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
@@ -15,9 +16,11 @@ from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.blobs import FILES, STAGING, BlobStore
 from app.store.objects import Objects, Patience
 from app.store.opening import open_blobs
+from app.store.peers import Peers
 from app.store.remote import RemoteBlobs
 from tests.store.making import artefact
 from tests.store.test_faults import fill, small_disk
+from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 
 __all__ = ["small_disk", "storage"]
@@ -292,3 +295,36 @@ def test_credentials_and_answers_stay_out_of_messages(storage: Storage, monkeypa
         objects.read("x")
     assert "a-secret-nobody-may-see" not in str(raised.value)
     assert "\n" not in raised.value.message
+
+
+def test_gateways_on_one_catalogue_agree_before_they_collect(
+    tmp_path: Path, storage: Storage, postgres: Server
+) -> None:
+    """Told apart by claims on PostgreSQL, not by the age of what is there; a removal whose commit is lost is undone."""
+    url, made = postgres.fresh(), artefact(1)
+    one, other = Peers(url), Peers(url)
+    stores = [
+        RemoteBlobs(tmp_path / str(number), Objects(storage.url, HASTY), "catalogue", NO_GRACE, peers)
+        for number, peers in enumerate((one, other))
+    ]
+    with other.claimed(made.digest):
+        stores[1].put(made)
+        assert stores[0].collect(nothing_needed, lambda _: False) == (0, 1)
+    other.beat()
+    stores[0]._next_look = 0.0
+
+    def broken(_: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    stores[0].verify(made.digest)
+    event.listen(one._database._writers, "commit", broken)
+    with pytest.raises(ConnectionError):
+        stores[0].collect(nothing_needed, lambda _: False)
+    event.remove(one._database._writers, "commit", broken)
+    assert stores[0].is_whole(made.digest)
+    stores[0]._next_look = 0.0
+    assert stores[0].collect(nothing_needed, lambda _: False) == (1, 0)
+    assert made.digest not in bucket(storage).digests()
+    for store, peers in zip(stores, (one, other), strict=True):
+        store.close()
+        peers.leave()
