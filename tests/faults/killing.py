@@ -30,6 +30,7 @@ from app.store.audit import Audit, Promise, audit
 from app.store.database import sqlite_url
 from app.store.failpoints import VARIABLE
 from tests.store.crashing import FAILPOINTS
+from tests.support import tally
 from tests.support.audited import rested
 from tests.support.house import KEY, SERVED, Running, form, gateway
 from tests.support.references import make_reference
@@ -115,6 +116,7 @@ class Campaign:
 
     def add(self, seed: int, found: Audit) -> None:
         """Take in one audit."""
+        tally.audits["broken" if found.findings else "sound"] += max(1, len(found.findings))
         self.findings += [(seed, one.invariant, one.where, one.what) for one in found.findings]
 
     def summary(self) -> str:
@@ -207,6 +209,7 @@ def campaign(home: Path, kills: int, first_seed: int = 0, say: Any = lambda _: N
         for seed in range(first_seed, first_seed + kills):
             choose = random.Random(seed + 1)
             place = _place(choose) if choose.random() < 0.6 else None
+            tally.injected["kills of the gateway"] += 1
             done.kills[kill_one(context, home, reference, simulator.url, seed, place)] += 1
             promised = promises(home / "told")
             done.kept += len(promised)

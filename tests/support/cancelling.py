@@ -3,7 +3,11 @@
 import asyncio
 from collections.abc import Coroutine, Generator
 from enum import Enum
-from typing import Any
+from typing import Any, Final
+
+from tests.support.tally import injected
+
+KIND: Final = "cancellations"
 
 
 class Moment(Enum):
@@ -32,12 +36,14 @@ class CancelledAt:
             if count == self._n and self._moment is Moment.WAITING:
                 task = asyncio.current_task()
                 assert task is not None
+                injected[KIND] += 1
                 task.cancel()
             try:
                 yield waited
             except BaseException as failed:  # noqa: BLE001 - what it waits for failed, or somebody cancels it: its own affair
                 error = failed
             if count == self._n and self._moment is Moment.ARRIVED and error is None:
+                injected[KIND] += 1
                 error = asyncio.CancelledError()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.support.simulated_responses import simulate_response
+from tests.support.tally import Faults
 from tests.support.vllm_metrics import exposition
 
 MODEL = "tiny-llama"
@@ -43,7 +44,7 @@ class Simulator:
         self.socket, self.model = socket, model
         self.url = f"unix:{socket}"
         self.loaded: dict[str, str] = {}
-        self.faults: dict[str, str] = {}
+        self.faults: dict[str, str] = Faults()
         self.seen: list[dict[str, Any]] = []
         self.request_ids: list[str] = []
         self.loads: list[str] = []
