@@ -122,7 +122,7 @@ class _Load:
 
     async def replace(self, name: str, number: int) -> None:
         """A new version of `name`, with bytes of its own."""
-        config, weights = await asyncio.to_thread(_variant, number)
+        config, weights = await asyncio.to_thread(variant, number)
         files: Any = {
             "name": (None, name.encode()),
             "config": ("c.json", config),
@@ -156,8 +156,8 @@ def judge(answer: httpx.Response, name: str, at_least: int, *, stream: bool) -> 
     return None if models == {name} else f"answered as {models}"
 
 
-def _variant(number: int) -> tuple[bytes, bytes]:
-    """An adapter of the demo's whose bytes nobody has sent before, and whose ΔW is nearly the same."""
+def variant(number: int) -> tuple[bytes, bytes]:
+    """An upload of the demo's adapter with bytes nobody has sent before, and nearly the same ΔW."""
     folder = ADAPTERS / BENIGN
     tensors = load_file(folder / "adapter_model.safetensors")
     scale = 1.0 - number * 1e-4
