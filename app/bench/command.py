@@ -137,3 +137,38 @@ def bench_capacity(
             write_costs(measured(screening, tell), measure)
     given = Assumptions(engines, rank, versions=versions, gpu_slots=gpu_slots, host_slots=host_slots, rate=rate)
     typer.echo(markdown(run(given, read_costs(measure or costs or KEPT))), nl=False)
+
+
+@bench.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long")] = 10.0,
+    rate: Annotated[float, typer.Option(min=1.0, help="Requests a second")] = 20.0,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds from one new version to the next")] = 3.0,
+    engine: Annotated[bool, typer.Option("--engine", help="Over the demo's real engine, not its stand-in")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Hold a load while versions are replaced under it: errors, and the gateway's memory. Ends with 1 on any error."""
+    from app.bench.soak import Options, result_json, run, table
+
+    with _bar() as tell:
+        soaked = run(Options(minutes, rate, every, engine), tell)
+    _print(table(soaked))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(soaked), indent=1) + "\n", encoding="utf-8")
+    if soaked.errors:
+        raise typer.Exit(1)
+
+
+@bench.command("hotload")
+def bench_hotload(
+    quick: Annotated[bool, typer.Option(help="An eighth of the layers, fewer rounds")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Time from an upload's last byte to the first token on the new version, by stage. Three minutes, 2 GB of disk."""
+    from app.bench.hotload import result_json, run, table
+
+    with _bar() as tell:
+        cases = run(tell, quick=quick)
+    _print(table(cases))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(cases), indent=1) + "\n", encoding="utf-8")

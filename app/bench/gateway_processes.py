@@ -24,10 +24,10 @@ def cpu_seconds(pid: int) -> float:
     return sum(_stat(member) for member in family(pid))
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its children, shared pages counted once for each."""
+def resident_mib(pid: int, *, children: bool = True) -> float:
+    """Resident memory of a process and, unless told otherwise, its children, shared pages counted once for each."""
     total = 0
-    for member in family(pid):
+    for member in family(pid) if children else [pid]:
         try:
             lines = Path(f"/proc/{member}/status").read_text(encoding="utf-8").splitlines()
         except OSError:

@@ -23,7 +23,7 @@ ENVIRONMENTS: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expandu
 requirements meets ours. Made by hand: `python3 -m venv D/litellm && D/litellm/bin/pip install 'litellm[proxy]'`."""
 
 MODEL: Final = "bench"
-KEY: Final = "sk-bench"
+KEY: Final = "sk-bench-nobody-else"
 START_S: Final = 180.0
 """Seconds a target may take until it answers: litellm imports for half a minute on a busy machine."""
 
@@ -51,7 +51,7 @@ def stand_in(scratch: Path, gap_s: float) -> Iterator[Target]:
     """The stand-in engine."""
     port = free_port()
     command = [sys.executable, "-m", "app.bench.gateway_standin", str(port), MODEL, str(gap_s)]
-    with _running("direct", command, port, scratch, {}) as pid:
+    with running("direct", command, port, scratch, {}) as pid:
         yield Target("direct", f"http://127.0.0.1:{port}", pid, MODEL, "the stand-in itself")
 
 
@@ -64,7 +64,7 @@ def gateway(scratch: Path, engine: str) -> Iterator[Target]:
     port, data = free_port(), scratch / "gateway-data"
     command = [sys.executable, "-m", "app", "serve", "--demo", "--port", str(port), "--data", str(data)]
     command += ["--engine-url", engine, "--served-model-name", "served", "--min-free-disk-mib", "0", "--api-keys", KEY]
-    with _running("gateway", command, port, scratch, {}, "/ready") as pid:
+    with running("gateway", command, port, scratch, {}, "/ready") as pid:
         url = f"http://127.0.0.1:{port}"
         files: Any = {"name": (None, b"adapter")}
         for part, name in (("config", "adapter_config.json"), ("weights", "adapter_model.safetensors")):
@@ -93,7 +93,7 @@ def nginx(scratch: Path, engine: str) -> Iterator[Target]:
             proxy_buffering off; }} }} }}"""
     )
     said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=False).stderr
-    with _running(
+    with running(
         "nginx", [binary, "-p", str(home), "-c", str(home / "nginx.conf")], port, scratch, {}, "/v1/models"
     ) as pid:
         yield Target("nginx", f"http://127.0.0.1:{port}", pid, MODEL, said.strip().rpartition("/")[2])
@@ -116,7 +116,7 @@ def litellm(scratch: Path, engine: str) -> Iterator[Target]:
     )
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
     command = [binary, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    with _running("litellm", command, port, scratch, env, "/health/liveliness") as pid:
+    with running("litellm", command, port, scratch, env, "/health/liveliness") as pid:
         yield Target("litellm", f"http://127.0.0.1:{port}", pid, MODEL, _version(binary, "litellm"))
 
 
@@ -127,7 +127,7 @@ def vllm_router(scratch: Path, engine: str) -> Iterator[Target]:
     port = free_port()
     command = [binary, "--worker-urls", engine, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--policy", "round_robin", "--prometheus-port", str(free_port())]
-    with _running("vllm-router", command, port, scratch, {}, "/health") as pid:
+    with running("vllm-router", command, port, scratch, {}, "/health") as pid:
         yield Target("vllm-router", f"http://127.0.0.1:{port}", pid, MODEL, _version(binary, "vllm-router"))
 
 
@@ -157,7 +157,7 @@ def _version(binary: str, package: str) -> str:
 
 
 @contextmanager
-def _running(
+def running(
     name: str, command: list[str], port: int, scratch: Path, env: Mapping[str, str], ready: str = "/health"
 ) -> Iterator[int]:
     """A process of its own group that answers on `port`; ended with all its children. Raises Missing with its log's end."""
