@@ -38,6 +38,7 @@ from app.settings import Settings
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
+from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
@@ -109,6 +110,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         parameters=_parameters(settings, reference),
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
+        originals=Originals(settings.data / ORIGINALS, keep=settings.keep_originals),
         catalogue=catalogue,
         reconciler=reconciler,
         routes=routes,
