@@ -28,6 +28,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
+from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import Measure, sanitise
@@ -139,6 +140,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet)
         rates=Rates(per_minute),
         metrics=rooms.metrics,
         pipeline=pipeline,
+        rescreening=Rescreening(pipeline),
         relay=Relay(
             engine.choose if isinstance(engine, Fleet) else only(engine),
             rooms.routes,
