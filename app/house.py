@@ -29,6 +29,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
+from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import RULES, Measure, sanitise
@@ -37,6 +38,7 @@ from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
 from app.store.opening import Place, catalogue_at, open_store
+from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
@@ -115,6 +117,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
+        originals=Originals(settings.data / ORIGINALS, keep=settings.keep_originals),
         catalogue=store.catalogue,
         reconciler=reconciler,
         routes=routes,
@@ -147,6 +150,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         rates=Rates(per_minute),
         metrics=rooms.metrics,
         pipeline=pipeline,
+        rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
         receive=_receiver(settings, rooms.metrics),

@@ -1,16 +1,16 @@
 """The only module that knows the order: upload → validate → screen → prune → store → load → serve."""
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
 from app.domain.lora import Received, ServingDtype, TargetModel
-from app.domain.manifest import received_json, verdict_json
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
@@ -27,17 +27,19 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.lifecycle import IN_FLIGHT, State
+from app.lifecycle import IN_FLIGHT, SERVABLE, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
 from app.prune.noop import noop_adapter
-from app.publishing import Publishing, VersionRefused
+from app.publishing import Publishing
 from app.rooms import Rooms
 from app.sanitise import accepting
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
+from app.showing import VersionRefused
 from app.store.blobs import BlobStore
 from app.store.schema import VersionRow
+from app.tracking import Tracking, whose
 from app.upload.receive import SealedUpload
 from app.validate.adapter import ValidateLimits, validate
 
@@ -61,22 +63,25 @@ class Pipeline:
         self.publishing = publishing
         self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
-    async def register(self, upload: SealedUpload, *, wait: bool) -> tuple[VersionRow, bool]:
+    async def register(self, upload: SealedUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
-        the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
+        the engine holds it. after: refuse a new version unless the newest so far has this number. Raises Refused or
+        Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await self._begin(r.catalogue.find_or_begin, name, upload)
+        row, created = await self._begin(partial(r.catalogue.find_or_begin, after=after), name, upload)
         if not created:
             row = await self._when_done(row)
         if not created and (known := _known_refusal(row)) is not None:  # told again, or repeating would fill the disk
             r.metrics.upload_refused(known)
             raise known
         if row.state in (State.REJECTED, State.FAILED):  # may end otherwise this time: measure again
-            row, created = await self._begin(lambda *given: (r.catalogue.begin_version(*given), True), name, upload)
+            row, created = await self._begin(
+                lambda *given: (r.catalogue.begin_version(*given, after=after), True), name, upload
+            )
         if created:
             row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))
@@ -135,7 +140,7 @@ class Pipeline:
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
-        steps = _Steps(self, None)
+        steps = Tracking(self.rooms, None)
         try:
             self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
         except Refused as error:
@@ -162,26 +167,40 @@ class Pipeline:
             upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at, steps = self.rooms, (row.name, row.number), _Steps(self, row)
+        r, at, steps = self.rooms, (row.name, row.number), Tracking(self.rooms, row)
         artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)
             r.progress.tell(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
             raise error
-        if artefact is None:
-            return r.progress.tell(r.catalogue.record_stored(*at, None))
-        digest = artefact.digest.hex
-        with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
-            r.blobs.put(artefact)
-            return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+        with self._kept(row, upload):
+            if artefact is None:
+                return r.progress.tell(r.catalogue.record_stored(*at, None))
+            digest = artefact.digest.hex
+            with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
+                r.blobs.put(artefact)
+                return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+
+    @contextmanager
+    def _kept(self, row: VersionRow, upload: SealedUpload) -> Iterator[None]:
+        """Keep what arrived, where that is wanted, and have it forgotten when what is done inside fails. Blocking."""
+        try:
+            self.rooms.originals.keep(row.received, upload.config, upload.weights.file)
+            yield
+        except BaseException:
+            self.publishing.littered()
+            raise
 
     def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
         """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
         r = self.rooms
         with upload:
+            if row.state in (State.STORED, *SERVABLE):  # kept or not when it first came: now it may be
+                with self._kept(row, upload):
+                    pass
             if row.artefact is None or r.blobs.is_whole(row.artefact):
                 return False
-            artefact = r.sanitise(upload.config, upload.weights.file, row.received, _Steps(self, None))
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, Tracking(self.rooms, None))
             if artefact is not None:
                 r.blobs.put(artefact)
             return r.blobs.is_whole(row.artefact)
@@ -201,63 +220,12 @@ class Pipeline:
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
 
-def whose(row: VersionRow) -> dict[str, object]:
-    """What a stage's log line says of the version it worked on."""
-    return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
-
-
 def _known_refusal(row: VersionRow) -> VersionRefused | None:
     """What refused a version for its bytes, by the parameters in force; None where another try may end otherwise."""
     code = CODES.get(row.error_code or "")  # None: of another release of this program
     if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
         return None
     return VersionRefused(Refused(code, row.error_message or ""), row)
-
-
-class _Steps:
-    """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
-
-    def __init__(self, pipeline: Pipeline, row: VersionRow | None) -> None:
-        self._rooms = pipeline.rooms
-        self._row = row
-        self._verdict: Verdict | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """What was found. A programmer's error before it was."""
-        assert self._verdict is not None
-        return self._verdict
-
-    @property
-    def report(self) -> str:
-        """What people are shown of it, as JSON."""
-        assert self._row is not None
-        fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
-        return json.dumps(fields, allow_nan=False)
-
-    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        """See Steps."""
-        self._rooms.metrics.took(stage, seconds, outcome, **({} if self._row is None else whose(self._row)))
-
-    def validated(self) -> None:
-        """See Steps."""
-        if self._row is not None:
-            self._rooms.progress.tell(self._rooms.catalogue.record_validated(self._row.name, self._row.number))
-
-    def screened(self, verdict: Verdict) -> None:
-        """See Steps."""
-        self._verdict, row = verdict, self._row
-        if row is None:
-            return
-        self._rooms.metrics.screened(verdict)
-        counts = {
-            "modules": len(verdict.modules),
-            "pruned": len(verdict.pruned),
-            "projected": len(verdict.projected),
-        }
-        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
-        if verdict.outcome is not Outcome.REJECTED:
-            self._rooms.progress.tell(self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report))
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

@@ -16,29 +16,19 @@ from app.errors import (
     RESERVED_NAME,
     STORE_FAILED,
     VERSION_NOT_READY,
-    GatewayError,
     Refused,
     Stage,
     Unavailable,
 )
 from app.lifecycle import State
 from app.observe.log import event
-from app.observe.metrics import Fates
 from app.rooms import Rooms
-from app.serve.routes import Served
+from app.showing import VersionRefused, fates_of, served_as
 from app.store.schema import VersionRow
 from app.store.standing import Standing
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
-
-
-class VersionRefused(Refused):
-    """A refusal that left a version, with its report, in the catalogue."""
-
-    def __init__(self, error: GatewayError, row: VersionRow) -> None:
-        super().__init__(error.code, error.message, param=error.param)
-        self.row = row
 
 
 def noop_engine_name(digest: Digest) -> str:
@@ -80,6 +70,7 @@ class Publishing:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
         self._follow()
+        self._forget_originals()
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
     async def take_over(self) -> None:
@@ -157,7 +148,12 @@ class Publishing:
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
+        await asyncio.to_thread(self._forget_originals)  # whatever the engine does: it never knew of them
         event("deleted", adapter=name, versions=len(rows))
+
+    def littered(self) -> None:
+        """Something may have been stored or kept that no version needs: look for it after the next reconcile pass."""
+        self._garbage = True
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -246,11 +242,22 @@ class Publishing:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
         self._desired = desired
-        r.routes.replace(tuple(map(_served, served)))
+        r.routes.replace(tuple(map(served_as, served)))
         active = [row for row in served if row.state is State.READY]
-        counts = {str(row.name): _fates(row) for row in active}
+        counts = {str(row.name): fates_of(row) for row in active}
         self.followed = revision
         r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
+
+    def _forget_originals(self) -> None:
+        r = self._rooms
+        try:
+            removed = r.originals.collect(r.catalogue.originals_needed)
+        except Unavailable as error:
+            self._garbage = True
+            event("not_collected", logging.WARNING, why=error.message)
+            return
+        if removed:
+            event("originals_removed", files=removed)
 
     def _collect_garbage(self) -> bool:
         """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
@@ -259,6 +266,7 @@ class Publishing:
         gave it, and reads it again whenever it likes (engine.md row 3).
         """
         r = self._rooms
+        self._forget_originals()
         held = {name.partition("@")[2][:SHORT] for name in r.reconciler.may_read()}
         standing = frozenset({r.noop.digest} if r.noop else ())
         try:
@@ -271,19 +279,3 @@ class Publishing:
         if removed:
             event("collected", artefacts=removed)
         return spared > 0
-
-
-def _served(row: VersionRow) -> Served:
-    return Served(
-        adapter=str(row.name),
-        version=row.number,
-        engine_name=row.engine_name,
-        digest=str(row.artefact) if row.artefact else None,
-        active=row.state is State.READY,
-        created=int(row.created_at.timestamp()),
-    )
-
-
-def _fates(row: VersionRow) -> Fates:
-    pruned, projected = row.modules_pruned or 0, row.modules_projected or 0
-    return Fates(kept=(row.modules_total or 0) - pruned - projected, pruned=pruned, projected=projected)

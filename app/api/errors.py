@@ -26,7 +26,7 @@ from app.errors import (
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.request import REQUEST_ID
-from app.publishing import VersionRefused
+from app.showing import VersionRefused
 
 RETRY_AFTER_S: Final = 5
 """Seconds a client should wait on a retryable error: about one reconcile interval."""
