@@ -130,6 +130,9 @@ VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} li
 VERSION_NOT_READY = _code(
     "version_not_ready", 409, _T, "Only a version that was screened and stored can become active."
 )
+ORIGINAL_NOT_KEPT = _code(
+    "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
+)
 
 # load and serve
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)

@@ -1,6 +1,5 @@
 """Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from app.api.rates import Kind, Rates
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
-from app.errors import GatewayError
 from app.load.command import EngineSpec, cpu_build
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
@@ -37,14 +35,14 @@ from app.screen.reference import Reference, check_policy, open_reference
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
-from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.opening import catalogue_at, open_blobs
+from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, watch_fleet, watch_house, watch_waiting
+from app.watching import Audited, Auditor, readiness_of, watch_fleet, watch_house, watch_waiting
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -117,6 +115,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         parameters=_parameters(settings, reference),
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
+        originals=Originals(settings.data / ORIGINALS, keep=settings.keep_originals),
         catalogue=catalogue,
         reconciler=reconciler,
         routes=routes,
@@ -155,7 +154,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         ),
         routes=rooms.routes,
         receive=_receiver(settings, rooms.metrics),
-        readiness=_readiness(engine, rooms.reconciler, rooms.reference, rooms.blobs),
+        readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs),
         engine_metrics=engine.exposition,
     )
 
@@ -276,28 +275,3 @@ def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Await
         return await receive(request.stream(), request.headers, limits, quarantine, slots)
 
     return receive_body
-
-
-def _readiness(
-    engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet, reference: Reference, blobs: BlobStore
-) -> Callable[[], Awaitable[dict[str, str | None]]]:
-    async def readiness() -> dict[str, str | None]:
-        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
-        up = reconciler.engine_up and await engine.healthy()
-        return {
-            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
-            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
-            "engine": None if up else "starting or away",
-        }
-
-    return readiness
-
-
-def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
-    """For everybody's eyes, so without the message, which may name a path."""
-    try:
-        check()
-    except GatewayError as error:
-        event("not_ready", logging.WARNING, part=part, why=error.message)
-        return "not in order; the log says why"
-    return None

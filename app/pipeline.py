@@ -1,16 +1,15 @@
 """The only module that knows the order: upload → validate → screen → prune → store → load → serve."""
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
 from app.domain.lora import Received, ServingDtype, TargetModel
-from app.domain.manifest import received_json, verdict_json
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
@@ -27,7 +26,8 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.lifecycle import IN_FLIGHT, State
+from app.following import Following, whose
+from app.lifecycle import IN_FLIGHT, SERVABLE, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
 from app.prune.noop import noop_adapter
@@ -135,7 +135,7 @@ class Pipeline:
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
-        steps = _Steps(self, None)
+        steps = Following(self.rooms, None)
         try:
             self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
         except Refused as error:
@@ -162,26 +162,40 @@ class Pipeline:
             upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at, steps = self.rooms, (row.name, row.number), _Steps(self, row)
+        r, at, steps = self.rooms, (row.name, row.number), Following(self.rooms, row)
         artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)
             r.progress.tell(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
             raise error
-        if artefact is None:
-            return r.progress.tell(r.catalogue.record_stored(*at, None))
-        digest = artefact.digest.hex
-        with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
-            r.blobs.put(artefact)
-            return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+        with self._kept(row, upload):
+            if artefact is None:
+                return r.progress.tell(r.catalogue.record_stored(*at, None))
+            digest = artefact.digest.hex
+            with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
+                r.blobs.put(artefact)
+                return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+
+    @contextmanager
+    def _kept(self, row: VersionRow, upload: SealedUpload) -> Iterator[None]:
+        """Keep what arrived, where that is wanted, and have it forgotten when what is done inside fails. Blocking."""
+        try:
+            self.rooms.originals.keep(row.received, upload.config, upload.weights.file)
+            yield
+        except BaseException:
+            self.publishing.littered()
+            raise
 
     def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
         """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
         r = self.rooms
         with upload:
+            if row.state in (State.STORED, *SERVABLE):  # kept or not when it first came: now it may be
+                with self._kept(row, upload):
+                    pass
             if row.artefact is None or r.blobs.is_whole(row.artefact):
                 return False
-            artefact = r.sanitise(upload.config, upload.weights.file, row.received, _Steps(self, None))
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, Following(self.rooms, None))
             if artefact is not None:
                 r.blobs.put(artefact)
             return r.blobs.is_whole(row.artefact)
@@ -201,63 +215,12 @@ class Pipeline:
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
 
-def whose(row: VersionRow) -> dict[str, object]:
-    """What a stage's log line says of the version it worked on."""
-    return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
-
-
 def _known_refusal(row: VersionRow) -> VersionRefused | None:
     """What refused a version for its bytes, by the parameters in force; None where another try may end otherwise."""
     code = CODES.get(row.error_code or "")  # None: of another release of this program
     if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
         return None
     return VersionRefused(Refused(code, row.error_message or ""), row)
-
-
-class _Steps:
-    """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
-
-    def __init__(self, pipeline: Pipeline, row: VersionRow | None) -> None:
-        self._rooms = pipeline.rooms
-        self._row = row
-        self._verdict: Verdict | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """What was found. A programmer's error before it was."""
-        assert self._verdict is not None
-        return self._verdict
-
-    @property
-    def report(self) -> str:
-        """What people are shown of it, as JSON."""
-        assert self._row is not None
-        fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
-        return json.dumps(fields, allow_nan=False)
-
-    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        """See Steps."""
-        self._rooms.metrics.took(stage, seconds, outcome, **({} if self._row is None else whose(self._row)))
-
-    def validated(self) -> None:
-        """See Steps."""
-        if self._row is not None:
-            self._rooms.progress.tell(self._rooms.catalogue.record_validated(self._row.name, self._row.number))
-
-    def screened(self, verdict: Verdict) -> None:
-        """See Steps."""
-        self._verdict, row = verdict, self._row
-        if row is None:
-            return
-        self._rooms.metrics.screened(verdict)
-        counts = {
-            "modules": len(verdict.modules),
-            "pruned": len(verdict.pruned),
-            "projected": len(verdict.projected),
-        }
-        event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
-        if verdict.outcome is not Outcome.REJECTED:
-            self._rooms.progress.tell(self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report))
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

@@ -79,6 +79,7 @@ class Publishing:
         self._withheld = self._measure_again()
         self._stand()
         self._follow()
+        self._forget_originals()
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
     def withheld(self, row: VersionRow) -> str | None:
@@ -146,7 +147,12 @@ class Publishing:
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
+        await asyncio.to_thread(self._forget_originals)  # whatever the engine does: it never knew of them
         event("deleted", adapter=name, versions=len(rows))
+
+    def littered(self) -> None:
+        """Something may have been stored or kept that no version needs: look for it after the next reconcile pass."""
+        self._garbage = True
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -230,6 +236,17 @@ class Publishing:
         counts = {str(row.name): _fates(row) for row in active}
         r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
 
+    def _forget_originals(self) -> None:
+        r = self._rooms
+        try:
+            removed = r.originals.collect(r.catalogue.originals_needed)
+        except Unavailable as error:
+            self._garbage = True
+            event("not_collected", logging.WARNING, why=error.message)
+            return
+        if removed:
+            event("originals_removed", files=removed)
+
     def _collect_garbage(self) -> bool:
         """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
 
@@ -237,6 +254,7 @@ class Publishing:
         gave it, and reads it again whenever it likes (engine.md row 3).
         """
         r = self._rooms
+        self._forget_originals()
         held = {name.partition("@")[2][:SHORT] for name in r.reconciler.may_read()}
         standing = frozenset({r.noop.digest} if r.noop else ())
         try:

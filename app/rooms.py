@@ -14,6 +14,7 @@ from app.screen.reference import Reference
 from app.serve.routes import Routes
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
+from app.store.originals import Originals
 from app.validate.adapter import ValidateLimits
 
 
@@ -37,6 +38,7 @@ class Rooms:
     parameters: str
     sanitise: Sanitise
     blobs: BlobStore
+    originals: Originals
     catalogue: Catalogue
     reconciler: Reconciler | Fleet
     routes: Routes

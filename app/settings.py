@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     catalogue_wait_seconds: float = Field(
         60.0, ge=0, allow_inf_nan=False, description="Longest wait for PostgreSQL at start, seconds"
     )
+    keep_originals: bool = Field(
+        False, description="Keep what was uploaded, where no engine can read it, so that it can be screened again"
+    )
     base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
         None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
     )

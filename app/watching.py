@@ -1,10 +1,10 @@
-"""What metrics ask the rooms at each scrape, rather than being told; and the audit a running gateway makes of itself."""
+"""What metrics and /ready ask the rooms, rather than being told; and the audit a running gateway makes of itself."""
 
 import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,16 @@ from typing import Final
 
 from app.audit import PATIENCE_S, both, engine_lists
 from app.errors import GatewayError, Unavailable
+from app.load.engine import HttpEngine
 from app.load.fleet import Fleet
 from app.load.member import Member
+from app.load.reconcile import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
+from app.screen.reference import Reference
 from app.store.audit import Audit, Card, audit
+from app.store.blobs import BlobStore
 from app.upload.quarantine import Quarantine
 from app.upload.receive import Slots
 
@@ -70,6 +74,33 @@ def _resident(member: Member) -> float:
 
 def _in_flight(member: Member) -> float:
     return member.flying
+
+
+def readiness_of(
+    engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet, reference: Reference, blobs: BlobStore
+) -> Callable[[], Awaitable[dict[str, str | None]]]:
+    """What /ready asks: each part, and what is wrong with it."""
+
+    async def readiness() -> dict[str, str | None]:
+        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
+        up = reconciler.engine_up and await engine.healthy()
+        return {
+            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
+            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
+            "engine": None if up else "starting or away",
+        }
+
+    return readiness
+
+
+def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
+    """For everybody's eyes, so without the message, which may name a path."""
+    try:
+        check()
+    except GatewayError as error:
+        event("not_ready", logging.WARNING, part=part, why=error.message)
+        return "not in order; the log says why"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

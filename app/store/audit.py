@@ -13,7 +13,7 @@ from typing import Final
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.lifecycle import IN_FLIGHT, SERVABLE, State
-from app.store import invariants
+from app.store import audit_originals, invariants
 from app.store.blobs import LOCK, STAGING
 from app.store.evidence import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
 from app.store.invariants import HAS_ARTEFACT, Finding, Findings
@@ -83,7 +83,9 @@ def audit(
     for adapter in seen.adapters:
         findings += [*invariants.adapter(adapter), *_present(adapter, by_digest), *_in_force(adapter, standing)]
     findings += _promises(seen.adapters, promised)
-    findings += _bounded(data, root) if _holder_lives(root) else ()
+    living = _holder_lives(root)
+    findings += _bounded(data, root) if living else ()
+    findings += audit_originals.originals(data, root, seen, living=living)
     findings += _secrets(data, secrets)
     if listed is not None:
         findings += _engine(seen.adapters, listed, root, by_digest, standing)
@@ -93,6 +95,7 @@ def audit(
         "versions": sum(len(one.versions) for one in seen.adapters),
         "artefacts": len(blobs),
         "bytes": sum(file.size for blob in blobs for file in blob.files.values()),
+        "originals": audit_originals.count(data),
         "engine_names": len(listed or ()),
     }
     notes = list(_notes(seen.adapters, root, standing))
@@ -198,7 +201,7 @@ def _bounded(data: Path, root: Path) -> Findings:
 
 
 def _secrets(data: Path, secrets: Iterable[str]) -> Findings:
-    """I14: no key in any file but an artefact's weights (which nobody wrote words into)."""
+    """I14: no key in any file but weights (which nobody wrote words into) and what strangers sent."""
     wanted = [secret.encode() for secret in secrets if len(secret) >= SECRET_BYTES]
     for path in _files(data) if wanted else ():
         try:
@@ -211,7 +214,9 @@ def _secrets(data: Path, secrets: Iterable[str]) -> Findings:
 
 
 def _files(data: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(data):
+    for folder, below, names in os.walk(data):
+        if Path(folder) == data and audit_originals.ORIGINALS in below:
+            below.remove(audit_originals.ORIGINALS)
         for name in names:
             path = Path(folder, name)
             if name != WEIGHTS_FILE and path.is_file() and not path.is_symlink():

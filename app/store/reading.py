@@ -103,6 +103,13 @@ class CatalogueReader:
         with self._database.reading() as connection:
             return versions_where(connection, versions.c.state.in_(IN_FLIGHT))
 
+    def originals_needed(self) -> frozenset[Digest]:
+        """Digests of both files of every upload that may be wanted again: refused, failed and deleted ones are not."""
+        query = select(versions.c.config_digest, versions.c.weights_digest).distinct()
+        query = query.where(versions.c.state.in_((*IN_FLIGHT, State.STORED, *SERVABLE)))
+        with self._database.reading() as connection:
+            return frozenset(Digest(value) for row in connection.execute(query) for value in row)
+
     def live_digests(self) -> frozenset[Digest]:
         """Artefacts that some version still needs. Others may go, but only while no upload is between put and stored."""
         query = select(versions.c.artefact).where(versions.c.artefact.is_not(None), versions.c.state != State.DELETED)
