@@ -3,16 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
 from pydantic import ValidationError
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from app import __version__
 from app.api.command import keys
@@ -24,9 +22,7 @@ from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, de
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
 from app.observe.report import heat_map, score_table
-
-UPLOAD_TIMEOUT_S = 900.0
-"""Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
+from app.remote import adapters, err, fail, out
 
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
@@ -38,17 +34,12 @@ cli = typer.Typer(
     help="Screens LoRA adapters in front of vLLM.",
 )
 reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
-adapters = typer.Typer(no_args_is_help=True, help="Push, list, show and remove adapters of a running gateway.")
 cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(keys, name="keys")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")
-out, err = Console(), Console(stderr=True)
-
-Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
-Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="A key of it")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -71,16 +62,11 @@ def main() -> None:
     try:
         cli()
     except GatewayError as error:
-        _fail(f"{error.message}\n{error.code.hint}")
+        fail(f"{error.message}\n{error.code.hint}")
     except OSError as error:
-        _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+        fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except httpx.TransportError as error:
-        _fail(f"cannot reach the gateway: {error}")
-
-
-def _fail(message: str, status: int = 1) -> NoReturn:
-    err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
-    sys.exit(status)
+        fail(f"cannot reach the gateway: {error}")
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -99,10 +85,10 @@ def serve(
 
             given = serve_settings() | given
             if given.get("host", "127.0.0.1") not in LOOPBACK:
-                _fail("the demo runs open, so it listens on loopback only")
+                fail("the demo runs open, so it listens on loopback only")
         settings = Settings(**given)
     except ValidationError as error:
-        _fail("\n".join(map(_setting_at_fault, error.errors())), 2)
+        fail("\n".join(map(_setting_at_fault, error.errors())), 2)
     run(settings)
 
 
@@ -129,7 +115,7 @@ def _flags(args: list[str]) -> dict[str, Any]:
             if equals:
                 given[pending], pending = value, None
         elif pending is None:
-            _fail(f"unexpected argument {arg!r}", 2)
+            fail(f"unexpected argument {arg!r}", 2)
         else:
             given[pending], pending = arg, None
     if pending is not None:
@@ -217,78 +203,10 @@ def screen_directory(
     try:
         verdict = screened(directory, reference_dir, policy, dtype)
     except GatewayError as error:
-        _fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
+        fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
     report = verdict_json(verdict)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
         out.print(score_table(report), heat_map(report))
     sys.exit(EXIT[verdict.outcome])
-
-
-# ---- a running gateway -------------------------------------------------------------------------------------------
-
-
-def _client(url: str, key: str | None) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=UPLOAD_TIMEOUT_S)
-
-
-def _answer(response: httpx.Response) -> Any:
-    if response.is_success:
-        return response.json() if response.content else None
-    try:
-        error = response.json()["error"]
-        _fail(f"{error['code']}: {error['message']}")
-    except (ValueError, KeyError, TypeError):
-        _fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
-
-
-@adapters.command("push")
-def push(
-    name: str,
-    directory: Annotated[Path, typer.Argument(help="As PEFT's save_pretrained wrote it")],
-    url: Url = "http://127.0.0.1:8080",
-    key: Key = None,
-) -> None:
-    """Upload an adapter and show what became of it."""
-    config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
-    with _client(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
-        files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
-        version = _answer(client.post("/adapters", files=files))
-    out.print(heat_map(version["report"]["verdict"]))
-    out.print(_line(version), highlight=False)
-
-
-def _line(version: dict[str, Any]) -> str:
-    fates = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
-    if version["modules_projected"]:
-        fates += f", {version['modules_projected']} projected"
-    told = fates if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
-    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {told}"
-
-
-@adapters.command("list")
-def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
-    """List every adapter's versions."""
-    with _client(url, key) as client:
-        for adapter in _answer(client.get("/adapters"))["adapters"]:
-            for version in adapter["versions"]:
-                out.print(_line(version), highlight=False)
-
-
-@adapters.command("show")
-def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
-    """Show one version's report."""
-    with _client(url, key) as client:
-        version = _answer(client.get(f"/adapters/{name}/versions/{number}"))
-    out.print(_line(version), highlight=False)
-    if (version.get("report") or {}).get("verdict"):
-        out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
-
-
-@adapters.command("rm")
-def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
-    """Remove an adapter with all its versions."""
-    with _client(url, key) as client:
-        _answer(client.delete(f"/adapters/{name}"))

@@ -133,6 +133,7 @@ VERSION_NOT_READY = _code(
 ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
 )
+RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening has ended.", retryable=True)
 
 # load and serve
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)

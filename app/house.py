@@ -28,6 +28,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
+from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import RULES, Measure, sanitise
@@ -146,6 +147,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         rates=Rates(per_minute),
         metrics=rooms.metrics,
         pipeline=pipeline,
+        rescreening=Rescreening(pipeline),
         relay=Relay(
             choose,
             rooms.routes,

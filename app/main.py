@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from app import __version__
-from app.api import adapters, errors, events, fleet, openai, ops
+from app.api import adapters, errors, events, fleet, openai, ops, rescreening
 from app.api.front import Front
 from app.api.guard import guarded
 from app.api.request_ids import RequestIds
@@ -76,7 +76,7 @@ def build_app(house: House) -> FastAPI:
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
-    for router in (ops.router, adapters.router, events.router, fleet.router, openai.router):
+    for router in (ops.router, adapters.router, rescreening.router, events.router, fleet.router, openai.router):
         app.include_router(router)
     _mount_console(app)
     return app

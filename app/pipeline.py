@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -61,22 +62,25 @@ class Pipeline:
         self.publishing = publishing
         self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
-    async def register(self, upload: SealedUpload, *, wait: bool) -> tuple[VersionRow, bool]:
+    async def register(self, upload: SealedUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
-        the engine holds it. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
+        the engine holds it. after: refuse a new version unless the newest so far has this number. Raises Refused or
+        Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await self._begin(r.catalogue.find_or_begin, name, upload)
+        row, created = await self._begin(partial(r.catalogue.find_or_begin, after=after), name, upload)
         if not created:
             row = await self._when_done(row)
         if not created and (known := _known_refusal(row)) is not None:  # told again, or repeating would fill the disk
             r.metrics.upload_refused(known)
             raise known
         if row.state in (State.REJECTED, State.FAILED):  # may end otherwise this time: measure again
-            row, created = await self._begin(lambda *given: (r.catalogue.begin_version(*given), True), name, upload)
+            row, created = await self._begin(
+                lambda *given: (r.catalogue.begin_version(*given, after=after), True), name, upload
+            )
         if created:
             row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))

@@ -9,6 +9,7 @@ from app.api.keys import Keys
 from app.api.rates import Rates
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
+from app.rescreening import Rescreening
 from app.serve.relay import Relay
 from app.serve.routes import Routes
 from app.upload.receive import SealedUpload
@@ -26,6 +27,7 @@ class Context:
     rates: Rates
     metrics: Metrics
     pipeline: Pipeline
+    rescreening: Rescreening
     relay: Relay
     routes: Routes
     receive: Callable[[Request], Awaitable[SealedUpload]]

@@ -43,6 +43,8 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
     ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
+    ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,
+    ("POST", "/rescreen"): ADMIN_ONLY,
     ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
     ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
     ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),

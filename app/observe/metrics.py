@@ -26,6 +26,8 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "rejected", "failed")
 """known: these bytes were there already. rejected: the uploader's to mend. failed: ours to mend."""
 
+RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
+
 LOAD_RESULTS: Final = ("loaded", "failed")
 
 
@@ -84,6 +86,8 @@ class Metrics:
                 self.screening.stage_seconds.labels(stage.value)
         for outcome in UPLOAD_OUTCOMES:
             self.uploads.outcomes.labels(outcome)
+        for result in RESCREEN_RESULTS:
+            self.uploads.rescreened.labels(result)
         for result in LOAD_RESULTS:
             self.engine.loads.labels(result)
         for comparison in Comparison:
@@ -157,6 +161,10 @@ class Metrics:
     def uploaded(self, outcome: str) -> None:
         """One upload came to its end: one of UPLOAD_OUTCOMES."""
         self.uploads.outcomes.labels(outcome).inc()
+
+    def rescreened(self, result: str) -> None:
+        """One adapter's upload was screened again, or should have been: one of RESCREEN_RESULTS."""
+        self.uploads.rescreened.labels(result).inc()
 
     def upload_refused(self, error: GatewayError) -> None:
         """One upload ended in an error."""

@@ -52,6 +52,11 @@ class Uploads:
 
     def __init__(self, r: Registry) -> None:
         self.outcomes = r.counter("gateway_uploads_total", "Uploads by what became of them", ["outcome"])
+        self.rescreened = r.counter(
+            "gateway_rescreens_total",
+            "Kept uploads screened again, by result (new ones count as uploads too)",
+            ["result"],
+        )
         self.rejected = r.counter("gateway_rejected_total", "Refusals by stage and code", ["stage", "code"])
         self.in_progress = r.gauge("gateway_uploads_in_progress", "Uploads being received or screened now")
         self.screening = r.gauge("gateway_versions_in_progress", "Versions on their way from validate to store")

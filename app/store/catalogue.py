@@ -69,16 +69,21 @@ class Catalogue(CatalogueReader):
         """Close every connection."""
         self._database.close()
 
-    def begin_version(self, name: AdapterName, received: Received, parameters: str = "") -> VersionRow:
+    def begin_version(
+        self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
+    ) -> VersionRow:
         """Give an upload its number, in state `received`; make the adapter when the name is new or was deleted.
 
-        parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. Raises Refused
-        NAME_TAKEN when another adapter's name differs only in case.
+        parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. after: the number the
+        newest version must have. Raises Refused NAME_TAKEN when another adapter's name differs only in case,
+        VERSION_NOT_READY when a newer version was begun.
         """
         with self._database.writing() as connection:
-            return self._begin(connection, name, received, parameters)
+            return self._begin(connection, name, received, parameters, after)
 
-    def find_or_begin(self, name: AdapterName, received: Received, parameters: str = "") -> tuple[VersionRow, bool]:
+    def find_or_begin(
+        self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
+    ) -> tuple[VersionRow, bool]:
         """`find_same`, else `begin_version`, in one step; True when the version is new.
 
         Of any number of equal uploads at the same moment exactly one gets True.
@@ -87,7 +92,7 @@ class Catalogue(CatalogueReader):
             same = same_version(connection, name, received, parameters)
             if same is not None:
                 return same, False
-            return self._begin(connection, name, received, parameters), True
+            return self._begin(connection, name, received, parameters, after), True
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
         """received → validated."""
@@ -188,8 +193,12 @@ class Catalogue(CatalogueReader):
                 failed.append(self._move(connection, row, Event.FAIL, **values))
             return Recovered(tuple(failed), versions_where(connection, versions.c.state == State.STORED))
 
-    def _begin(self, connection: Connection, name: AdapterName, received: Received, parameters: str) -> VersionRow:
+    def _begin(
+        self, connection: Connection, name: AdapterName, received: Received, parameters: str, after: int | None
+    ) -> VersionRow:
         adapter, number = self._numbered(connection, name)
+        if after is not None and number != after + 1:
+            raise Refused(VERSION_NOT_READY, f"version {number - 1} of {name} was uploaded meanwhile")
         now = self._now()
         values = {
             "adapter_id": adapter,
