@@ -8,7 +8,7 @@ SECONDS ?= 60
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check kills fuzz image-test clean
+.PHONY: help setup demo serve test lint format check hostile kills fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ format: setup  ## put the code into its form
 
 check: setup lint  ## what takes seconds: lint, and the tests without the engine
 	$(VENV)/python -m pytest -m "not engine and not slow" $(ARGS)
+
+hostile: setup  ## try every hostile input, race and fault that needs no engine, and count them
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q -m "(hostile or ruling) and not engine" $(ARGS)
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)

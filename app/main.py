@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 
 from app import __version__
 from app.api import adapters, errors, events, fleet, openai, ops, rescreening
+from app.api.described import describe
 from app.api.front import Front
 from app.api.guard import guarded
 from app.api.request_ids import RequestIds
@@ -70,6 +71,7 @@ def build_app(house: House) -> FastAPI:
         openapi_url="/openapi.json" if open_door else None,
         redirect_slashes=False,  # a redirect would echo the caller's Host, before any key is asked for
     )
+    describe(app)
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.add_middleware(RequestIds, traces=house.context.metrics.traces)

@@ -3,4 +3,5 @@
 pytest_plugins = [
     *("tests.support.engine", "tests.support.demo_gateway", "tests.support.house", "tests.support.prometheus"),
     "tests.support.postgres",
+    "tests.support.hostile",
 ]

@@ -20,6 +20,7 @@ def test_only_waiting_can_help_where_the_row_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", [Refused, Unavailable])
+@pytest.mark.ruling("O07")
 def test_messages_are_printable_and_short(kind: type[Refused | Unavailable]) -> None:
     error = kind(TOO_LARGE, "\x1b[31mred\n" + "x" * 10_000, param="a\0b")
     assert error.message.isprintable()

@@ -43,6 +43,7 @@ async def test_without_waiting_the_answer_comes_when_it_is_stored(running: Runni
     assert (await chat(running, "first"))[0] == 200
 
 
+@pytest.mark.ruling("R09")
 async def test_while_the_engine_is_away_uploads_are_kept_and_chat_is_told_to_wait(running: Running) -> None:
     await running.http.post("/adapters", files=form("first"))
     await running.simulator.stop()
@@ -74,6 +75,7 @@ async def test_an_adapter_the_engine_refuses_is_failed_with_the_engines_words(ru
     assert (again.status_code, again.json()["version"]) == (201, 2)
 
 
+@pytest.mark.ruling("U17")
 async def test_equal_uploads_at_the_same_moment_make_one_version(running: Running) -> None:
     answers = await asyncio.gather(*(running.http.post("/adapters", files=form("first")) for _ in range(4)))
     assert {answer.status_code for answer in answers} <= {200, 201, 202}
@@ -81,6 +83,7 @@ async def test_equal_uploads_at_the_same_moment_make_one_version(running: Runnin
     assert [version["version"] for version in versions] == [1]
 
 
+@pytest.mark.ruling("R01")
 async def test_different_uploads_at_the_same_moment_end_on_the_latest(running: Running) -> None:
     await asyncio.gather(*(running.http.post("/adapters", files=form("first", seed=seed)) for seed in range(4)))
     adapter = (await running.http.get("/adapters/first")).json()
@@ -88,6 +91,7 @@ async def test_different_uploads_at_the_same_moment_end_on_the_latest(running: R
     assert {version["state"] for version in adapter["versions"]} == {"ready", "retired"}
 
 
+@pytest.mark.ruling("R02")
 async def test_one_blob_under_two_names(running: Running) -> None:
     one = (await running.http.post("/adapters", files=form("first"))).json()
     two = (await running.http.post("/adapters", files=form("second"))).json()
@@ -96,6 +100,7 @@ async def test_one_blob_under_two_names(running: Running) -> None:
 
 
 @pytest.mark.parametrize("name", ["FIRST", "First"])
+@pytest.mark.hostile("N06")
 async def test_a_name_that_differs_only_in_case_is_taken(running: Running, name: str) -> None:
     await running.http.post("/adapters", files=form("first"))
     answer = await running.http.post("/adapters", files=form(name, seed=1))
@@ -103,11 +108,13 @@ async def test_a_name_that_differs_only_in_case_is_taken(running: Running, name:
 
 
 @pytest.mark.parametrize("name", [SERVED, "models", "base", SERVED.upper()])
+@pytest.mark.hostile("N07", "N08")
 async def test_names_of_the_gateway_are_reserved(running: Running, name: str) -> None:
     answer = await running.http.post("/adapters", files=form(name))
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "reserved_name")
 
 
+@pytest.mark.ruling("K22")
 async def test_everything_pruned_is_served_by_the_served_model_itself(open_gateway: OpenHouse) -> None:
     async with open_gateway(tau=-1e6, max_pruned_share=1.0) as running:
         answer = await running.http.post("/adapters", files=form("hollow"))
@@ -129,6 +136,7 @@ async def test_too_large_a_share_condemned_is_rejected_with_its_report(open_gate
         assert running.simulator.loaded == {}
 
 
+@pytest.mark.ruling("R03")
 async def test_delete_unloads_and_forgets(running: Running) -> None:
     await running.http.post("/adapters", files=form("first"))
     assert (await running.http.delete("/adapters/first")).status_code == 204
@@ -141,6 +149,7 @@ async def test_delete_unloads_and_forgets(running: Running) -> None:
     assert (await running.http.delete("/adapters/first")).status_code == 404
 
 
+@pytest.mark.ruling("R08")
 async def test_a_restart_serves_every_ready_adapter_again(open_gateway: OpenHouse) -> None:
     async with open_gateway() as running:
         await running.http.post("/adapters", files=form("first"))

@@ -124,6 +124,7 @@ async def test_no_key_stands_in_what_the_gateway_says(running: Running) -> None:
     ],
     ids=str,
 )
+@pytest.mark.ruling("O01")
 def test_settings_that_cannot_be_meant_refuse_to_start(bad: dict[str, str]) -> None:
     with pytest.raises((ValidationError, ValueError)):
         Settings(**{"model": "m", "reference": "r", "open": "true", **bad})  # type: ignore[arg-type]

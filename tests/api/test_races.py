@@ -77,6 +77,7 @@ async def test_equal_uploads_that_the_engine_refuses_are_all_told_so(running: Ru
     assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(502, "load_failed")}
 
 
+@pytest.mark.ruling("R06")
 async def test_after_a_full_disk_the_next_upload_of_the_same_bytes_works(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +156,7 @@ async def test_a_gateway_whose_model_is_called_like_an_adapter_refuses_to_start(
         ("/adapters/%f0%9f%92%a9", 404),
     ],
 )
+@pytest.mark.hostile("P09")
 async def test_odd_paths_are_refused_in_the_envelope(
     running: Running, path: str, status: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +168,7 @@ async def test_odd_paths_are_refused_in_the_envelope(
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400])
+@pytest.mark.hostile("P08")
 async def test_numbers_too_large_for_a_float_are_a_bad_request(running: Running, number: str) -> None:
     await running.http.post("/adapters", files=form("first"))
     for field in (f'"temperature": {number}', f'"logit_bias": {{"1": {number}}}'):
@@ -209,6 +212,7 @@ def spoilt(name: str, seed: int = 0) -> Any:
     return bad
 
 
+@pytest.mark.ruling("U17")
 async def test_the_same_bad_bytes_again_are_one_version_however_often(running: Running) -> None:
     first = await running.http.post("/adapters", files=spoilt("bad"))
     again = [await running.http.post("/adapters", files=spoilt("bad")) for _ in range(4)]

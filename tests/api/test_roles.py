@@ -107,6 +107,7 @@ def test_what_is_forgotten_is_for_admins() -> None:
     assert ADMIN_ONLY.roles == frozenset()
 
 
+@pytest.mark.ruling("G12")
 async def test_limits_hold_per_key_and_say_how_long(open_gateway: OpenHouse, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     keys = [new_key(name, [Role.ADMIN]) for name in ("one", "two")]

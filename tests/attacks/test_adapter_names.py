@@ -46,6 +46,7 @@ NAMES: list[tuple[str, bytes, Code]] = [
 
 
 @pytest.mark.parametrize(("name", "code"), [n[1:] for n in NAMES], ids=[n[0] for n in NAMES])
+@pytest.mark.hostile
 def test_refused(tmp_path: Path, name: bytes, code: Code) -> None:
     error = must_refuse(tmp_path, VALID, code, name=name)
     assert error.param == "name"

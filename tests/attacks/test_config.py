@@ -83,6 +83,7 @@ FIELDS: list[tuple[str, dict[str, Any], Code]] = [
 
 
 @pytest.mark.parametrize(("fields", "code"), [f[1:] for f in FIELDS], ids=[f[0] for f in FIELDS])
+@pytest.mark.hostile
 def test_fields(tmp_path: Path, fields: dict[str, Any], code: Code) -> None:
     start = time.process_time()
     must_refuse(tmp_path, VALID.having(**fields), code)
@@ -120,6 +121,7 @@ RAW: list[tuple[str, bytes, Code]] = [
 
 
 @pytest.mark.parametrize(("config", "code"), [r[1:] for r in RAW], ids=[r[0] for r in RAW])
+@pytest.mark.hostile
 def test_bytes(tmp_path: Path, config: bytes, code: Code) -> None:
     must_refuse(tmp_path, VALID, code, config=config)
 
@@ -128,6 +130,7 @@ LIES = ["/etc/passwd", "https://169.254.169.254/latest", "org/another", "../../x
 
 
 @pytest.mark.parametrize("base", LIES, ids=[f"C17_{lie}" for lie in LIES])
+@pytest.mark.hostile("C17")
 def test_c17_the_base_is_compared_or_irrelevant(tmp_path: Path, base: str) -> None:
     upload = VALID.having(base_model_name_or_path=base)
     must_refuse(tmp_path / "a", upload, WRONG_BASE, rules=ValidateLimits(base_names=frozenset({"org/served"})))
@@ -135,6 +138,7 @@ def test_c17_the_base_is_compared_or_irrelevant(tmp_path: Path, base: str) -> No
 
 
 @pytest.mark.parametrize("base", LIES, ids=[f"C17_{lie}" for lie in LIES])
+@pytest.mark.ruling("C17")
 def test_c17_and_never_followed(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file opened, nothing listed, no address looked up, no module imported by name while one is validated."""
 

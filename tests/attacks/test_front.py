@@ -30,6 +30,7 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=list(HOSTS))
+@pytest.mark.hostile("U15")
 async def test_a_malformed_host_is_refused_everywhere(running: Running, host: bytes) -> None:
     for path in ("/health", "/adapters", "/nowhere"):
         request = running.http.build_request("GET", f"http://gateway{path}")
@@ -39,6 +40,7 @@ async def test_a_malformed_host_is_refused_everywhere(running: Running, host: by
 
 
 @pytest.mark.parametrize("hosts", [[], [b"gateway", b"evil"], [b"gateway", b"gateway"]], ids=["none", "two", "twice"])
+@pytest.mark.hostile("U15")
 async def test_one_host_header_there_is(running: Running, hosts: list[bytes]) -> None:
     request = running.http.build_request("GET", "/health")
     request.headers = httpx.Headers([(b"host", host) for host in hosts])
@@ -97,6 +99,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path[:40])
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.hostile("P09")
 async def test_paths_that_are_no_routes_reach_nothing(running: Running, method: str, path: str) -> None:
     running.simulator.seen.clear()
 
@@ -115,6 +118,7 @@ async def test_paths_that_are_no_routes_reach_nothing(running: Running, method: 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/adapters", "/adapters/x", "/health", "/metrics"])
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "PROPFIND", "CONNECT"])
+@pytest.mark.hostile("P09")
 async def test_other_methods_are_refused(running: Running, method: str, path: str) -> None:
     answer = await running.http.request(method, path)
     assert answer.status_code == 405
@@ -125,6 +129,7 @@ async def test_other_methods_are_refused(running: Running, method: str, path: st
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "identity, gzip", "GZIP", "x"])
 @pytest.mark.parametrize("path", ["/adapters", "/screen", "/v1/chat/completions", "/v1/completions"])
+@pytest.mark.hostile("U10")
 async def test_no_body_is_unpacked(running: Running, path: str, coding: str) -> None:
     answer = await running.http.post(path, content=b"\x1f\x8b", headers={"Content-Encoding": coding})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")

@@ -141,6 +141,7 @@ ATTACKS: list[tuple[str, bytes, Code]] = [
 
 
 @pytest.mark.parametrize(("weights", "code"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS])
+@pytest.mark.hostile
 def test_refused(tmp_path: Path, weights: bytes, code: Code) -> None:
     must_refuse(tmp_path, VALID, code, weights=weights)
 
@@ -158,6 +159,7 @@ STRANGE_KEYS = {
 
 
 @pytest.mark.parametrize(("old", "new", "code"), STRANGE_KEYS.values(), ids=list(STRANGE_KEYS))
+@pytest.mark.hostile
 def test_strange_keys(tmp_path: Path, old: str, new: str, code: Code) -> None:
     error = must_refuse(tmp_path, VALID.renaming(QA, QA.replace(old, new)), code)
     assert error.param is not None
@@ -168,12 +170,14 @@ def test_strange_keys(tmp_path: Path, old: str, new: str, code: Code) -> None:
     "value", [float("nan"), float("inf"), float("-inf")], ids=["S17_nan", "S17_inf", "S17_minus_inf"]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
+@pytest.mark.hostile("S17")
 def test_not_finite(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
     spoiled = VALID.tensors[QB].to(dtype)
     spoiled[3, 2] = value
     assert must_refuse(tmp_path, VALID.adding({QB: spoiled}), NOT_FINITE).param == QB
 
 
+@pytest.mark.ruling("S04")
 def test_s04_order_in_the_header_is_free(tmp_path: Path) -> None:
     header, data = parts_of(WEIGHTS)
     backwards = raw(dict(reversed(header.items())), data)
@@ -181,14 +185,17 @@ def test_s04_order_in_the_header_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, [], "text", {"format": "../../x"}], ids=lambda m: f"S14_{m!s:.12}")
+@pytest.mark.ruling("S14")
 def test_s14_metadata_is_ignored(tmp_path: Path, metadata: Any) -> None:
     push(tmp_path, VALID, weights=changed(lambda h: h.update(__metadata__=metadata)))
 
 
+@pytest.mark.ruling("S17")
 def test_s17_subnormals_and_minus_zero_are_harmless(tmp_path: Path) -> None:
     push(tmp_path, VALID.adding({QA: torch.full((4, 16), 1e-42), QB: torch.full((16, 4), -0.0)}))
 
 
+@pytest.mark.ruling("S18")
 def test_s18_a_byte_swapped_body_is_refused_or_left_to_the_norms(tmp_path: Path) -> None:
     """Structure cannot tell. Swapped, these values are huge but finite in float32, and not finite in float16."""
     swapped_bytes = VALID.tensors[QA].numpy().byteswap().copy()
@@ -199,6 +206,7 @@ def test_s18_a_byte_swapped_body_is_refused_or_left_to_the_norms(tmp_path: Path)
     must_refuse(tmp_path / "half", half, NOT_FINITE)
 
 
+@pytest.mark.ruling("S19")
 def test_s19_a_body_of_zeros_is_a_no_op(tmp_path: Path) -> None:
     zeros = {name: torch.zeros_like(tensor) for name, tensor in VALID.tensors.items()}
     assert not any(m.b.any() for m in push(tmp_path, VALID.adding(zeros)).modules)

@@ -46,6 +46,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("headers", THEIRS.values(), ids=list(THEIRS))
+@pytest.mark.hostile
 async def test_another_sites_page_changes_nothing_and_costs_nothing(
     open_gateway: OpenHouse, headers: dict[str, str]
 ) -> None:

@@ -91,15 +91,18 @@ ATTACKS: list[tuple[str, Upload, Code]] = [
 
 
 @pytest.mark.parametrize(("upload", "code"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS])
+@pytest.mark.hostile
 def test_refused(tmp_path: Path, upload: Upload, code: Code) -> None:
     must_refuse(tmp_path, upload, code)
 
 
+@pytest.mark.ruling("K14")
 def test_k14_missing_modules_are_fine(tmp_path: Path) -> None:
     upload = VALID.dropping(QA, QB)
     assert Q not in [m.name for m in push(tmp_path, upload).modules]
 
 
+@pytest.mark.ruling("K21")
 def test_k21_what_underflows_is_measured_as_the_zero_it_is_served_as(tmp_path: Path) -> None:
     module = next(m for m in push(tmp_path, HALF.adding({QB: torch.full((16, 4), 1e-9)})).modules if m.name == Q)
     assert not module.b.any()

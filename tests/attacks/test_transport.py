@@ -95,6 +95,7 @@ ATTACKS: list[tuple[str, Body | None, dict[str, str], Code]] = [
 
 
 @pytest.mark.parametrize(("stream", "headers", "code"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS])
+@pytest.mark.hostile
 async def test_refused(tmp_path: Path, stream: Body | None, headers: dict[str, str], code: Code) -> None:
     """One 4xx with its code; no byte of the body read where the headers decide; nothing left."""
     touched = False
@@ -110,6 +111,7 @@ async def test_refused(tmp_path: Path, stream: Body | None, headers: dict[str, s
     assert not touched
 
 
+@pytest.mark.ruling("U05")
 async def test_u05_more_uploads_than_slots(tmp_path: Path) -> None:
     """slots + 50 at once: the rest are told to wait, and the disk never holds more than the slots' share."""
     door = Door.at(tmp_path / "quarantine")
@@ -136,6 +138,7 @@ async def test_u05_more_uploads_than_slots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("filename", ["../../etc/passwd", "/abs", "x\\y", "a%00b", "nul", "-rf"])
+@pytest.mark.ruling("U09")
 async def test_u09_filenames_name_nothing(tmp_path: Path, filename: str) -> None:
     door = Door.at(tmp_path / "quarantine")
     data = form([GOOD[0], GOOD[1], part("weights", b"w", filename=filename)])
@@ -145,6 +148,7 @@ async def test_u09_filenames_name_nothing(tmp_path: Path, filename: str) -> None
     door.assert_empty()
 
 
+@pytest.mark.hostile("U14")
 async def test_u14_no_space_before_reading(tmp_path: Path) -> None:
     code = await refused(tmp_path, body(), {}, replace(SMALL, free_disk_floor_bytes=1 << 60))
     assert code is NO_SPACE

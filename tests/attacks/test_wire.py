@@ -35,6 +35,7 @@ UNPARSABLE = {
 
 
 @pytest.mark.parametrize("sent", UNPARSABLE.values(), ids=list(UNPARSABLE))
+@pytest.mark.hostile("U03")
 async def test_what_is_no_request_gets_the_envelope_and_the_door(running: Running, sent: bytes) -> None:
     before = refused(running, "bad_request")
     async with on_a_port(running) as port, line(port) as connection:
@@ -54,6 +55,7 @@ def refused(running: Running, code: str) -> float:
 @pytest.mark.parametrize(
     ("auth", "status"), [(b"", 401), (b"Authorization: Bearer wrong-wrong-wrong\r\n", 401), (AUTH, 413)]
 )
+@pytest.mark.hostile("U12")
 async def test_u12_no_100_is_sent_to_who_may_not_send(running: Running, auth: bytes, status: int) -> None:
     async with on_a_port(running) as port, line(port) as connection:
         form = b"Content-Type: multipart/form-data; boundary=b\r\n"
@@ -63,6 +65,7 @@ async def test_u12_no_100_is_sent_to_who_may_not_send(running: Running, auth: by
         assert await connection.closed()
 
 
+@pytest.mark.hostile("U12")
 async def test_u12_a_body_without_a_key_is_not_read(running: Running) -> None:
     """A stranger who sends all the same finds the connection closed after what the kernel's buffers hold."""
     async with on_a_port(running) as port, line(port) as connection:
@@ -74,6 +77,7 @@ async def test_u12_a_body_without_a_key_is_not_read(running: Running) -> None:
 
 
 @pytest.mark.parametrize("after", [b"", b"GET /health HTTP/1.1\r\n" + HOST], ids=["line", "header"])
+@pytest.mark.hostile("U07")
 async def test_an_endless_head_is_cut(running: Running, after: bytes) -> None:
     async with on_a_port(running) as port, line(port) as connection:
         await connection.send(after or b"GET /")
@@ -84,6 +88,7 @@ async def test_an_endless_head_is_cut(running: Running, after: bytes) -> None:
         assert sent < 20_000_000
 
 
+@pytest.mark.hostile("U07")
 async def test_many_headers_in_one_piece_are_too_many(running: Running) -> None:
     async with on_a_port(running) as port, line(port) as connection:
         await connection.send(b"GET /health HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 20_000 + b"\r\n")
@@ -93,6 +98,7 @@ async def test_many_headers_in_one_piece_are_too_many(running: Running) -> None:
 
 
 @pytest.mark.parametrize("kind", ["extension", "trailer"])
+@pytest.mark.hostile("U07")
 async def test_framing_without_a_body_is_cut(running: Running, kind: str) -> None:
     """Chunk extensions and trailers reach no route, so no route's clock or cap would ever end them."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

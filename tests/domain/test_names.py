@@ -19,6 +19,7 @@ def test_a_good_name_is_kept_as_written(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: ascii(text)[:24])
+@pytest.mark.hostile("N01")
 def test_a_bad_name_is_refused_with_its_code(text: str) -> None:
     with pytest.raises(Refused) as caught:
         AdapterName.parse(text)
@@ -28,6 +29,7 @@ def test_a_bad_name_is_refused_with_its_code(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["models", "Health", "BASE", "default", "Demo"])
+@pytest.mark.hostile("N08")
 def test_a_name_that_belongs_to_the_gateway_is_reserved(text: str) -> None:
     with pytest.raises(Refused) as caught:
         AdapterName.parse(text, frozenset({"demo"}))

@@ -96,6 +96,7 @@ CASES: list[tuple[Callable[[Parts], None], int, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "status", "code"), CASES, ids=[case[0].__name__ for case in CASES])
+@pytest.mark.hostile
 def test_it_is_refused_with_its_code_and_nothing_stays(
     client: httpx.Client, demo_gateway: GatewayProcess, spoil: Callable[[Parts], None], status: int, code: str
 ) -> None:
@@ -126,6 +127,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.hostile("U01", "U10")
 def test_what_the_headers_give_away_is_refused_before_the_body_and_the_line_closed(
     demo_gateway: GatewayProcess, kind: str
 ) -> None:

@@ -10,6 +10,7 @@ KILLS = 14
 
 
 @pytest.mark.slow
+@pytest.mark.ruling("R07")
 def test_a_gateway_killed_anywhere_loses_nothing_and_shows_nothing_half(tmp_path: Path) -> None:
     done = campaign(tmp_path, KILLS, first_seed=1)
     print(done.summary())

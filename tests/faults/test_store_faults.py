@@ -218,6 +218,7 @@ async def test_a_catalogue_that_is_gone_is_not_taken_for_a_new_one(left: Path, o
     assert len([path for path in (left / "artefacts").iterdir() if not path.name.startswith(".")]) == 2
 
 
+@pytest.mark.ruling("R12")
 async def test_two_gateways_on_one_store(running: Running, open_gateway: OpenHouse) -> None:
     assert (await refuses(open_gateway)).code is STORE_BUSY
     assert (await push(running, "style")).status_code == 201
@@ -252,6 +253,7 @@ def fill(place: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [0, 4 << 10, 40 << 10, 80 << 10, 120 << 10, 160 << 10, 240 << 10])
+@pytest.mark.ruling("R06")
 async def test_a_disk_that_fills_at_any_moment_of_an_upload(
     small_disk: Path, open_gateway: OpenHouse, leave: int
 ) -> None:
@@ -275,6 +277,7 @@ def mount(*arguments: object) -> None:
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
+@pytest.mark.ruling("O03")
 async def test_a_store_that_becomes_read_only(small_disk: Path, open_gateway: OpenHouse) -> None:
     async with open_gateway() as running:
         assert (await push(running, "kept")).status_code == 201
@@ -297,6 +300,7 @@ async def test_a_store_that_becomes_read_only(small_disk: Path, open_gateway: Op
 
 
 @pytest.mark.parametrize("jump", [86400.0, -86400.0, -(2**31)])
+@pytest.mark.ruling("R13")
 async def test_a_clock_that_jumps_changes_nothing(
     open_gateway: OpenHouse, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:

@@ -76,12 +76,14 @@ def test_images_are_pinned(name: str) -> None:
 
 
 @every_service
+@pytest.mark.ruling("O05")
 def test_ports_are_published_on_loopback_only(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert port.startswith("127.0.0.1:"), port
 
 
 @every_engine
+@pytest.mark.ruling("O05")
 def test_the_engine_is_reached_by_the_gateway_alone(name: str) -> None:
     engine = SERVICES[name]
     assert list(engine["networks"]) == ["engine"]

@@ -22,6 +22,7 @@ def test_the_command_serves_lora_on_a_socket_only() -> None:
     assert not {"--host", "--port", "--lora-modules"} & set(line)
 
 
+@pytest.mark.ruling("O06")
 def test_no_secret_of_the_gateway_reaches_the_engine() -> None:
     ours = {
         "PATH": "/bin",

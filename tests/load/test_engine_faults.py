@@ -42,6 +42,7 @@ async def test_an_engine_that_does_not_listen_is_away(simulator: Simulator, simu
 
 
 @pytest.mark.parametrize("fault", ["500-though-loaded", "reset-though-loaded"])
+@pytest.mark.ruling("R10")
 async def test_an_error_although_it_was_loaded_is_success(
     simulator: Simulator, simulated_client: HttpEngine, tiny_adapter: Adapter, fault: str
 ) -> None:
@@ -60,6 +61,7 @@ async def test_an_error_although_it_was_loaded_is_success(
         ("hang", ENGINE_UNAVAILABLE),
     ],
 )
+@pytest.mark.ruling("R10")
 async def test_a_load_that_did_not_happen_is_an_error(
     simulator: Simulator, simulated_client: HttpEngine, tiny_adapter: Adapter, fault: str, code: Code
 ) -> None:

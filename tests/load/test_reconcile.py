@@ -93,6 +93,7 @@ async def test_strays_are_unloaded_but_not_the_engines_own_names(house: House, s
     assert set(simulator.loaded) == {A, "static"}
 
 
+@pytest.mark.ruling("R03")
 async def test_a_stray_with_requests_in_flight_stays_until_they_end(house: House, simulator: Simulator) -> None:
     house.want(A)
     await house.reconciler.reconcile()
@@ -126,6 +127,7 @@ async def test_retire_leaves_what_is_wanted_again(house: House, simulator: Simul
     assert set(simulator.loaded) == {A}
 
 
+@pytest.mark.ruling("R08")
 async def test_after_a_restart_everything_is_loaded_again(house: House, simulator: Simulator) -> None:
     house.want(A, B)
     house.reconciler.start()
@@ -156,6 +158,7 @@ async def test_what_the_engine_already_holds_is_probed_before_it_counts(house: H
     assert "not finite" in house.reconciler.failures[A]
 
 
+@pytest.mark.ruling("R09")
 async def test_one_bad_adapter_does_not_stop_the_others(house: House, simulator: Simulator) -> None:
     house.want(A, B, C)
     house.desired[B] = Path("/nowhere")

@@ -126,6 +126,7 @@ async def test_row_12_unloading_in_mid_stream_changes_nothing_for_the_stream(
     assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == alone
 
 
+@pytest.mark.ruling("R11")
 async def test_row_15_more_adapters_than_slots_or_memory_all_answer(client: HttpEngine, engine: LiveEngine) -> None:
     """What is evicted is read again from disk (row 3): the files must stay."""
     names = [name_of(seed) for seed in range(1, MAX_CPU_LORAS + 3)]

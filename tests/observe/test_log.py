@@ -89,6 +89,7 @@ async def test_no_prompt_answer_or_key_is_logged(running: Running, said: io.Stri
         assert secret not in text, secret
 
 
+@pytest.mark.ruling("N04", "O07")
 def test_a_line_stays_one_line_whatever_is_in_it(said: io.StringIO) -> None:
     event("refused", message="two\nlines \x1b[31m and a colour", path=None)
     (line,) = said.getvalue().splitlines()

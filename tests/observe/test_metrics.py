@@ -159,6 +159,7 @@ def adapters_in(metrics: Metrics) -> set[str]:
     return set(re.findall(r'adapter="([^"]*)"', metrics.exposition().decode()))
 
 
+@pytest.mark.ruling("O04")
 def test_a_thousand_adapters_make_a_bounded_page() -> None:
     metrics = Metrics()
     names = [f"adapter-{i:04d}" for i in range(1000)]

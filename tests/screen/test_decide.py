@@ -69,6 +69,7 @@ def test_a_score_that_is_not_finite_passes_nothing(score: float) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"finite": False}, {"update_norm": None}, {"update_norm": math.nan}])
+@pytest.mark.hostile("G03")
 def test_values_that_are_not_finite_are_refused(changes: dict[str, Any]) -> None:
     outcome, _, modules = decide([found("m", **changes)], POLICY)
     assert outcome is Outcome.REJECTED
@@ -176,6 +177,7 @@ def blocks(*scores: list[float]) -> list[Found]:
 THIN = blocks(*[[2.9] * 7] * 4)
 
 
+@pytest.mark.ruling("G06")
 def test_harm_spread_thinly_passes_every_tau_and_no_budget() -> None:
     assert decide(THIN, POLICY)[0] is Outcome.CLEAN
     outcome, why, modules = decide(THIN, replace(POLICY, max_adapter_score=10.0))
@@ -187,6 +189,7 @@ def test_harm_spread_thinly_passes_every_tau_and_no_budget() -> None:
     )
 
 
+@pytest.mark.ruling("G07")
 def test_one_block_over_its_budget_is_named() -> None:
     spread = blocks([0.0] * 7, [2.0] * 7, [-9.0] * 7)
     policy = replace(POLICY, max_block_score=4.0, max_adapter_score=6.0)
@@ -200,6 +203,7 @@ def test_exactly_at_the_budget_passes() -> None:
     assert decide(blocks([2.0] * 4), replace(POLICY, max_adapter_score=4.0, max_block_score=4.0))[0] is Outcome.CLEAN
 
 
+@pytest.mark.ruling("G08")
 def test_decoys_buy_no_budget() -> None:
     decoys = [found(f"model.layers.{i}.decoy", -30.0) for i in range(4, 99)]
     assert decide([*THIN, *decoys], replace(POLICY, max_adapter_score=10.0))[0] is Outcome.REJECTED

@@ -74,6 +74,7 @@ def test_every_shape_agrees_with_the_dense_oracle(
 
 
 @pytest.mark.parametrize(("entry", "factor"), [(1e8, "a"), (1e-8, "a"), (1e8, "b")])
+@pytest.mark.ruling("G04")
 def test_an_outlier_moves_no_other_measure(entry: float, factor: str) -> None:
     """G04: nothing is normalised by a range the uploader could stretch."""
     m = module(alignment_vector(32, 24))
@@ -116,6 +117,7 @@ def test_more_of_what_is_looked_for_scores_higher(comparison: Comparison, seed: 
 
 @settings(max_examples=15, deadline=None)
 @given(power=st.integers(-2, 2), shift=st.integers(-6, 6), seed=st.integers(0, 1000))
+@pytest.mark.ruling("G02")
 def test_moving_scale_between_a_b_and_alpha_changes_no_verdict(
     reference: Reference, power: int, shift: int, seed: int
 ) -> None:
@@ -179,6 +181,7 @@ NOT_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])
     budget=st.sampled_from([None, 1e300]),
     others=st.lists(st.floats(-5, 5), max_size=4),
 )
+@pytest.mark.ruling("G03")
 def test_no_policy_lets_a_value_pass_that_is_not_finite(
     bad: float, where: str, unscorable: Unscorable, cap: int | None, keeps: bool, budget: float | None, others: Any
 ) -> None:
@@ -262,6 +265,7 @@ def test_other_instructions_and_threads_give_the_same_decisions_and_ids(tmp_path
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), tau=st.floats(-0.5, 2.0), budget=st.sampled_from([None, 1.0, 3.0]))
+@pytest.mark.ruling("G08")
 def test_what_is_left_is_screened_clean_whatever_the_policy(
     reference: Reference, seed: int, tau: float, budget: float | None
 ) -> None:

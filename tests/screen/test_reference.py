@@ -47,6 +47,7 @@ def test_the_pinned_one_opens(directory: Path) -> None:
     opened.close()
 
 
+@pytest.mark.ruling("G14")
 def test_another_than_the_pinned_one_does_not(directory: Path) -> None:
     refused(directory, "pinned", "restore it or change the pin", pinned=Digest("0" * 64))
 
@@ -71,6 +72,7 @@ def link(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink, link])
+@pytest.mark.ruling("G14")
 def test_truncated_missing_and_linked_files_are_refused(directory: Path, damage: Callable[[Path], None]) -> None:
     damage(directory / V_FILE)
     refused(directory, V_FILE)
@@ -110,6 +112,7 @@ def test_a_manifest_that_is_none_is_refused(directory: Path, text: str) -> None:
     refused(directory, MANIFEST)
 
 
+@pytest.mark.ruling("O02")
 def test_no_reference_at_all(tmp_path: Path) -> None:
     refused(tmp_path, "not a finished reference")
     refused(tmp_path / "nothing", "not a finished reference")
@@ -167,6 +170,7 @@ def test_held_and_mapped_references_measure_the_same(directory: Path) -> None:
 # ---- policy ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ruling("O02")
 def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: Path) -> None:
     from app.screen.build import BuildOptions
 

@@ -99,6 +99,7 @@ def test_a_planted_module_is_cut_out_and_the_rest_passes(reference: Reference, c
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("factor", ["a", "b"])
 @pytest.mark.parametrize("comparison", list(Comparison))
+@pytest.mark.ruling("G03")
 def test_nan_and_infinity_never_pass(reference: Reference, bad: float, factor: str, comparison: Comparison) -> None:
     adapter = random_adapter(reference)
     tensor = getattr(adapter.modules[0], factor)
@@ -109,6 +110,7 @@ def test_nan_and_infinity_never_pass(reference: Reference, bad: float, factor: s
     assert verdict.modules[0].update_norm is None
 
 
+@pytest.mark.ruling("G05")
 def test_a_zero_module_passes_without_scores(reference: Reference) -> None:
     m = random_adapter(reference).modules[2]
     verdict = screen(with_module(random_adapter(reference), m.name, m.a, m.b * 0), reference, POLICY)
@@ -133,6 +135,7 @@ def test_an_update_far_larger_than_alignment_is_refused(reference: Reference) ->
     assert verdict.modules[0].reason is Reason.NORM_TOO_LARGE
 
 
+@pytest.mark.hostile("G11", "K14")
 def test_a_module_without_a_reference_is_refused_by_name(reference: Reference) -> None:
     stranger = LoraModule("model.layers.9.self_attn.q_proj", torch.ones(2, 64), torch.ones(64, 2), 1.0)
     with pytest.raises(Refused, match=r"layers\.9") as caught:
@@ -196,6 +199,7 @@ def test_the_id_stands_for_bytes_policy_and_reference(reference: Reference, tmp_
     other.close()
 
 
+@pytest.mark.ruling("G01")
 def test_factors_of_the_same_update_score_the_same(reference: Reference) -> None:
     adapter = random_adapter(reference)
     m = adapter.modules[0]
@@ -261,6 +265,7 @@ def thinly(reference: Reference, share: float) -> Adapter:
     return Adapter(tuple(modules), ServingDtype.FLOAT32)
 
 
+@pytest.mark.ruling("G06", "G07")
 def test_harm_spread_thinly_over_every_module_is_seen_by_the_budgets(reference: Reference) -> None:
     """G06, G07: each module under its τ, all of them together far from random."""
     adapter = thinly(reference, 0.2)

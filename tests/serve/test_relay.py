@@ -213,11 +213,13 @@ async def test_the_engines_words_name_no_engine_name(house: House, simulator: Si
         await house.ask()
 
 
+@pytest.mark.ruling("P12")
 async def test_nan_as_vllm_reports_it_is_a_502(house: House) -> None:
     error = refusal(400, "Out of range float values are not JSON compliant")
     assert error.code is UPSTREAM_FAILED
 
 
+@pytest.mark.ruling("P11")
 async def test_an_answer_without_end_is_cut(
     house: House, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
 ) -> None:
@@ -260,6 +262,7 @@ async def test_a_stream_is_relabelled_chunk_by_chunk_and_ends_with_done(house: H
         ("endless", "an event of over"),
     ],
 )
+@pytest.mark.ruling("P11")
 async def test_a_stream_that_goes_wrong_ends_with_an_error_event(
     house: House, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
 ) -> None:
@@ -289,6 +292,7 @@ async def test_an_engine_that_dies_in_mid_stream_is_an_error_event(house: House,
     assert rest[-1]["error"]["code"] == "upstream_failed"
 
 
+@pytest.mark.ruling("P11")
 async def test_a_stream_without_end_is_cut(house: House, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     simulator.faults["chat"] = "slow"
     monkeypatch.setattr(stream_module, "MAX_STREAM_BYTES", 1000)
@@ -296,6 +300,7 @@ async def test_a_stream_without_end_is_cut(house: House, simulator: Simulator, m
     await until(lambda: simulator.running == 0)
 
 
+@pytest.mark.ruling("P01")
 async def test_a_client_that_leaves_in_mid_stream_ends_the_engines_work(house: House, simulator: Simulator) -> None:
     simulator.faults["chat"] = "slow"
     stream = await house.stream()
@@ -322,6 +327,7 @@ async def test_so_does_one_that_is_cancelled_or_never_began_to_read(house: House
     await until(lambda: simulator.running == 0 and house.routes.idle(ENGINE_NAME))
 
 
+@pytest.mark.ruling("P01")
 async def test_a_thousand_clients_that_leave_cost_nothing(house: House, simulator: Simulator) -> None:
     simulator.faults["chat"] = "slow"
 

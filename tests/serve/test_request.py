@@ -127,6 +127,7 @@ def test_null_says_nothing_and_labels_are_not_passed_on() -> None:
     ],
 )
 @pytest.mark.parametrize("value", [1, None, {}, "x"])
+@pytest.mark.hostile("P05")
 def test_a_field_not_on_the_table_is_refused_by_name_even_null(field: str, value: Any) -> None:
     error = refused("chat", chat(**{field: value}))
     assert (error.code, error.param) == (INVALID_REQUEST, field)
@@ -180,6 +181,7 @@ BAD_CHAT: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_CHAT)
+@pytest.mark.hostile("P06", "P07")
 def test_a_value_beyond_its_cap_or_of_another_type_is_refused_by_name(field: str, value: Any) -> None:
     error = refused("chat", chat(**{field: value}))
     assert (error.code, error.param) == (INVALID_REQUEST, field)
@@ -220,6 +222,7 @@ def test_chat_has_no_prompt_and_completions_no_messages() -> None:
         b'{"a":' * 300_000,
     ],
 )
+@pytest.mark.hostile("P08")
 def test_what_is_not_strict_json_is_refused(raw: bytes) -> None:
     assert refused("chat", raw).code is INVALID_REQUEST
 
@@ -237,6 +240,7 @@ def test_numbers_hidden_in_a_schema_are_finite_when_written() -> None:
         parse("chat", raw).encode("x")
 
 
+@pytest.mark.hostile("P08")
 def test_too_much_is_a_413() -> None:
     assert refused("chat", b" " * (MAX_BODY_BYTES + 1)).code is REQUEST_TOO_LARGE
     many = [{"role": "user", "content": ""}] * (MAX_MESSAGES + 1)

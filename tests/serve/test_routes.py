@@ -37,6 +37,7 @@ def test_an_emptied_version_is_answered_by_the_served_model_under_its_own_name()
 
 
 @pytest.mark.parametrize("model", [None, ""])
+@pytest.mark.hostile("P02")
 def test_no_model_is_a_400(model: object) -> None:
     with pytest.raises(Refused) as caught:
         routes().resolve(model)
@@ -68,6 +69,7 @@ def test_no_model_is_a_400(model: object) -> None:
         *(1, 1.5, True, False, 0, [], ["a"], {}, {"a": 1}),
     ],
 )
+@pytest.mark.hostile("P04", "N11")
 def test_what_is_no_name_of_ours_is_a_404(model: object) -> None:
     with pytest.raises(Refused) as caught:
         routes(base="noop@000000000000").resolve(model)

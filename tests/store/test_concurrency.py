@@ -52,6 +52,7 @@ def together(work: Callable[[int], T]) -> list[T]:
         return list(pool.map(run, range(THREADS)))
 
 
+@pytest.mark.ruling("R01")
 def test_uploads_of_one_name_get_numbers_in_one_order(catalogue: Catalogue) -> None:
     numbers = together(lambda n: [catalogue.begin_version(NAME, received(f"{n} {i}")).number for i in range(10)])
     assert sorted(number for own in numbers for number in own) == list(range(1, 10 * THREADS + 1))
@@ -73,6 +74,7 @@ def test_whole_uploads_at_once_leave_the_name_on_the_latest(catalogue: Catalogue
     assert catalogue.adapter(NAME).active == THREADS
 
 
+@pytest.mark.ruling("R02")
 def test_the_same_artefact_under_many_names_at_once(catalogue: Catalogue) -> None:
     digest = artefact(1).digest
     rows = together(lambda n: stored(catalogue, n, AdapterName(f"name-{n % 4}"), digest=digest))
@@ -116,6 +118,7 @@ def test_readers_see_exactly_one_active_version_while_it_moves(catalogue: Catalo
     assert min(together(work)[1:]) > 0
 
 
+@pytest.mark.ruling("R04")
 def test_deleting_while_uploading_ends_in_one_of_two_ways(catalogue: Catalogue) -> None:
     def work(number: int) -> None:
         for seed in range(5):

@@ -92,6 +92,7 @@ def test_a_full_disk_at_the_start_says_so(small_disk: Path) -> None:
     assert caught.value.code is NO_SPACE
 
 
+@pytest.mark.ruling("O03")
 def test_a_read_only_file_system_is_refused_at_the_start(small_disk: Path) -> None:
     BlobStore(small_disk / "store").close()
     Catalogue(sqlite_url(small_disk / "c.db")).close()
@@ -105,6 +106,7 @@ def test_a_read_only_file_system_is_refused_at_the_start(small_disk: Path) -> No
     assert caught.value.code is STORE_FAILED
 
 
+@pytest.mark.ruling("O03")
 def test_a_file_system_that_forgets_is_named(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert filesystem_of(small_disk / "store") == "tmpfs"
     with caplog.at_level(logging.WARNING), BlobStore(small_disk / "store"):

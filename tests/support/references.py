@@ -80,9 +80,11 @@ def make_pair(directory: Path, *, layers: int = 2, shapes: Mapping[str, Shape] =
     )
 
 
-def make_reference(directory: Path, *, layers: int = 2, options: BuildOptions | None = None) -> Path:
+def make_reference(
+    directory: Path, *, layers: int = 2, options: BuildOptions | None = None, shapes: Mapping[str, Shape] = TINY
+) -> Path:
     """A finished reference directory of a tiny model."""
-    base, aligned = make_pair(directory, layers=layers)
+    base, aligned = make_pair(directory, layers=layers, shapes=shapes)
     build_reference(base, aligned, directory / "reference", options or BuildOptions(top_k=8))
     return directory / "reference"
 

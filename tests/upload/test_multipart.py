@@ -136,6 +136,7 @@ WRONG: dict[str, tuple[bytes, Code]] = {
 
 @pytest.mark.parametrize("size", [17, 1 << 22], ids=["in_small_pieces", "at_once"])
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=list(WRONG))
+@pytest.mark.hostile("U07")
 def test_refused(data: bytes, code: Code, size: int) -> None:
     if len(data) > 1 << 20:
         size = max(size, 4096)
@@ -213,6 +214,7 @@ def test_boundaries_as_clients_write_them(content_type: str) -> None:
     ],
     ids=lambda text: ascii(text)[:50],
 )
+@pytest.mark.hostile("U07")
 def test_no_boundary_no_upload(content_type: str | None) -> None:
     with pytest.raises(Refused) as caught:
         boundary_of(content_type)

@@ -41,6 +41,7 @@ def test_what_is_sealed_is_what_was_written(quarantine: Quarantine, tmp_path: Pa
     assert quarantine.open_files == 0
 
 
+@pytest.mark.ruling("S20")
 def test_a_sealed_file_cannot_be_written(quarantine: Quarantine) -> None:
     with quarantine.new().seal() as sealed:
         assert not sealed.file.writable()
@@ -50,6 +51,7 @@ def test_a_sealed_file_cannot_be_written(quarantine: Quarantine) -> None:
             os.ftruncate(sealed.file.fileno(), 0)
 
 
+@pytest.mark.ruling("S20", "S21")
 def test_a_file_has_no_name_and_no_other_link(quarantine: Quarantine, tmp_path: Path) -> None:
     file = quarantine.new()
     assert list((tmp_path / "q").iterdir()) == []
@@ -66,6 +68,7 @@ def test_discarding_twice_is_one_discard(quarantine: Quarantine) -> None:
     assert quarantine.open_files == 0
 
 
+@pytest.mark.ruling("S20")
 def test_the_directory_becomes_private(tmp_path: Path) -> None:
     place = tmp_path / "a" / "q"
     place.mkdir(parents=True, mode=0o755)
@@ -73,6 +76,7 @@ def test_the_directory_becomes_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
+@pytest.mark.ruling("S21")
 def test_a_link_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "q").symlink_to(tmp_path / "elsewhere")

@@ -100,6 +100,7 @@ async def test_headers_may_be_written_in_any_case(door: Door) -> None:
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
+@pytest.mark.hostile("U01")
 async def test_what_the_headers_give_away_is_refused_unread(door: Door, headers: dict[str, str], code: Code) -> None:
     assert await code_of(door, unread(), headers) is code
 
@@ -120,6 +121,7 @@ async def test_no_space_is_said_before_a_byte_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [-1, 1, 50])
+@pytest.mark.hostile("U03")
 async def test_a_length_that_lies(door: Door, change: int) -> None:
     data = body()
     assert await code_of(door, data, {"content-length": str(len(data) + change)}) is UPLOAD_INCOMPLETE
@@ -151,6 +153,7 @@ async def test_parts_exactly_at_their_caps_pass(door: Door) -> None:
     ],
     ids=["name", "config", "weights"],
 )
+@pytest.mark.hostile("U02")
 async def test_parts_one_byte_over_are_refused(door: Door, data: bytes) -> None:
     assert await code_of(door, data) is TOO_LARGE
 
@@ -270,6 +273,7 @@ class ClientDisconnect(Exception):
 @pytest.mark.parametrize(
     "error", [ClientDisconnect(), ConnectionResetError(), TimeoutError(), RuntimeError("odd")], ids=repr
 )
+@pytest.mark.ruling("U06")
 async def test_a_client_that_vanishes_leaves_nothing(door: Door, error: Exception) -> None:
     async def vanishing() -> AsyncIterator[bytes]:
         yield body()[:-200]

@@ -124,6 +124,7 @@ def test_what_underflows_in_the_serving_dtype_is_zero_there() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.hostile("S17")
 def test_what_is_not_finite_names_its_tensor(side: str, value: float) -> None:
     upload = Upload.valid()
     spoiled = upload.tensors[key(Q, side)].clone()
@@ -171,6 +172,7 @@ def test_no_tensors() -> None:
         ("B", (16, 5)),
     ],
 )
+@pytest.mark.hostile("K18")
 def test_shapes_are_the_models_own(side: str, shape: tuple[int, int]) -> None:
     error = refusal(Upload.valid().adding({key(Q, side): torch.zeros(shape)}))
     assert error.code is WRONG_SHAPE
@@ -206,6 +208,7 @@ def test_scalings_within_the_limit(alpha: float) -> None:
         {"alpha_pattern": {Q: 8000}},
     ],
 )
+@pytest.mark.hostile("C04")
 def test_scalings_beyond_it(fields: dict[str, Any]) -> None:
     assert code_of(Upload.valid(rank=4).having(**fields)) is BAD_SCALING
 
@@ -221,6 +224,7 @@ def test_a_pattern_for_a_module_that_was_not_adapted_changes_nothing() -> None:
     assert Q not in [m.name for m in upload.validate().modules]
 
 
+@pytest.mark.hostile("K09")
 def test_modules_the_model_lacks() -> None:
     extra = {key("lm_head", "A"): torch.zeros(4, 16), key("lm_head", "B"): torch.zeros(16, 4)}
     error = refusal(Upload.valid().adding(extra))

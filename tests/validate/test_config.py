@@ -179,6 +179,7 @@ WRONG: list[tuple[str, Any, Code]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "code"), WRONG, ids=[f"{f}={v!s:.30}" for f, v, _ in WRONG])
+@pytest.mark.hostile
 def test_refused_by_name(field: str, value: Any, code: Code) -> None:
     error = refusal(**{field: value})
     assert error.code is code
@@ -187,6 +188,7 @@ def test_refused_by_name(field: str, value: Any, code: Code) -> None:
 
 
 @pytest.mark.parametrize("field", ["peft_type", "r", "lora_alpha"])
+@pytest.mark.hostile("C21")
 def test_what_decides_must_be_there(field: str) -> None:
     data = json.dumps({k: v for k, v in PEFT_DEFAULTS.items() if k != field}).encode()
     with pytest.raises(Refused) as caught:
@@ -195,6 +197,7 @@ def test_what_decides_must_be_there(field: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b'"LORA"', b"\xff", b"{", b'{"r": 1, "r": 2}'])
+@pytest.mark.hostile("C21")
 def test_no_object_no_config(data: bytes) -> None:
     with pytest.raises(Refused) as caught:
         read_config(data, max_bytes=1 << 16, base_names=None)

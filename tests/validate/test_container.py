@@ -143,6 +143,7 @@ WRONG: dict[str, tuple[bytes, Code]] = {
 
 
 @pytest.mark.parametrize(("file", "code"), WRONG.values(), ids=list(WRONG))
+@pytest.mark.hostile
 def test_refused(file: bytes, code: Code) -> None:
     assert code_of(file) is code
 
@@ -167,6 +168,7 @@ def test_refused(file: bytes, code: Code) -> None:
         "x" * 999,
     ],
 )
+@pytest.mark.hostile("S16")
 def test_other_dtypes_are_refused_by_name(dtype: str) -> None:
     assert code_of(raw({"a": tensor(dtype=dtype)}, D24)) is BAD_DTYPE
 
@@ -186,6 +188,7 @@ def test_other_dtypes_are_refused_by_name(dtype: str) -> None:
         (b"<!DOCTYPE html>", "HTML"),
     ],
 )
+@pytest.mark.hostile("S01")
 def test_other_formats_are_called_by_their_name(start: bytes, word: str) -> None:
     with pytest.raises(Refused) as caught:
         header_of(start)

@@ -48,6 +48,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG.values(), ids=list(WRONG))
+@pytest.mark.hostile
 def test_refused(name: str) -> None:
     with pytest.raises(Refused) as caught:
         parse_tensor_name(name)

@@ -73,6 +73,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("data", WRONG.values(), ids=list(WRONG))
+@pytest.mark.hostile("S13", "C03")
 def test_everything_else_is_refused_with_the_callers_code(data: bytes) -> None:
     with pytest.raises(Refused) as caught:
         read(data)

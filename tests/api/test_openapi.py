@@ -1,0 +1,117 @@
+"""Every route against its own description: Schemathesis makes requests out of it, right ones and wrong ones."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from app.api.guard import ROUTES
+from app.errors import CODES
+from tests.console.conftest import serving
+from tests.support.house import form
+
+EXAMPLES: Final = int(os.environ.get("EXAMPLES", "12"))
+"""Requests of each kind a route gets: `make test EXAMPLES=…` for more."""
+
+DESCRIBED: Final = sorted(
+    (method, path)
+    for method, path in ROUTES
+    if path != "/" and not path.startswith(("/console", "/openapi", "/healthz", "/readyz"))
+)
+AnyCase = Case[Any]
+
+CHECKS: Final = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An open gateway on a port, over the simulated engine."""
+    unbounded = {"uploads_per_minute": 0, "screens_per_minute": 0, "chats_per_minute": 0, "screen_sandbox": False}
+    with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def described(url: str) -> Any:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+def test_it_describes_every_route(described: Any) -> None:
+    found = {(op.ok().method.upper(), op.ok().path) for op in described.get_all_operations()}
+    assert found == set(DESCRIBED)
+
+
+@pytest.mark.parametrize(("method", "path"), DESCRIBED, ids=[f"{m} {p}" for m, p in DESCRIBED])
+@pytest.mark.parametrize("right", [True, False], ids=["as described", "otherwise"])
+def test_it_answers_as_described(url: str, described: Any, method: str, path: str, right: bool) -> None:
+    """No 5xx, no undescribed status, type or shape; every refusal a row of the table."""
+    operation = described[path][method]
+    mode = schemathesis.GenerationMode.POSITIVE if right else schemathesis.GenerationMode.NEGATIVE
+    if not right and not (operation.query or operation.path_parameters or operation.body):
+        pytest.skip("there is nothing to say otherwise")
+
+    @given(case=operation.as_strategy(generation_mode=mode), known=st.booleans())
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def asked(case: AnyCase, known: bool) -> None:
+        if known:
+            _about_what_exists(url, case)
+        if path.endswith("/events"):
+            case.query = {}  # else it waits for what is to come, as it should
+        answer = case.call()
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=CHECKS)
+        if answer.status_code >= 400 and path != "/ready":
+            error = answer.json()["error"]
+            assert CODES[error["code"]].status == answer.status_code
+
+    statuses: set[int] = set()
+    asked()
+    assert not right or min(statuses) < 300, "nothing of what is described was answered"
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def _about_what_exists(url: str, case: AnyCase) -> None:
+    """Ask it of an adapter that is there, with an earlier version to go back to."""
+    if httpx.get(f"{url}/adapters/known").status_code == 404:
+        for seed in (1, 0):
+            assert httpx.post(f"{url}/adapters", files=form("known", seed), timeout=60).status_code == 201
+    there = httpx.get(f"{url}/adapters/known").json()["versions"]
+    parameters = case.path_parameters or {}
+    if "name" in parameters:
+        parameters["name"] = "known"
+    if "number" in parameters:
+        parameters["number"] = there[0]["version"]
+    if case.path.endswith("/rollback"):
+        case.query = {"to": there[-1]["version"]}
+    if isinstance(case.body, dict):
+        if "messages" in case.body:
+            case.body = {"model": "known", "messages": [{"role": "user", "content": "x"}]}
+        elif "prompt" in case.body:
+            case.body = {"model": "known", "prompt": "x"}
+        elif "weights" in case.body:
+            case.body = {part: data for part, (_, data) in form("known").items()}
