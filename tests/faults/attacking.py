@@ -88,9 +88,7 @@ class Door:
         except ConnectionError:
             return 0
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            writer.transport.abort()  # closing would wait until the gateway has read what it never will
 
     async def upload(self, config: bytes, weights: bytes, path: str = "/adapters") -> int:
         """A whole form with these two parts."""

@@ -178,15 +178,14 @@ async def test_stopped_between_requests_and_continued(running: Running, engine: 
 async def test_a_load_that_was_said_to_be_done_and_then_undone(running: Running, engine: LiveEngine) -> None:
     """200, and not loaded any more: the engine forgets one behind our back. It is noticed by its list, not by its word."""
     said = await published(running, engine)
-    only = running.house.engine
-    assert isinstance(only, HttpEngine)
-    listed = await only.models()
-    victim = next(name for name in listed if name.startswith("one@"))
-    await only.unload(victim)
+    behind = HttpEngine(engine.url)
+    victim = next(name for name in await behind.models() if name.startswith("one@"))
+    await behind.unload(victim)
     while away(answer := await ask(running, "one")):
         assert "being loaded" in answer.json()["error"]["message"]
     assert text(answer) == said["one"]
-    assert victim in await only.models()
+    assert victim in await behind.models()
+    await behind.close()
 
 
 async def test_hung_with_an_answer_under_way(running: Running, engine: LiveEngine) -> None:

@@ -107,6 +107,45 @@ async def test_row_10_in_a_mixed_batch_the_zero_adapter_stays_true_and_the_serve
     assert together[0] != alone[engine.model]
 
 
+async def test_row_4_cached_prefixes_belong_to_a_name_and_a_path(
+    client: HttpEngine, engine: LiveEngine, tmp_path: Path
+) -> None:
+    """Why both carry the digest: new bytes under an old name and path are answered from the old ones' cache, which lasts
+    through unloading; under a name and path of their own they never are. When the middle fails, vLLM has mended it.
+    """
+    prompt = [5 + position % 150 for position in range(400)]  # several of the cache's blocks
+    mine, others = (name_of(1), engine.adapter(1)), (name_of(2), engine.adapter(2))
+
+    async def said(name: str, **more: Any) -> Any:
+        response = await client.post(COMPLETIONS, body(name, 12, prompt=prompt, logprobs=1, **more))
+        try:
+            choice = json.loads(await response.read(1 << 20))["choices"][0]
+        finally:
+            response.close()
+        return choice["text"], [round(one, 2) for one in choice["logprobs"]["token_logprobs"]]
+
+    for name, path in (mine, others):
+        await client.load(name, path)
+    first, second = await said(mine[0]), await said(others[0], cache_salt="never seen")
+    assert first != second
+    assert await said(others[0]) == second, "one adapter's prefix was used for another"
+
+    changing = tmp_path / "changing"
+    shutil.copytree(mine[1], changing)
+    await client.load("same@000000000000", changing)
+    assert await said("same@000000000000") == first
+    await client.unload("same@000000000000")
+    shutil.copytree(others[1], changing, dirs_exist_ok=True)
+    await client.load("same@000000000000", changing)
+    assert await said("same@000000000000", cache_salt="never seen either") == second
+    assert await said("same@000000000000") != second, "stale no more"
+
+    for name, path in (mine, others):
+        await client.unload(name)
+        await client.load(name, path)
+    assert (await said(mine[0]), await said(others[0])) == (first, second)
+
+
 async def test_row_12_unloading_in_mid_stream_changes_nothing_for_the_stream(
     client: HttpEngine, engine: LiveEngine
 ) -> None:
