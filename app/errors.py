@@ -61,6 +61,7 @@ RATE_LIMITED = _code("rate_limited", 429, _D, "Wait as long as Retry-After says.
 BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name the operator allows.")
 HEAD_TOO_LARGE = _code("head_too_large", 431, _D, "Send fewer or shorter headers, and a shorter path.")
 HEAD_TIMEOUT = _code("head_timeout", 408, _D, "Send the request's line and headers at once.")
+READ_TIMEOUT = _code("read_timeout", 408, _D, "Read the answer as it comes; this one was cut off.")
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
 NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")

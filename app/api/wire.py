@@ -12,7 +12,7 @@ from typing import Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.errors import note
-from app.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, Refused, envelope
+from app.errors import BAD_REQUEST, HEAD_TIMEOUT, HEAD_TOO_LARGE, READ_TIMEOUT, Refused, envelope
 from app.observe.metrics import Metrics
 
 MAX_HEAD_BYTES: Final = 64 << 10
@@ -24,6 +24,10 @@ CHUNK_SHARE: Final = 16
 HEAD_S: Final = 15.0
 """Seconds in which a request's line and headers must arrive, from the connection's first moment."""
 
+READ_S: Final = 60.0
+"""Seconds in which a client must take 48 KiB of an answer once it has let 64 KiB lie: 0.8 kB a second. Until it does, its
+stream holds a version that may be waiting to be unloaded."""
+
 
 class Wire(HttpToolsProtocol):
     """One connection. metrics: where its refusals are counted; see `wire`."""
@@ -32,6 +36,7 @@ class Wire(HttpToolsProtocol):
     _overhead = 0
     _in_head = True
     _alarm: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The head's time begins."""
@@ -41,7 +46,19 @@ class Wire(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """No alarm outlives its connection."""
         self._unwatch()
+        self._flows()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """What was sent lies unread; nothing more is written, nor read from the engine, until some of it is taken."""
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self.loop.call_later(READ_S, self._stalled)
+
+    def resume_writing(self) -> None:
+        """It was."""
+        self._flows()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, then see what these bytes were."""
@@ -81,6 +98,19 @@ class Wire(HttpToolsProtocol):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+    def _flows(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _stalled(self) -> None:
+        """Nothing can be told to who does not read."""
+        self._flows()
+        note(
+            self.metrics, Refused(READ_TIMEOUT, f"the client took too little of its answer in {READ_S:g} s"), "(answer)"
+        )
+        self.transport.abort()
 
     def _too_slow(self) -> None:
         self._refuse(Refused(HEAD_TIMEOUT, f"the request's head did not arrive within {HEAD_S:g} s"))

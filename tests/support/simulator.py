@@ -27,12 +27,26 @@ FAULTS = {
     "*": ("reset", "hang", "500", "garbage"),  # on every route
     "load": ("lie", "500-though-loaded", "reset-though-loaded"),  # lie: 200, and not loaded
     "health": ("503",),
-    "chat": ("half", "eof", "malformed", "error", "other", "nan", "endless", "dead-core", "400", "503", "slow", "cut"),
+    "chat": (
+        "half",
+        "eof",
+        "malformed",
+        "error",
+        "other",
+        "nan",
+        "endless",
+        "dead-core",
+        "400",
+        "503",
+        "slow",
+        "cut",
+        "flood",
+    ),
 }
 """half: the connection breaks in mid-chunk · eof: a clean end without [DONE] · malformed: an event that is not JSON ·
 error: vLLM's error event · other: answers as another model · nan: a number JSON does not have · endless: an event
-that never ends · dead-core: 500 as when EngineCore is gone · slow: a chunk every 50 ms, for ever · cut: half a body that
-is no stream."""
+that never ends · dead-core: 500 as when EngineCore is gone · slow: a chunk every 50 ms, for ever · flood: chunks without
+end, as fast as they are taken · cut: half a body that is no stream."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -50,6 +64,7 @@ class Simulator:
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.embeds = False
+        self.chunks = 0  # of streams, written so far
         self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
 
@@ -213,12 +228,13 @@ class Simulator:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         model = "another@000000000000" if fault == "other" else body["model"]
-        total = 1_000_000 if fault == "slow" else TOKENS
+        total = 1_000_000 if fault in ("slow", "flood") else TOKENS
         for index in range(total):
             chunk = _chunk(model, f"t{index} ", None if index < total - 1 else "length")
-            if index == 2 and fault is not None and fault != "slow":
+            if index == 2 and fault not in (None, "slow", "flood"):
                 return await _break(response, request, fault, chunk)
             await response.write(chunk)
+            self.chunks += 1
             if fault == "slow":
                 await asyncio.sleep(0.05)
         if (body.get("stream_options") or {}).get("include_usage"):
