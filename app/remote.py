@@ -73,10 +73,14 @@ def _line(version: dict[str, Any]) -> str:
 @adapters.command("list")
 def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """List every adapter's versions."""
+    after: str | None = ""
     with _client(url, key) as client:
-        for adapter in _answer(client.get("/adapters"))["adapters"]:
-            for version in adapter["versions"]:
-                out.print(_line(version), highlight=False)
+        while after is not None:
+            page = _answer(client.get("/adapters", params={"after": after, "limit": 1000}))
+            after = page["next"]
+            for adapter in page["adapters"]:
+                for version in adapter["versions"]:
+                    out.print(_line(version), highlight=False)
 
 
 @adapters.command("show")

@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse, Response
 
 from app.api.context import Context, context
 from app.api.guard import guarded
-from app.api.views import all_adapters, one_adapter, one_version
+from app.api.views import adapters_page, one_adapter, one_version
 from app.domain.manifest import received_json, verdict_json
+from app.domain.names import NAME_LIMIT
 from app.errors import GatewayError, Stage
 from app.lifecycle import State
 from app.upload.receive import SealedUpload
@@ -19,6 +20,12 @@ Ctx = Annotated[Context, Depends(context)]
 
 MAX_NUMBER: Final = 999_999_999
 """The largest version number that `name@number` can ask for."""
+
+PAGE: Final = 100
+"""Adapters in one answer, unless asked for more or fewer."""
+
+MAX_PAGE: Final = 1000
+"""Most adapters in one answer: about 600 kB, each with one version."""
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
@@ -86,9 +93,13 @@ async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
 
 
 @router.get("/adapters")
-async def index(ctx: Ctx) -> dict[str, Any]:
-    """Every adapter with its versions."""
-    return {"adapters": await asyncio.to_thread(all_adapters, ctx.pipeline)}
+async def index(
+    ctx: Ctx,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most adapters in the answer")] = PAGE,
+    after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
+) -> dict[str, Any]:
+    """Adapters with their versions, in the order of their names; `next` is null on the last page."""
+    return await asyncio.to_thread(adapters_page, ctx.pipeline, after, limit)
 
 
 @router.get("/adapters/{name}")

@@ -80,7 +80,7 @@ def _view(done: Rescreened, pipeline: Pipeline) -> dict[str, Any]:
     return {
         "name": done.name,
         "result": done.result.value,
-        "version": version_view(row, pipeline.publishing.withheld(row)) if row else None,
+        "version": version_view(pipeline, row) if row else None,
         "error": envelope(done.error)["error"] if done.error else None,
     }
 

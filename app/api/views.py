@@ -1,16 +1,17 @@
 """Rows as JSON: what GET /adapters and its kin answer."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
-from app.errors import ADAPTER_NOT_FOUND, Refused
 from app.lifecycle import SERVABLE, State
 from app.pipeline import Pipeline
 from app.store.schema import AdapterRow, VersionRow
 
 
-def version_view(row: VersionRow, withheld: str | None = None, report: str | None = None) -> dict[str, Any]:
-    """One version. withheld: why it is not served although published. With `report`: every module's score."""
+def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None) -> dict[str, Any]:
+    """One version. With `report`: every module's score."""
+    withheld = pipeline.publishing.withheld(row)
     answers = row.state in SERVABLE and withheld is None
     view: dict[str, Any] = {
         "name": str(row.name),
@@ -25,20 +26,35 @@ def version_view(row: VersionRow, withheld: str | None = None, report: str | Non
         "modules_projected": row.modules_projected,
         "digest": str(row.artefact) if row.artefact else None,
         "verdict_id": str(row.verdict_id) if row.verdict_id else None,
+        "engine": _in_engine(pipeline, row.engine_name) if row.engine_name and answers else None,
         "created_at": row.created_at.isoformat(),
         "error": {"code": row.error_code, "message": row.error_message} if row.error_code else None,
     }
     return view if report is None else view | {"report": json.loads(report)}
 
 
+def _in_engine(pipeline: Pipeline, engine_name: str) -> dict[str, Any]:
+    """Where a version is as far as engines let us know: they list what they answer to, not what is in a slot now.
+
+    loaded_in: numbers of the engines that hold it, verified and probed. last_used: by requests through this process.
+    """
+    routes, each = pipeline.rooms.routes, pipeline.rooms.reconciler.each
+    used = routes.last_used(engine_name)
+    return {
+        "loaded": any(one.is_loaded(engine_name) for one in each),
+        "loaded_in": [number for number, one in enumerate(each, 1) if one.is_loaded(engine_name)],
+        "in_flight": routes.in_flight(engine_name),
+        "last_used": None if used is None else datetime.fromtimestamp(used, UTC).isoformat(),
+    }
+
+
 def adapter_view(pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...]) -> dict[str, Any]:
     """One adapter with its versions, newest first."""
-    withheld = pipeline.publishing.withheld
     return {
         "name": str(row.name),
         "active_version": row.active,
         "created_at": row.created_at.isoformat(),
-        "versions": [version_view(version, withheld(version)) for version in reversed(versions)],
+        "versions": [version_view(pipeline, version) for version in reversed(versions)],
     }
 
 
@@ -46,7 +62,7 @@ def one_version(pipeline: Pipeline, name: str, number: int) -> dict[str, Any]:
     """A version with its report. Blocking. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
     catalogue = pipeline.rooms.catalogue
     row = catalogue.version(name, number)
-    return version_view(row, pipeline.publishing.withheld(row), catalogue.report(name, number))
+    return version_view(pipeline, row, catalogue.report(name, number))
 
 
 def one_adapter(pipeline: Pipeline, name: str) -> dict[str, Any]:
@@ -55,16 +71,8 @@ def one_adapter(pipeline: Pipeline, name: str) -> dict[str, Any]:
     return adapter_view(pipeline, catalogue.adapter(name), catalogue.versions(name))
 
 
-def all_adapters(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Every adapter with its versions. Blocking."""
-    catalogue = pipeline.rooms.catalogue
-    return [adapter_view(pipeline, row, _versions(pipeline, row)) for row in catalogue.adapters()]
-
-
-def _versions(pipeline: Pipeline, row: AdapterRow) -> tuple[VersionRow, ...]:
-    try:
-        return pipeline.rooms.catalogue.versions(row.name)
-    except Refused as error:  # deleted between the two reads
-        if error.code is ADAPTER_NOT_FOUND:
-            return ()
-        raise
+def adapters_page(pipeline: Pipeline, after: str, limit: int) -> dict[str, Any]:
+    """Some adapters with their versions, in the order of their names. Blocking."""
+    chapter = pipeline.rooms.catalogue.chapter(after, limit)
+    views = [adapter_view(pipeline, adapter, versions) for adapter, versions in chapter.adapters]
+    return {"adapters": views, "next": chapter.next}

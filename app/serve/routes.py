@@ -3,6 +3,7 @@
 Names are resolved once, at the door; a request keeps the target it was given however the table changes meanwhile.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -73,6 +74,7 @@ class Routes:
         self._loaded = loaded
         self._guarded = base is not None  # the engine's own name needs no loading, a stand-in does
         self._flying: Counter[str] = Counter()
+        self._used: dict[str, float] = {}
         self._snapshot = Snapshot({model: self._base})
 
     @property
@@ -90,6 +92,10 @@ class Routes:
                 targets[served.adapter] = replace(target, asked=served.adapter)
         targets[self.model] = self._base
         self._snapshot = Snapshot(targets, versions)
+        known = {target.engine_name for target in targets.values()}
+        for name in list(self._used):  # in one step: requests go on meanwhile
+            if name not in known and name not in self._flying:
+                self._used.pop(name, None)
 
     def resolve(self, model: object) -> Target:
         """What `model`, as a stranger sent it, means.
@@ -112,6 +118,7 @@ class Routes:
     def depart(self, engine_name: str) -> None:
         """One more request in flight; `land` must follow."""
         self._flying[engine_name] += 1
+        self._used[engine_name] = time.time()
 
     def land(self, engine_name: str) -> None:
         """One request less."""
@@ -122,6 +129,10 @@ class Routes:
     def in_flight(self, engine_name: str) -> int:
         """Requests in flight on `engine_name`."""
         return self._flying.get(engine_name, 0)
+
+    def last_used(self, engine_name: str) -> float | None:
+        """When the last request for it began (Unix time, s, for people); None when none has since the gateway started."""
+        return self._used.get(engine_name)
 
     def idle(self, engine_name: str) -> bool:
         """Whether nothing is in flight on `engine_name`: safe to unload."""

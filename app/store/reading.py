@@ -7,6 +7,7 @@ from app.domain.lora import Received
 from app.lifecycle import IN_FLIGHT, SERVABLE, State
 from app.store.database import Database
 from app.store.listing import Page, page_of
+from app.store.paging import Chapter, adapters_after
 from app.store.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.schema import AdapterRow, VersionRow, adapter_record, adapters, versions
 
@@ -36,6 +37,11 @@ class CatalogueReader:
         """Some of the adapters whose name contains this in any case, with the versions that say how each stands."""
         with self._database.reading() as connection:
             return page_of(connection, contains, offset, limit)
+
+    def chapter(self, after: str, limit: int) -> Chapter:
+        """Some adapters with all their versions, from the name after this one; "" begins. limit: ≥ 1."""
+        with self._database.reading() as connection:
+            return adapters_after(connection, after, limit)
 
     def adapter(self, name: Name) -> AdapterRow:
         """One adapter."""
