@@ -81,7 +81,7 @@ def _write(output: Path, rows: list[dict[str, Any]], scores: list[dict[str, Any]
 
 
 def _made(options: Options, seconds: float) -> dict[str, Any]:
-    flags = " --quick" if options.quick else ""
+    flags = (" --quick" if options.quick else "") + (" --only-cached" if options.only_cached else "")
     return {
         "command": f"python -m app bench safety --size {options.size}{flags}",
         "version": __version__,
