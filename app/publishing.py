@@ -22,8 +22,9 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
+from app.published import PublishedVersions, answerable
 from app.rooms import Rooms
-from app.showing import VersionRefused, fates_of, served_as
+from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.store.standing import Standing
 
@@ -49,6 +50,7 @@ class Publishing:
         self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
+        self._published = PublishedVersions(rooms.blobs)
         self._one_at_a_time = asyncio.Lock()
         self._following = (
             threading.Lock()
@@ -61,7 +63,7 @@ class Publishing:
     def open(self) -> None:
         """At start, blocking, before uploads and engine: recover what a stop interrupted, sweep, set the desired state."""
         catalogue = self._rooms.catalogue
-        if (namesake := AdapterName(self._rooms.target.name).key) in {row.name.key for row in catalogue.adapters()}:
+        if catalogue.has_named(namesake := AdapterName(self._rooms.target.name).key):
             why = f"adapter {namesake!r} has the served model's name: one of them must be called otherwise"
             raise Refused(RESERVED_NAME, why)
         self._refuse_a_lost_catalogue()
@@ -212,8 +214,10 @@ class Publishing:
         found = dict(self._withheld)
         judged, first = len(self._judged), not self._stood
         for row in rows:
+            if row.parameters == self._rooms.parameters or row.emptied:
+                continue
             at = (str(row.name), row.number)
-            if row.parameters == self._rooms.parameters or row.emptied or at in self._judged:
+            if at in self._judged:
                 continue
             if (why := self._why_not(row)) is not None:
                 found[at] = why
@@ -234,19 +238,24 @@ class Publishing:
         # waiting first: what is published between the two reads is then in both, never in neither
         pending, published = r.catalogue.pending(), r.catalogue.served()
         self._measure_again((*published, *pending))
-        waiting = tuple(row for row in pending if not self.withheld(row))
-        served = tuple(row for row in published if not self.withheld(row))
-        held = [row for row in (*served, *waiting) if row.engine_name and row.artefact]
-        desired = {str(row.engine_name): r.blobs.path(row.artefact) for row in held if row.artefact}
+        waiting = [row for row in pending if not self.withheld(row)]
+        served = self._published.of(row for row in published if self._may_serve(row))
+        desired = {one.row.engine_name: one.path for one in served if one.row.engine_name and one.path}
+        desired |= {row.engine_name: r.blobs.path(row.artefact) for row in waiting if row.engine_name and row.artefact}
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
         self._desired = desired
-        r.routes.replace(tuple(map(served_as, served)))
-        active = [row for row in served if row.state is State.READY]
-        counts = {str(row.name): fates_of(row) for row in active}
+        r.routes.replace(tuple(one.served for one in served))
+        counts = {one.served.adapter: one.fates for one in served if one.served.active}
         self.followed = revision
-        r.metrics.show_adapters(counts, {str(row.name) for row in served} - counts.keys(), len(waiting))
+        r.metrics.show_adapters(counts, {one.served.adapter for one in served} - counts.keys(), len(waiting))
+
+    def _may_serve(self, row: VersionRow) -> bool:
+        if not answerable(row):  # a damaged catalogue: the served model must not answer in its place
+            event("not_served", logging.ERROR, adapter=row.name, version=row.number, why="it has no artefact")
+            return False
+        return not self._withheld or not self.withheld(row)
 
     def _forget_originals(self) -> None:
         r = self._rooms

@@ -19,9 +19,13 @@ def models_payload(routes: Routes) -> dict[str, Any]:
 
 def model_payload(routes: Routes, name: str) -> dict[str, Any]:
     """One of them. Raises Refused MODEL_NOT_FOUND."""
-    for card in models_payload(routes)["data"]:
-        if card["id"] == name:
-            return dict(card)
+    if name == routes.model:
+        return _card(routes.model, routes.created, None)
+    table = routes.snapshot
+    if (target := table.targets.get(name)) is not None:
+        meant = (target.adapter, target.version)
+        served = next(one for one in table.served if (one.adapter, one.version) == meant)
+        return _adapter(served, name, routes.model)
     raise Refused(MODEL_NOT_FOUND, f"The model {name[:80]!r} does not exist", param="model")
 
 

@@ -6,7 +6,7 @@ Names are resolved once, at the door; a request keeps the target it was given ho
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from app.domain.names import NAME_LIMIT, parse_model
@@ -75,6 +75,7 @@ class Routes:
         self._guarded = base is not None  # the engine's own name needs no loading, a stand-in does
         self._flying: Counter[str] = Counter()
         self._used: dict[str, float] = {}
+        self._made: dict[int, tuple[Served, Target, Target]] = {}  # by the identity of Served, which it holds
         self._snapshot = Snapshot({model: self._base})
 
     @property
@@ -85,16 +86,18 @@ class Routes:
     def replace(self, versions: tuple[Served, ...]) -> None:
         """Put a new table in force, at once and for all requests that come after."""
         targets: dict[str, Target] = {}
+        before, made = self._made, dict[int, tuple[Served, Target, Target]]()
         for served in versions:
-            target = self._target(served)
-            targets[target.asked] = target
+            known = made[id(served)] = before.get(id(served)) or (served, *self._targets(served))
+            targets[known[1].asked] = known[1]
             if served.active:
-                targets[served.adapter] = replace(target, asked=served.adapter)
+                targets[served.adapter] = known[2]
         targets[self.model] = self._base
+        self._made = made
         self._snapshot = Snapshot(targets, versions)
-        known = {target.engine_name for target in targets.values()}
+        names = {served.engine_name for served in versions} | {self._base.engine_name}
         for name in list(self._used):  # in one step: requests go on meanwhile
-            if name not in known and name not in self._flying:
+            if name not in names and name not in self._flying:
                 self._used.pop(name, None)
 
     def resolve(self, model: object) -> Target:
@@ -138,9 +141,11 @@ class Routes:
         """Whether nothing is in flight on `engine_name`: safe to unload."""
         return engine_name not in self._flying
 
-    def _target(self, served: Served) -> Target:
+    def _targets(self, served: Served) -> tuple[Target, Target]:
+        """Under its number, and under the plain name."""
         name = served.engine_name or self._base.engine_name
-        return Target(f"{served.adapter}@{served.version}", name, served.adapter, served.version, served.digest)
+        labels = (name, served.adapter, served.version, served.digest)
+        return Target(f"{served.adapter}@{served.version}", *labels), Target(served.adapter, *labels)
 
 
 def _unknown(model: object) -> Refused:

@@ -9,6 +9,7 @@ from app.store.database import Database
 from app.store.listing import Page, page_of
 from app.store.paging import Chapter, adapters_after
 from app.store.queries import Name, adapter_named, same_version, version_numbered, versions_where
+from app.store.remembered import Remembered
 from app.store.schema import AdapterRow, VersionRow, adapter_record, adapters, versions
 
 
@@ -21,12 +22,19 @@ class CatalogueReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._remembered = Remembered()
 
     def adapters(self) -> tuple[AdapterRow, ...]:
         """All adapters by name, also those that have no version to serve yet."""
         query = select(adapters).where(adapters.c.deleted.is_(False)).order_by(adapters.c.name_key)
         with self._database.reading() as connection:
             return tuple(adapter_record(row).public for row in connection.execute(query))
+
+    def has_named(self, key: str) -> bool:
+        """Whether an adapter has this name (casefolded)."""
+        query = select(adapters.c.id).where(adapters.c.name_key == key, adapters.c.deleted.is_(False))
+        with self._database.reading() as connection:
+            return connection.execute(query).first() is not None
 
     def ever_used(self) -> bool:
         """Whether any adapter was ever begun here, deleted ones too."""
@@ -90,7 +98,7 @@ class CatalogueReader:
     def served(self) -> tuple[VersionRow, ...]:
         """Every published version, emptied ones too: the active ones first, each time the newest first."""
         with self._database.reading() as connection:
-            rows = versions_where(connection, versions.c.state.in_(SERVABLE))
+            rows = self._remembered.published(connection)
         ready = [row for row in rows if row.state is State.READY]
         retired = [row for row in rows if row.state is not State.READY]
         return (*reversed(ready), *reversed(retired))

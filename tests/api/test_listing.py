@@ -1,6 +1,7 @@
 """GET /adapters page by page, and where each version is in the engine."""
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -127,3 +128,25 @@ async def test_what_was_used_is_forgotten_with_its_adapter(running: Running) -> 
     assert len(running.house.context.routes._used) == 1
     await running.http.delete("/adapters/style")
     assert running.house.context.routes._used == {}
+
+
+async def test_a_version_without_its_artefact_is_not_answered_by_the_served_model(open_gateway: OpenHouse) -> None:
+    async with open_gateway(**LENIENT) as running:
+        await running.http.post("/adapters", files=form("style"))
+    with sqlite3.connect(running.data / "catalogue.sqlite") as connection:
+        connection.execute("UPDATE versions SET engine_name = NULL, artefact = NULL")
+    connection.close()
+    async with open_gateway(**LENIENT) as running:
+        body = {"model": "style", "messages": [{"role": "user", "content": "hello"}]}
+        answer = await running.http.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_one_model_is_told_as_in_the_list_of_all(running: Running) -> None:
+    for seed in (1, 2):
+        await running.http.post("/adapters", files=form("style", seed))
+    every = (await running.http.get("/v1/models")).json()["data"]
+    assert {card["id"] for card in every} == {"served", "style", "style@1", "style@2"}
+    for card in every:
+        assert (await running.http.get(f"/v1/models/{card['id']}")).json() == card
+    assert (await running.http.get("/v1/models/style@3")).status_code == 404

@@ -107,6 +107,10 @@ async def test_what_does_not_pass_changes_nothing(open_gateway: OpenHouse) -> No
         await push(running, "style")
         assert (await chat(running, "style")).status_code == 200
     async with open_gateway(keep_originals=True, **REJECTING) as running:
+        await rested(running)  # what is withheld now has left the engine
+        async with asyncio.timeout(20):
+            while running.simulator.loaded:
+                await asyncio.sleep(0.02)
         before = await shown(running, "style")
         held = dict(running.simulator.loaded)
         for _ in range(2):  # the second time nothing is measured again
