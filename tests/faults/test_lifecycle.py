@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from app.lifecycle import IN_FLIGHT, State
 from app.store.audit import Promise
 from tests.support.audited import rested
 from tests.support.house import SERVED, Running, form, gateway
@@ -25,6 +26,8 @@ RUNS: Final = int(os.environ.get("LIFECYCLE_RUNS", "6"))
 STEPS: Final = int(os.environ.get("LIFECYCLE_STEPS", "15"))
 """`make lifecycle LIFECYCLE_RUNS=…` for longer."""
 
+PATIENCE_S: Final = 20.0
+UNDER_WAY: Final = {state.value for state in (*IN_FLIGHT, State.STORED)}
 NAMES: Final = ("first", "second", "third")
 SEEDS: Final = 3
 names = st.sampled_from(NAMES)
@@ -134,6 +137,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def restart_the_gateway(self) -> None:
+        self.do(self._settled())
         active = {name: self._active(name) for name in NAMES}
         self.do(self.gateway.aclose())
         self.do(self.open())
@@ -151,6 +155,7 @@ class Life(RuleBasedStateMachine):
     def nothing_is_broken(self) -> None:
         if self.running is None:
             return
+        self.do(self._settled())
         self.do(rested(self._open, self._promises))
         for name in NAMES:
             active, listed = self._active(name), self._listed(name)
@@ -171,6 +176,16 @@ class Life(RuleBasedStateMachine):
     @property
     def _promises(self) -> list[Promise]:
         return [Promise(name, number, artefact) for (name, number), artefact in self.promised.items()]
+
+    async def _settled(self) -> None:
+        """Until nothing is on its way any more: the engine is up, so whatever is stored becomes ready."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                found = (await self.http.get("/adapters")).json()["adapters"]
+                states = {version["state"] for adapter in found for version in adapter["versions"]}
+                if not states & UNDER_WAY:
+                    return
+                await asyncio.sleep(0.02)
 
     async def _all(self, *work: Coroutine[Any, Any, httpx.Response]) -> list[httpx.Response]:
         return list(await asyncio.gather(*work))
@@ -201,9 +216,16 @@ class Life(RuleBasedStateMachine):
         return answer.json()["active_version"] if answer.status_code == 200 else None
 
     def _chat(self, model: str) -> httpx.Response:
-        body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
-        found: httpx.Response = self.do(self.http.post("/v1/chat/completions", json=body))
+        found: httpx.Response = self.do(self._told(model))
         return found
+
+    async def _told(self, model: str) -> httpx.Response:
+        """Its answer; who is told to wait waits."""
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await self.http.post("/v1/chat/completions", json=body)).status_code == 503:
+                await asyncio.sleep(0.02)
+        return answer
 
     def _answered(self, model: str) -> int | None:
         """The number of the version that answers, by its own name and no other's; None where none does."""
