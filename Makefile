@@ -5,10 +5,12 @@ ONCE ?=
 ARGS ?=
 KILLS ?= 1000
 SECONDS ?= 60
+LIFECYCLE_RUNS ?= 100
+LIFECYCLE_STEPS ?= 50
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check hostile kills fuzz image-test clean
+.PHONY: help setup demo serve test lint format check hostile lifecycle kills fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +42,9 @@ check: setup lint  ## what takes seconds: lint, and the tests without the engine
 
 hostile: setup  ## try every hostile input, race and fault that needs no engine, and count them
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q -m "(hostile or ruling) and not engine" $(ARGS)
+
+lifecycle: setup  ## any order of uploads, deletions, rollbacks, restarts, audited (LIFECYCLE_RUNS=100, LIFECYCLE_STEPS=50)
+	LIFECYCLE_RUNS=$(LIFECYCLE_RUNS) LIFECYCLE_STEPS=$(LIFECYCLE_STEPS) OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q tests/faults/test_lifecycle.py $(ARGS)
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)

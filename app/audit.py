@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich import box
@@ -15,10 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from app.domain.verdict import Verdict
+    from app.errors import Stage
+    from app.screen.reference import Reference
     from app.store.audit import Audit, Card
+    from app.store.invariants import Finding
 
 PATIENCE_S: Final = 2.0
 """Seconds between two looks: longer than any step of a gateway at work takes to become visible everywhere."""
+
+MEASURE_S: Final = 600.0
+"""Seconds one artefact may take to be measured again."""
+
+_STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 store = typer.Typer(no_args_is_help=True, help="Look after what a gateway keeps.")
 out = Console()
@@ -39,6 +48,9 @@ def audit_command(
     engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
     api_keys: Annotated[
         str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="Keys that must stand nowhere")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(envvar="GATEWAY_REFERENCE", help="Measure every artefact again against this one")
     ] = None,
     patience: Annotated[float, typer.Option(help="Seconds between the two looks")] = PATIENCE_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
@@ -62,11 +74,81 @@ def audit_command(
     if found.findings:
         time.sleep(patience)
         found = both(found, once())
+    if reference is not None:
+        again, notes = measured_again(data, reference)
+        found = replace(found, findings=(*found.findings, *again), notes=(*found.notes, *notes))
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
     else:
         show(found)
     sys.exit(1 if found.findings else 0)
+
+
+class _Silent:
+    """Steps that nobody follows."""
+
+    def took(self, stage: "Stage", seconds: float, outcome: str) -> None:
+        """See Steps."""
+
+    def validated(self) -> None:
+        """See Steps."""
+
+    def screened(self, verdict: "Verdict") -> None:
+        """See Steps."""
+
+
+def measured_again(data: Path, reference_dir: Path) -> tuple[tuple["Finding", ...], tuple[str, ...]]:
+    """I9: every artefact, sanitised by the policy of its own manifest, passes whole and is itself: (findings, notes).
+
+    Seconds for each artefact of a large model. Raises Unavailable when the reference cannot be opened.
+    """
+    from app.domain.artefact import MANIFEST_FILE
+    from app.domain.digest import SHORT
+    from app.screen.reference import open_reference
+    from app.store.audit import ARTEFACTS
+    from app.store.invariants import Finding
+
+    reference, findings, others = open_reference(reference_dir, None), [], 0
+    for folder in sorted(path.parent for path in (data / ARTEFACTS).glob(f"*/{MANIFEST_FILE}")):
+        try:
+            fields = json.loads((folder / MANIFEST_FILE).read_bytes())["verdict"]
+            if fields["reference"] != str(reference.digest):
+                others += 1
+                continue
+            wrong = _wrong_once_measured(folder, reference, fields["policy"])
+        except (ValueError, LookupError, TypeError, OSError) as error:
+            wrong = f"cannot be measured again: {type(error).__name__}"
+        if wrong is not None:
+            findings.append(Finding("I9", f"artefact {folder.name[:SHORT]}", wrong))
+    return tuple(findings), (f"{others} artefacts were measured against another reference",) if others else ()
+
+
+def _wrong_once_measured(folder: Path, reference: "Reference", policy: Mapping[str, Any]) -> str | None:
+    from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+    from app.domain.digest import digest_of
+    from app.domain.lora import Received, ServingDtype, TargetModel
+    from app.domain.policy import policy_from
+    from app.errors import GatewayError
+    from app.pipeline import MAX_RANK
+    from app.sanitise import Measure, accepting, sanitise
+    from app.store.evidence import read_blob
+    from app.validate.adapter import ValidateLimits
+
+    config, seen, nothing = (folder / CONFIG_FILE).read_bytes(), read_blob(folder), digest_of(b"")
+    dtypes = set((seen.tensors or {}).values())
+    dtype = next((kind for kind, name in _STORED.items() if dtypes == {name}), None)
+    if dtype is None:
+        return "holds several dtypes, or none"
+    target = TargetModel(
+        json.loads(config)["base_model_name_or_path"], reference.modules, ServingDtype(dtype), MAX_RANK
+    )
+    measure = Measure(target, ValidateLimits(), reference, accepting(policy_from(policy)), MEASURE_S)
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as weights:
+            made = sanitise(measure, config, weights, Received(nothing, nothing, 0, 0), _Silent())
+    except GatewayError as error:
+        return str(error)
+    return None if made is not None and made.digest.hex == folder.name else "does not pass, or not unchanged"
 
 
 def both(first: "Audit", second: "Audit") -> "Audit":

@@ -24,7 +24,7 @@ from app.domain.digest import Digest
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.manifest import verdict_json
 from app.domain.memory import out_of_memory
-from app.domain.policy import Action, Comparison, Policy, Unscorable
+from app.domain.policy import policy_from
 from app.domain.verdict import Verdict
 from app.errors import GatewayError, Stage
 from app.sanitise import Measure, sanitise
@@ -131,16 +131,13 @@ def no_network() -> bool:
 
 def measure_of(settings: Mapping[str, Any]) -> Measure:
     """From what sandbox.py wrote on standard input's first line."""
-    policy = dict(settings["policy"])
-    for name, kind in (("comparison", Comparison), ("unscorable", Unscorable), ("action", Action)):
-        policy[name] = kind(policy[name])
     names = settings["base_names"]
     reference = open_reference(Path(settings["reference"]), Digest(settings["reference_digest"]))
     return Measure(
         target=TargetModel(settings["model"], reference.modules, ServingDtype(settings["dtype"]), settings["max_rank"]),
         limits=ValidateLimits(settings["max_scaling"], None if names is None else frozenset(names)),
         reference=reference,
-        policy=Policy(**policy),
+        policy=policy_from(settings["policy"]),
         screen_seconds=settings["screen_seconds"],
     )
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 
 class Comparison(StrEnum):
@@ -98,3 +98,13 @@ class Policy:
             budget = getattr(self, name)
             if budget is not None and not math.isfinite(budget):
                 raise ValueError(f"policy {name} must be a finite number or none, not {budget}")
+
+
+def policy_from(fields: Mapping[str, Any]) -> Policy:
+    """The policy whose fields stand in a manifest. Raises ValueError, TypeError or LookupError when it is none."""
+    kinds = {
+        "comparison": Comparison(fields["comparison"]),
+        "unscorable": Unscorable(fields["unscorable"]),
+        "action": Action(fields["action"]),
+    }
+    return Policy(**{**fields, **kinds})

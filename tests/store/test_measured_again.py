@@ -1,0 +1,86 @@
+"""I9: what is stored, measured again, passes and stays what it is: `store audit --reference`."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from typer.testing import CliRunner
+
+from app.audit import measured_again, store
+from app.domain.digest import digest_of
+from app.screen.build import BuildOptions
+from tests.support.house import OpenHouse, Running, form
+from tests.support.references import make_reference
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "clean": {"tau": 1e6},
+    "pruned": {"tau": 0.0, "max_pruned_share": 1.0},
+    "projected": {"action": "project", "comparison": "input", "tau": 0.0, "max_removed_share": 1.0},
+    "capped": {"tau": -1e6, "max_pruned": 1, "cap_keeps": True, "max_pruned_share": 1.0},
+    "half": {"tau": 1e6, "dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+async def test_what_a_gateway_stored_passes(
+    open_gateway: OpenHouse, tiny_reference_dir: Path, policy: dict[str, Any]
+) -> None:
+    async with open_gateway(base_through_noop=True, **policy) as running:
+        answers = [await running.http.post("/adapters", files=form("one", seed)) for seed in range(3)]
+        assert {answer.status_code for answer in answers} == {201}
+        found = await asyncio.to_thread(measured_again, running.data, tiny_reference_dir)
+    assert len(list((running.data / "artefacts").glob("*/manifest.json"))) > 1
+    assert found == ((), ())
+
+
+def forged(running: Running, digest: str, size: float) -> str:
+    """An artefact whose bytes were never screened, whole by every digest, under the verdict of another."""
+    folder = running.data / "artefacts" / digest
+    screened = load((folder / "adapter_model.safetensors").read_bytes())
+    weights = save({name: torch.full_like(one, size) for name, one in screened.items()})
+    config = (folder / "adapter_config.json").read_bytes()
+    files = {"adapter_config.json": str(digest_of(config)), "adapter_model.safetensors": str(digest_of(weights))}
+    name = str(digest_of("".join(f"{file}\0{sha}\n" for file, sha in sorted(files.items())).encode()))
+    manifest = json.loads((folder / "manifest.json").read_bytes()) | {"digest": name, "files": files}
+    made = running.data / "artefacts" / name
+    made.mkdir()
+    for file, data in (
+        ("adapter_config.json", config),
+        ("adapter_model.safetensors", weights),
+        ("manifest.json", json.dumps(manifest).encode()),
+    ):
+        (made / file).write_bytes(data)
+        (made / file).chmod(0o444)
+    os.chmod(made, 0o755)
+    return name
+
+
+async def test_bytes_that_nobody_screened_are_found_though_every_digest_is_right(
+    open_gateway: OpenHouse, tiny_reference_dir: Path
+) -> None:
+    async with open_gateway(max_update_ratio=100.0) as running:
+        version = (await running.http.post("/adapters", files=form("one"))).json()
+        name = forged(running, version["digest"], 50.0)
+        seen = await asyncio.to_thread(running.house.auditor.look)
+        assert not seen.findings  # structure tells nothing
+    findings, _ = measured_again(running.data, tiny_reference_dir)
+    assert [(one.invariant, one.where) for one in findings] == [("I9", f"artefact {name[:12]}")]
+    told = CliRunner().invoke(
+        store, ["--data", str(running.data), "--reference", str(tiny_reference_dir), "--patience", "0"]
+    )
+    assert told.exit_code == 1
+    assert "I9" in told.output
+
+
+async def test_what_another_reference_measured_is_noted_and_not_judged(
+    open_gateway: OpenHouse, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with open_gateway() as running:
+        await running.http.post("/adapters", files=form("one"))
+    other = make_reference(tmp_path_factory.mktemp("other"), options=BuildOptions(top_k=4))
+    assert measured_again(running.data, other) == ((), ("1 artefacts were measured against another reference",))
