@@ -237,6 +237,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         max_model_len=settings.max_model_len,
         kv_cache_gib=settings.kv_cache_gib,
         threads=settings.engine_threads,
+        tool_call_parser=settings.tool_call_parser,
     )
 
 

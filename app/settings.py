@@ -148,6 +148,11 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU engine, GiB")
     engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
+    tool_call_parser: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="How an embedded engine's model calls tools (vLLM --tool-call-parser); default: it calls none",
+    )
     base_through_noop: bool | None = Field(
         None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
     )

@@ -44,7 +44,8 @@ class EngineSpec:
     model: directory or hub id of the served (aligned) checkpoint. max_loras: adapters in one batch. max_lora_rank: one
     of 1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens.
     kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
-    itself to all cores but one. extra: further flags.
+    itself to all cores but one. tool_call_parser: how the model writes its calls of tools, in vLLM's words; None: it makes
+    none. extra: further flags.
     """
 
     model: Path | str
@@ -56,6 +57,7 @@ class EngineSpec:
     max_model_len: int | None = None
     kv_cache_gib: int = 1
     threads: int | None = None
+    tool_call_parser: str | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -73,8 +75,20 @@ def arguments(spec: EngineSpec, socket: Path) -> list[str]:
     }
     if spec.max_model_len is not None:
         flags["--max-model-len"] = spec.max_model_len
+    if spec.tool_call_parser is not None:
+        flags["--tool-call-parser"] = spec.tool_call_parser
+    switches = ["--enable-auto-tool-choice"] if spec.tool_call_parser is not None else []
     pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
-    return [sys.executable, "-m", ENTRY, "--enable-lora", "--disable-uvicorn-access-log", *pairs, *spec.extra]
+    return [
+        sys.executable,
+        "-m",
+        ENTRY,
+        "--enable-lora",
+        "--disable-uvicorn-access-log",
+        *switches,
+        *pairs,
+        *spec.extra,
+    ]
 
 
 def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:

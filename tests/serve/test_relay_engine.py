@@ -20,6 +20,7 @@ from app.serve.request import Kind
 from app.serve.routes import Routes, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine
+from tests.support.tiny_model import BLANKS
 
 pytestmark = pytest.mark.engine
 
@@ -219,3 +220,43 @@ async def test_kill_9_in_mid_stream_is_an_error_event_then_503_then_everything_i
             await asyncio.sleep(0.2)
     assert seen == {ENGINE_UNAVAILABLE}
     assert {name: await gateway.text(name) for name in before} == before
+
+
+COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"]}
+COLOUR |= {"additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": COLOUR, "strict": True}}
+NAMED = {"type": "function", "function": {"name": "paint"}}
+BRIEF = {"ignore_eos": False, "logit_bias": {str(blank): -100 for blank in BLANKS}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "c", "schema": COLOUR, "strict": True}}
+
+
+@pytest.mark.parametrize("model", ["a1", "a2", "emptied"])
+async def test_an_answer_has_the_form_its_schema_asks_for(gateway: Gateway, model: str) -> None:
+    said = await gateway.chat(model, tokens=40, response_format=SCHEMA, **BRIEF)
+    assert json.loads(said["choices"][0]["message"]["content"])["colour"] in ("red", "green")
+
+
+async def test_a_tool_is_called_by_name_whole_and_streamed(gateway: Gateway) -> None:
+    asked = {"tools": [TOOL], "tool_choice": NAMED, **BRIEF}
+    said = await gateway.chat("a1", tokens=40, **asked)
+    (whole,) = said["choices"][0]["message"]["tool_calls"]
+    assert whole["function"]["name"] == "paint"
+    assert json.loads(whole["function"]["arguments"])["colour"] in ("red", "green")
+    answer = await gateway.relay.complete("chat", body("a1", 40, stream=True, **asked))
+    assert isinstance(answer.body, Stream)
+    deltas = [event["choices"][0]["delta"] for event in events_of(b"".join([piece async for piece in answer.body]))]
+    calls = [call for delta in deltas for call in delta.get("tool_calls") or []]
+    assert "".join(call["function"].get("name") or "" for call in calls) == "paint"
+    streamed = "".join(call["function"].get("arguments") or "" for call in calls)
+    assert json.loads(streamed) == json.loads(whole["function"]["arguments"])
+
+
+async def test_a_conversation_with_a_tools_answer_goes_on(gateway: Gateway) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "paint", "arguments": '{"colour": "red"}'}}
+    turns = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "w3"},
+    ]
+    said = await gateway.chat("a1", messages=turns, tools=[TOOL], tool_choice="none")
+    assert said["choices"][0]["message"]["content"]

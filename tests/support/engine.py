@@ -30,6 +30,7 @@ T = TypeVar("T")
 START_S = 300.0  # seconds a start may take on a busy machine; 22 s on two idle cores
 EAGER = ("--enforce-eager",)  # 6 s faster to start than compiling; the model is too small for it to matter
 COMPILER = "g++"  # what torch looks for
+TOOL_PARSER = "hermes"
 MAX_LORAS = 3
 MAX_CPU_LORAS = 6
 
@@ -103,6 +104,7 @@ def tiny_spec(model_dir: Path) -> EngineSpec:
         max_cpu_loras=MAX_CPU_LORAS,
         max_model_len=tiny_model.MAX_LENGTH,
         threads=2,
+        tool_call_parser=TOOL_PARSER,
         extra=EAGER,
     )
 

@@ -18,7 +18,14 @@ LAYERS = 2
 INTERMEDIATE = 128
 MAX_LENGTH = 512  # tokens
 RANK = 4
-WORDS = 200
+JSON = (
+    *("{", "}", ":", ",", "[", "]", " ", "\n", '"colour"', '"red"', '"green"', '"name"', '"arguments"', '"paint"'),
+    *("<tool_call>", "</tool_call>"),
+)
+WORDS = 200 - len(JSON)
+BLANKS = tuple(6 + WORDS + JSON.index(blank) for blank in (" ", "\n"))
+"""Token ids of what JSON may hold any amount of: a random model, given the choice, says nothing else."""
+
 MODEL_NAME = "tiny-llama"
 
 SHAPES = {  # module's last name → (d_out, d_in)
@@ -94,8 +101,8 @@ def write_tensors(directory: Path, tensors: dict[str, torch.Tensor], modules: Se
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: `w0` … `w199` and the roles."""
-    words = ["<pad>", "<unknown>", "<end>", "system", "user", "assistant", *(f"w{i}" for i in range(WORDS))]
+    """One token a word: the roles, `w0` and so on, and what a little JSON is made of."""
+    words = ["<pad>", "<unknown>", "<end>", "system", "user", "assistant", *(f"w{i}" for i in range(WORDS)), *JSON]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
