@@ -12,6 +12,7 @@ from app.api.guard import NOBODY_ASKED, ROUTES
 from app.errors import CODES, NO_SPACE, UNSUPPORTED_ENCODING, UPLOAD_TIMEOUT, Stage
 from app.lifecycle import State
 from app.serve.fields import CHAT, COMPLETIONS, UNHEARD
+from app.serve.more_fields import EMBEDDINGS, RESPONSES
 
 Schema = dict[str, Any]
 
@@ -32,12 +33,18 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("GET", "/adapters/{name}/versions/{number}"): _KEPT,
     ("GET", "/adapters/{name}/events"): _KEPT,
     ("POST", "/adapters/{name}/rollback"): _KEPT | {Stage.LOAD},
+    ("POST", "/adapters/{name}/rescreen"): _UPLOAD,
+    ("POST", "/rescreen"): _UPLOAD,
     ("DELETE", "/adapters/{name}"): _KEPT | {Stage.LOAD},
+    ("GET", "/resolve/{model}"): _ASKED | _KEPT,
+    ("GET", "/artefacts/{digest}/{file}"): _ASKED | _KEPT,
     ("GET", "/metrics/engine"): _DOOR | {Stage.LOAD},
     ("GET", "/v1/models"): _ASKED,
     ("GET", "/v1/models/{name}"): _ASKED,
     ("POST", "/v1/chat/completions"): _ASKED,
     ("POST", "/v1/completions"): _ASKED,
+    ("POST", "/v1/responses"): _ASKED,
+    ("POST", "/v1/embeddings"): _ASKED,
 }
 """Stages that a route's refusals come from, besides the door's."""
 
@@ -67,6 +74,15 @@ def _ref(name: str) -> Schema:
 
 _TEXT: Final[Schema] = {"type": "string"}
 _WHOLE: Final[Schema] = {"type": "integer"}
+_TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+_ENGINE: Final = _object(
+    {
+        "loaded": {"type": "boolean"},
+        "loaded_in": _list(_WHOLE),
+        "in_flight": _WHOLE,
+        "last_used": {"anyOf": [{"type": "null"}, _TIME]},
+    }
+)
 _VERSION: Final[Mapping[str, Schema]] = {
     "name": _TEXT,
     "version": _WHOLE,
@@ -80,7 +96,8 @@ _VERSION: Final[Mapping[str, Schema]] = {
     "modules_projected": _or_null("integer"),
     "digest": _or_null("string"),
     "verdict_id": _or_null("string"),
-    "created_at": {"type": "string", "format": "date-time"},
+    "engine": {"anyOf": [{"type": "null"}, _ENGINE]},
+    "created_at": _TIME,
     "error": {"anyOf": [{"type": "null"}, _object({"code": _TEXT, "message": _or_null("string")})]},
 }
 _REPORT: Final = _object({"received": {"type": "object"}, "verdict": {"type": "object"}})
@@ -106,7 +123,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         {
             "name": _TEXT,
             "active_version": _or_null("integer"),
-            "created_at": _VERSION["created_at"],
+            "created_at": _TIME,
             "versions": _list(_ref("Version")),
         }
     ),
@@ -120,7 +137,17 @@ _ANSWER: Final = {
     _JSON: {"schema": _object({"choices": _list({"type": "object"}), "model": _TEXT}, more=True)},
     "text/event-stream": {},
 }
+_RESPONSE: Final = {
+    _JSON: {"schema": _object({"id": _TEXT, "object": {"const": "response"}, "model": _TEXT}, more=True)},
+    "text/event-stream": {},
+}
+_EMBEDDINGS: Final = {_JSON: {"schema": _object({"data": _list({"type": "object"}), "model": _TEXT}, more=True)}}
 _PARTS: Final = _object({"status": _TEXT, "parts": {"type": "object", "additionalProperties": _TEXT}})
+
+
+_RESOLVED: Final = _object(
+    {"model": _TEXT, "engine_name": _TEXT, "digest": _TEXT, "bytes": {"type": "object", "additionalProperties": _WHOLE}}
+)
 
 
 def _json(schema: Schema) -> Schema:
@@ -134,24 +161,36 @@ _ANSWERS: Final[Mapping[tuple[str, str], Mapping[int, Schema]]] = {
     ("GET", "/metrics/engine"): {200: _METRICS},
     ("POST", "/adapters"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
     ("POST", "/screen"): {200: _json(_ref("Report"))},
-    ("GET", "/adapters"): {200: _json(_object({"adapters": _list(_ref("Adapter"))}))},
+    ("GET", "/adapters"): {200: _json(_object({"adapters": _list(_ref("Adapter")), "next": _or_null("string")}))},
     ("GET", "/adapters/{name}"): {200: _json(_ref("Adapter"))},
     ("GET", "/adapters/{name}/versions/{number}"): {200: _json(_ref("Version"))},
     ("POST", "/adapters/{name}/rollback"): {200: _json(_ref("Version"))},
+    ("POST", "/adapters/{name}/rescreen"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
+    ("POST", "/rescreen"): {200: {"text/event-stream": {}}},
+    ("GET", "/resolve/{model}"): {200: _json(_RESOLVED)},
+    ("GET", "/artefacts/{digest}/{file}"): {200: {"application/octet-stream": {}}},
     ("GET", "/adapters/{name}/events"): {200: {"text/event-stream": {}}},
     ("DELETE", "/adapters/{name}"): {204: {}},
     ("GET", "/v1/models"): {200: _json(_object({"object": {"const": "list"}, "data": _list(_ref("Model"))}))},
     ("GET", "/v1/models/{name}"): {200: _json(_ref("Model"))},
     ("POST", "/v1/chat/completions"): {200: _ANSWER},
     ("POST", "/v1/completions"): {200: _ANSWER},
+    ("POST", "/v1/responses"): {200: _RESPONSE},
+    ("POST", "/v1/embeddings"): {200: _EMBEDDINGS},
 }
 
 _MESSAGES: Final = _list(_object({"role": _TEXT, "content": {}}, more=True))
 _CHAT: Final[Mapping[str, Schema]] = {name: {} for name in {**CHAT, **UNHEARD} if name != "messages"}
 _COMPLETIONS: Final[Mapping[str, Schema]] = {name: {} for name in {**COMPLETIONS, **UNHEARD} if name != "prompt"}
+_RESPONSES: Final[Mapping[str, Schema]] = {
+    name: {} for name in {**RESPONSES, **UNHEARD} if name not in ("model", "input")
+}
+_EMBED: Final[Mapping[str, Schema]] = {name: {} for name in {**EMBEDDINGS, **UNHEARD} if name not in ("model", "input")}
 _BODIES: Final[Mapping[tuple[str, str], Schema]] = {
     ("POST", "/v1/chat/completions"): _object({"model": _TEXT, "messages": _MESSAGES}, _CHAT),
     ("POST", "/v1/completions"): _object({"model": _TEXT, "prompt": {}}, _COMPLETIONS),
+    ("POST", "/v1/responses"): _object({"model": _TEXT, "input": {}}, _RESPONSES),
+    ("POST", "/v1/embeddings"): _object({"model": _TEXT, "input": {}}, _EMBED),
 }
 """Which fields there are. Their caps stand in the code that checks them and in its messages."""
 
@@ -186,11 +225,11 @@ def _complete(operation: Schema, at: tuple[str, str]) -> None:
         str(status): {"description": "Refused; `code` says why", "content": _json(_ref("Refusal"))}
         for status in statuses
     }
-    for status, content in _ANSWERS[at].items():
+    for status, content in _ANSWERS.get(at, {}).items():
         said = operation["responses"].get(str(status), {}).get("description", "Answered")
         answers[str(status)] = {"description": said} | ({"content": content} if content else {})
     operation["responses"] = dict(sorted(answers.items()))
     if at in _BODIES:
         operation["requestBody"] = {"required": True, "content": _json(_BODIES[at])}
-    if ROUTES[at] != NOBODY_ASKED:
+    if ROUTES.get(at) != NOBODY_ASKED:
         operation["security"] = [{"key": []}]

@@ -61,6 +61,8 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/v1/models/{name}"): _for(Role.CHAT, Role.UPLOAD),
     ("POST", "/v1/chat/completions"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/v1/completions"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/responses"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/embeddings"): _for(Role.CHAT, rate=Kind.CHAT),
 }
 """Every route. A test fails when one is served that does not stand here."""
 
