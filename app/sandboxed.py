@@ -40,6 +40,8 @@ MESSAGE_BYTES: Final = 1 << 17
 
 SETTINGS_BYTES: Final = 1 << 17
 OPEN_FILES: Final = 64
+"""Descriptors a child may have beyond those it has at birth: two for each file of the reference, which stays mapped."""
+
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 PR_SET_PDEATHSIG: Final = 1
@@ -107,7 +109,7 @@ def shut_away(memory_bytes: int, seconds: float) -> None:
         resource.RLIMIT_CPU: whole * cores,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_NOFILE: max(map(int, os.listdir("/proc/self/fd"))) + 1 + OPEN_FILES,
     }
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))

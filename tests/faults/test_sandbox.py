@@ -37,6 +37,7 @@ from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.audited import rested
 from tests.support.house import OpenHouse, form
+from tests.support.references import make_reference
 
 MEMORY = 256 << 20
 WALL_S = 2.0
@@ -119,6 +120,21 @@ def test_it_gives_what_this_process_would_give(measure: Measure, bad: Sandbox, u
     assert abroad.verdict.id == at_home.verdict.id
     assert [one.scores for one in abroad.verdict.modules] == [one.scores for one in at_home.verdict.modules]
     assert abroad.stages == at_home.stages == [Stage.VALIDATE, Stage.SCREEN, Stage.PRUNE]
+
+
+@pytest.mark.slow
+def test_a_reference_of_as_many_files_as_a_real_models(tmp_path: Path) -> None:
+    directory = make_reference(tmp_path, layers=32)  # 128 modules; Llama-2-7B has 224
+    reference = open_reference(directory, None)
+    target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
+    measure = Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
+    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module=BAD)
+    sandbox.start()
+    try:
+        sound(sandbox, Upload.valid(target, seed=1), tmp_path)
+    finally:
+        sandbox.close()
+        reference.close()
 
 
 def test_it_refuses_in_the_same_words(measure: Measure, bad: Sandbox, upload: Upload, tmp_path: Path) -> None:

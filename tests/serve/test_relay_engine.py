@@ -222,7 +222,11 @@ async def test_kill_9_in_mid_stream_is_an_error_event_then_503_then_everything_i
     assert {name: await gateway.text(name) for name in before} == before
 
 
-COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"]}
+COLOUR: dict[str, Any] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}},
+    "required": ["colour"],
+}
 COLOUR |= {"additionalProperties": False}
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": COLOUR, "strict": True}}
 NAMED = {"type": "function", "function": {"name": "paint"}}
