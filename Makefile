@@ -38,13 +38,16 @@ format: setup  ## put the code into its form
 	$(VENV)/ruff check --fix .
 
 check: setup lint  ## what takes seconds: lint, and the tests without the engine
-	$(VENV)/python -m pytest -m "not engine and not slow" $(ARGS)
+	$(VENV)/python -m pytest -m "not engine and not slow and not long" $(ARGS)
 
 hostile: setup  ## try every hostile input, race and fault that needs no engine, and count them
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q -m "(hostile or ruling) and not engine" $(ARGS)
 
 lifecycle: setup  ## any order of uploads, deletions, rollbacks, restarts, audited (LIFECYCLE_RUNS=100, LIFECYCLE_STEPS=50)
 	LIFECYCLE_RUNS=$(LIFECYCLE_RUNS) LIFECYCLE_STEPS=$(LIFECYCLE_STEPS) OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q tests/faults/test_lifecycle.py $(ARGS)
+
+long: setup  ## the tests that take minutes: two real engines behind one gateway, the plugin in a real engine
+	$(VENV)/python -m pytest -m long $(ARGS)
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)

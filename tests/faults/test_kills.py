@@ -118,7 +118,7 @@ def test_a_gateway_killed_mid_upload_leaves_nothing_half_and_loses_nothing(
     engines = engine_processes(gateway)
     with socket.create_connection(("127.0.0.1", gateway.port)) as upload:
         upload.sendall(
-            b"POST /adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"POST /adapters HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
             b"Content-Length: 1000000\r\n\r\n--b\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nhalf\r\n"
             b"--b\r\nContent-Disposition: form-data; name=\"weights\"\r\n\r\n" + bytes(300_000)
         )  # fmt: skip

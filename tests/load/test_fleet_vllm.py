@@ -19,7 +19,7 @@ from app.serve.routes import Routes, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine, live_engine
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.long]
 
 NAMES = [f"a{seed}@{seed:012d}" for seed in (1, 2, 3)]
 

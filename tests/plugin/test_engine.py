@@ -29,7 +29,7 @@ from tests.support.house import KEY, Running, gateway
 from tests.support.served import on_a_port
 from tests.support.simulator import Simulator
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.long]
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
 SAY = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "temperature": 0}
