@@ -128,7 +128,7 @@ def test_a_reference_of_as_many_files_as_a_real_models(tmp_path: Path) -> None:
     reference = open_reference(directory, None)
     target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
     measure = Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module=BAD)
+    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandboxed")
     sandbox.start()
     try:
         sound(sandbox, Upload.valid(target, seed=1), tmp_path)
