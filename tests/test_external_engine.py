@@ -57,7 +57,9 @@ async def test_an_adapter_goes_through_an_engine_of_somebody_elses(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app)
-        http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+        )
         pushed = await http.post("/adapters", files=files)
         assert pushed.status_code == 201, pushed.text
         body = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "temperature": 0}

@@ -251,7 +251,7 @@ async def test_one_run_at_a_time_and_the_next_when_it_was_broken_off(open_gatewa
         assert (await running.http.post("/rescreen")).status_code == 200
 
 
-@pytest.mark.long  # known: on a loaded machine about one run in ten ends with a version still under way; unexplained
+@pytest.mark.long  # known: under load one run in ten ends with a version still under way; unexplained
 async def test_a_run_cancelled_anywhere_leaves_things_in_order(open_gateway: OpenHouse) -> None:
     async with open_gateway(keep_originals=True, **LENIENT) as running:
         for number in range(3):
