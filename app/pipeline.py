@@ -87,7 +87,7 @@ class Pipeline:
             r.metrics.uploaded(str(row.outcome))
             await self.publishing.stored(row)
         else:
-            if await asyncio.to_thread(self._restored, row, upload):
+            if await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._restored, row, upload.take()))):
                 event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
                 await self.publishing.stored(row)
             r.metrics.uploaded("known")
@@ -114,7 +114,7 @@ class Pipeline:
     async def _work(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it."""
         at = (str(row.name), row.number)
-        work = asyncio.ensure_future(asyncio.to_thread(self._sanitise, row, upload))
+        work = asyncio.ensure_future(asyncio.to_thread(self._sanitise, row, upload.take()))
         self._working[at] = work
         work.add_done_callback(lambda _: self._working.pop(at, None))
         return await asyncio.shield(work)

@@ -78,6 +78,13 @@ class SealedUpload:
         """Free the file and the slot; may be called early, and more than once."""
         self._held.close()
 
+    def take(self) -> "SealedUpload":
+        """The same upload in other hands: who took it closes it, and closing this one does nothing any more.
+
+        For a thread that goes on reading when who asked has gone: a file closed under it could be anybody's by its number.
+        """
+        return SealedUpload(self.name, self.config, self.weights, self._held.pop_all())
+
     def __enter__(self) -> Self:
         return self
 
