@@ -227,7 +227,9 @@ def _settings(measure: Measure, reference: Path) -> dict[str, Any]:
 
 def _status(pipe: int, seconds: float) -> int | None:
     """A child's exit status out of its pipe; None when none comes."""
-    if not select.select([pipe], [], [], seconds)[0]:
+    waiting = select.poll()  # not select(), which knows no file numbers above 1,023: each connection has one
+    waiting.register(pipe, select.POLLIN)
+    if not waiting.poll(seconds * 1000):
         return None
     try:
         return int(os.read(pipe, 32))

@@ -152,8 +152,11 @@ def serve(control: socket.socket, measure: Measure, settings: Mapping[str, Any])
     signal.signal(signal.SIGCHLD, lambda *_: None)
     control.send(json.dumps({"ready": True, "network": not no_network()}).encode())
     children: dict[int, tuple[str, int]] = {}
+    waiting = select.poll()  # as in the gateway: no file number is too high for it
+    waiting.register(control, select.POLLIN)
+    waiting.register(woken, select.POLLIN)
     while True:
-        ready, _, _ = select.select([control.fileno(), woken], [], [])
+        ready = {number for number, _ in waiting.poll()}
         if woken in ready:
             os.read(woken, 1 << 10)
             _reap(children)

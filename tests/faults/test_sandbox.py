@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import threading
@@ -267,6 +268,19 @@ def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upl
     killing.join()
     assert error.code is SCREENING_FAILED
     sound(bad, upload, tmp_path)
+
+
+def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    """Each is an open file: a child's end is noticed by files of any number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert refused(bad, upload, tmp_path, "signal:9").code is SCREENING_KILLED
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_many_at_once(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
