@@ -137,12 +137,13 @@ def _sums(
 def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
     """Value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI)."""
     step, angle, decay, ln_small, last, cantelli = setting
-    mean = variance = skew = 0.0
+    mean = variance = skew = lowest = highest = 0.0
     for j in range(len(w)):
+        lowest, highest = min(lowest, w[j]), max(highest, w[j])
         mean += w[j] * dof[j]
         variance += 2.0 * w[j] * w[j] * dof[j]
         skew += w[j] * w[j] * w[j] * dof[j]
-    if abs(mean) > cantelli * math.sqrt(variance):
+    if abs(mean) > cantelli * math.sqrt(variance) or lowest == 0.0 or highest == 0.0:
         return (1.0 if mean < 0.0 else 0.0), 0.0
     scale = abs(mean) + math.sqrt(variance)
     w, dw = w / scale, dw / scale

@@ -65,19 +65,26 @@ def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
 
     w, dw: (n, m) weights and their derivatives; dof: (n, m) degrees of freedom, which need not be whole. A weight of 0
     counts for nothing. Returns two (n,) arrays. Where the mean is more than CANTELLI deviations from 0, the answer is a
-    plain 0 or 1 with no slope: enough to tell on which side of the quartiles it lies.
+    plain 0 or 1 with no slope: enough to tell on which side of the quartiles it lies. So it is, and exactly, where all
+    weights have one sign; there φ could grow beyond all numbers on the ray.
     """
     mean, deviation = np.sum(w * dof, axis=1), np.sqrt(2.0 * np.sum(w * w * dof, axis=1))
-    far = np.abs(mean) > CANTELLI * deviation
-    scale = np.where(far, 1.0, np.abs(mean) + deviation)[:, None]
-    w, dw = w / scale, dw / scale  # now u is counted in 1/(|mean| + deviation)
+    far = (np.abs(mean) > CANTELLI * deviation) | np.all(w >= 0.0, axis=1) | np.all(w <= 0.0, axis=1)
+    value, slope = np.where(mean < 0.0, 1.0, 0.0), np.zeros(len(w))
+    if not far.all():
+        scale = (np.abs(mean) + deviation)[~far, None]  # now u is counted in 1/(|mean| + deviation)
+        value[~far], slope[~far] = _near(w[~far] / scale, dof[~far], dw[~far] / scale)
+    return value, slope
+
+
+def _near(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
     angle = np.where(np.sum(w**3 * dof, axis=1) > 0.0, -ANGLE, ANGLE)
     x = _grid(w, dof, angle)  # (n, nodes), descending
     phi, slope = _characteristic(w, dof, dw, x, angle)
     below = 0.5 - (np.sum(phi.imag, axis=1) * STEP + angle) / math.pi
     density = -np.sum((phi * slope).imag, axis=1) * STEP / math.pi
     rest, d_rest = _below_the_grid(w, dof, dw, x[:, -1], angle)
-    return np.where(far, mean < 0.0, np.clip(below - rest, 0.0, 1.0)), np.where(far, 0.0, density - d_rest)
+    return np.clip(below - rest, 0.0, 1.0), density - d_rest
 
 
 def _factor(w: Array, x: Array, angle: Array) -> tuple[Array, Array]:

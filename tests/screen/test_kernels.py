@@ -168,6 +168,18 @@ def test_probability_is_the_same_compiled_and_not(
     assert slope[0] == pytest.approx(slow_slope[0], rel=1e-7, abs=1e-8 * (np.abs(dw) @ dof[0]).item() / spread)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("rest", [0.0, 6.6e-6])
+def test_weights_of_one_sign_leave_no_doubt(sign: float, rest: float) -> None:
+    """Few degrees of freedom at a mean within CANTELLI deviations, and many at next to no weight: φ would overflow."""
+    fast = kernel("imhof")
+    assert fast is not None
+    w, dof, dw = sign * np.array([[1.335, rest]]), np.array([[1.0, 83600.0]]), np.array([[0.7, -1.0]])
+    certain = 0.0 if sign > 0.0 else 1.0
+    for value, slope in (quadratic.probability(w, dof, dw), fast.probability(w, dof[0], dw, quadratic._SETTING)):
+        assert (value[0], slope[0]) == (certain, 0.0)
+
+
 @pytest.mark.parametrize("x", [1e-5, 0.7, 1.0, math.sqrt(2.0), 1.5, 2.0, 1e18, 1e300])
 def test_logarithm(x: float) -> None:
     fast = kernel("imhof")

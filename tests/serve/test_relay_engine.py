@@ -187,7 +187,11 @@ def server_of(engine: LiveEngine) -> int:
 def core_of(engine: LiveEngine) -> int:
     """Its child that computes: told by its parent, because the name vLLM gives it is not always there."""
     server = server_of(engine)
-    (pid,) = [pid for pid in engine.processes() if parent_of(pid) == server and pid not in engine.processes("tracker")]
+    (pid,) = [
+        pid
+        for pid in engine.processes()
+        if parent_of(pid) == server and pid not in engine.processes("resource_tracker")
+    ]
     return pid
 
 
