@@ -18,7 +18,7 @@ from app.audit import store
 from app.bench.command import bench
 from app.demo.command import demo
 from app.domain.lora import ServingDtype
-from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
 from app.observe.report import heat_map, score_table
@@ -197,7 +197,7 @@ def screen_directory(
 
     action = action or default_action(comparison or Comparison.INPUT)
     given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
-    given |= {"action": action, "top_k": DEFAULT_TOP_K}
+    given |= {"action": action, "top_k": DEFAULT_TOP_K, "energy": DEFAULT_ENERGY}
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:

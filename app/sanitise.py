@@ -17,7 +17,7 @@ from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
 from app.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, Refused, Stage
 from app.prune.canonical import canonicalise
-from app.prune.cut import Ends, cut
+from app.prune.cut import cut
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
@@ -99,18 +99,12 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
 
 def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
     """Cut or project, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-    left = cut(adapter, verdict, lambda module: _ends(measure, module))
+    left = cut(adapter, verdict, lambda module: measure.reference.ends(module, measure.policy))
     if left.modules and (verdict.pruned or verdict.projected):
         again = measure.screen(left, accepting(measure.policy))
         if again.outcome is not Outcome.CLEAN:
             raise Refused(RESCREEN_FAILED, f"screened again after pruning: {again.reason}")
     return left
-
-
-def _ends(measure: Measure, module: str) -> Ends:
-    """What projecting takes out of a module that was scored."""
-    reference, policy = measure.reference, measure.policy
-    return Ends(reference.inputs(module, policy.top_k), reference.outputs(module, policy.project_outputs))
 
 
 def accepting(policy: Policy) -> Policy:

@@ -10,7 +10,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.domain.digest import Digest
 from app.domain.keys import Key, key_for_all, parse_keys
 from app.domain.lora import ServingDtype
-from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Policy, Unscorable, default_action
+from app.domain.policy import (
+    DEFAULT_ENERGY,
+    DEFAULT_TAU,
+    DEFAULT_TOP_K,
+    Action,
+    Comparison,
+    Policy,
+    Unscorable,
+    default_action,
+)
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 MAX_ENGINES = 64
@@ -90,9 +99,7 @@ class Settings(BaseSettings):
         description="What a condemned module suffers: project (take out what reads or writes where alignment does; needs "
         "the comparison input and tau ≥ 0) or prune (cut out); default: project with input, else prune",
     )
-    project_outputs: int = Field(
-        1, ge=0, description="Left singular vectors of V that projecting takes out besides top_k"
-    )
+    project_outputs: int = Field(1, ge=0, description="Left singular vectors of V that projecting takes out besides")
     max_removed_share: float = Field(
         0.5, ge=0, le=1, description="Reject when projecting would take a larger share of the update's squared norm"
     )
@@ -108,7 +115,14 @@ class Settings(BaseSettings):
         100.0, gt=0, allow_inf_nan=False, description="Reject a module whose update's norm exceeds this times V's"
     )
     unscorable: Unscorable = Field(Unscorable.REJECT, description="Module without a score: reject, prune or keep")
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="Right singular vectors of V that `input` looks at")
+    energy: float = Field(
+        DEFAULT_ENERGY,
+        gt=0,
+        le=1,
+        description="Inputs looked at, and projected out, in a module: the fewest right singular vectors of V that hold "
+        "this share of its squared norm; 1: always top-k of them",
+    )
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="At most that many; the reference must keep as many")
     max_block_score: float | None = Field(
         None,
         allow_inf_nan=False,
@@ -262,6 +276,7 @@ class Settings(BaseSettings):
             max_update_ratio=self.max_update_ratio,
             unscorable=self.unscorable,
             top_k=self.top_k,
+            energy=self.energy,
             max_block_score=self.max_block_score,
             max_adapter_score=self.max_adapter_score,
             action=action,

@@ -22,7 +22,7 @@ from app.demo.train import load_checkpoint
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
 from app.domain.verdict import Decision, Outcome, Verdict
-from app.prune.cut import Ends, cut
+from app.prune.cut import cut
 from app.screen.reference import Reference, open_reference
 from app.screen.screen import screen
 from app.settings import Settings
@@ -81,15 +81,8 @@ class _Bench:
 
     def projected(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """As the gateway would write it, also where a bound rejects it."""
-        policy = self._policy
         taken = replace(verdict, outcome=Outcome.PROJECTED)
-
-        def ends(name: str) -> Ends:
-            return Ends(
-                self._reference.inputs(name, policy.top_k), self._reference.outputs(name, policy.project_outputs)
-            )
-
-        return cut(adapter, taken, ends)
+        return cut(adapter, taken, lambda name: self._reference.ends(name, self._policy))
 
     def worst(self, verdict: Verdict, count: int) -> list[str]:
         """The modules that score highest."""

@@ -60,6 +60,7 @@ def _module_json(module: ModuleVerdict) -> dict[str, Any]:
         "safe_lora_cosine": module.cosine,
         "input_share": module.input_share,
         "removed_share": module.removed_share,
+        "inputs": module.inputs,
         "update_norm": module.update_norm,
         "v_norm": module.v_norm,
         "lambda_max": module.lambda_max,
@@ -104,6 +105,7 @@ def _module_from(entry: Any) -> ModuleVerdict:
         reason=Reason(entry["reason"]),
         input_share=entry["input_share"],
         removed_share=entry["removed_share"],
+        inputs=entry["inputs"],
     )
 
 

@@ -36,7 +36,8 @@ def default_action(comparison: Comparison) -> Action:
 
 
 DEFAULT_TAU: Final[Mapping[Action, float]] = {Action.PROJECT: 0.0, Action.PRUNE: 4.0}
-DEFAULT_TOP_K: Final = 3
+DEFAULT_ENERGY: Final = 0.5
+DEFAULT_TOP_K: Final = 16
 """What a gateway does unless told otherwise: chosen on the tuning seeds of `python -m app bench safety`, reported on others
 (README, "Does it work?")."""
 
@@ -55,7 +56,9 @@ class Policy:
     reject_tau: what scores above this counts towards max_pruned_share, whatever the action; None: what is cut out does.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
     max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
-    top_k: right singular vectors of V (inputs) the `input` comparison looks at, and projecting takes out.
+    energy: share (0..1) of a module's ‖V‖² which the inputs that the `input` comparison looks at, and projecting takes out,
+        must hold: the fewest right singular vectors that do (ours). 1: always top_k of them.
+    top_k: at most that many.
     project_outputs: left singular vectors of V (outputs) projecting takes out besides.
     max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
         all, modules are taken together (totals.py); None: reported, not judged.
@@ -75,6 +78,7 @@ class Policy:
     max_removed_share: float = 0.5
     project_outputs: int = 1
     reject_tau: float | None = None
+    energy: float = 1.0
 
     def __post_init__(self) -> None:
         self._check_finite()
@@ -87,6 +91,8 @@ class Policy:
             raise ValueError(f"policy max_pruned must be 0 or more, not {self.max_pruned}")
         if self.top_k < 1 or self.project_outputs < 0:
             raise ValueError("policy top_k must be 1 or more and project_outputs 0 or more")
+        if not 0.0 < self.energy <= 1.0:
+            raise ValueError(f"policy energy must lie above 0 and at most at 1, not {self.energy}")
         if self.action is Action.PROJECT and not (self.comparison is Comparison.INPUT and self.tau >= 0.0):
             raise ValueError("policy action project goes with the comparison input and a tau of 0 or more")
 

@@ -52,8 +52,8 @@ class ModuleVerdict:
     scores: E-DIEM by comparison (interquartile ranges from the median of a random update's distance), None when the
         module cannot be scored under it. cosine: Safe LoRA's cos(C·ΔW, ΔW), None without V. update_norm, v_norm:
         ‖ΔW‖_F (None when a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue of C = V·Vᵀ/‖V‖_F. input_share:
-        share of ‖ΔW‖² on the policy's top_k right singular vectors of V (0..1), None without V's triples. removed_share:
-        share of ‖ΔW‖² that projecting would take out.
+        share of ‖ΔW‖² on the inputs the policy looks at (0..1), None without V's triples. removed_share: share of ‖ΔW‖²
+        that projecting would take out. inputs: how many of V's right singular vectors the policy looks at here.
     """
 
     name: str
@@ -68,6 +68,7 @@ class ModuleVerdict:
     reason: Reason
     input_share: float | None = None
     removed_share: float | None = None
+    inputs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

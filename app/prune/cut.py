@@ -1,20 +1,11 @@
 """Leave out the condemned modules, or take out of them what reads or writes where alignment does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from torch import Tensor
-
+from app.domain.ends import Ends
 from app.domain.lora import Adapter, LoraModule
 from app.domain.verdict import Outcome, Verdict
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ends:
-    """What projecting takes out of one module: inputs r (d_in, k) and outputs u (d_out, k'), orthonormal columns."""
-
-    r: Tensor
-    u: Tensor
 
 
 def cut(adapter: Adapter, verdict: Verdict, ends: Callable[[str], Ends] | None = None) -> Adapter:

@@ -42,6 +42,7 @@ class Found:
     lambda_max: float
     input_share: float | None
     removed_share: float | None
+    inputs: int | None = None
 
 
 def decide(found: Sequence[Found], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
@@ -69,6 +70,7 @@ def _alone(f: Found, policy: Policy) -> ModuleVerdict:
         reason=reason,
         input_share=f.input_share,
         removed_share=f.removed_share,
+        inputs=f.inputs,
     )
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of
+from app.domain.ends import Ends
 from app.domain.lora import Shape
 from app.domain.policy import Comparison, Policy
 from app.screen.checkpoint import fail
@@ -88,6 +89,17 @@ class Reference:
     def outputs(self, module: str, k: int) -> Tensor:
         """U_k (d_out, k): the outputs V writes most. Raises KeyError for a module whose V is zero."""
         return self._held.triples[module].u[:, :k]
+
+    def ends(self, module: str, policy: Policy) -> Ends:
+        """What `policy` looks at and would take out. Raises KeyError for a module whose V is zero.
+
+        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k.
+        """
+        k = policy.top_k
+        if policy.energy < 1.0:
+            held = self._held.triples[module].s.double().square().cumsum(0)  # (top_k,)
+            k = min(k, int((held < policy.energy * self.info(module).v_norm ** 2).sum()) + 1)
+        return Ends(self.inputs(module, k), self.outputs(module, policy.project_outputs))
 
     def check_unchanged(self) -> None:
         """Raise Unavailable BAD_REFERENCE when a mapped file was changed in place since it was verified."""
@@ -159,7 +171,11 @@ def check_policy(reference: Reference, policy: Policy) -> None:
         )
     wanted = max(policy.top_k, policy.project_outputs)
     if wanted > reference.manifest.top_k:
-        raise fail(f"the policy looks at {wanted} singular vectors, the reference keeps {reference.manifest.top_k}")
+        kept = reference.manifest.top_k
+        raise fail(
+            f"the policy looks at up to {wanted} singular vectors of a module, the reference keeps {kept}; "
+            f"set top_k to {kept} or less, or build the reference with more"
+        )
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of
+from app.domain.ends import Ends
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
@@ -143,25 +144,15 @@ def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy
     active = [u for u in updates if u is not None and u.norm > 0.0 and info.v_norm > 0.0]
     measured = against_v_together(active, v, info) if active and v is not None else []
     against = {id(u): one for u, one in zip(active, measured, strict=False)}
-    ends = None
-    if active and reference.triples(name) is not None:
-        ends = _Ends(reference.inputs(name, policy.top_k), reference.outputs(name, policy.project_outputs))
+    ends = reference.ends(name, policy) if active and reference.triples(name) is not None else None
     return [
         _found(module, update, info, against.get(id(update)), ends if any(update is u for u in active) else None)
         for module, update in zip(modules, updates, strict=True)
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ends:
-    """Where V reads and writes most: r (d_in, k), u (d_out, k')."""
-
-    r: Tensor
-    u: Tensor
-
-
 def _found(
-    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, ends: _Ends | None
+    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, ends: Ends | None
 ) -> Found:
     scored: dict[Comparison, Scored] = {}
     share = removed = None
@@ -184,6 +175,7 @@ def _found(
         lambda_max=info.lambda_max,
         input_share=share,
         removed_share=removed,
+        inputs=None if ends is None or update is None else ends.r.shape[1],
     )
 
 

@@ -56,6 +56,7 @@ def serving(directory: Path, reference: Path, **settings: Any) -> Iterator[str]:
             "action": "prune",  # what is cut out is shown in more ways than what is projected
             "tau": 0.5,
             "top_k": 4,
+            "energy": 1.0,
             "max_pruned_share": 1.0,
             **settings,
         }

@@ -105,7 +105,7 @@ def defend(data: Path, reference: Path, socket: Path, tell: Connection) -> None:
 def _reference(at: Path) -> Path:
     base = weights(0, layers=LAYERS, shapes=SHAPES, hidden=512)
     pair = write_checkpoint(at / "base", base), write_checkpoint(at / "aligned", aligned_from(base))
-    build_reference(*pair, at / "reference", BuildOptions(top_k=8))
+    build_reference(*pair, at / "reference", BuildOptions())
     return at / "reference"
 
 

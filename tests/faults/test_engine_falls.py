@@ -54,7 +54,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = {f"{places[kind]}.{kind}": Shape(*shape) for kind, shape in tiny_model.SHAPES.items()}
     base = weights(0, layers=tiny_model.LAYERS, shapes=shapes, hidden=tiny_model.HIDDEN)
     pair = write_checkpoint(at / "base", base), write_checkpoint(at / "aligned", aligned_from(base))
-    build_reference(*pair, at / "reference", BuildOptions(top_k=8))
+    build_reference(*pair, at / "reference", BuildOptions())
     return at / "reference"
 
 

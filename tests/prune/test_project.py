@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from app.domain.digest import digest_of
+from app.domain.ends import Ends
 from app.domain.lora import Adapter, LoraModule, Received, ServingDtype, TargetModel
 from app.domain.policy import Action, Comparison, Policy
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.canonical import canonicalise
-from app.prune.cut import Ends, cut
+from app.prune.cut import cut
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from tests.support.references import random_adapter, tiny_reference
@@ -46,7 +47,7 @@ def corrected(adapter: Adapter, reference: Reference, policy: Policy = POLICY) -
 
 
 def ends_of(reference: Reference, name: str, policy: Policy = POLICY) -> Ends:
-    return Ends(reference.inputs(name, policy.top_k), reference.outputs(name, policy.project_outputs))
+    return reference.ends(name, policy)
 
 
 @pytest.mark.parametrize("dtype", list(ServingDtype))
@@ -119,6 +120,34 @@ def test_taking_away_more_than_the_bound_is_refused(reference: Reference) -> Non
     verdict = screen(adapter, reference, replace(POLICY, max_removed_share=share - 1e-4))
     assert verdict.outcome is Outcome.REJECTED
     assert f"{share:.0%} of the update" in verdict.reason
+
+
+@pytest.mark.parametrize("energy", [0.05, 0.3, 0.5, 0.8, 0.999])
+def test_by_energy_the_fewest_inputs_that_hold_that_share_of_v_are_looked_at(
+    reference: Reference, energy: float
+) -> None:
+    """Against all of V's singular values, in double precision; never more than top_k."""
+    policy = replace(POLICY, energy=energy, top_k=8)
+    verdict, left = corrected(leaning(reference, 0.6), reference, policy)
+    for module, after in zip(verdict.modules, left.modules, strict=True):
+        v = reference.v(module.name)
+        assert v is not None
+        held = torch.linalg.svdvals(v.double()).square()
+        fewest = next(k for k in range(1, len(held) + 1) if held[:k].sum() >= energy * held.sum())
+        assert module.inputs == min(fewest, 8)
+        r = reference.inputs(module.name, module.inputs).double()
+        assert (after.a.double() @ r).norm() < 0.01 * after.a.double().norm()
+
+
+def test_modules_differ_in_how_many_inputs_hold_half_of_v_and_all_energy_means_top_k(reference: Reference) -> None:
+    adapter = leaning(reference, 0.6)
+    half = screen(adapter, reference, replace(POLICY, energy=0.5, top_k=8))
+    assert len({module.inputs for module in half.modules}) > 1
+    whole = screen(adapter, reference, replace(POLICY, energy=1.0))
+    assert {module.inputs for module in whole.modules} == {K}
+    for energy in (0.0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="energy"):
+            replace(POLICY, energy=energy)
 
 
 def test_without_ends_nothing_is_projected_silently(reference: Reference) -> None:

@@ -63,6 +63,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "action": "prune",
             "tau": 3.0,
             "top_k": 4,
+            "energy": 1.0,
             "max_update_ratio": 1e9,
             "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it
             **overrides,

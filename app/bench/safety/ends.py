@@ -6,9 +6,9 @@ from typing import Final
 from app.bench.safety.cell import Cell
 from app.bench.safety.correcting import by_energy, project
 from app.bench.safety.subject import Low, Side, Subject
-from app.domain.policy import Action, Policy
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Action, Policy
 from app.domain.verdict import Outcome
-from app.prune.cut import Ends, cut
+from app.prune.cut import cut
 from app.screen.screen import screen
 
 INPUTS: Final = (1, 2, 3, 4, 5)
@@ -49,17 +49,23 @@ def _policies(subject: Subject) -> Iterator[Cell]:
         yield sanitised("gateway, action prune", f"tau={tau:g}", subject, policy)
 
 
+def policies_by_energy(subject: Subject) -> Iterator[Cell]:
+    """The gateway as its defaults have it, inputs by their share of ‖V‖²; pruning swept over τ."""
+    for energy in ENERGIES:
+        policy = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=energy)
+        yield sanitised("gateway, action project, k by energy", f"{energy:g} tau=0", subject, policy)
+    for tau in TAUS:
+        policy = Policy(action=Action.PRUNE, tau=tau, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
+        yield sanitised("gateway, action prune, k by energy", f"tau={tau:g}", subject, policy)
+
+
 def sanitised(method: str, threshold: str, subject: Subject, policy: Policy) -> Cell:
     """What the gateway leaves of an adapter under a policy; of a rejected one nothing."""
     reference = subject.alignment.reference
     verdict = screen(subject.adapter, reference, policy, workers=1)
     if verdict.outcome is Outcome.REJECTED:
         return Cell(method, "module", threshold, {}, pruned_share=1.0)
-
-    def ends(name: str) -> Ends:
-        return Ends(reference.inputs(name, policy.top_k), reference.outputs(name, policy.project_outputs))
-
-    left = cut(subject.adapter, verdict, ends)
+    left = cut(subject.adapter, verdict, lambda name: reference.ends(name, policy))
     share = len(verdict.pruned) / len(verdict.modules)
     return Cell(method, "module", threshold, {m.name: Low(m.b.float(), m.a.float()) for m in left.modules}, share)
 

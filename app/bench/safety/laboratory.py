@@ -65,6 +65,10 @@ class Pair:
         return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(self.path / "aligned"))
 
 
+ATTACKER_KIND: Final = "attacker"
+"""Kind of the cached adapters that an attacker trained who knows the gateway's default."""
+
+
 def world_spec(seed: int) -> WorldSpec:
     """The world of one seed."""
     return WorldSpec(seed=WORLD_SEED + seed, bards_facts=True)
@@ -125,7 +129,7 @@ def evading_adapter_of(
     def make(folder: Path) -> None:
         _make_adapter(folder, pair, fine_tune, tell, pair.load("aligned"), evasion)
 
-    return cache.folder("evading-adapter", (pair.size, pair.seed, fine_tune), make)
+    return cache.folder(ATTACKER_KIND, (pair.size, pair.seed, fine_tune), make)
 
 
 def _make_adapter(

@@ -16,8 +16,8 @@ from app.bench.safety.budgets import budgets
 from app.bench.safety.cache import Cache
 from app.bench.safety.cell import Cell, bytes_saved
 from app.bench.safety.correcting import correcting
-from app.bench.safety.ends import both_ends
-from app.bench.safety.laboratory import Pair, Tell, adapter_of, evading_adapter_of, pair_of
+from app.bench.safety.ends import both_ends, policies_by_energy
+from app.bench.safety.laboratory import ATTACKER_KIND, Pair, Tell, adapter_of, evading_adapter_of, pair_of
 from app.bench.safety.nulls import nulls
 from app.bench.safety.plan import FineTune, Plan, Split
 from app.bench.safety.pruning import pruning
@@ -113,7 +113,7 @@ def _against_attacker(
         rows = [row.plain() for row in bench.rows(adapter, fine_tune, _attacker_family, tell)]
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
 
-    folder = cache.folder("rows-evading", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
+    folder = cache.folder("rows-attacker", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
     found: list[dict[str, Any]] = json.loads((folder / ROWS).read_text(encoding="utf-8"))
     return found
 
@@ -130,8 +130,8 @@ def _keys(plan: Plan, seed: int, split: Split) -> Iterator[tuple[str, tuple[Any,
         for kind in FAMILIES:
             yield kind, _rows_key(plan, seed, split, fine_tune)
     for fine_tune in _evading(plan, split):
-        yield "evading-adapter", (plan.size, seed, fine_tune)
-        yield "rows-evading", _rows_key(plan, seed, split, fine_tune)
+        yield ATTACKER_KIND, (plan.size, seed, fine_tune)
+        yield "rows-attacker", _rows_key(plan, seed, split, fine_tune)
 
 
 class _Bench:
@@ -172,7 +172,7 @@ class _Bench:
 
     def evasion(self, model: PeftModel) -> Evasion:
         """What an attacker does to his model after each step."""
-        return Evasion(model, self._parts()[0].sides)
+        return Evasion(model, self._parts()[0].reference)
 
     def scores(self, adapter: Path, fine_tune: FineTune) -> dict[str, Any]:
         """Every module's E-DIEM by comparison."""
@@ -215,6 +215,10 @@ def _third_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
     yield from budgets(subject)
 
 
+def _fourth_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
+    yield from policies_by_energy(subject)
+
+
 def _attacker_family(subject: Subject, _: FineTune) -> Iterator[Cell]:
     yield from against_attacker(subject)
 
@@ -223,6 +227,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "rows": _first_family,
     "rows-ends": _second_family,
     "rows-budgets": _third_family,
+    "rows-energy": _fourth_family,
 }
 """Methods in groups that are cached apart: a new group leaves the others' rows as they are."""
 
