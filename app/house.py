@@ -33,7 +33,7 @@ from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import RULES, Measure, sanitise
-from app.screen.reference import Reference, check_policy, open_reference
+from app.screen.reference import Reference, check_policy, open_reference, short_of_energy
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
@@ -163,6 +163,14 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     pinned = Digest(settings.reference_digest) if settings.reference_digest else None
     reference = open_reference(settings.reference, pinned, device=settings.screen_device)
     check_policy(reference, settings.policy)
+    short = short_of_energy(reference, settings.policy)
+    if short:
+        event(
+            "reference_holds_less_than_energy",
+            modules=short,
+            energy=settings.energy,
+            hint="their few strongest inputs do not hold that share of V; build the reference with more singular triples",
+        )
     metrics.in_force(reference.digest.short, reference.modules, settings.policy)
     event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
     return reference

@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         description="Inputs looked at, and projected out, in a module: the fewest right singular vectors of V that hold "
         "this share of its squared norm; 1: always top-k of them",
     )
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="At most that many; the reference must keep as many")
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="At most that many, and at most what the reference keeps")
     max_block_score: float | None = Field(
         None,
         allow_inf_nan=False,

@@ -58,7 +58,7 @@ class Policy:
     max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
     energy: share (0..1) of a module's ‖V‖² which the inputs that the `input` comparison looks at, and projecting takes out,
         must hold: the fewest right singular vectors that do (ours). 1: always top_k of them.
-    top_k: at most that many.
+    top_k: at most that many, and, with an energy below 1, at most what the reference keeps.
     project_outputs: left singular vectors of V (outputs) projecting takes out besides.
     max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
         all, modules are taken together (totals.py); None: reported, not judged.

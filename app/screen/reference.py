@@ -93,7 +93,8 @@ class Reference:
     def ends(self, module: str, policy: Policy) -> Ends:
         """What `policy` looks at and would take out. Raises KeyError for a module whose V is zero.
 
-        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k.
+        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k
+        and what the reference keeps.
         """
         k = policy.top_k
         if policy.energy < 1.0:
@@ -169,13 +170,22 @@ def check_policy(reference: Reference, policy: Policy) -> None:
             f"a compact reference serves the `input` comparison only, not `{policy.comparison}`; "
             "build one with V or set the comparison to input"
         )
-    wanted = max(policy.top_k, policy.project_outputs)
-    if wanted > reference.manifest.top_k:
-        kept = reference.manifest.top_k
-        raise fail(
-            f"the policy looks at up to {wanted} singular vectors of a module, the reference keeps {kept}; "
-            f"set top_k to {kept} or less, or build the reference with more"
-        )
+    wanted, kept = max(policy.top_k if policy.energy == 1.0 else 1, policy.project_outputs), reference.manifest.top_k
+    if wanted > kept:
+        raise fail(f"the policy looks at {wanted} singular vectors, the reference keeps {kept}; build it with more")
+
+
+def short_of_energy(reference: Reference, policy: Policy) -> int:
+    """Modules in which all inputs that may be looked at hold less of ‖V‖² than the policy's energy."""
+    if policy.energy == 1.0:
+        return 0
+    short = 0
+    for name in reference.modules:
+        triples = reference.triples(name)
+        if triples is not None:
+            held = float(triples.s[: policy.top_k].double().square().sum())
+            short += held < policy.energy * reference.info(name).v_norm ** 2
+    return short
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from app.domain.digest import Digest, digest_of
 from app.domain.policy import Comparison, Policy
 from app.errors import BAD_REFERENCE, Unavailable
 from app.screen.manifest import MANIFEST
-from app.screen.reference import check_policy, open_reference
+from app.screen.reference import check_policy, open_reference, short_of_energy
 from app.screen.screen import screen
 from tests.support.references import make_reference, random_adapter, tiny_reference
 
@@ -179,8 +179,9 @@ def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: P
     for comparison in (Comparison.ALIGNMENT, Comparison.PROJECTION):
         with pytest.raises(Unavailable, match="compact"):
             check_policy(compact, Policy(comparison=comparison))
-    with pytest.raises(Unavailable, match=r"up to 5 singular vectors.*keeps 4; set top_k to 4 or less"):
+    with pytest.raises(Unavailable, match="looks at 5"):
         check_policy(compact, Policy(top_k=5))
+    check_policy(compact, Policy(top_k=5, energy=0.5))
     compact.close()
 
 
@@ -192,3 +193,22 @@ def test_v_may_be_asked_onto_a_device_and_one_that_is_not_there_is_named(tmp_pat
         with pytest.raises(Unavailable, match=device) as caught:
             open_reference(directory, None, device=device)
         assert caught.value.code is BAD_REFERENCE
+
+
+def test_modules_whose_strongest_inputs_hold_too_little_are_counted(tmp_path: Path) -> None:
+    """So that the start can say where the reference keeps too few singular triples for the policy."""
+    opened = tiny_reference(tmp_path)
+    shares = []
+    for name in opened.modules:
+        v = opened.v(name)
+        assert v is not None
+        squares = torch.linalg.svdvals(v.double()).square()
+        shares.append(float(squares[:1].sum() / squares.sum()))
+    counts = set()
+    for energy in (0.2, 0.5, 0.9, 0.99):
+        expected = sum(share < energy for share in shares)
+        assert short_of_energy(opened, Policy(top_k=1, energy=energy)) == expected
+        counts.add(expected)
+    assert len(counts) > 1
+    assert short_of_energy(opened, Policy(top_k=1, energy=1.0)) == 0
+    opened.close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from app.bench.safety.attacker import KNOWS_INPUTS, KNOWS_OUTPUTS, Evasion
+from app.bench.safety.attacker import KNOWS, Evasion
 from app.bench.safety.laboratory import Pair
 from app.bench.safety.plan import SMALL
 from app.bench.safety.subject import Alignment
@@ -28,7 +28,7 @@ def test_nothing_is_left_where_the_gateway_looks_and_the_rest_stays(alignment: A
     torch.manual_seed(0)
     config = LoraConfig(r=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     model = cast(PeftModel, get_peft_model(load_checkpoint(DATA / "aligned"), config))
-    evade = Evasion(model, alignment.sides)
+    evade = Evasion(model, alignment.reference)
     layer = model.get_submodule("base_model.model.model.layers.3.self_attn.q_proj")
     side = alignment.sides["model.layers.3.self_attn.q_proj"]
     before = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
@@ -36,10 +36,9 @@ def test_nothing_is_left_where_the_gateway_looks_and_the_rest_stays(alignment: A
     evade()
 
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    assert float((a @ side.r[:, :KNOWS_INPUTS]).norm()) < 1e-5 * float(a.norm())
-    assert float((side.u[:, :KNOWS_OUTPUTS].T @ b).norm()) < 1e-5 * float(b.norm())
-    elsewhere = (
-        side.u[:, KNOWS_OUTPUTS:] @ side.u[:, KNOWS_OUTPUTS:].T,
-        side.r[:, KNOWS_INPUTS:] @ side.r[:, KNOWS_INPUTS:].T,
-    )
+    ends = alignment.reference.ends("model.layers.3.self_attn.q_proj", KNOWS)
+    assert float((a @ ends.r).norm()) < 1e-5 * float(a.norm())
+    assert float((ends.u.T @ b).norm()) < 1e-5 * float(b.norm())
+    inputs, outputs = ends.r.shape[1], ends.u.shape[1]
+    elsewhere = (side.u[:, outputs:] @ side.u[:, outputs:].T, side.r[:, inputs:] @ side.r[:, inputs:].T)
     assert torch.allclose(b @ a, elsewhere[0] @ before @ elsewhere[1], atol=1e-4 * float(before.norm()))

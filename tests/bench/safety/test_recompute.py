@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from app.bench.safety.answers import Examination
 from app.bench.safety.cell import Cell
-from app.bench.safety.ends import both_ends
+from app.bench.safety.ends import both_ends, policies_by_energy
 from app.bench.safety.laboratory import Pair, world_spec
 from app.bench.safety.plan import SMALL
 from app.bench.safety.pruning import pruning
@@ -31,14 +31,15 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cel
     folder = tmp_path_factory.mktemp("pair")
     build_reference(DATA / "base", DATA / "aligned", folder / "reference")
     subject = subject_of(DATA / "qv-r8-10", Alignment(Pair(SMALL, SEED, folder)), SEED)
-    return {(cell.method, cell.threshold): cell for cell in (*pruning(subject), *both_ends(subject))}
+    families = (*pruning(subject), *both_ends(subject), *policies_by_energy(subject))
+    return {(cell.method, cell.threshold): cell for cell in families}
 
 
 @pytest.mark.parametrize(
     ("method", "threshold"),
     [
         ("none", "0"),
-        ("gateway, action project", "k=3 tau=0"),
+        ("gateway, action project, k by energy", "0.5 tau=0"),
         ("prune E-DIEM input", "0.375"),
         ("Safe LoRA, number", "0.375"),
     ],
