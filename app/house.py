@@ -1,13 +1,10 @@
 """Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
-
-from fastapi import Request
 
 from app.api.context import Context
 from app.api.keys import Keys
@@ -29,6 +26,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
+from app.receiving import receiver
 from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
@@ -39,11 +37,9 @@ from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
 from app.store.opening import Place, catalogue_at, open_store
 from app.store.originals import ORIGINALS, Originals
-from app.upload.limits import MIB, UploadLimits
-from app.upload.quarantine import Quarantine
-from app.upload.receive import SealedUpload, Slots, receive
+from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, readiness_of, watch_fleet, watch_house, watch_waiting
+from app.watching import Audited, Auditor, readiness_of, watch_fleet, watch_house
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -153,7 +149,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
-        receive=_receiver(settings, rooms.metrics),
+        receive=receiver(settings, rooms.metrics),
         readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
         engine_metrics=engine.exposition,
     )
@@ -280,19 +276,3 @@ def _parameters(settings: Settings, reference: Reference) -> str:
         None if settings.base_names is None else sorted(settings.base_names),
     )
     return digest_of(repr(parts).encode()).hex
-
-
-def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
-    limits = UploadLimits(
-        max_weights_bytes=settings.max_weights_mib * MIB,
-        max_concurrent=settings.max_uploads,
-        free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
-    )
-    quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
-    slots = Slots(limits.max_concurrent)
-    watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
-
-    async def receive_body(request: Request) -> SealedUpload:
-        return await receive(request.stream(), request.headers, limits, quarantine, slots)
-
-    return receive_body

@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     )
     chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: any number")
     max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
-    max_uploads: int = Field(4, ge=1, description="Uploads at the same time")
+    max_uploads: int = Field(
+        4, ge=1, description="Uploads at the same time; one key of several may hold half of what is left"
+    )
     min_free_disk_mib: int = Field(512, ge=0, description="Refuse uploads when less disk is free, MiB")
 
     # the policy

@@ -74,5 +74,6 @@ async def guarded(request: Request, ctx: Annotated[Context, Depends(context)]) -
     if rule.roles is None:
         return
     key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
+    request.state.key = key.name
     if rule.rate is not None:
         ctx.rates.take(key.name, rule.rate)

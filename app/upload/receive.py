@@ -7,9 +7,11 @@ time, so that no upload, however shaped, holds up anybody's chat.
 import asyncio
 import hmac
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,11 +33,16 @@ BATCH_BYTES: Final = MIB
 
 
 class Slots:
-    """How many uploads may be under way; who finds none free is refused, not queued."""
+    """How many uploads may be under way; who finds none free is refused, not queued.
+
+    Keys share them by a dynamic threshold (Choudhury and Hahne 1998, of shared buffers): whoever holds n gets another only
+    while n more stay free behind it, so that no key, however many uploads it keeps open, takes the last place from others.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._taken = 0
+        self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -43,17 +50,29 @@ class Slots:
         """Slots taken now."""
         return self._taken
 
-    def take(self) -> Callable[[], None]:
-        """Take one and return what gives it back. Raises Refused TOO_MANY_UPLOADS."""
-        with self._lock:
-            if self._taken >= self._limit:
-                raise Refused(TOO_MANY_UPLOADS, f"{self._limit} uploads are under way")
-            self._taken += 1
-        return self._give_back
+    def take(self, who: str | None = None) -> Callable[[], None]:
+        """Take one and return what gives it back. who: the key that shares; None: nobody else is there to share with.
 
-    def _give_back(self) -> None:
+        Raises Refused TOO_MANY_UPLOADS.
+        """
+        with self._lock:
+            free = self._limit - self._taken
+            if free < 1:
+                raise Refused(TOO_MANY_UPLOADS, f"{self._limit} uploads are under way")
+            if who is not None:
+                if self._held[who] > free - 1:
+                    mine = f"{self._held[who]} uploads of this key are under way"
+                    raise Refused(TOO_MANY_UPLOADS, f"{mine}; what is free is kept for other keys")
+                self._held[who] += 1
+            self._taken += 1
+        return partial(self._give_back, who)
+
+    def _give_back(self, who: str | None) -> None:
         with self._lock:
             self._taken -= 1
+            if who is not None:
+                self._held[who] -= 1
+                self._held += Counter()  # keys that hold none are forgotten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,8 +119,9 @@ async def receive(
     limits: UploadLimits,
     quarantine: Quarantine,
     slots: Slots,
+    who: str | None = None,
 ) -> SealedUpload:
-    """Read one multipart body with the parts name, config and weights, within the limits.
+    """Read one multipart body with the parts name, config and weights, within the limits. who: as `Slots.take` has it.
 
     Raises Refused BAD_MULTIPART, MISSING_PART, UNEXPECTED_PART, BAD_NAME, TOO_LARGE, UNSUPPORTED_ENCODING,
     UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE (also when the client went away), TOO_MANY_UPLOADS, DIGEST_MISMATCH, or
@@ -109,7 +129,7 @@ async def receive(
     """
     announced = Announced.parse(headers, limits)
     with ExitStack() as held:
-        held.callback(slots.take())
+        held.callback(slots.take(who))
         quarantine.check_space(announced.length or 0)
         form = Form(announced.boundary, limits, quarantine.new())
         held.callback(form.weights.discard)

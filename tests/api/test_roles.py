@@ -1,5 +1,6 @@
 """Which key may do what: the table against every route there is, and against real requests."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -126,6 +127,35 @@ async def test_limits_hold_per_key_and_say_how_long(open_gateway: OpenHouse, tmp
         assert limited.json()["error"]["type"] == "rate_limit_error"
         assert limited.headers["connection"] == "close"
         assert (await running.http.get("/adapters", headers=bearer(keys[0][0]))).status_code == 200
+
+
+async def test_a_key_that_keeps_uploads_open_leaves_a_place_for_others(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    (greedy, one), (other, two) = (new_key(name, [Role.UPLOAD]) for name in ("greedy", "other"))
+    file.write_text(f"{one.line}\n{two.line}\n")
+    arrived = asyncio.Semaphore(0)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"--b\r\n"
+        arrived.release()
+        await asyncio.Event().wait()
+
+    async with open_gateway(api_keys_file=file, max_uploads=4) as running:
+        headers = bearer(greedy) | {"content-type": "multipart/form-data; boundary=b"}
+        held = [
+            asyncio.ensure_future(running.http.post("/adapters", content=endless(), headers=headers)) for _ in range(2)
+        ]
+        async with asyncio.timeout(10):
+            for _ in held:
+                await arrived.acquire()
+        refused = await running.http.post("/adapters", files=form("mine"), headers=bearer(greedy))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_uploads")
+        assert "kept for other keys" in refused.json()["error"]["message"]
+        assert (await running.http.post("/adapters", files=form("theirs"), headers=bearer(other))).status_code == 201
+        for one_held in held:
+            one_held.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert (await running.http.post("/adapters", files=form("mine"), headers=bearer(greedy))).status_code == 201
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "ci upload plain-key\n"])

@@ -1,0 +1,36 @@
+"""How the gateway takes uploads in: its limits, its places, its quarantine, and who shares them."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import Request
+
+from app.domain.keys import Role
+from app.observe.metrics import Metrics
+from app.settings import Settings
+from app.upload.limits import MIB, UploadLimits
+from app.upload.quarantine import Quarantine
+from app.upload.receive import SealedUpload, Slots, receive
+from app.watching import watch_waiting
+
+UPLOADERS: Final = frozenset({Role.UPLOAD})
+
+
+def receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
+    """What turns a request's body into a sealed upload. Where several keys may upload, they share the places."""
+    limits = UploadLimits(
+        max_weights_bytes=settings.max_weights_mib * MIB,
+        max_concurrent=settings.max_uploads,
+        free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
+    )
+    quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
+    slots = Slots(limits.max_concurrent)
+    watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
+
+    shared = sum(key.may(UPLOADERS) for key in settings.keys) > 1
+
+    async def receive_body(request: Request) -> SealedUpload:
+        who = request.state.key if shared else None
+        return await receive(request.stream(), request.headers, limits, quarantine, slots, who)
+
+    return receive_body
