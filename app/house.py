@@ -135,7 +135,10 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
 
 def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
     rooms = pipeline.rooms
-    choose = only(front) if front else engine.choose if isinstance(engine, Fleet) else only(engine)
+    if front:
+        choose = only(front)
+    else:
+        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: rooms.reconciler.engine_up)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,

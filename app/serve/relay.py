@@ -59,10 +59,16 @@ Choose = Callable[[str], Sequence[Asked]]
 """Engine name → engines that answer to it now, in the order to try; at least one. Raises Unavailable."""
 
 
-def only(engine: Asked) -> Choose:
-    """Where there is one engine."""
+def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
+    """Where there is one engine. up: whether it answered when last asked; one that hangs is not waited for again."""
     one = (engine,)
-    return lambda _: one
+
+    def choose(_: str) -> Sequence[Asked]:
+        if not up():
+            raise Unavailable(ENGINE_UNAVAILABLE, "the engine does not answer at present")
+        return one
+
+    return choose
 
 
 @dataclass(frozen=True, slots=True)

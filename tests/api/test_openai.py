@@ -5,7 +5,13 @@ import json
 import time
 from typing import Any
 
+import pytest
+
+from app.load import engine as engine_module
 from tests.support.house import KEY, Running, form
+
+SERVED = "served"
+"""What the house calls the model itself."""
 
 
 async def test_a_client_that_leaves_before_the_answer_stops_the_engines_work(running: Running) -> None:
@@ -42,3 +48,28 @@ async def test_a_client_that_leaves_before_the_answer_stops_the_engines_work(run
     await asyncio.wait_for(request, 5)
     assert running.house.context.routes.idle(target)
     assert time.monotonic() - began < 1.0
+
+
+async def test_a_hung_engine_costs_nobody_a_wait_once_it_is_known(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the model that is served itself, which no pass of the reconciler loads or takes away."""
+    monkeypatch.setattr(engine_module, "CONTROL_S", 0.3)
+    await running.http.post("/adapters", files=form("first"))
+    asked = {"model": SERVED, "messages": [{"role": "user", "content": "x"}]}
+    assert (await running.http.post("/v1/chat/completions", json=asked)).status_code == 200
+    for route in ("models", "chat"):
+        running.simulator.faults[route] = "hang"
+    async with asyncio.timeout(5):
+        while (await running.http.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.02)
+    for model in (SERVED, "first"):
+        began = time.monotonic()
+        refused = await running.http.post("/v1/chat/completions", json=asked | {"model": model})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert "retry-after" in refused.headers
+        assert time.monotonic() - began < 1.0
+    running.simulator.faults.clear()
+    async with asyncio.timeout(10):
+        while (await running.http.post("/v1/chat/completions", json=asked)).status_code != 200:
+            await asyncio.sleep(0.02)
