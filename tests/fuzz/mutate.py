@@ -60,12 +60,17 @@ def _nodes(value: Any, found: list[Any]) -> list[Any]:
     return found
 
 
+def _copy(value: Any) -> Any:
+    """Nothing may hold itself, and what is changed later must not be ODD's own."""
+    return json.loads(json.dumps(value))
+
+
 def _change(value: Any, rng: random.Random) -> Any:
     nodes = _nodes(value, [])
     if not nodes:
-        return rng.choice(ODD)
+        return _copy(rng.choice(ODD))
     node = rng.choice(nodes)
-    item = json.loads(json.dumps(rng.choice(nodes if rng.random() < 0.2 else ODD)))  # a copy: nothing may hold itself
+    item = _copy(rng.choice(nodes if rng.random() < 0.2 else ODD))
     if isinstance(node, list):
         at = rng.randrange(len(node) + 1)
         node[at : at + rng.randrange(2)] = [item] * rng.randrange(3)

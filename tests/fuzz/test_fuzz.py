@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.campaign import CORPUS, Outcome, added_up, fuzz
-from tests.fuzz.mutate import json_mutator
+from tests.fuzz.mutate import ODD, json_mutator
 from tests.fuzz.targets import JSON_AFTER, MAX_BYTES, TARGETS
 
 FEW = 3000
@@ -47,3 +47,11 @@ def test_runs_that_keep_what_they_find_are_added_up(tmp_path: Path) -> None:
     total = added_up(tmp_path, Outcome("names", 2000, 30, 1, ""), 4.0)
     assert (total.runs, total.executions, total.failed) == (2, 3000, 1)
     assert total.line("names") == "names             3,000 in all (2 runs, 6 s, 500 a second), 1 failed"
+
+
+def test_the_mutator_leaves_its_own_values_alone() -> None:
+    """They used to grow with every input, and the fuzzer slowed down until its memory ran out."""
+    before, mutate, data = repr(ODD), json_mutator(), b"[]"
+    for seed in range(3000):
+        data = mutate(data, 512, seed)
+    assert repr(ODD) == before
