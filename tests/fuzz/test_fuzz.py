@@ -51,7 +51,7 @@ def test_runs_that_keep_what_they_find_are_added_up(tmp_path: Path) -> None:
 
 def test_the_mutator_leaves_its_own_values_alone() -> None:
     """They used to grow with every input, and the fuzzer slowed down until its memory ran out."""
-    before, mutate, data = repr(ODD), json_mutator(), b"[]"
+    before, mutate = repr(ODD), json_mutator()
     for seed in range(3000):
-        data = mutate(data, 512, seed)
+        mutate(b"1", 512, seed)
     assert repr(ODD) == before
