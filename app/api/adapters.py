@@ -11,8 +11,10 @@ from app.api.guard import guarded
 from app.api.views import adapters_page, one_adapter, one_version
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
+from app.domain.verdict import Verdict
 from app.errors import GatewayError, Stage
 from app.lifecycle import State
+from app.pipeline import Pipeline
 from app.upload.receive import SealedUpload
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
@@ -85,11 +87,15 @@ async def upload(
 async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
     """Measure an adapter and keep nothing: the report alone, also when it would be rejected."""
     with await _receive(request, ctx) as sealed:
-        try:
-            verdict = await asyncio.to_thread(ctx.pipeline.measure, sealed)
-        finally:
-            await asyncio.to_thread(sealed.close)  # freeing gigabytes takes time
+        work = asyncio.ensure_future(asyncio.to_thread(_measured, ctx.pipeline, sealed.take()))
+        verdict = await asyncio.shield(work)
         return {"received": received_json(sealed.received), "verdict": verdict_json(verdict)}
+
+
+def _measured(pipeline: Pipeline, sealed: SealedUpload) -> Verdict:
+    """In a thread, which nobody who leaves can stop: so the file is closed here, and freeing gigabytes takes time."""
+    with sealed:
+        return pipeline.measure(sealed)
 
 
 @router.get("/adapters")

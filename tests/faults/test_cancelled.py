@@ -1,10 +1,13 @@
 """An upload cancelled at its n-th await, for every n until it comes through: nothing is lost, held, or half visible."""
 
 import asyncio
+import threading
 
 import pytest
 
+from app.domain.verdict import Verdict
 from app.store.audit import Promise
+from app.upload.receive import SealedUpload
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before
 from tests.support.house import OpenHouse, Running, form
@@ -42,3 +45,28 @@ async def test_an_upload_cancelled_at_any_await(open_gateway: OpenHouse, kind: s
         async with asyncio.timeout(10):
             while running.house.context.pipeline.rooms.catalogue.unfinished():
                 await asyncio.sleep(0.02)
+
+
+async def test_a_dry_run_whose_client_leaves_keeps_its_file_until_it_is_measured(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = running.house.context.pipeline
+    measure, begun, go_on, open_still = pipeline.measure, threading.Event(), threading.Event(), []
+
+    def slow(sealed: SealedUpload) -> Verdict:
+        begun.set()
+        assert go_on.wait(10)
+        open_still.append(not sealed.weights.file.closed)
+        return measure(sealed)
+
+    monkeypatch.setattr(pipeline, "measure", slow)
+    asked = asyncio.ensure_future(running.http.post("/screen", files=form("mine")))
+    assert await asyncio.to_thread(begun.wait, 10)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    go_on.set()
+    async with asyncio.timeout(10):
+        while list((running.data / "quarantine").iterdir()) or not open_still:
+            await asyncio.sleep(0.02)
+    assert open_still == [True]
