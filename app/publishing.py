@@ -50,6 +50,7 @@ class Publishing:
         self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
+        self._waiting: frozenset[str] = frozenset()
         self._published = PublishedVersions(rooms.blobs)
         self._one_at_a_time = asyncio.Lock()
         self._following = (
@@ -59,6 +60,10 @@ class Publishing:
     def desired(self) -> Mapping[str, Path]:
         """Engine name → artefact directory of all that the engine should hold."""
         return self._desired
+
+    def waiting(self) -> frozenset[str]:
+        """Engine names among the desired that wait for an engine before they are published."""
+        return self._waiting
 
     def open(self) -> None:
         """At start, blocking, before uploads and engine: recover what a stop interrupted, sweep, set the desired state."""
@@ -245,6 +250,7 @@ class Publishing:
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
+        self._waiting = frozenset(row.engine_name for row in waiting if row.engine_name)  # before anybody wants them
         self._desired = desired
         r.routes.replace(tuple(one.served for one in served))
         counts = {one.served.adapter: one.fates for one in served if one.served.active}

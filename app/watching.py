@@ -81,7 +81,7 @@ def _in_flight(member: Member) -> float:
 class Audited:
     """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key.
 
-    artefacts: their directory, where that is not in the data directory.
+    artefacts: their directory, where that is not in the data directory. engine_urls: none where their lists say nothing.
     """
 
     data: Path
@@ -142,6 +142,8 @@ class Auditor:
 
     def _listed(self) -> Mapping[str, Card] | None:
         """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
+        if not self._what.engine_urls:
+            return None
         desired = self._pipeline.publishing.desired().keys()
         each = zip(self._what.engine_urls, self._pipeline.rooms.reconciler.each, strict=True)
         full = [url for url, one in each if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
