@@ -81,10 +81,10 @@ def open_blobs(data: Path, url: str | None, catalogue_url: str | None, peers: Pe
     """
     if url is None:
         return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
-    return RemoteBlobs(data / ARTEFACTS, Objects(url), _owner(data, catalogue_at(data, catalogue_url)), claims=peers)
+    return RemoteBlobs(data / ARTEFACTS, Objects(url), owner_of(data, catalogue_at(data, catalogue_url)), claims=peers)
 
 
-def _owner(data: Path, catalogue_url: str) -> str:
+def owner_of(data: Path, catalogue_url: str) -> str:
     """What names a catalogue wherever it is asked from: a server's by its address, a file's by a random word beside it."""
     parsed = make_url(catalogue_url)
     if parsed.host is not None:

@@ -72,12 +72,26 @@ class RemoteBlobs(BlobStore):
         """Keep `artefact` here and in the storage; when it returns, both have it. As BlobStore.put."""
         final = super().put(artefact)  # first: it costs little to find out that this disk is full
         for name, data in ((CONFIG_FILE, artefact.config), (WEIGHTS_FILE, artefact.weights)):
-            key = _key(artefact.digest, name)
-            if not self._objects.create(key, data) and self._hash_of(key) != digest_of(data):
-                _log.warning("object storage: %s had other bytes and was written anew", key)
-                self._objects.replace(key, data)
-        self._put_manifest(artefact)
+            self._put_file(artefact.digest, name, data)
+        self._put_manifest(artefact.digest, artefact.manifest)
         return final
+
+    def copies(self) -> frozenset[Digest]:
+        """What is copied here. Raises Unavailable."""
+        return digests_in(self.root)
+
+    def send(self, digest: Digest) -> None:
+        """Have the storage hold what is copied here, and read it back from there. Raises Unavailable STORE_FAILED."""
+        super().verify(digest)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            self._put_file(digest, name, (self.path(digest) / name).read_bytes())
+        self._put_manifest(digest, super().manifest(digest))
+        config, weights = (self._hash_of(_key(digest, name)) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        there = self._objects.read(_key(digest, MANIFEST_FILE))
+        if content_digest_of(config, weights) != digest or not _names(
+            there, digest, {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+        ):
+            raise _damaged(digest, "what was sent does not read back")
 
     def verify(self, digest: Digest) -> None:
         """Have a sound copy here: the one there is, or one fetched now. Raises Unavailable."""
@@ -131,13 +145,19 @@ class RemoteBlobs(BlobStore):
             self._next_look = time.monotonic() + min(GARBAGE_S, self._grace.total_seconds())
         return removed, spared
 
-    def _put_manifest(self, artefact: Artefact) -> None:
+    def _put_file(self, digest: Digest, name: str, data: bytes) -> None:
+        key = _key(digest, name)
+        if not self._objects.create(key, data) and self._hash_of(key) != digest_of(data):
+            _log.warning("object storage: %s had other bytes and was written anew", key)
+            self._objects.replace(key, data)
+
+    def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
         """Whoever came first keeps the word; its date is made new, or it could be taken for old garbage."""
-        key = _key(artefact.digest, MANIFEST_FILE)
-        if self._objects.create(key, artefact.manifest):
+        key = _key(digest, MANIFEST_FILE)
+        if self._objects.create(key, manifest):
             return
         there = self._objects.read(key)
-        self._objects.replace(key, there if _names(there, artefact.digest) else artefact.manifest)
+        self._objects.replace(key, there if _names(there, digest) else manifest)
 
     def _hash_of(self, key: str) -> Digest:
         hashed = hashlib.sha256()
