@@ -182,6 +182,7 @@ def _place(settings: Settings, parameters: str) -> Place:
         catalogue_url=settings.catalogue_url,
         patience_s=settings.catalogue_wait_seconds,
         parameters=parameters,
+        copies_bytes=settings.copies_mib * MIB,
     )
 
 

@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
-from app.published import PublishedVersions, answerable
+from app.published import PublishedVersions, answerable, held_by
 from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
@@ -52,6 +52,7 @@ class Publishing:
         self._desired: Mapping[str, Path] = {}
         self._waiting: frozenset[str] = frozenset()
         self._published = PublishedVersions(rooms.blobs)
+        rooms.blobs.spare(held_by(rooms))
         self._one_at_a_time = asyncio.Lock()
         self._following = (
             threading.Lock()
@@ -120,7 +121,7 @@ class Publishing:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
         reconciler, peers = self._rooms.reconciler, self._rooms.peers
         followed, desired = self.followed, self._desired
-        every = all(one.engine_up for one in reconciler.each)
+        every = all(one.known for one in reconciler.each)
         if peers is not None and every and {name for name in reconciler.may_read() if "@" in name} <= desired.keys():
             peers.settled = followed
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
@@ -131,7 +132,7 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
-        if self._garbage and all(one.engine_up for one in reconciler.each):
+        if self._garbage and every:
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
             if await asyncio.to_thread(self._collect_garbage):
                 self._garbage = True

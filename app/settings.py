@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
         description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
     )
+    copies_mib: int = Field(
+        16384, ge=0, description="Copies of artefacts in object storage, MiB; what an engine may read stays beyond it"
+    )
     artefacts: Path | None = Field(
         None, description="Directory of artefacts that gateways on one PostgreSQL share; default: in the data directory"
     )

@@ -67,6 +67,11 @@ class Resolving(Reconciler):
         """None: it reads copies of its own."""
         return frozenset()
 
+    @property
+    def known(self) -> bool:
+        """Always: also one that is away reads nothing here."""
+        return True
+
     async def ensure(self, name: str) -> None:
         """Have `name` proved when this returns: by this engine, unless another was faster. As Reconciler.ensure."""
         async with self._proved.lock(name):
