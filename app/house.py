@@ -200,7 +200,7 @@ def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | 
     urls = settings.engine_urls if embedded is None else (embedded.url,)
     urls = () if settings.engine_resolves else urls  # their lists name paths of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
-    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts)
+    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts, settings.store_url)
     return Auditor(pipeline, what, settings.audit_seconds)
 
 

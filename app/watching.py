@@ -89,6 +89,7 @@ class Audited:
     engine_urls: tuple[str, ...]
     engine_key: str | None = None
     artefacts: Path | None = None
+    store_url: str | None = None
 
 
 class Auditor:
@@ -138,7 +139,15 @@ class Auditor:
         return found
 
     def _once(self) -> Audit:
-        return audit(self._what.data, self._what.catalogue_url, listed=self._listed(), artefacts=self._what.artefacts)
+        what = self._what
+        return audit(
+            what.data,
+            what.catalogue_url,
+            listed=self._listed(),
+            artefacts=what.artefacts,
+            store_url=what.store_url,
+            rehash=False,  # object storage may be far away, and reading it cost money: the command does it
+        )
 
     def _listed(self) -> Mapping[str, Card] | None:
         """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
