@@ -154,16 +154,22 @@ class RemoteBlobs(BlobStore):
         return super()._bury(digest)
 
     def _used(self, digest: Digest) -> None:
-        """Somebody is about to read this copy; others may have to go for it. Raises Unavailable."""
+        """Somebody is about to read this copy; others may have to go for it. Never raises for those."""
         self._copies.used(digest, self.path(digest))
         held = self._held()
-        for other in self._copies.excess(held | {digest.short}) if held is not None else ():
-            if self._objects.written_at(_key(other, MANIFEST_FILE)) is None:
-                continue  # not to be had again
-            self._copies.gone(other)
-            if grave := super()._bury(other):
-                _log.info("a copy of artefact %s made room for others", other.short)
-                discard(grave)
+        try:
+            for other in self._copies.excess(held | {digest.short}) if held is not None else ():
+                self._evict(other)
+        except Unavailable as error:  # another time: what is asked for is here
+            _log.warning("no room was made: %s", error.message)
+
+    def _evict(self, digest: Digest) -> None:
+        if self._objects.written_at(_key(digest, MANIFEST_FILE)) is None:
+            return  # not to be had again
+        self._copies.gone(digest)
+        if grave := super()._bury(digest):
+            _log.info("a copy of artefact %s made room for others", digest.short)
+            discard(grave)
 
     def _dig_up(self, grave: Path, digest: Digest) -> None:
         """The copy, and the storage from it."""

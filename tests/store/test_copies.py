@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.store.copies import Copies
-from app.store.objects import Objects
+from app.store.objects import Objects, Patience
 from app.store.remote import RemoteBlobs
 from tests.load.test_resolving import chat, fleet, up
 from tests.store.making import artefact
@@ -86,6 +86,24 @@ def test_a_copy_that_the_storage_does_not_have_stays(opened: Open, storage: Stor
         Objects(storage.url).delete(f"{artefact(0, ONE).digest.hex}/manifest.json")
         blobs.put(artefact(3, ONE))
         assert 0 in here(blobs)
+
+
+def test_a_storage_that_fails_while_room_is_made_costs_nothing(
+    opened: Open, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(in_use_s=60.0) as blobs:
+        for seed in range(5):
+            blobs.put(artefact(seed, ONE))
+    with opened() as blobs:
+        patience = Patience(retries=0, retry_s=0.1)
+        monkeypatch.setattr(blobs, "_objects", Objects(storage.url, patience))
+        storage.faults.failing = True
+        blobs.verify(artefact(0, ONE).digest)
+        assert here(blobs) == set(range(5))
+        storage.faults.failing = False
+        blobs.verify(artefact(0, ONE).digest)
+        assert 0 in here(blobs)
+        assert len(here(blobs)) == 3
 
 
 async def test_a_gateway_with_room_for_one_adapter_serves_three_to_engines_that_fetch(
