@@ -3,6 +3,8 @@
 #   docker build --target gateway --tag lora-gateway:0.1.0 .
 #   docker build --target cpu --tag lora-gateway:0.1.0-cpu .
 #
+# For several gateways on one catalogue and object storage: --build-arg EXTRAS=s3,postgres (pyproject.toml names the extras).
+#
 # Needs BuildKit (DOCKER_BUILDKIT=1 on an old engine). Behind a proxy that signs for others, hand its certificates in:
 # --secret id=ca,src=FILE; other indexes and wheel directories: --build-arg UV_DEFAULT_INDEX=…, UV_INDEX=…, UV_FIND_LINKS=…
 ARG BASE=debian:12.12-slim
@@ -50,19 +52,21 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
  && /opt/uv/bin/uv pip install ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} -c requirements/cpu.txt torch
 COPY pyproject.toml README.md ./
 COPY app app
+ARG EXTRAS
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
  && export TMPDIR=/tmp UV_CACHE_DIR=/cache/uv \
- && /opt/uv/bin/uv pip install --excludes requirements/excludes.txt -c requirements/cpu.txt . \
+ && /opt/uv/bin/uv pip install --excludes requirements/excludes.txt -c requirements/cpu.txt ".${EXTRAS:+[${EXTRAS}]}" \
  && cd / && ln -s "$(/opt/gateway/bin/python -Ic 'import app.demo.assets as a; print(a.ASSETS)')" /opt/gateway/demo \
  && test -e /opt/gateway/demo/reference/reference.json
 
 FROM build AS build-cpu
+ARG EXTRAS
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/cache/uv \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
  && export TMPDIR=/tmp UV_CACHE_DIR=/cache/uv \
  && /opt/uv/bin/uv pip install --excludes requirements/excludes.txt --overrides requirements/overrides.txt \
-      -c requirements/cpu.txt '.[cpu]'
+      -c requirements/cpu.txt ".[cpu${EXTRAS:+,${EXTRAS}}]"
 
 # ---- the gateway alone ---------------------------------------------------------------------------------------------
 FROM base AS gateway

@@ -42,6 +42,9 @@ def audit_command(
     artefacts: Annotated[
         Path | None, typer.Option(envvar="GATEWAY_ARTEFACTS", help="Their directory, if not there")
     ] = None,
+    store_url: Annotated[
+        str | None, typer.Option(envvar="GATEWAY_STORE_URL", help="If in object storage: list and read it all")
+    ] = None,
     engine_url: Annotated[
         str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too; or several, comma-separated")
     ] = None,
@@ -68,7 +71,7 @@ def audit_command(
 
     def once() -> "Audit":
         listed = asyncio.run(engine_lists(urls, engine_api_key)) if urls else None
-        return look(data, url, listed=listed, secrets=secrets, artefacts=artefacts)
+        return look(data, url, listed=listed, secrets=secrets, artefacts=artefacts, store_url=store_url)
 
     found = once()
     if found.findings:

@@ -21,6 +21,7 @@ from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
+from app.moving import move_command
 from app.observe.report import heat_map, score_table
 from app.remote import adapters, err, fail, out
 
@@ -40,6 +41,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")
+store.command("move")(move_command)
 
 
 def _say_version(wanted: bool) -> None:

@@ -20,6 +20,7 @@ from app.load.fetch import local_model
 from app.load.fleet import Fleet
 from app.load.member import CheckedEngine
 from app.load.reconcile import Keeping, Reconciler
+from app.load.resolving import Keeper, keeper_for
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
@@ -100,7 +101,8 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
     )
-    embedded, engine, reconciler = _engines(settings, keeping, metrics)
+    keeper = keeper_for(settings.engine_resolves, lambda: publishing.waiting())  # noqa: PLW0108 - bound below
+    embedded, engine, reconciler = _engines(settings, keeping, metrics, keeper)
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
@@ -183,6 +185,7 @@ def _place(settings: Settings, parameters: str) -> Place:
         catalogue_url=settings.catalogue_url,
         patience_s=settings.catalogue_wait_seconds,
         parameters=parameters,
+        copies_bytes=settings.copies_mib * MIB,
     )
 
 
@@ -198,23 +201,26 @@ def _engine_key(settings: Settings) -> str | None:
 
 def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
     urls = settings.engine_urls if embedded is None else (embedded.url,)
+    urls = () if settings.engine_resolves else urls  # their lists name paths of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
-    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts)
+    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts, settings.store_url)
     return Auditor(pipeline, what, settings.audit_seconds)
 
 
 def _engines(
-    settings: Settings, keeping: Keeping, metrics: Metrics
+    settings: Settings, keeping: Keeping, metrics: Metrics, keeper: Keeper
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
     """The embedded engine if it is one; what is asked; what keeps it filled."""
     urls, key = settings.engine_urls, _engine_key(settings)
     if len(urls) > 1:
-        fleet = Fleet([CheckedEngine(url, api_key=key) for url in urls], keeping, heard=metrics.engine_asked)
+        fleet = Fleet(
+            [CheckedEngine(url, api_key=key) for url in urls], keeping, heard=metrics.engine_asked, keeper=keeper
+        )
         watch_fleet(metrics, fleet)
         return None, fleet, fleet
     if urls:
         engine = HttpEngine(urls[0], api_key=key)
-        return None, engine, Reconciler(engine, keeping)
+        return None, engine, keeper(engine, keeping)
     embedded = _embedded(settings)
     reconciler = Reconciler(embedded.client, keeping)
     embedded.on_ready = reconciler.poke

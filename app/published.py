@@ -1,11 +1,12 @@
 """What a published version is to those who serve, load and count it, worked out once for each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.domain.digest import Digest
+from app.domain.digest import SHORT, Digest
 from app.observe.metrics import Fates
+from app.rooms import Rooms
 from app.serve.routes import Served
 from app.showing import fates_of, served_as
 from app.store.blobs import BlobStore
@@ -41,6 +42,18 @@ class PublishedVersions:
 
     def _path(self, artefact: Digest | None) -> Path | None:
         return self._blobs.path(artefact) if artefact is not None else None
+
+
+def held_by(rooms: Rooms) -> Callable[[], frozenset[str] | None]:
+    """Short digests of what the engines may read now; None while one of them does not say."""
+    standing = frozenset((rooms.noop.digest.short,) if rooms.noop is not None else ())
+
+    def held() -> frozenset[str] | None:
+        if not all(one.known for one in rooms.reconciler.each):
+            return None
+        return standing.union(name.partition("@")[2][:SHORT] for name in rooms.reconciler.may_read())
+
+    return held
 
 
 def answerable(row: VersionRow) -> bool:

@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
-from app.published import PublishedVersions, answerable
+from app.published import PublishedVersions, answerable, held_by
 from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
@@ -50,7 +50,9 @@ class Publishing:
         self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
+        self._waiting: frozenset[str] = frozenset()
         self._published = PublishedVersions(rooms.blobs)
+        rooms.blobs.spare(held_by(rooms))
         self._one_at_a_time = asyncio.Lock()
         self._following = (
             threading.Lock()
@@ -59,6 +61,10 @@ class Publishing:
     def desired(self) -> Mapping[str, Path]:
         """Engine name → artefact directory of all that the engine should hold."""
         return self._desired
+
+    def waiting(self) -> frozenset[str]:
+        """Engine names among the desired that wait for an engine before they are published."""
+        return self._waiting
 
     def open(self) -> None:
         """At start, blocking, before uploads and engine: recover what a stop interrupted, sweep, set the desired state."""
@@ -115,7 +121,7 @@ class Publishing:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
         reconciler, peers = self._rooms.reconciler, self._rooms.peers
         followed, desired = self.followed, self._desired
-        every = all(one.engine_up for one in reconciler.each)
+        every = all(one.known for one in reconciler.each)
         if peers is not None and every and {name for name in reconciler.may_read() if "@" in name} <= desired.keys():
             peers.settled = followed
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
@@ -126,7 +132,7 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
-        if self._garbage and all(one.engine_up for one in reconciler.each):
+        if self._garbage and every:
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
             if await asyncio.to_thread(self._collect_garbage):
                 self._garbage = True
@@ -245,6 +251,7 @@ class Publishing:
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
+        self._waiting = frozenset(row.engine_name for row in waiting if row.engine_name)  # before anybody wants them
         self._desired = desired
         r.routes.replace(tuple(one.served for one in served))
         counts = {one.served.adapter: one.fates for one in served if one.served.active}

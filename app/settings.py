@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
         description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
     )
+    copies_mib: int = Field(
+        16384, ge=0, description="Copies of artefacts in object storage, MiB; what an engine may read stays beyond it"
+    )
     artefacts: Path | None = Field(
         None, description="Directory of artefacts that gateways on one PostgreSQL share; default: in the data directory"
     )
@@ -156,6 +159,10 @@ class Settings(BaseSettings):
         description="Inference gateway in front of all those engines (llm-d and its like): requests go there, adapters are "
         "still loaded into each engine of GATEWAY_ENGINE_URL",
     )
+    engine_resolves: bool = Field(
+        False,
+        description="The external engines have the plugin (plugin/) and fetch adapters by name: fill none of them",
+    )
     engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
     dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
     max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
@@ -244,6 +251,8 @@ class Settings(BaseSettings):
             )
         if self.requests_url is not None and (not self.engine_url or "," in self.requests_url):
             raise ValueError("requests_url is one URL, in front of the engines of engine_url")
+        if self.engine_resolves and not self.engine_url:
+            raise ValueError("engine_resolves is for the engines of engine_url: an embedded one has no plugin")
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self

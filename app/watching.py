@@ -81,7 +81,7 @@ def _in_flight(member: Member) -> float:
 class Audited:
     """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key.
 
-    artefacts: their directory, where that is not in the data directory.
+    artefacts: their directory, where that is not in the data directory. engine_urls: none where their lists say nothing.
     """
 
     data: Path
@@ -89,6 +89,7 @@ class Audited:
     engine_urls: tuple[str, ...]
     engine_key: str | None = None
     artefacts: Path | None = None
+    store_url: str | None = None
 
 
 class Auditor:
@@ -138,10 +139,20 @@ class Auditor:
         return found
 
     def _once(self) -> Audit:
-        return audit(self._what.data, self._what.catalogue_url, listed=self._listed(), artefacts=self._what.artefacts)
+        what = self._what
+        return audit(
+            what.data,
+            what.catalogue_url,
+            listed=self._listed(),
+            artefacts=what.artefacts,
+            store_url=what.store_url,
+            rehash=False,  # object storage may be far away, and reading it cost money: the command does it
+        )
 
     def _listed(self) -> Mapping[str, Card] | None:
         """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
+        if not self._what.engine_urls:
+            return None
         desired = self._pipeline.publishing.desired().keys()
         each = zip(self._what.engine_urls, self._pipeline.rooms.reconciler.each, strict=True)
         full = [url for url, one in each if one.engine_up and (one.loaded | one.failures.keys()) >= desired]

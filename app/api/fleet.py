@@ -60,8 +60,7 @@ def _engine_name(ctx: Context, model: str) -> str | None:
 
 def _sizes(ctx: Context, path: Path) -> dict[str, int]:
     """Bytes of each file, which may have to be fetched from object storage first. Raises Unavailable STORE_FAILED."""
-    if not path.is_dir():
-        ctx.pipeline.rooms.blobs.verify(Digest(path.name))
+    ctx.pipeline.rooms.blobs.touch(Digest(path.name))
     try:
         return {file: (path / file).stat().st_size for file in ENGINE_FILES}
     except OSError as error:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.bench.costs import Costs
 from app.bench.synthetic import llama_modules
-from app.load.engine import CONTROL_BYTES
+from app.load.cards import LIST_BYTES
 
 SIZES: Final = (100, 10_000, 1_000_000)
 EXPONENTS: Final = (0.8, 1.0, 1.2)
@@ -124,8 +124,8 @@ def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
         Limit("series of its own in the metrics", _MAX_SERIES, "labels are bounded; further adapters share one"),
         Limit(
             "the engine's list of models",
-            CONTROL_BYTES // CARD_BYTES // given.versions,
-            f"{CONTROL_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; beyond, the engine is away",
+            LIST_BYTES // CARD_BYTES // given.versions,
+            f"{LIST_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; beyond, the engine is away",
         ),
         Limit(
             "filling an engine that comes back",

@@ -7,12 +7,16 @@ happened, one that broke off may have (hostile.md R10).
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import aiohttp
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
+from app.load import cards
+from app.load.cards import CardReader, Cards
+from app.load.response import BROKEN, Response, unavailable
 
 MODELS_PATH: Final = "/v1/models"
 LOAD_PATH: Final = "/v1/load_lora_adapter"
@@ -39,25 +43,14 @@ IDLE_CONNECTION_S: Final = 4.0
 """Seconds an idle connection is kept: less than the 5 s after which vLLM closes it, or a request could meet its end."""
 
 CONTROL_BYTES: Final = 8 << 20
-"""Bytes of a control answer that are read: a list of thousands of models is under 1 MiB."""
+"""Bytes of a control answer that are read, but for the list of models (cards.py)."""
 
 WORDS: Final = 300
 """Characters of the engine's own words that are quoted."""
 
-CARD: Final = ("root", "parent")
-"""What else is read of an entry in the engine's list."""
-
 NO_WORDS: Final = "the engine gave no reason"
 
 JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
-
-
-_BROKEN = (aiohttp.ClientError, TimeoutError, OSError)
-_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, FileNotFoundError, ConnectionRefusedError)
-
-
-class NotReached(Unavailable):
-    """ENGINE_UNAVAILABLE, and nothing was sent: what was asked has not run, and may be asked elsewhere."""
 
 
 class EngineResponse(Protocol):
@@ -129,17 +122,24 @@ class HttpEngine:
         """Names it answers to now. Raises Unavailable ENGINE_UNAVAILABLE."""
         return frozenset(await self.cards())
 
-    async def cards(self) -> Mapping[str, Mapping[str, str | None]]:
+    async def cards(self) -> Cards:
         """Names it answers to now, each with the path it reads (`root`) and, for an adapter, the model it rides on
         (`parent`). Raises Unavailable ENGINE_UNAVAILABLE.
         """
-        status, body = await self._control("GET", MODELS_PATH)
+        size, reader = 0, CardReader()
         try:
-            if status != 200:
-                raise ValueError(f"status {status}")
-            entries = {str(entry["id"]): entry for entry in json.loads(body)["data"]}
-            return {name: {key: _text(entry.get(key)) for key in CARD} for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            async with self._request("GET", MODELS_PATH) as response:
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}")
+                while piece := await response.content.readany():
+                    size += len(piece)
+                    if size > cards.LIST_BYTES:
+                        raise ValueError(f"it is over {cards.LIST_BYTES} bytes")
+                    reader.feed(piece)
+            return reader.end()
+        except BROKEN as error:
+            raise unavailable(error) from error
+        except (ValueError, RecursionError) as error:
             raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's list of models cannot be read: {error}") from error
 
     async def load(self, name: str, path: Path) -> None:
@@ -181,7 +181,7 @@ class HttpEngine:
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post."""
         try:
-            return _Response(
+            return Response(
                 await self._open().post(
                     self._base + path,
                     data=body,
@@ -190,8 +190,8 @@ class HttpEngine:
                     allow_redirects=False,
                 )
             )
-        except _BROKEN as error:
-            raise _unavailable(error) from error
+        except BROKEN as error:
+            raise unavailable(error) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -217,69 +217,27 @@ class HttpEngine:
             )
         return self._session
 
+    def _request(
+        self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._open().request(
+            method,
+            self._base + path,
+            data=None if payload is None else json.dumps(payload).encode(),
+            headers={**JSON_HEADERS, **self._auth},
+            timeout=aiohttp.ClientTimeout(total=timeout_s or CONTROL_S, sock_connect=CONNECT_S),
+            allow_redirects=False,
+        )
+
     async def _control(
         self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         """One small request: (status, body). Raises Unavailable ENGINE_UNAVAILABLE."""
         try:
-            async with self._open().request(
-                method,
-                self._base + path,
-                data=None if payload is None else json.dumps(payload).encode(),
-                headers={**JSON_HEADERS, **self._auth},
-                timeout=aiohttp.ClientTimeout(total=timeout_s or CONTROL_S, sock_connect=CONNECT_S),
-                allow_redirects=False,
-            ) as response:
-                return response.status, await _Response(response).read(CONTROL_BYTES)
-        except _BROKEN as error:
-            raise _unavailable(error) from error
-
-
-class _Response:
-    """An EngineResponse over aiohttp's."""
-
-    __slots__ = ("_response",)
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def content_type(self) -> str:
-        return self._response.content_type
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        content = self._response.content
-        try:
-            while chunk := await content.readany():
-                yield chunk
-        except _BROKEN as error:
-            raise _unavailable(error) from error
-
-    async def read(self, limit: int) -> bytes:
-        content, parts, size = self._response.content, [], 0
-        try:
-            while part := await content.readany():
-                size += len(part)
-                if size > limit:
-                    raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's answer is over {limit} bytes")
-                parts.append(part)
-        except _BROKEN as error:
-            raise _unavailable(error) from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+            async with self._request(method, path, payload, timeout_s) as response:
+                return response.status, await Response(response).read(CONTROL_BYTES)
+        except BROKEN as error:
+            raise unavailable(error) from error
 
 
 def words(body: bytes) -> str:
@@ -290,11 +248,3 @@ def words(body: bytes) -> str:
         message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
         return str(message)[:WORDS] if message else NO_WORDS
     return body[: WORDS * 4].decode(errors="replace")[:WORDS] or NO_WORDS
-
-
-def _unavailable(error: BaseException) -> Unavailable:
-    if isinstance(error, _NOT_REACHED):
-        return NotReached(ENGINE_UNAVAILABLE, "the engine is not running or not reachable")
-    if isinstance(error, TimeoutError):
-        return Unavailable(ENGINE_UNAVAILABLE, "the engine did not answer in time")
-    return Unavailable(ENGINE_UNAVAILABLE, f"the connection to the engine broke: {type(error).__name__}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
+from app.load.engine import HttpEngine
 from app.load.exposition import merged
 from app.load.member import CheckedEngine, Member, Result
 from app.load.reconcile import Keeping, Reconciler
@@ -44,7 +45,7 @@ class Fleet:
     """What Reconciler is to one engine, this is to several.
 
     engines: in the order of the setting. keeping: what each of them is to hold. heard: told what became of each request to
-    each engine, by its number.
+    each engine, by its number. keeper: makes what looks after one of them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Fleet:
         keeping: Keeping,
         *,
         heard: Callable[[int, Result], None] = lambda _number, _result: None,
+        keeper: Callable[[HttpEngine, Keeping], Reconciler] = Reconciler,
     ) -> None:
         self._keeping = keeping
         self._one_at_a_time = asyncio.Lock()
@@ -61,7 +63,7 @@ class Fleet:
 
         def member(number: int, engine: CheckedEngine) -> Member:
             told = replace(keeping, on_change=lambda: self._changed(made), after_pass=lambda: self._passed(made))
-            made = Member(number, engine, Reconciler(engine, told), heard)
+            made = Member(number, engine, keeper(engine, told), heard)
             return made
 
         self.members = tuple(member(number, engine) for number, engine in enumerate(engines, 1))

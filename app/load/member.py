@@ -5,8 +5,9 @@ from hashlib import blake2b
 from typing import Final, Literal
 
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
-from app.load.engine import JSON_HEADERS, EngineResponse, HttpEngine, NotReached
+from app.load.engine import JSON_HEADERS, EngineResponse, HttpEngine
 from app.load.reconcile import Reconciler
+from app.load.response import NotReached
 
 NOT_FOUND: Final = 404
 """What vLLM answers when it does not know the model: it did not run."""

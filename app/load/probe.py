@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
@@ -17,11 +17,11 @@ PROBE_BYTES: Final = 1 << 20
 """Bytes of the answer that are read; it has one token."""
 
 
-async def probe(engine: Engine, name: str) -> None:
-    """Ask `name` for one token.
+async def probe(engine: Engine, name: str, *, not_fetched: Collection[int] = ()) -> None:
+    """Ask `name` for one token. not_fetched: statuses by which an engine says that it could not have the adapter.
 
     Raises Unavailable: LOAD_FAILED when it does not answer 200 with finite log-probabilities, ENGINE_UNAVAILABLE when
-    the engine is away.
+    the engine is away or could not fetch it.
     """
     body = {"model": name, "prompt": PROMPT, "max_tokens": 1, "temperature": 0, "logprobs": 1}
     response = await engine.post(COMPLETIONS_PATH, json.dumps(body).encode())
@@ -29,6 +29,8 @@ async def probe(engine: Engine, name: str) -> None:
         status, answer = response.status, await response.read(PROBE_BYTES)
     finally:
         response.close()
+    if status in not_fetched:
+        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine could not fetch {name}: {words(answer)}")
     if status >= 500 and not await engine.healthy():
         raise Unavailable(ENGINE_UNAVAILABLE, f"the engine broke down while probing {name}")
     if status != 200:

@@ -110,6 +110,11 @@ class Reconciler:
         """
         return self._held | {name for name, lock in self._locks.items() if lock.locked()}
 
+    @property
+    def known(self) -> bool:
+        """Whether `may_read` says all: one that does not answer may read anything."""
+        return self._up
+
     def forget_failure(self, name: str) -> None:
         """What stood in the way of `name` is gone: try again now, not when its wait is over."""
         if self._failures.pop(name, None) is not None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
-from app.load.engine import JSON_HEADERS, EngineResponse, NotReached, words
+from app.load.engine import JSON_HEADERS, EngineResponse, words
+from app.load.response import NotReached
 from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.label import refusal, relabel
 from app.serve.request import Inference, Kind, parse

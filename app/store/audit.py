@@ -13,7 +13,7 @@ from typing import Final
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.lifecycle import IN_FLIGHT, SERVABLE, State
-from app.store import audit_originals, invariants
+from app.store import audit_objects, audit_originals, invariants
 from app.store.blobs import LOCK, STAGING
 from app.store.evidence import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
 from app.store.invariants import HAS_ARTEFACT, Finding, Findings
@@ -69,23 +69,33 @@ def audit(
     promised: Iterable[Promise] = (),
     secrets: Iterable[str] = (),
     artefacts: Path | None = None,
+    store_url: str | None = None,
+    rehash: bool = True,
 ) -> Audit:
     """Look at the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
 
     listed: what the engine says it holds, by name; None: not asked. promised: what was acknowledged to somebody. secrets:
-    keys that must stand nowhere. artefacts: their directory, where that is not in `data`. Blocking; hashes every artefact.
+    keys that must stand nowhere. artefacts: their directory, where that is not in `data`. store_url: the object storage
+    that artefacts are kept in; what lies here are then copies. rehash: whether it is read, too, not only listed. Blocking;
+    hashes every artefact.
     Raises Unavailable when the catalogue cannot be read.
     """
     root = artefacts or data / ARTEFACTS
     seen = read_catalogue(url)  # before the files: what it names was stored before, and is removed only afterwards
+    stored = None if store_url is None else audit_objects.look(store_url, rehash=rehash)
     blobs, foreign = _blobs(root)
     standing = Standing.read(root)
     by_digest = {blob.name: tuple(invariants.blob(blob)) for blob in blobs}
     findings = [*foreign, *invariants.catalogue(seen, SCHEMA_VERSION), *invariants.records(blobs, seen)]
     findings += [found for several in by_digest.values() for found in several]
     for adapter in seen.adapters:
-        findings += [*invariants.adapter(adapter), *_present(adapter, by_digest), *_in_force(adapter, standing)]
+        findings += [
+            *invariants.adapter(adapter),
+            *_present(adapter, by_digest, copies=stored is not None),
+            *_in_force(adapter, standing),
+        ]
     findings += _promises(seen.adapters, promised)
+    findings += [] if stored is None else audit_objects.findings(stored, seen.adapters)
     living = _holder_lives(root)
     findings += _bounded(data, root) if living else ()
     findings += audit_originals.originals(data, root, seen, living=living)
@@ -100,8 +110,9 @@ def audit(
         "bytes": sum(file.size for blob in blobs for file in blob.files.values()),
         "originals": audit_originals.count(data),
         "engine_names": len(listed or ()),
+        **({} if stored is None else stored.counts),
     }
-    notes = list(_notes(seen.adapters, root, standing))
+    notes = [*_notes(seen.adapters, root, standing), *([] if stored is None else audit_objects.notes(stored))]
     if spare := len(set(by_digest) - needed):
         notes.append(f"{spare} artefacts no version needs (one of them may be the served model's stand-in)")
     return Audit(tuple(sorted(set(findings))), tuple(notes), counts)
@@ -122,14 +133,15 @@ def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
     return blobs, foreign
 
 
-def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]]) -> Findings:
-    """I2: whatever has an artefact by the catalogue has it on the disk, whole."""
+def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]], *, copies: bool) -> Findings:
+    """I2: whatever has an artefact by the catalogue has it on the disk, whole. copies: they may be missing there."""
     for row in adapter.versions:
         if row.state not in HAS_ARTEFACT or row.artefact is None:
             continue
         at = f"{adapter.name}@{row.number}"
         if row.artefact not in blobs:
-            yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is not there")
+            if not copies:
+                yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is not there")
         elif blobs[row.artefact]:
             yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is damaged")
 

@@ -83,6 +83,12 @@ class BlobStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
+        """held: short digests that an engine may read now; None while nobody knows. Asked before a copy is removed."""
+
+    def touch(self, digest: Digest) -> None:
+        """Somebody is about to read the files of this artefact, elsewhere than in the engine."""
+
     def check_writable(self) -> None:
         """Raise Unavailable STORE_FAILED when nothing could be staged now; cheap, unlike the probe at start."""
         if not os.access(self._staging.path, os.W_OK | os.X_OK):

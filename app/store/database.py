@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.disk import disk_errors, sync_directory
 from app.store.failpoints import failpoint
-from app.store.migrate import migrate
+from app.store.migrate import migrate, still_ours
 from app.store.postgres import postgres_engine, said_by_postgres, wait_for_writers, with_patience
 
 BUSY_SECONDS: Final = 10.0
@@ -75,7 +75,16 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction alone among writers: on the disk when the block ends, undone when it raises."""
+        """A transaction alone among writers: on the disk when the block ends, undone when it raises.
+
+        Raises Unavailable, STORE_FAILED when the tables are not ours any more.
+        """
+        with self._alone() as connection:
+            still_ours(connection)
+            yield connection
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
         with database_errors():
             with self._writers.begin() as connection:
                 yield connection
@@ -86,6 +95,7 @@ class Database:
     def beside(self) -> Iterator[Connection]:
         """A write that needs not be alone among writers, and must not wait for them: one row of one's own."""
         with database_errors(), self._engine.begin() as connection:
+            still_ours(connection)
             yield connection
 
     @property
@@ -94,7 +104,7 @@ class Database:
         return self._engine.dialect.name == "postgresql"
 
     def _prepare(self) -> None:
-        with self.writing() as connection:
+        with self._alone() as connection:
             if connection.dialect.name == "sqlite":
                 _check_pages(connection)
             migrate(connection)

@@ -11,21 +11,27 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, select, update
+from sqlalchemy import Connection, func, inspect, select, update
 
-from app.errors import STORE_FAILED, Unavailable
-from app.store.schema import SCHEMA_VERSION, metadata, schema_info
+from app.errors import STORE_BUSY, STORE_FAILED, Unavailable
+from app.store.leases import LEASE_S, ago
+from app.store.schema import SCHEMA_VERSION, gateways, metadata, schema_info
 
 SCRIPTS: Final = Path(__file__).parent / "migrations"
 _ALEMBIC: Final = "alembic_version"
 
 
 def migrate(connection: Connection) -> None:
-    """Make the tables where there are none, bring older ones up. Raises Unavailable STORE_FAILED for any other version."""
+    """Make the tables where there are none, bring older ones up.
+
+    Raises Unavailable: STORE_FAILED for any other version; STORE_BUSY for an older one that a gateway is at work on.
+    """
     tables = set(inspect(connection).get_table_names())
     found = _schema(connection, tables)
     if found == SCHEMA_VERSION and _ALEMBIC in tables:
         return
+    if found != SCHEMA_VERSION and gateways.name in tables:
+        _nobody_lives(connection, found)
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     if found:
@@ -33,6 +39,27 @@ def migrate(connection: Connection) -> None:
     if found != SCHEMA_VERSION:
         command.upgrade(config, f"{SCHEMA_VERSION:04}")
         connection.execute(update(schema_info).values(version=SCHEMA_VERSION))
+
+
+def still_ours(connection: Connection) -> None:
+    """Asked before every write: a newer gateway may have brought the tables up while this one was paused or cut off.
+
+    Raises Unavailable STORE_FAILED.
+    """
+    found = connection.execute(select(schema_info.c.version)).scalars().first()
+    if found != SCHEMA_VERSION:
+        why = f"the catalogue has schema {found} now, by another release"
+        raise Unavailable(STORE_FAILED, f"{why}; this gateway knows {SCHEMA_VERSION} and writes no more")
+
+
+def _nobody_lives(connection: Connection, found: int) -> None:
+    """Older gateways would read and write tables that are not theirs any more."""
+    if connection.dialect.name != "postgresql":
+        return  # one gateway only: the store's lock has told
+    alive = select(func.count()).select_from(gateways).where(gateways.c.seen_at > ago(LEASE_S))
+    if count := connection.execute(alive).scalar_one():
+        why = f"{count} gateways of an older release are at work on this catalogue (schema {found}): stop them first"
+        raise Unavailable(STORE_BUSY, why)
 
 
 def _schema(connection: Connection, tables: set[str]) -> int:

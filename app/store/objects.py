@@ -113,6 +113,20 @@ class Objects:
             return obstore.head(self._store, key)["last_modified"]
         return None
 
+    def listed(self) -> Iterator[tuple[str, int]]:
+        """Every object's key and bytes, as far as the storage's listing has come."""
+        import obstore
+
+        with self._errors("list"):
+            parts = iter(obstore.list(self._store))
+        while True:
+            with self._errors("list"):
+                part = next(parts, None)
+            if part is None:
+                return
+            for found in part:
+                yield found["path"], found["size"]
+
     def digests(self) -> frozenset[Digest]:
         """The digests that something is kept under, as far as the storage's listing has come."""
         import obstore

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from app.errors import STORE_FAILED, Unavailable
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
+from app.store.copies import Copies
 from app.store.database import is_shared, sqlite_url
 from app.store.disk import disk_errors
 from app.store.objects import Objects
@@ -28,7 +29,8 @@ class Place:
     """Where a gateway keeps things, as its settings say.
 
     data: what is this gateway's alone. artefacts: a directory of artefacts that is not. patience_s: how long a catalogue's
-    server is waited for at start. parameters: what this gateway's verdicts depend on.
+    server is waited for at start. parameters: what this gateway's verdicts depend on. copies_bytes: the
+    most that copies of what is in object storage take here.
     """
 
     data: Path
@@ -37,6 +39,7 @@ class Place:
     catalogue_url: str | None
     patience_s: float = 0.0
     parameters: str = ""
+    copies_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,9 @@ def open_store(place: Place, doors: ExitStack) -> Store:
         peers = Peers(url, place.parameters, place.patience_s)
         doors.callback(peers.leave)
     if place.artefacts is None:
-        blobs = doors.enter_context(open_blobs(place.data, place.store_url, place.catalogue_url, peers))
+        blobs = doors.enter_context(
+            open_blobs(place.data, place.store_url, place.catalogue_url, peers, place.copies_bytes)
+        )
     else:
         blobs = doors.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
     if peers is not None and place.store_url is None:
@@ -74,17 +79,20 @@ def open_store(place: Place, doors: ExitStack) -> Store:
     return Store(catalogue, blobs, peers)
 
 
-def open_blobs(data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None) -> BlobStore:
+def open_blobs(
+    data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None, copies_bytes: int | None = None
+) -> BlobStore:
     """Artefacts in a folder of the data directory, or, with an `s3://bucket/prefix`, there, and copies in that folder.
 
     Raises Unavailable, as BlobStore and RemoteBlobs do.
     """
     if url is None:
         return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
-    return RemoteBlobs(data / ARTEFACTS, Objects(url), _owner(data, catalogue_at(data, catalogue_url)), claims=peers)
+    owner = owner_of(data, catalogue_at(data, catalogue_url))
+    return RemoteBlobs(data / ARTEFACTS, Objects(url), owner, claims=peers, copies=Copies(copies_bytes))
 
 
-def _owner(data: Path, catalogue_url: str) -> str:
+def owner_of(data: Path, catalogue_url: str) -> str:
     """What names a catalogue wherever it is asked from: a server's by its address, a file's by a random word beside it."""
     parsed = make_url(catalogue_url)
     if parsed.host is not None:

@@ -16,19 +16,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, DateTime, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
 from app.domain.digest import Digest
 from app.errors import STORE_FAILED, GatewayError, Unavailable
 from app.lifecycle import IN_FLIGHT, State
 from app.store.database import Database
+from app.store.leases import LEASE_S, ago
 from app.store.schema import adapters, catalogue_state, claims, gateways, versions
-
-LEASE_S: Final = 20.0
-"""Seconds of silence after which others fail what a gateway was at work on: several missed beats, or a long pause."""
 
 STALE_S: Final = 900.0
 """Seconds a gateway goes on serving by what it last read of the catalogue; then it serves no adapter until it can read."""
@@ -43,14 +40,9 @@ def next_revision(connection: Connection) -> int:
     return int(connection.execute(grown.returning(catalogue_state.c.revision)).scalar_one())
 
 
-def _ago(seconds: float) -> ColumnElement[Any]:
-    """That many seconds ago by the database's clock, as `gateways.seen_at` has it."""
-    return func.timezone("utc", func.clock_timestamp(), type_=DateTime()) - timedelta(seconds=seconds)
-
-
 def nobodys() -> ColumnElement[bool]:
     """Versions that no gateway that lives is at work on."""
-    alive = select(gateways.c.id).where(gateways.c.seen_at > _ago(LEASE_S))
+    alive = select(gateways.c.id).where(gateways.c.seen_at > ago(LEASE_S))
     return or_(versions.c.owner.is_(None), versions.c.owner.not_in(alive))
 
 
@@ -86,11 +78,11 @@ class Peers:
 
     def beat(self) -> None:
         """Say that we live, and what our engine is through with. Forget who has been silent for very long."""
-        values = {"seen_at": _ago(0), "settled": self.settled, "parameters": self._parameters}
+        values = {"seen_at": ago(0), "settled": self.settled, "parameters": self._parameters}
         with self._database.beside() as connection:
             if not connection.execute(update(gateways).where(gateways.c.id == self.id).values(**values)).rowcount:
                 connection.execute(insert(gateways).values(id=self.id, **values))
-            connection.execute(delete(gateways).where(gateways.c.seen_at < _ago(FORGET_S)))
+            connection.execute(delete(gateways).where(gateways.c.seen_at < ago(FORGET_S)))
         if self._claiming.acquire(blocking=False):  # else at the next beat: nobody waits for this
             try:
                 with self._database.beside() as connection:
@@ -102,7 +94,7 @@ class Peers:
     def others(self) -> tuple[str, ...]:
         """The parameters of the other gateways that live."""
         with self._database.reading() as connection:
-            alive = select(gateways.c.parameters).where(gateways.c.id != self.id, gateways.c.seen_at > _ago(LEASE_S))
+            alive = select(gateways.c.parameters).where(gateways.c.id != self.id, gateways.c.seen_at > ago(LEASE_S))
             return tuple(connection.execute(alive).scalars())
 
     def orphans(self) -> bool:

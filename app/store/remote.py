@@ -22,6 +22,7 @@ from app.domain.digest import Digest, digest_of
 from app.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
 from app.store.blobs import FILE_MODE, FILES, BlobStore
 from app.store.claims import Claims
+from app.store.copies import Copies
 from app.store.disk import digests_in, discard, disk_errors, sync_directory
 from app.store.objects import Missing, Objects
 
@@ -44,9 +45,16 @@ class RemoteBlobs(BlobStore):
     """Artefacts that several gateways with one catalogue share. `root` holds this gateway's copies."""
 
     def __init__(
-        self, root: Path, objects: Objects, owner: str, grace: timedelta = GRACE, claims: Claims | None = None
+        self,
+        root: Path,
+        objects: Objects,
+        owner: str,
+        grace: timedelta = GRACE,
+        claims: Claims | None = None,
+        copies: Copies | None = None,
     ) -> None:
         """owner: what all gateways on one catalogue, and no others, have in common. claims: what they agree by.
+        copies: keeps the account of what lies here, and the limit.
 
         Raises Unavailable: STORE_BUSY when these artefacts belong to another catalogue, else as BlobStore and Objects do.
         """
@@ -56,7 +64,14 @@ class RemoteBlobs(BlobStore):
         if not objects.create(OWNER, owner.encode()) and objects.read(OWNER) != owner.encode():
             why = f"{objects.url} holds the artefacts of another catalogue; give this gateway a prefix of its own"
             raise Unavailable(STORE_BUSY, why)
+        self._copies: Final = copies or Copies(None)
+        self._held: Callable[[], frozenset[str] | None] = lambda: None
         super().__init__(root, claims)
+        self._copies.found((digest, self.path(digest)) for digest in self.copies())
+
+    def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
+        """As BlobStore.spare. Until it is called, no copy is removed to make room."""
+        self._held = held
 
     def check_writable(self) -> None:
         """As BlobStore; where the storage failed last, it is asked again. Raises Unavailable."""
@@ -72,12 +87,27 @@ class RemoteBlobs(BlobStore):
         """Keep `artefact` here and in the storage; when it returns, both have it. As BlobStore.put."""
         final = super().put(artefact)  # first: it costs little to find out that this disk is full
         for name, data in ((CONFIG_FILE, artefact.config), (WEIGHTS_FILE, artefact.weights)):
-            key = _key(artefact.digest, name)
-            if not self._objects.create(key, data) and self._hash_of(key) != digest_of(data):
-                _log.warning("object storage: %s had other bytes and was written anew", key)
-                self._objects.replace(key, data)
-        self._put_manifest(artefact)
+            self._put_file(artefact.digest, name, data)
+        self._put_manifest(artefact.digest, artefact.manifest)
+        self._used(artefact.digest)
         return final
+
+    def copies(self) -> frozenset[Digest]:
+        """What is copied here. Raises Unavailable."""
+        return digests_in(self.root)
+
+    def send(self, digest: Digest) -> None:
+        """Have the storage hold what is copied here, and read it back from there. Raises Unavailable STORE_FAILED."""
+        super().verify(digest)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            self._put_file(digest, name, (self.path(digest) / name).read_bytes())
+        self._put_manifest(digest, super().manifest(digest))
+        config, weights = (self._hash_of(_key(digest, name)) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        there = self._objects.read(_key(digest, MANIFEST_FILE))
+        if content_digest_of(config, weights) != digest or not _names(
+            there, digest, {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+        ):
+            raise _damaged(digest, "what was sent does not read back")
 
     def verify(self, digest: Digest) -> None:
         """Have a sound copy here: the one there is, or one fetched now. Raises Unavailable."""
@@ -85,9 +115,23 @@ class RemoteBlobs(BlobStore):
             super().verify(digest)
         except Unavailable:
             self._fetch(digest)
+        self._used(digest)
+
+    def touch(self, digest: Digest) -> None:
+        """As BlobStore.touch: fetched where it is not here. Raises Unavailable."""
+        if self.path(digest).is_dir():
+            self._copies.used(digest, self.path(digest))
+        else:
+            self.verify(digest)
 
     def is_whole(self, digest: Digest) -> bool:
         """Whether a sound copy is here and the storage has its manifest; what is wrong is logged."""
+        try:
+            if not os.path.lexists(self.path(digest)):  # it may have made room for others
+                self.verify(digest)
+        except Unavailable as error:
+            _log.warning("%s", error.message)
+            return False
         if not super().is_whole(digest):
             return False
         try:
@@ -106,7 +150,26 @@ class RemoteBlobs(BlobStore):
         """Take it out of the storage, manifest first, and its copy away. Raises Unavailable."""
         for name in reversed(FILES):
             self._objects.delete(_key(digest, name))
+        self._copies.gone(digest)
         return super()._bury(digest)
+
+    def _used(self, digest: Digest) -> None:
+        """Somebody is about to read this copy; others may have to go for it. Never raises for those."""
+        self._copies.used(digest, self.path(digest))
+        held = self._held()
+        try:
+            for other in self._copies.excess(held | {digest.short}) if held is not None else ():
+                self._evict(other)
+        except Unavailable as error:  # another time: what is asked for is here
+            _log.warning("no room was made: %s", error.message)
+
+    def _evict(self, digest: Digest) -> None:
+        if self._objects.written_at(_key(digest, MANIFEST_FILE)) is None:
+            return  # not to be had again
+        self._copies.gone(digest)
+        if grave := super()._bury(digest):
+            _log.info("a copy of artefact %s made room for others", digest.short)
+            discard(grave)
 
     def _dig_up(self, grave: Path, digest: Digest) -> None:
         """The copy, and the storage from it."""
@@ -131,13 +194,19 @@ class RemoteBlobs(BlobStore):
             self._next_look = time.monotonic() + min(GARBAGE_S, self._grace.total_seconds())
         return removed, spared
 
-    def _put_manifest(self, artefact: Artefact) -> None:
+    def _put_file(self, digest: Digest, name: str, data: bytes) -> None:
+        key = _key(digest, name)
+        if not self._objects.create(key, data) and self._hash_of(key) != digest_of(data):
+            _log.warning("object storage: %s had other bytes and was written anew", key)
+            self._objects.replace(key, data)
+
+    def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
         """Whoever came first keeps the word; its date is made new, or it could be taken for old garbage."""
-        key = _key(artefact.digest, MANIFEST_FILE)
-        if self._objects.create(key, artefact.manifest):
+        key = _key(digest, MANIFEST_FILE)
+        if self._objects.create(key, manifest):
             return
         there = self._objects.read(key)
-        self._objects.replace(key, there if _names(there, artefact.digest) else artefact.manifest)
+        self._objects.replace(key, there if _names(there, digest) else manifest)
 
     def _hash_of(self, key: str) -> Digest:
         hashed = hashlib.sha256()

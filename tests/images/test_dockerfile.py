@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,25 @@ def test_everything_is_pinned() -> None:
     assert all("-c requirements/cpu.txt" in line for line in installs)
     script = (ROOT / "requirements" / "install.py").read_text()
     assert f'"uv=={re.findall("UV_VERSION=(.+)", TEXT)[0]}"' in script
+
+
+@pytest.mark.parametrize(
+    ("extras", "expected"), [("", [".", ".[cpu]"]), ("s3,postgres", [".[s3,postgres]", ".[cpu,s3,postgres]"])]
+)
+def test_extras_are_installed_where_they_are_asked_for(extras: str, expected: list[str]) -> None:
+    """What the shell makes of the line, with the build's argument as it stands in the environment."""
+    assert {stage: "ARG EXTRAS" in lines for stage, lines in STAGES.items()}["build"]
+    wanted = re.findall(r'-c requirements/cpu\.txt +(".*?")', "\n".join(LINES))
+    said = [
+        subprocess.run(["sh", "-c", f"printf %s {word}"], env={"EXTRAS": extras}, capture_output=True, text=True).stdout
+        for word in wanted
+    ]
+    assert said == expected
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = (ROOT / "requirements" / "cpu.txt").read_text()
+    for extra in ("s3", "postgres"):
+        (library,) = known[extra]
+        assert re.search(rf"^{re.match(r'[a-z0-9-]+', library)[0]}==", pins, re.MULTILINE)  # type: ignore[index]
 
 
 def test_no_index_no_secret_and_no_machine_is_named() -> None:

@@ -1,131 +1,25 @@
 """The plugin in a real vLLM, beside a gateway whose own engine is another: no load is ever asked for."""
 
 import asyncio
-import contextlib
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
-import torch
-from safetensors.torch import load_file, save_file
 
-from app.load import session
-from app.load.command import arguments, environment
-from app.load.embedded import socket_home
-from app.screen.build import build_reference
 from tests.support import tiny_model
-from tests.support.engine import START_S, tiny_spec
-from tests.support.house import KEY, Running, gateway
+from tests.support.house import Running, gateway
+from tests.support.plugin_engine import PluginEngine, files, plugin_reference
 from tests.support.served import on_a_port
 from tests.support.simulator import Simulator
 
+__all__ = ["plugin_reference"]
+
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.long]
-
-PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
-SAY = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "temperature": 0}
-
-
-class PluginEngine:
-    """A vLLM with the plugin installed, on a socket."""
-
-    def __init__(self, root: Path, model_dir: Path, gateway_url: str) -> None:
-        self.root, self.model_dir, self.gateway_url = root, model_dir, gateway_url
-        self.cache, self.log = root / "cache", root / "engine.log"
-        self.socket = socket_home(root / "run") / "plugin.sock"
-        self.socket.parent.mkdir(parents=True, exist_ok=True)
-        self.site = root / "site"
-        source = shutil.copytree(PLUGIN, root / "plugin", ignore=shutil.ignore_patterns("__pycache__", "build"))
-        pip: list[str | Path] = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-index",
-            "--no-build-isolation",
-            "--target",
-            self.site,
-        ]
-        subprocess.run([sys.executable, *pip, source], check=True, capture_output=True)
-        self.http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://engine", timeout=60.0
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        spec = tiny_spec(self.model_dir)
-        command = [*arguments(spec, self.socket), "--middleware", "lora_gateway_vllm.closed.OnlyScreened"]
-        env = environment(spec, os.environ) | {
-            "PYTHONPATH": str(self.site),
-            "VLLM_PLUGINS": "lora_gateway",
-            "LORA_GATEWAY_URL": self.gateway_url,
-            "LORA_GATEWAY_KEY": KEY,
-            "LORA_GATEWAY_CACHE": str(self.cache),
-            "LORA_GATEWAY_FORGET_S": "1",
-        }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text(errors="replace")[-4000:]
-            if self._listens() and self.http.get("/health").status_code == 200:
-                return
-            time.sleep(0.2)
-        raise AssertionError(self.log.read_text(errors="replace")[-4000:])
-
-    def _listens(self) -> bool:
-        """Asked first: httpx leaks the socket of a connection that nobody takes, and vLLM binds long before it listens."""
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-            probe.connect(str(self.socket))
-            return True
-        return False
-
-    def kill(self) -> None:
-        if self.process is None:
-            return
-        for pid in session.members(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        self.socket.unlink(missing_ok=True)
-
-    def ask(self, model: str) -> httpx.Response:
-        return self.http.post("/v1/chat/completions", json={"model": model, **SAY})
-
-    def says(self, model: str) -> Any:
-        answer = self.ask(model)
-        assert answer.status_code == 200, answer.text
-        return answer.json()["choices"][0]["message"]["content"]
-
-    def names(self) -> set[str]:
-        return {card["id"] for card in self.http.get("/v1/models").json()["data"]}
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model against a base that differs from it a little everywhere."""
-    root = tmp_path_factory.mktemp("plugin-reference")
-    base = Path(shutil.copytree(tiny_model_dir, root / "base"))
-    generator = torch.Generator().manual_seed(1)
-    tensors = load_file(base / "model.safetensors")
-    moved = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in tensors.items()}
-    save_file(moved, base / "model.safetensors", metadata={"format": "pt"})
-    build_reference(base, tiny_model_dir, root / "reference")
-    return root / "reference"
 
 
 @pytest_asyncio.fixture
-async def house(reference: Path, tmp_path: Path) -> AsyncIterator[Running]:
+async def house(plugin_reference: Path, tmp_path: Path) -> AsyncIterator[Running]:
     """A gateway whose own engine is simulated."""
     simulator = Simulator(tmp_path / "e.sock", tiny_model.MODEL_NAME)
     await simulator.start()
@@ -136,7 +30,7 @@ async def house(reference: Path, tmp_path: Path) -> AsyncIterator[Running]:
         "tau": 1e9,
         "reject_tau": 1e9,
     }
-    async with gateway(tmp_path / "data", reference, simulator, **served) as running:
+    async with gateway(tmp_path / "data", plugin_reference, simulator, **served) as running:
         yield running
     await simulator.stop()
 
@@ -155,14 +49,6 @@ def started(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[[str], Pl
     for engine in engines:
         engine.kill()
         engine.http.close()
-
-
-def files(name: str, folder: Path) -> Any:
-    return {
-        "name": (None, name.encode()),
-        "config": ("c", (folder / "adapter_config.json").read_bytes()),
-        "weights": ("w", (folder / "adapter_model.safetensors").read_bytes()),
-    }
 
 
 async def test_an_engine_serves_what_the_gateway_screened_and_nothing_else(

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner
 
-from app.audit import measured_again, store
+from app.audit import measured_again
+from app.cli import cli
 from app.domain.digest import digest_of
 from app.screen.build import BuildOptions
 from tests.support.house import OpenHouse, Running, form
@@ -71,7 +72,7 @@ async def test_bytes_that_nobody_screened_are_found_though_every_digest_is_right
     findings, _ = measured_again(running.data, tiny_reference_dir)
     assert [(one.invariant, one.where) for one in findings] == [("I9", f"artefact {name[:12]}")]
     told = CliRunner().invoke(
-        store, ["--data", str(running.data), "--reference", str(tiny_reference_dir), "--patience", "0"]
+        cli, ["store", "audit", "--data", str(running.data), "--reference", str(tiny_reference_dir), "--patience", "0"]
     )
     assert told.exit_code == 1
     assert "I9" in told.output

@@ -13,7 +13,8 @@ from app.lifecycle import State
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
-from app.store.peers import FORGET_S, LEASE_S, Peers
+from app.store.leases import LEASE_S
+from app.store.peers import FORGET_S, Peers
 from app.store.staging import mark_of
 from tests.store.making import NAME, artefact, published, received
 from tests.support.postgres import Server

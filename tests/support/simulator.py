@@ -63,6 +63,7 @@ class Simulator:
         self.request_ids: list[str] = []
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
+        self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.embeds = False
         self.chunks = 0  # of streams, written so far
         self.running = 0  # inference requests being answered now, and those of any kind that hang
@@ -178,6 +179,9 @@ class Simulator:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
         self.seen.append(body)
         self.request_ids.append(request.headers.get("x-request-id", ""))
+        if self.resolver is not None and body["model"] not in {self.model, *self.loaded}:
+            found = await self.resolver(body["model"])
+            self.loaded |= {body["model"]: found} if found is not None else {}
         if body["model"] != self.model and body["model"] not in self.loaded:
             return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         if body.get("max_tokens", 1) > MAX_MODEL_LEN:
