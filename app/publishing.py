@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from app.domain.digest import SHORT, Digest
+from app.domain.digest import Digest
 from app.domain.names import AdapterName, engine_name
 from app.errors import (
     LOAD_FAILED,
@@ -27,6 +27,7 @@ from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.store.standing import Standing
+from app.sweeping import collect_garbage, forget_originals
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
@@ -72,7 +73,7 @@ class Publishing:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
         self._follow()
-        self._forget_originals()
+        forget_originals(self._rooms)  # the first pass does it again
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
     async def take_over(self) -> None:
@@ -128,7 +129,7 @@ class Publishing:
                     await self.load(row)
         if self._garbage and all(one.engine_up for one in reconciler.each):
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            if await asyncio.to_thread(self._collect_garbage):
+            if await asyncio.to_thread(collect_garbage, self._rooms):
                 self._garbage = True
 
     async def refresh(self) -> None:
@@ -150,7 +151,8 @@ class Publishing:
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
-        await asyncio.to_thread(self._forget_originals)  # whatever the engine does: it never knew of them
+        if await asyncio.to_thread(forget_originals, self._rooms):  # whatever the engine does: it never knew of them
+            self._garbage = True
         event("deleted", adapter=name, versions=len(rows))
 
     def littered(self) -> None:
@@ -256,35 +258,3 @@ class Publishing:
             event("not_served", logging.ERROR, adapter=row.name, version=row.number, why="it has no artefact")
             return False
         return not self._withheld or not self.withheld(row)
-
-    def _forget_originals(self) -> None:
-        r = self._rooms
-        try:
-            removed = r.originals.collect(r.catalogue.originals_needed)
-        except Unavailable as error:
-            self._garbage = True
-            event("not_collected", logging.WARNING, why=error.message)
-            return
-        if removed:
-            event("originals_removed", files=removed)
-
-    def _collect_garbage(self) -> bool:
-        """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
-
-        Only by the lists of engines that all answer: one that was started by somebody else may hold what an earlier gateway
-        gave it, and reads it again whenever it likes (engine.md row 3).
-        """
-        r = self._rooms
-        self._forget_originals()
-        held = {name.partition("@")[2][:SHORT] for name in r.reconciler.may_read()}
-        standing = frozenset({r.noop.digest} if r.noop else ())
-        try:
-            removed, spared = r.blobs.collect(
-                lambda: r.catalogue.live_digests() | standing, lambda digest: digest.short in held
-            )
-        except Unavailable as error:
-            event("not_collected", logging.WARNING, why=error.message)
-            return True
-        if removed:
-            event("collected", artefacts=removed)
-        return spared > 0
