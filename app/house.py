@@ -114,6 +114,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         reference=reference,
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
+        keep_versions=settings.keep_versions,
         parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,

@@ -1,10 +1,14 @@
 """What a published version is to those who serve, load and count it, worked out once for each."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.domain.digest import Digest
+from app.domain.keeping import unloaded
+from app.domain.names import AdapterName
+from app.lifecycle import State
 from app.observe.metrics import Fates
 from app.serve.routes import Served
 from app.showing import fates_of, served_as
@@ -46,3 +50,20 @@ class PublishedVersions:
 def answerable(row: VersionRow) -> bool:
     """Whether it has what it is answered with. Only an emptied version is answered by the served model in its place."""
     return row.emptied if row.engine_name is None or row.artefact is None else True
+
+
+def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[VersionRow], Sequence[VersionRow]]:
+    """Versions that stay loaded: each adapter's active one and its `keep` newest others; and those that do not."""
+    retired: defaultdict[AdapterName, list[int]] = defaultdict(list)
+    for row in rows:
+        if row.state is State.RETIRED:
+            retired[row.name].append(row.number)
+    old = {name: unloaded(numbers, keep) for name, numbers in retired.items() if len(numbers) > keep}
+    if not old:
+        return rows, ()
+    kept: list[VersionRow] = []
+    gone: list[VersionRow] = []
+    for row in rows:
+        away = row.state is State.RETIRED and row.number in old.get(row.name, ())
+        (gone if away else kept).append(row)
+    return kept, gone

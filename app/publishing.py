@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
-from app.published import PublishedVersions, answerable
+from app.published import PublishedVersions, answerable, kept_and_old
 from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
@@ -51,6 +52,7 @@ class Publishing:
         self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
+        self._wanted: Mapping[tuple[str, int], int] = {}  # old versions on their way back, and how many ask for each
         self._published = PublishedVersions(rooms.blobs)
         self._one_at_a_time = asyncio.Lock()
         self._following = (
@@ -85,6 +87,10 @@ class Publishing:
     def withheld(self, row: VersionRow) -> str | None:
         """Why a published version is not served under the policy in force; None when it is."""
         return self._withheld.get((str(row.name), row.number))
+
+    def is_unloaded(self, row: VersionRow) -> bool:
+        """Whether it was published once and is too old to be kept in the engines: `rollback` brings it back."""
+        return row.state is State.RETIRED and (str(row.name), row.number) in self._rooms.routes.snapshot.unloaded
 
     async def load(self, row: VersionRow) -> VersionRow:
         """Bring a stored version into the engine and publish it; leave it `stored` while the engine is away.
@@ -138,9 +144,14 @@ class Publishing:
         self._rooms.reconciler.poke()
 
     async def rollback(self, name: str, to: int | None) -> VersionRow:
-        """Point a name to an earlier version."""
-        row = await asyncio.to_thread(self._roll_back, name, to)
-        await self.refresh()
+        """Point a name to an earlier version; one that is not kept loaded is loaded and probed first.
+
+        Raises Unavailable when it cannot be; then the name stays where it is.
+        """
+        wanted = await asyncio.to_thread(self._earlier, name, to)
+        async with self._brought_back(wanted):
+            row = await asyncio.to_thread(self._rooms.catalogue.rollback, name, wanted.number if wanted else to)
+            await self.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
 
@@ -161,15 +172,35 @@ class Publishing:
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _roll_back(self, name: str, to: int | None) -> VersionRow:
+    def _earlier(self, name: str, to: int | None) -> VersionRow | None:
+        """The version that is meant; None where the catalogue says what is wrong. Raises Refused when it is withheld."""
         catalogue = self._rooms.catalogue
+        if to is not None:
+            row = catalogue.version(name, to)
+            if why := self.withheld(row):
+                raise Refused(VERSION_NOT_READY, f"{name} version {to} is withheld: {why}", param="to")
+            return row if row.state is State.RETIRED else None
         active = catalogue.adapter(name).active or 0
         earlier = [row for row in catalogue.versions(name) if row.state is State.RETIRED and row.number < active]
-        if to is None:
-            to = max((row.number for row in earlier if not self.withheld(row)), default=None)
-        elif why := self.withheld(catalogue.version(name, to)):
-            raise Refused(VERSION_NOT_READY, f"{name} version {to} is withheld: {why}", param="to")
-        return catalogue.rollback(name, to)
+        return next((row for row in reversed(earlier) if not self.withheld(row)), None)
+
+    @asynccontextmanager
+    async def _brought_back(self, row: VersionRow | None) -> AsyncIterator[None]:
+        """An old version is loaded and probed, and kept so for as long as this lasts. Raises as Reconciler.ensure."""
+        if row is None or not self.is_unloaded(row):
+            yield
+            return
+        at = (str(row.name), row.number)
+        self._wanted = {**self._wanted, at: self._wanted.get(at, 0) + 1}
+        try:
+            await self.refresh()
+            if row.engine_name is not None:
+                await self._rooms.reconciler.ensure(row.engine_name)
+            yield
+        finally:
+            left = {**self._wanted, at: self._wanted[at] - 1}
+            self._wanted = {at: count for at, count in left.items() if count}
+            await self.refresh()
 
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         async with self._one_at_a_time:  # several may have waited for the same load
@@ -209,7 +240,8 @@ class Publishing:
         rows = (*catalogue.served(), *catalogue.pending())
         older = (row for row in rows if row.parameters != parameters and self.withheld(row) is None)
         passed = (row.artefact for row in older if row.artefact is not None)
-        Standing.make(parameters, passed, self._withheld).write(self._rooms.blobs.root)
+        keep = self._rooms.keep_versions
+        Standing.make(parameters, passed, self._withheld, keep).write(self._rooms.blobs.root)
 
     def _measure_again(self, rows: Iterable[VersionRow]) -> None:
         """What was screened under another policy or reference is measured again, once, before it is served."""
@@ -241,14 +273,17 @@ class Publishing:
         pending, published = r.catalogue.pending(), r.catalogue.served()
         self._measure_again((*published, *pending))
         waiting = [row for row in pending if not self.withheld(row)]
-        served = self._published.of(row for row in published if self._may_serve(row))
+        kept, old = kept_and_old([row for row in published if self._may_serve(row)], r.keep_versions)
+        back = [row for row in old if (str(row.name), row.number) in self._wanted]
+        served = self._published.of(kept)
         desired = {one.row.engine_name: one.path for one in served if one.row.engine_name and one.path}
         desired |= {row.engine_name: r.blobs.path(row.artefact) for row in waiting if row.engine_name and row.artefact}
+        desired |= {row.engine_name: r.blobs.path(row.artefact) for row in back if row.engine_name and row.artefact}
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
         self._desired = desired
-        r.routes.replace(tuple(one.served for one in served))
+        r.routes.replace(tuple(one.served for one in served), {(str(row.name), row.number) for row in old})
         counts = {one.served.adapter: one.fates for one in served if one.served.active}
         self.followed = revision
         r.metrics.show_adapters(counts, {one.served.adapter for one in served} - counts.keys(), len(waiting))

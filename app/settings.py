@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.digest import Digest
+from app.domain.keeping import DEFAULT_KEEP_VERSIONS
 from app.domain.keys import Key, key_for_all, parse_keys
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Policy, Unscorable, default_action
@@ -48,6 +49,12 @@ class Settings(BaseSettings):
     )
     keep_originals: bool = Field(
         False, description="Keep what was uploaded, where no engine can read it, so that it can be screened again"
+    )
+    keep_versions: int = Field(
+        DEFAULT_KEEP_VERSIONS,
+        ge=0,
+        description="Versions of each adapter that stay loaded and addressable as name@n besides the active one; "
+        "older ones stay in the catalogue only, and rollback loads them again",
     )
     base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
         None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from app.errors import ENGINE_UNAVAILABLE, VERSION_NOT_READY, GatewayError, Refused, Unavailable
+from app.errors import ENGINE_UNAVAILABLE, VERSION_NOT_READY, VERSION_UNLOADED, GatewayError, Refused, Unavailable
 from app.load.reconcile import Reconciler
 from app.observe.log import event
 from app.rooms import Rooms
@@ -69,6 +69,8 @@ async def _target(rooms: Rooms, name: str, number: int | None) -> Target:
             raise Refused(VERSION_NOT_READY, f"{name} has no version that is served", param="name")
     row = await asyncio.to_thread(rooms.catalogue.version, name, number)
     target = rooms.routes.snapshot.targets.get(f"{row.name}@{row.number}")
+    if (str(row.name), row.number) in rooms.routes.snapshot.unloaded:
+        raise Refused(VERSION_UNLOADED, f"{name} version {number} is not kept loaded", param="version")
     if target is None:
         raise Refused(VERSION_NOT_READY, f"{name} version {number} is {row.state} and not served", param="version")
     return target

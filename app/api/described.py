@@ -91,6 +91,7 @@ _VERSION: Final[Mapping[str, Schema]] = {
     "state": {"enum": [state.value for state in State]},
     "active": {"type": "boolean"},
     "withheld": _or_null("string"),
+    "unloaded": {"type": "boolean"},
     "outcome": _or_null("string"),
     "modules_total": _or_null("integer"),
     "modules_pruned": _or_null("integer"),
