@@ -133,12 +133,18 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     watch_house(pipeline)
     auditor = _auditor(settings, pipeline, embedded)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front)
+    context = _context(settings, pipeline, engine, front, _receiver(settings, metrics, doors))
     following = Following(peers, publishing) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
-def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
+def _context(
+    settings: Settings,
+    pipeline: Pipeline,
+    engine: HttpEngine | Fleet,
+    front: HttpEngine | None,
+    receive: Callable[[Request], Awaitable[SealedUpload]],
+) -> Context:
     rooms = pipeline.rooms
     choose = only(front) if front else engine.choose if isinstance(engine, Fleet) else only(engine)
     per_minute = {
@@ -154,7 +160,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
-        receive=_receiver(settings, rooms.metrics),
+        receive=receive,
         readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
         engine_metrics=engine.exposition,
     )
@@ -275,13 +281,14 @@ def _parameters(settings: Settings, reference: Reference) -> str:
     return digest_of(repr(parts).encode()).hex
 
 
-def _receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
+def _receiver(settings: Settings, metrics: Metrics, doors: ExitStack) -> Callable[[Request], Awaitable[SealedUpload]]:
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
         max_concurrent=settings.max_uploads,
         free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
+    doors.callback(quarantine.close)
     slots = Slots(limits.max_concurrent)
     watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
 
