@@ -45,9 +45,10 @@ main()
 
 
 def test_a_low_hard_limit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, told = {"now": (256, 1024)}, []
-    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: limits["now"])
-    monkeypatch.setattr(open_files.resource, "setrlimit", lambda _, wanted: limits.update(now=wanted))
+    limits = {"now": (256, 1024)}
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.update(now=wanted))
     monkeypatch.setattr(open_files, "event", lambda what, _, **fields: told.append((what, fields["limit"])))
     open_files.tell_open_files()
     assert limits["now"] == (1024, 1024)
@@ -61,8 +62,8 @@ def test_where_it_cannot_be_raised_the_gateway_starts_all_the_same(monkeypatch: 
     def refuse(*_: object) -> None:
         raise ValueError("not allowed to raise it")
 
-    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: (256, 1024))
-    monkeypatch.setattr(open_files.resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
     assert open_files.raise_open_files() == 256
 
 
