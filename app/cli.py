@@ -22,6 +22,7 @@ from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action
 from app.domain.verdict import Outcome
 from app.errors import GatewayError
 from app.moving import move_command
+from app.observe.open_files import raise_open_files
 from app.observe.report import heat_map, score_table
 from app.remote import adapters, err, fail, out
 
@@ -61,6 +62,7 @@ def _options(
 
 def main() -> None:
     """Run a command; an error of ours is one clear line and exit status 1, never a traceback."""
+    raise_open_files()  # a reference of 500 modules has a thousand, also for the commands that only open it
     try:
         cli()
     except GatewayError as error:

@@ -140,6 +140,9 @@ RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening ha
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
 LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
 MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
+VERSION_UNLOADED = _code(
+    "version_unloaded", 404, _R, "Ask for a newer version; POST /adapters/{name}/rollback?to=N loads this one again."
+)
 NOT_OFFERED = _code("not_offered", 404, _R, "Ask the operator for an engine that serves this; /v1/chat/completions is.")
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
 INVALID_REQUEST = _code(

@@ -27,7 +27,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
-from app.receiving import receiver
+from app.receiving import Receive, receiver
 from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox import Sandbox
@@ -85,7 +85,6 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
     if peers is not None and noop is not None:
         peers.keep(noop.digest)
-
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
         settings.served_name,
@@ -112,6 +111,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         reference=reference,
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
+        keep_versions=settings.keep_versions,
         parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
@@ -130,12 +130,14 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     watch_house(pipeline)
     auditor = _auditor(settings, pipeline, embedded)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front)
+    context = _context(settings, pipeline, engine, front, receiver(settings, metrics, doors))
     following = Following(peers, publishing) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
-def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None) -> Context:
+def _context(
+    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, receive: Receive
+) -> Context:
     rooms = pipeline.rooms
     if front:
         choose = only(front)
@@ -154,7 +156,7 @@ def _context(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet,
         rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
-        receive=receiver(settings, rooms.metrics),
+        receive=receive,
         readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
         engine_metrics=engine.exposition,
     )

@@ -21,6 +21,7 @@ from app.console.session import CookieToKey
 from app.errors import Unavailable
 from app.house import House, open_house
 from app.observe.log import configure, event
+from app.observe.open_files import tell_open_files
 from app.screen.warm import warm
 from app.settings import Settings
 
@@ -36,6 +37,7 @@ cost one request of 12,000 in ten minutes of `bench soak`."""
 def run(settings: Settings) -> None:
     """Serve until a signal. Raises GatewayError when a room will not open (store held, reference wrong, …)."""
     configure(settings.log, settings.log_level)
+    tell_open_files()
     house = open_house(settings)
     if house.context.keys.open_door:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")

@@ -1,10 +1,15 @@
 """What a published version is to those who serve, load and count it, worked out once for each."""
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.domain.digest import SHORT, Digest
+from app.domain.keeping import unloaded
+from app.domain.names import AdapterName
+from app.errors import STORE_FAILED, Unavailable
+from app.lifecycle import State
 from app.observe.metrics import Fates
 from app.rooms import Rooms
 from app.serve.routes import Served
@@ -59,3 +64,29 @@ def held_by(rooms: Rooms) -> Callable[[], frozenset[str] | None]:
 def answerable(row: VersionRow) -> bool:
     """Whether it has what it is answered with. Only an emptied version is answered by the served model in its place."""
     return row.emptied if row.engine_name is None or row.artefact is None else True
+
+
+def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[VersionRow], Sequence[VersionRow]]:
+    """Versions that stay loaded: each adapter's active one and its `keep` newest others; and those that do not."""
+    retired: defaultdict[AdapterName, list[int]] = defaultdict(list)
+    for row in rows:
+        if row.state is State.RETIRED:
+            retired[row.name].append(row.number)
+    old = {name: unloaded(numbers, keep) for name, numbers in retired.items() if len(numbers) > keep}
+    if not old:
+        return rows, ()
+    kept: list[VersionRow] = []
+    gone: list[VersionRow] = []
+    for row in rows:
+        away = row.state is State.RETIRED and row.number in old.get(row.name, ())
+        (gone if away else kept).append(row)
+    return kept, gone
+
+
+def refuse_a_lost_catalogue(rooms: Rooms) -> None:
+    """Artefacts of uploads and no row at all: no new store but one whose catalogue was lost. Nothing is thrown away."""
+    if rooms.catalogue.ever_used():
+        return
+    if theirs := [digest for digest in rooms.blobs.digests() if rooms.blobs.received_bytes(digest)]:
+        why = f"the catalogue is empty and {len(theirs)} artefacts of uploads are there: restore it, or move them away"
+        raise Unavailable(STORE_FAILED, why)

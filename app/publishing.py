@@ -4,17 +4,17 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from app.domain.digest import SHORT, Digest
+from app.domain.digest import Digest
 from app.domain.names import AdapterName, engine_name
 from app.errors import (
     LOAD_FAILED,
     RESERVED_NAME,
-    STORE_FAILED,
     VERSION_NOT_READY,
     Refused,
     Stage,
@@ -22,11 +22,12 @@ from app.errors import (
 )
 from app.lifecycle import State
 from app.observe.log import event
-from app.published import PublishedVersions, answerable, held_by
+from app.published import PublishedVersions, answerable, held_by, kept_and_old, refuse_a_lost_catalogue
 from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.store.standing import Standing
+from app.sweeping import collect_garbage, forget_originals
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
@@ -51,12 +52,12 @@ class Publishing:
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
         self._desired: Mapping[str, Path] = {}
         self._waiting: frozenset[str] = frozenset()
+        self._wanted: Mapping[tuple[str, int], int] = {}  # old versions on their way back, and how many ask for each
         self._published = PublishedVersions(rooms.blobs)
         rooms.blobs.spare(held_by(rooms))
         self._one_at_a_time = asyncio.Lock()
-        self._following = (
-            threading.Lock()
-        )  # of threads: holds through a cancellation, and an older read never comes last
+        # of threads: holds through a cancellation, and an older read never comes last
+        self._following = threading.Lock()
 
     def desired(self) -> Mapping[str, Path]:
         """Engine name → artefact directory of all that the engine should hold."""
@@ -72,13 +73,13 @@ class Publishing:
         if catalogue.has_named(namesake := AdapterName(self._rooms.target.name).key):
             why = f"adapter {namesake!r} has the served model's name: one of them must be called otherwise"
             raise Refused(RESERVED_NAME, why)
-        self._refuse_a_lost_catalogue()
+        refuse_a_lost_catalogue(self._rooms)
         recovered = catalogue.recover()
         for row in recovered.to_load:
             if row.emptied:  # waits for no engine
                 catalogue.activate(row.name, row.number)
         self._follow()
-        self._forget_originals()
+        forget_originals(self._rooms)  # the first pass does it again
         event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
     async def take_over(self) -> None:
@@ -90,6 +91,10 @@ class Publishing:
     def withheld(self, row: VersionRow) -> str | None:
         """Why a published version is not served under the policy in force; None when it is."""
         return self._withheld.get((str(row.name), row.number))
+
+    def is_unloaded(self, row: VersionRow) -> bool:
+        """Whether it was published once and is too old to be kept in the engines: `rollback` brings it back."""
+        return row.state is State.RETIRED and (str(row.name), row.number) in self._rooms.routes.snapshot.unloaded
 
     async def load(self, row: VersionRow) -> VersionRow:
         """Bring a stored version into the engine and publish it; leave it `stored` while the engine is away.
@@ -134,7 +139,7 @@ class Publishing:
                     await self.load(row)
         if self._garbage and every:
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            if await asyncio.to_thread(self._collect_garbage):
+            if await asyncio.to_thread(collect_garbage, self._rooms):
                 self._garbage = True
 
     async def refresh(self) -> None:
@@ -143,9 +148,14 @@ class Publishing:
         self._rooms.reconciler.poke()
 
     async def rollback(self, name: str, to: int | None) -> VersionRow:
-        """Point a name to an earlier version."""
-        row = await asyncio.to_thread(self._roll_back, name, to)
-        await self.refresh()
+        """Point a name to an earlier version; one that is not kept loaded is loaded and probed first.
+
+        Raises Unavailable when it cannot be; then the name stays where it is.
+        """
+        wanted = await asyncio.to_thread(self._earlier, name, to)
+        async with self._brought_back(wanted):
+            row = await asyncio.to_thread(self._rooms.catalogue.rollback, name, wanted.number if wanted else to)
+            await self.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
 
@@ -156,7 +166,8 @@ class Publishing:
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
-        await asyncio.to_thread(self._forget_originals)  # whatever the engine does: it never knew of them
+        if await asyncio.to_thread(forget_originals, self._rooms):  # whatever the engine does: it never knew of them
+            self._garbage = True
         event("deleted", adapter=name, versions=len(rows))
 
     def littered(self) -> None:
@@ -165,15 +176,35 @@ class Publishing:
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _roll_back(self, name: str, to: int | None) -> VersionRow:
+    def _earlier(self, name: str, to: int | None) -> VersionRow | None:
+        """The version that is meant; None where the catalogue says what is wrong. Raises Refused when it is withheld."""
         catalogue = self._rooms.catalogue
+        if to is not None:
+            row = catalogue.version(name, to)
+            if why := self.withheld(row):
+                raise Refused(VERSION_NOT_READY, f"{name} version {to} is withheld: {why}", param="to")
+            return row if row.state is State.RETIRED else None
         active = catalogue.adapter(name).active or 0
         earlier = [row for row in catalogue.versions(name) if row.state is State.RETIRED and row.number < active]
-        if to is None:
-            to = max((row.number for row in earlier if not self.withheld(row)), default=None)
-        elif why := self.withheld(catalogue.version(name, to)):
-            raise Refused(VERSION_NOT_READY, f"{name} version {to} is withheld: {why}", param="to")
-        return catalogue.rollback(name, to)
+        return next((row for row in reversed(earlier) if not self.withheld(row)), None)
+
+    @asynccontextmanager
+    async def _brought_back(self, row: VersionRow | None) -> AsyncIterator[None]:
+        """An old version is loaded and probed, and kept so for as long as this lasts. Raises as Reconciler.ensure."""
+        if row is None or not self.is_unloaded(row):
+            yield
+            return
+        at = (str(row.name), row.number)
+        self._wanted = {**self._wanted, at: self._wanted.get(at, 0) + 1}
+        try:
+            await self.refresh()
+            if row.engine_name is not None:
+                await self._rooms.reconciler.ensure(row.engine_name)
+            yield
+        finally:
+            left = {**self._wanted, at: self._wanted[at] - 1}
+            self._wanted = {at: count for at, count in left.items() if count}
+            await self.refresh()
 
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         async with self._one_at_a_time:  # several may have waited for the same load
@@ -198,22 +229,14 @@ class Publishing:
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published
 
-    def _refuse_a_lost_catalogue(self) -> None:
-        """Artefacts of uploads and no row at all: no new store but one whose catalogue was lost. Nothing is thrown away."""
-        r = self._rooms
-        if r.catalogue.ever_used():
-            return
-        if theirs := [digest for digest in r.blobs.digests() if r.blobs.received_bytes(digest)]:
-            why = f"the catalogue is empty and {len(theirs)} artefacts of uploads are there: restore it, or move them away"
-            raise Unavailable(STORE_FAILED, why)
-
     def _stand(self) -> None:
         """Write down what is in force, for the auditor."""
         catalogue, parameters = self._rooms.catalogue, self._rooms.parameters
         rows = (*catalogue.served(), *catalogue.pending())
         older = (row for row in rows if row.parameters != parameters and self.withheld(row) is None)
         passed = (row.artefact for row in older if row.artefact is not None)
-        Standing.make(parameters, passed, self._withheld).write(self._rooms.blobs.root)
+        keep = self._rooms.keep_versions
+        Standing.make(parameters, passed, self._withheld, keep).write(self._rooms.blobs.root)
 
     def _measure_again(self, rows: Iterable[VersionRow]) -> None:
         """What was screened under another policy or reference is measured again, once, before it is served."""
@@ -245,15 +268,21 @@ class Publishing:
         pending, published = r.catalogue.pending(), r.catalogue.served()
         self._measure_again((*published, *pending))
         waiting = [row for row in pending if not self.withheld(row)]
-        served = self._published.of(row for row in published if self._may_serve(row))
+        kept, old = kept_and_old([row for row in published if self._may_serve(row)], r.keep_versions)
+        back = [row for row in old if (str(row.name), row.number) in self._wanted]
+        served = self._published.of(kept)
         desired = {one.row.engine_name: one.path for one in served if one.row.engine_name and one.path}
-        desired |= {row.engine_name: r.blobs.path(row.artefact) for row in waiting if row.engine_name and row.artefact}
+        for row in (*waiting, *back):
+            if row.engine_name and row.artefact:
+                desired[row.engine_name] = r.blobs.path(row.artefact)
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
-        self._waiting = frozenset(row.engine_name for row in waiting if row.engine_name)  # before anybody wants them
+        self._waiting = frozenset(
+            row.engine_name for row in (*waiting, *back) if row.engine_name
+        )  # before they are wanted
         self._desired = desired
-        r.routes.replace(tuple(one.served for one in served))
+        r.routes.replace(tuple(one.served for one in served), {(str(row.name), row.number) for row in old})
         counts = {one.served.adapter: one.fates for one in served if one.served.active}
         self.followed = revision
         r.metrics.show_adapters(counts, {one.served.adapter for one in served} - counts.keys(), len(waiting))
@@ -263,35 +292,3 @@ class Publishing:
             event("not_served", logging.ERROR, adapter=row.name, version=row.number, why="it has no artefact")
             return False
         return not self._withheld or not self.withheld(row)
-
-    def _forget_originals(self) -> None:
-        r = self._rooms
-        try:
-            removed = r.originals.collect(r.catalogue.originals_needed)
-        except Unavailable as error:
-            self._garbage = True
-            event("not_collected", logging.WARNING, why=error.message)
-            return
-        if removed:
-            event("originals_removed", files=removed)
-
-    def _collect_garbage(self) -> bool:
-        """Remove artefacts that no version needs and the engine does not hold; True while it still holds some.
-
-        Only by the lists of engines that all answer: one that was started by somebody else may hold what an earlier gateway
-        gave it, and reads it again whenever it likes (engine.md row 3).
-        """
-        r = self._rooms
-        self._forget_originals()
-        held = {name.partition("@")[2][:SHORT] for name in r.reconciler.may_read()}
-        standing = frozenset({r.noop.digest} if r.noop else ())
-        try:
-            removed, spared = r.blobs.collect(
-                lambda: r.catalogue.live_digests() | standing, lambda digest: digest.short in held
-            )
-        except Unavailable as error:
-            event("not_collected", logging.WARNING, why=error.message)
-            return True
-        if removed:
-            event("collected", artefacts=removed)
-        return spared > 0

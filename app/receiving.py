@@ -1,6 +1,7 @@
 """How the gateway takes uploads in: its limits, its places, its quarantine, and who shares them."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Final
 
 from fastapi import Request
@@ -15,8 +16,11 @@ from app.watching import watch_waiting
 
 UPLOADERS: Final = frozenset({Role.UPLOAD})
 
+Receive = Callable[[Request], Awaitable[SealedUpload]]
+"""A request's body → a sealed upload."""
 
-def receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[SealedUpload]]:
+
+def receiver(settings: Settings, metrics: Metrics, doors: ExitStack) -> Receive:
     """What turns a request's body into a sealed upload. Where several keys may upload, they share the places."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
@@ -24,6 +28,7 @@ def receiver(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaita
         free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
+    doors.callback(quarantine.close)
     slots = Slots(limits.max_concurrent)
     watch_waiting(metrics, slots, quarantine, limits.free_disk_floor_bytes)
 

@@ -17,7 +17,7 @@ UPLOAD_TIMEOUT_S: Final = 900.0
 """Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
 
 adapters = typer.Typer(
-    no_args_is_help=True, help="Push, list, show, screen again and remove adapters of a running gateway."
+    no_args_is_help=True, help="Push, list, show, warm, screen again and remove adapters of a running gateway."
 )
 out, err = Console(), Console(stderr=True)
 
@@ -91,6 +91,25 @@ def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = 
     out.print(_line(version), highlight=False)
     if (version.get("report") or {}).get("verdict"):
         out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
+
+
+@adapters.command("warm")
+def warm(
+    name: str,
+    version: Annotated[int | None, typer.Option(help="Which; default: the active one")] = None,
+    url: Url = "http://127.0.0.1:8080",
+    key: Key = None,
+) -> None:
+    """Bring an adapter into the engines' slots before its first request. Exit status 1 when one engine is not warm."""
+    with _client(url, key) as client:
+        told = _answer(client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version}))
+    for one in told["engines"]:
+        how = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
+        out.print(f"{told['model']}  engine {one['engine']}  {how}", soft_wrap=True, highlight=False, markup=False)
+    if not told["engines"]:
+        out.print(f"{told['model']}  emptied: the served model answers, nothing is to be warmed", highlight=False)
+    if not all(one["warm"] for one in told["engines"]):
+        sys.exit(1)
 
 
 @adapters.command("rm")

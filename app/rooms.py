@@ -25,6 +25,7 @@ class Rooms:
 
     parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     screen_seconds: the longest one screening may take.
+    keep_versions: of each adapter this many retired versions stay loaded, the newest.
     progress: what becomes of each upload, for those who watch.
     sanitise: makes of an upload what may be stored, here or in a process that is shut away.
     reconciler: keeps the engine filled, or the fleet of several.
@@ -38,6 +39,7 @@ class Rooms:
     policy: Policy
     screen_seconds: float
     parameters: str
+    keep_versions: int
     sanitise: Sanitise
     blobs: BlobStore
     originals: Originals

@@ -20,6 +20,7 @@ from app.prune.canonical import canonicalise
 from app.prune.cut import cut
 from app.screen.reference import Reference
 from app.screen.screen import screen
+from app.screen.threads import single_threaded_kernels
 from app.validate.adapter import ValidateLimits, validate
 
 RULES: Final = 1
@@ -65,7 +66,18 @@ the verdict rejects it or leaves nothing. Raises GatewayError."""
 def sanitise(
     measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps
 ) -> Artefact | None:
-    """See `Sanitise`. Blocking."""
+    """See `Sanitise`. Blocking.
+
+    Torch's kernels use one thread each throughout, not in the measuring alone: reading and projecting are hundreds of small
+    operations, and on a busy machine OpenMP's barriers made seconds of them.
+    """
+    with single_threaded_kernels():
+        return _sanitise(measure, config, weights, received, steps)
+
+
+def _sanitise(
+    measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps
+) -> Artefact | None:
     with _timed(steps, Stage.VALIDATE):
         adapter = validate(config, weights, measure.target, measure.limits)
     steps.validated()

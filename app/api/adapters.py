@@ -12,10 +12,11 @@ from app.api.views import adapters_page, one_adapter, one_version
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
-from app.errors import GatewayError, Stage
+from app.errors import GatewayError, Stage, envelope
 from app.lifecycle import State
 from app.pipeline import Pipeline
 from app.upload.receive import SealedUpload
+from app.warming import warm
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -125,6 +126,33 @@ async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le
     """Point the name to an earlier version: `to`, or the one before the active."""
     row = await ctx.pipeline.publishing.rollback(name, to)
     return await asyncio.to_thread(one_version, ctx.pipeline, name, row.number)
+
+
+@router.post("/adapters/{name}/warm")
+async def warm_up(
+    name: str,
+    ctx: Ctx,
+    version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER, description="Which; default: the active one")] = None,
+) -> dict[str, Any]:
+    """Ask every engine that holds the version for one token, so that it is in a slot when the first request comes.
+
+    `engines`: how long each took, and why one is not warm; empty for an emptied version, which the served model answers.
+    It stays warm as long as anything else that was just used: vLLM has no way to pin it.
+    """
+    done = await warm(ctx.pipeline.rooms, name, version)
+    return {
+        "model": done.target.asked,
+        "digest": done.target.digest,
+        "engines": [
+            {
+                "engine": one.number,
+                "warm": one.error is None,
+                "seconds": round(one.seconds, 6),
+                "error": envelope(one.error)["error"] if one.error else None,
+            }
+            for one in done.engines
+        ],
+    }
 
 
 @router.delete("/adapters/{name}", status_code=204)

@@ -32,6 +32,7 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("GET", "/adapters/{name}"): _KEPT,
     ("GET", "/adapters/{name}/versions/{number}"): _KEPT,
     ("GET", "/adapters/{name}/events"): _KEPT,
+    ("POST", "/adapters/{name}/warm"): _KEPT | {Stage.LOAD},
     ("POST", "/adapters/{name}/rollback"): _KEPT | {Stage.LOAD},
     ("POST", "/adapters/{name}/rescreen"): _UPLOAD,
     ("POST", "/rescreen"): _UPLOAD,
@@ -90,6 +91,7 @@ _VERSION: Final[Mapping[str, Schema]] = {
     "state": {"enum": [state.value for state in State]},
     "active": {"type": "boolean"},
     "withheld": _or_null("string"),
+    "unloaded": {"type": "boolean"},
     "outcome": _or_null("string"),
     "modules_total": _or_null("integer"),
     "modules_pruned": _or_null("integer"),
@@ -150,6 +152,15 @@ _RESOLVED: Final = _object(
 )
 
 
+_WARM: Final[Mapping[str, Schema]] = {
+    "engine": _WHOLE,
+    "warm": {"type": "boolean"},
+    "seconds": {"type": "number"},
+    "error": {"anyOf": [{"type": "null"}, _ERROR]},
+}
+_WARMTH: Final = _object({"model": _TEXT, "digest": _or_null("string"), "engines": _list(_object(_WARM))})
+
+
 def _json(schema: Schema) -> Schema:
     return {_JSON: {"schema": schema}}
 
@@ -164,6 +175,7 @@ _ANSWERS: Final[Mapping[tuple[str, str], Mapping[int, Schema]]] = {
     ("GET", "/adapters"): {200: _json(_object({"adapters": _list(_ref("Adapter")), "next": _or_null("string")}))},
     ("GET", "/adapters/{name}"): {200: _json(_ref("Adapter"))},
     ("GET", "/adapters/{name}/versions/{number}"): {200: _json(_ref("Version"))},
+    ("POST", "/adapters/{name}/warm"): {200: _json(_WARMTH)},
     ("POST", "/adapters/{name}/rollback"): {200: _json(_ref("Version"))},
     ("POST", "/adapters/{name}/rescreen"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
     ("POST", "/rescreen"): {200: {"text/event-stream": {}}},

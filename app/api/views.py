@@ -12,7 +12,8 @@ from app.store.schema import AdapterRow, VersionRow
 def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None) -> dict[str, Any]:
     """One version. With `report`: every module's score."""
     withheld = pipeline.publishing.withheld(row)
-    answers = row.state in SERVABLE and withheld is None
+    old = pipeline.publishing.is_unloaded(row)
+    answers = row.state in SERVABLE and withheld is None and not old
     view: dict[str, Any] = {
         "name": str(row.name),
         "version": row.number,
@@ -20,6 +21,7 @@ def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None)
         "state": row.state.value,
         "active": answers and row.state is State.READY,
         "withheld": withheld,
+        "unloaded": old,
         "outcome": row.outcome.value if row.outcome else None,
         "modules_total": row.modules_total,
         "modules_pruned": row.modules_pruned,

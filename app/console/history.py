@@ -56,6 +56,7 @@ class Version:
     row: VersionRow
     standing: Standing
     withheld: str | None
+    unloaded: bool
     hint: str | None
     changes: Changes | None
     report: Mapping[str, Any] | None
@@ -119,6 +120,7 @@ def _version(
         row=row,
         standing=standing(pipeline, row),
         withheld=withheld,
+        unloaded=pipeline.publishing.is_unloaded(row),
         hint=code.hint if code else None,
         changes=changes,
         report=report,

@@ -153,6 +153,19 @@ class Reconciler:
             if name not in self._loaded:
                 await self._load(name)
 
+    async def warm(self, name: str) -> None:
+        """Have the engine answer one token by `name`, so that it is in a slot now.
+
+        Raises Unavailable: ENGINE_UNAVAILABLE when it does not hold it, or is away; LOAD_FAILED when it does not answer.
+        """
+        if not self.is_loaded(name):
+            raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not loaded there")
+        try:
+            await probe(self._engine, name)
+        except Unavailable:
+            self.poke()
+            raise
+
     async def retire(self, name: str) -> None:
         """Unload `name` once no request is in flight on it. It must not be desired any more.
 

@@ -6,11 +6,12 @@ Names are resolved once, at the door; a request keeps the target it was given ho
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
 from app.domain.names import NAME_LIMIT, parse_model
-from app.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
+from app.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, VERSION_UNLOADED, Refused, Unavailable
 
 MODEL_LIMIT: Final = NAME_LIMIT + 11
 """Characters of the longest name that can mean anything: a name, `@`, a version number."""
@@ -46,10 +47,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole table: name as asked → target, and the versions it was made from."""
+    """The whole table: name as asked → target, and the versions it was made from.
+
+    unloaded: (adapter, version) of those that are too old to be kept in the engines.
+    """
 
     targets: Mapping[str, Target]
     served: tuple[Served, ...] = ()
+    unloaded: AbstractSet[tuple[str, int]] = frozenset()
 
 
 class Routes:
@@ -83,7 +88,7 @@ class Routes:
         """The table in force."""
         return self._snapshot
 
-    def replace(self, versions: tuple[Served, ...]) -> None:
+    def replace(self, versions: tuple[Served, ...], unloaded: AbstractSet[tuple[str, int]] = frozenset()) -> None:
         """Put a new table in force, at once and for all requests that come after."""
         targets: dict[str, Target] = {}
         before, made = self._made, dict[int, tuple[Served, Target, Target]]()
@@ -94,7 +99,7 @@ class Routes:
                 targets[served.adapter] = known[2]
         targets[self.model] = self._base
         self._made = made
-        self._snapshot = Snapshot(targets, versions)
+        self._snapshot = Snapshot(targets, versions, unloaded)
         names = {served.engine_name for served in versions} | {self._base.engine_name}
         for name in list(self._used):  # in one step: requests go on meanwhile
             if name not in names and name not in self._flying:
@@ -103,12 +108,12 @@ class Routes:
     def resolve(self, model: object) -> Target:
         """What `model`, as a stranger sent it, means.
 
-        Raises Refused MODEL_MISSING or MODEL_NOT_FOUND; Unavailable ENGINE_UNAVAILABLE when it is known but the engine
-        does not hold it now: never another adapter, never the served model in its place.
+        Raises Refused MODEL_MISSING, MODEL_NOT_FOUND or VERSION_UNLOADED; Unavailable ENGINE_UNAVAILABLE when it is known
+        but the engine does not hold it now: never another adapter, never the served model in its place.
         """
         target = self._snapshot.targets.get(model) if isinstance(model, str) else None
         if target is None:
-            raise _unknown(model)
+            raise _unknown(model, self._snapshot.unloaded)
         if not self.is_loaded(target):
             raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
         return target
@@ -148,11 +153,16 @@ class Routes:
         return Target(f"{served.adapter}@{served.version}", *labels), Target(served.adapter, *labels)
 
 
-def _unknown(model: object) -> Refused:
+def _unknown(model: object, unloaded: AbstractSet[tuple[str, int]]) -> Refused:
     if model is None or model == "":
         return Refused(MODEL_MISSING, "the request names no model", param="model")
     if not isinstance(model, str):
         return Refused(MODEL_NOT_FOUND, "`model` must be a string", param="model")
-    if len(model) > MODEL_LIMIT or parse_model(model) is None:
+    parsed = None if len(model) > MODEL_LIMIT else parse_model(model)
+    if parsed is None:
         return Refused(MODEL_NOT_FOUND, f"The model {model[:MODEL_LIMIT]!r} cannot exist", param="model")
+    if parsed in unloaded:
+        return Refused(
+            VERSION_UNLOADED, f"The model {model!r} is an old version that is not kept loaded", param="model"
+        )
     return Refused(MODEL_NOT_FOUND, f"The model {model!r} does not exist", param="model")

@@ -12,6 +12,7 @@ from typing import Final
 
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
+from app.domain.keeping import unloaded
 from app.lifecycle import IN_FLIGHT, SERVABLE, State
 from app.store import audit_objects, audit_originals, invariants
 from app.store.blobs import LOCK, STAGING
@@ -184,8 +185,10 @@ def _engine(
     """I1 and I6 for whatever it holds, I4 for whatever it should hold."""
     withheld = standing.withheld if standing else frozenset()
     rows = {row.engine_name: (one, row) for one in adapters for row in one.versions if row.engine_name}
+    old = {at for one in adapters for at in _unloaded(one, standing)}
     for name, (one, row) in rows.items():
-        if row.state in SERVABLE and (one.name, row.number) not in withheld and name not in listed:
+        held = row.state in SERVABLE and not {(one.name, row.number)} & (withheld | old)
+        if held and name not in listed:
             yield Finding("I4", f"{one.name}@{row.number}", f"the engine does not hold {name}")
     for name, card in listed.items():
         if "@" not in name and card.parent is None:
@@ -201,6 +204,15 @@ def _engine(
             yield Finding("I1", at, "reads a damaged artefact")
         if name in rows and (rows[name][0].name, rows[name][1].number) in withheld:
             yield Finding("I1", at, "is withheld by the policy in force")
+
+
+def _unloaded(one: AdapterSeen, standing: Standing | None) -> Iterable[tuple[str, int]]:
+    """Versions that the engine need not hold, because there are newer ones."""
+    if standing is None or standing.keep_versions is None:
+        return ()
+    retired = (row.number for row in one.versions if row.state == State.RETIRED)
+    served = (number for number in retired if (one.name, number) not in standing.withheld)
+    return ((one.name, number) for number in unloaded(served, standing.keep_versions))
 
 
 def _bounded(data: Path, root: Path) -> Findings:

@@ -25,17 +25,25 @@ class Standing:
     """parameters: the key of all that a verdict depends on besides the bytes, as it is now in force.
 
     passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
-    (adapter, version number) of those that did not.
+    (adapter, version number) of those that did not. keep_versions: how many of an adapter's retired versions the engines
+    hold; None: all.
     """
 
     parameters: str
     passed: frozenset[Digest] = frozenset()
     withheld: frozenset[tuple[str, int]] = frozenset()
+    keep_versions: int | None = None
 
     @classmethod
-    def make(cls, parameters: str, passed: Iterable[Digest], withheld: Iterable[tuple[str, int]]) -> Self:
+    def make(
+        cls,
+        parameters: str,
+        passed: Iterable[Digest],
+        withheld: Iterable[tuple[str, int]],
+        keep_versions: int | None = None,
+    ) -> Self:
         """From any iterables."""
-        return cls(parameters, frozenset(passed), frozenset(withheld))
+        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions)
 
     def write(self, root: Path) -> None:
         """Keep it in the store's directory, whole or not at all. Raises Unavailable NO_SPACE or STORE_FAILED."""
@@ -43,6 +51,7 @@ class Standing:
             "parameters": self.parameters,
             "passed": sorted(digest.hex for digest in self.passed),
             "withheld": sorted(self.withheld),
+            "keep_versions": self.keep_versions,
         }
         fresh = root / f".standing-{secrets.token_hex(8)}"
         with disk_errors("write down what is in force"):
@@ -59,6 +68,8 @@ class Standing:
         try:
             fields = json.loads((root / STANDING).read_bytes())
             withheld = ((str(name), int(number)) for name, number in fields["withheld"])
-            return cls.make(str(fields["parameters"]), map(Digest, fields["passed"]), withheld)
+            keep = fields.get("keep_versions")  # an earlier release kept all
+            passed = map(Digest, fields["passed"])
+            return cls.make(str(fields["parameters"]), passed, withheld, None if keep is None else int(keep))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None

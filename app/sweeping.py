@@ -1,0 +1,41 @@
+"""Removes what no version needs: artefacts that no engine may read any more, and originals."""
+
+import logging
+
+from app.domain.digest import SHORT
+from app.errors import Unavailable
+from app.observe.log import event
+from app.rooms import Rooms
+
+
+def forget_originals(rooms: Rooms) -> bool:
+    """Remove uploads that no version was made from. Blocking. True when it has to be tried again."""
+    try:
+        removed = rooms.originals.collect(rooms.catalogue.originals_needed)
+    except Unavailable as error:
+        event("not_collected", logging.WARNING, why=error.message)
+        return True
+    if removed:
+        event("originals_removed", files=removed)
+    return False
+
+
+def collect_garbage(rooms: Rooms) -> bool:
+    """Remove artefacts that no version needs and no engine holds. Blocking. True while an engine still holds some.
+
+    Only by the lists of engines that all answer: one that was started by somebody else may hold what an earlier gateway
+    gave it, and reads it again whenever it likes (engine.md row 3).
+    """
+    again = forget_originals(rooms)
+    held = {name.partition("@")[2][:SHORT] for name in rooms.reconciler.may_read()}
+    standing = frozenset({rooms.noop.digest} if rooms.noop else ())
+    try:
+        removed, spared = rooms.blobs.collect(
+            lambda: rooms.catalogue.live_digests() | standing, lambda digest: digest.short in held
+        )
+    except Unavailable as error:
+        event("not_collected", logging.WARNING, why=error.message)
+        return True
+    if removed:
+        event("collected", artefacts=removed)
+    return again or spared > 0
