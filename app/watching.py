@@ -177,11 +177,15 @@ def readiness_of(
         return {
             "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
             "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
-            "engine": None if up else "starting or away",
+            "engine": None if up else _why_down(reconciler),
             **({} if peers is None or peers.fresh else {"catalogue": "not read for too long"}),
         }
 
     return readiness
+
+
+def _why_down(reconciler: Reconciler | Fleet) -> str:
+    return next((one.objection.why for one in reconciler.each if one.objection.why), "starting or away")
 
 
 def _wrong_with(part: str, check: Callable[[], None]) -> str | None:

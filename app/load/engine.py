@@ -23,6 +23,8 @@ LOAD_PATH: Final = "/v1/load_lora_adapter"
 UNLOAD_PATH: Final = "/v1/unload_lora_adapter"
 HEALTH_PATH: Final = "/health"
 METRICS_PATH: Final = "/metrics"
+DEVELOPERS_PATH: Final = "/is_sleeping"
+DEVELOPERS: Final = "it runs with VLLM_SERVER_DEV_MODE, so that whoever reaches it can run code in it: start it without"
 
 CONNECT_S: Final = 5.0
 """Seconds to connect: the engine is on this machine or near."""
@@ -91,6 +93,9 @@ class Engine(Protocol):
 
     async def healthy(self) -> bool:
         """Whether it answers and can compute."""
+
+    async def objection(self) -> str | None:
+        """What speaks against using it at all, however it is started; None: nothing. Raises Unavailable."""
 
     async def exposition(self) -> bytes:
         """Its own metrics in Prometheus text format. Raises Unavailable ENGINE_UNAVAILABLE."""
@@ -170,6 +175,11 @@ class HttpEngine:
             return (await self._control("GET", HEALTH_PATH))[0] == 200
         except Unavailable:
             return False
+
+    async def objection(self) -> str | None:
+        """See Engine.objection. Asks a question only, which vLLM answers in its development mode alone."""
+        status, _ = await self._control("GET", DEVELOPERS_PATH)
+        return DEVELOPERS if status == 200 else None
 
     async def exposition(self) -> bytes:
         """See Engine.exposition."""

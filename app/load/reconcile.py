@@ -15,6 +15,7 @@ from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, GatewayError, Unavailable
 from app.load.engine import Engine
+from app.load.objection import Objection
 from app.load.probe import probe
 
 LOADERS: Final = 4
@@ -76,6 +77,7 @@ class Reconciler:
         self._failures: dict[str, _Failure] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._up = False
+        self.objection = Objection()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -182,6 +184,8 @@ class Reconciler:
             listed = await self._engine.models()
         except Unavailable:
             self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
+            return
+        if not self._up and await self.objection.stands(self._engine):
             return
         if not self._up:
             self._failures.clear()  # what failed on the old engine may work on this one

@@ -31,6 +31,7 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
 async def test_it_is_healthy_and_lists_its_own_model(any_engine: AnyEngine) -> None:
     assert await any_engine.client.healthy()
     assert await any_engine.client.models() == {any_engine.model}
+    assert await any_engine.client.objection() is None
 
 
 async def test_what_was_loaded_is_listed_and_answers_under_its_name(any_engine: AnyEngine) -> None:

@@ -305,3 +305,18 @@ async def test_stop_at_any_moment_stops(house: House, simulator: Simulator) -> N
             await asyncio.sleep(0)
         async with asyncio.timeout(2):
             await house.reconciler.stop()
+
+
+@pytest.mark.ruling("O06")
+async def test_an_engine_with_its_developers_doors_open_is_not_used(house: House, simulator: Simulator) -> None:
+    def seen() -> tuple[bool, bool, int]:
+        why = house.reconciler.objection.why or ""
+        return house.reconciler.engine_up, "VLLM_SERVER_DEV_MODE" in why, len(simulator.loaded)
+
+    simulator.developers = True
+    house.want(A)
+    await house.reconciler.reconcile()
+    assert seen() == (False, True, 0)
+    simulator.developers = False
+    await house.reconciler.reconcile()
+    assert seen() == (True, False, 1)

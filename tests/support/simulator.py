@@ -65,6 +65,7 @@ class Simulator:
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.embeds = False
+        self.developers = False  # VLLM_SERVER_DEV_MODE
         self.chunks = 0  # of streams, written so far
         self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
@@ -77,6 +78,7 @@ class Simulator:
             [
                 web.get("/health", self._faulty("health", self._health)),
                 web.get("/metrics", self._faulty("metrics", self._metrics)),
+                web.get("/is_sleeping", self._is_sleeping),
                 web.get("/v1/models", self._faulty("models", self._models)),
                 web.post("/v1/load_lora_adapter", self._faulty("load", self._load)),
                 web.post("/v1/unload_lora_adapter", self._faulty("unload", self._unload)),
@@ -121,6 +123,10 @@ class Simulator:
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
         return web.Response(status=503 if self.faults.get("health") == "503" else 200)
+
+    async def _is_sleeping(self, _: web.Request) -> web.StreamResponse:
+        """One of the routes that vLLM has with VLLM_SERVER_DEV_MODE=1 only."""
+        return web.json_response({"is_sleeping": False}, status=200 if self.developers else 404)
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
         return web.Response(text=exposition(len(self.seen), self.model), content_type="text/plain")
