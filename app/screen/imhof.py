@@ -82,6 +82,23 @@ def _angle(y: Any, x: Any) -> Any:
 
 
 @compiled
+def _grows(w: Any, dof: Any, angle: float, u: Any, growth: float) -> bool:
+    """Whether ln |φ| comes to more than `growth` at one of the u along the ray."""
+    fallen, sine, cosine = np.zeros(len(u)), math.sin(angle), math.cos(angle)
+    for j in range(len(w)):
+        turn, grow, quarter = w[j] * sine, w[j] * cosine, 0.25 * dof[j]
+        for k in range(len(u)):
+            real, imag = 1.0 + turn * u[k], grow * u[k]
+            fallen[k] += quarter * _log(real * real + imag * imag)
+    most = 0.0
+    for k in range(len(u)):
+        most = max(most, fallen[k])
+        if fallen[k] < most - growth:
+            return True
+    return False
+
+
+@compiled
 def _top(w: Any, dof: Any, sine: float, cosine: float, decay: float, last: float) -> float:
     """The largest node: where −ln|φ| has reached `decay`, by eight bisections."""
     low, high = 0.0, last
@@ -135,8 +152,9 @@ def _sums(
 
 @compiled
 def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
-    """Value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI)."""
-    step, angle, decay, ln_small, last, cantelli = setting
+    """Value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI, GROWTH,
+    HALVINGS, LOOK, FINER)."""
+    step, angle, decay, ln_small, last, cantelli, growth, halvings, look, finer = setting
     mean = variance = skew = lowest = highest = 0.0
     for j in range(len(w)):
         lowest, highest = min(lowest, w[j]), max(highest, w[j])
@@ -148,6 +166,13 @@ def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
     scale = abs(mean) + math.sqrt(variance)
     w, dw = w / scale, dw / scale
     turned = -angle if skew > 0.0 else angle
+    usual = turned
+    seen = np.exp(np.arange(ln_small, last, look))
+    for attempt in range(2 * halvings):
+        if not _grows(w, dof, turned, seen, growth):
+            break
+        turned = -turned if attempt % 2 == 0 else -0.5 * turned
+    step = step if turned == usual else step / finer
     sine, cosine = math.sin(turned), math.cos(turned)
     top = _top(w, dof, sine, cosine, decay, last)
     nodes = min(math.ceil((top - ln_small) / step), NODES)

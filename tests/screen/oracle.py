@@ -60,3 +60,16 @@ def median_and_iqr(sample: Tensor) -> tuple[float, float]:
     """Of a sample."""
     low, middle, high = torch.quantile(sample, torch.tensor([0.25, 0.5, 0.75], dtype=sample.dtype)).tolist()
     return middle, high - low
+
+
+def probability_below_zero(w: list[float], dof: list[float], *, step: float = 1e-3) -> float:
+    """P(Σ w_j·χ²_{ν_j} ≤ 0): Imhof's integral over x = ln u on the real axis, where |φ| only falls. Slow, float64."""
+    weights = torch.tensor(w, dtype=torch.float64)
+    half = 0.5 * torch.tensor(dof, dtype=torch.float64)
+    weights = weights / (weights.abs() @ half)
+    u = torch.exp(torch.arange(-20.0, 25.0, step, dtype=torch.float64))
+    turned, log_size = torch.zeros_like(u), torch.zeros_like(u)
+    for weight, share in zip(weights, half, strict=True):
+        turned += share * torch.atan(weight * u)
+        log_size += 0.5 * share * torch.log1p((weight * u) ** 2)
+    return 0.5 - float((torch.sin(turned) * torch.exp(-log_size)).sum()) * step / torch.pi

@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from app.screen.quadratic import Array, probability, quantiles
+from app.screen.compiling import kernel
+from app.screen.quadratic import _SETTING, Array, probability, quantiles
+from tests.screen.oracle import probability_below_zero
 
 P = np.array([0.25, 0.5, 0.75])
 
@@ -41,6 +43,34 @@ def test_a_symmetric_form_is_below_zero_half_of_the_time() -> None:
 def test_weights_of_one_sign_leave_no_doubt(w: list[float], expected: float) -> None:
     value, _ = probability(np.array([w]), np.full((1, 2), 40.0), np.zeros((1, 2)))
     assert value[0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("mirrored", [1.0, -1.0])
+@pytest.mark.parametrize(
+    "terms",
+    [  # (weight, degrees of freedom): on the usual ray φ overflowed, or came out wrong by up to 1 unnoticed
+        [(1000.0, 6.7), (0.001, 30000.0), (-1658.1, 1.0)],
+        [(1000.0, 1.0), (0.0012, 41000.0), (-153.99, 1.0)],
+        [(0.525, 1.0), (2.24e-5, 10879.0), (-0.00288, 178.5)],
+        [(0.54, 1.0), (8.32e-7, 20000.0), (-0.00967, 80.99)],
+        [(1000.0, 1.0), (2.2, 106.1), (-282.0, 1.0)],
+        [(0.407, 1.0), (2.12e-6, 10000.0), (-3.64e-9, 1e6)],
+        [(0.49, 10000.0), (91.3, 1.0), (1000.0, 1.0), (-0.00446, 1e6)],
+    ],
+)
+def test_many_small_weights_on_the_side_of_few_large_ones(terms: list[tuple[float, float]], mirrored: float) -> None:
+    w, dof = (list(column) for column in zip(*terms, strict=True))
+    w = [mirrored * x for x in w]
+    exact = probability_below_zero(w, dof)
+    row, nu, along = np.array([w]), np.array([dof]), -np.ones((1, len(w)))
+    fast = kernel("imhof")
+    assert fast is not None
+    h = 1e-6 / sum(dof)
+    for value, slope in (probability(row, nu, along), fast.probability(row, nu[0], along, _SETTING)):
+        assert value[0] == pytest.approx(exact, abs=2e-7)
+        assert np.isfinite(slope[0])
+        ups, downs = (probability_below_zero([x - sign * h for x in w], dof) for sign in (1.0, -1.0))
+        assert slope[0] == pytest.approx((ups - downs) / (2.0 * h), rel=1e-3, abs=1e-4 * sum(dof))
 
 
 def test_zero_weights_count_for_nothing() -> None:
