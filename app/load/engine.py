@@ -178,8 +178,8 @@ class HttpEngine:
 
     async def objection(self) -> str | None:
         """See Engine.objection. Asks a question only, which vLLM answers in its development mode alone."""
-        status, _ = await self._control("GET", DEVELOPERS_PATH)
-        return DEVELOPERS if status == 200 else None
+        status, body = await self._control("GET", DEVELOPERS_PATH)
+        return DEVELOPERS if status == 200 and b'"is_sleeping"' in body else None  # others answer 200 to any path
 
     async def exposition(self) -> bytes:
         """See Engine.exposition."""

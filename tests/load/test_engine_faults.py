@@ -140,3 +140,13 @@ async def test_many_requests_share_few_connections(simulator: Simulator) -> None
 )
 def test_the_engines_words_are_found_whatever_it_says(body: bytes, said: str) -> None:
     assert words(body) == said
+
+
+async def test_a_server_that_answers_to_any_path_is_not_taken_for_one_in_development(
+    simulator: Simulator, simulated_client: HttpEngine
+) -> None:
+    assert await simulated_client.objection() is None
+    simulator.developers = True
+    assert await simulated_client.objection() is not None
+    simulator.faults["is_sleeping"] = "garbage"
+    assert await simulated_client.objection() is None

@@ -78,7 +78,7 @@ class Simulator:
             [
                 web.get("/health", self._faulty("health", self._health)),
                 web.get("/metrics", self._faulty("metrics", self._metrics)),
-                web.get("/is_sleeping", self._is_sleeping),
+                web.get("/is_sleeping", self._faulty("is_sleeping", self._is_sleeping)),
                 web.get("/v1/models", self._faulty("models", self._models)),
                 web.post("/v1/load_lora_adapter", self._faulty("load", self._load)),
                 web.post("/v1/unload_lora_adapter", self._faulty("unload", self._unload)),
