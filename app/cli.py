@@ -3,12 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import httpx
 import typer
 from pydantic import ValidationError
 from rich import box
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -25,6 +26,9 @@ from app.moving import move_command
 from app.observe.open_files import raise_open_files
 from app.observe.report import heat_map, score_table
 from app.remote import adapters, err, fail, out
+
+TABLE_COLUMNS: Final = 100
+"""Columns that `reference inspect` needs for a model with two digits of layers."""
 
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
@@ -161,7 +165,8 @@ def reference_build(
 @reference.command("inspect")
 def reference_inspect(directory: Path) -> None:
     """Show what a reference holds."""
-    from app.screen.reference import open_reference
+    from app.domain.policy import Policy
+    from app.screen.reference import open_reference, short_of_energy
 
     opened = open_reference(directory, None)
     m = opened.manifest
@@ -170,16 +175,22 @@ def reference_inspect(directory: Path) -> None:
         f"reference {opened.digest}: {kind}, {m.top_k} singular triples a module", soft_wrap=True, highlight=False
     )
     out.print(f"base      {m.base}\naligned   {m.aligned}", soft_wrap=True, highlight=False)
-    out.print("rounding: ‖V − V stored‖ / ‖V‖; triples: their largest residual / s₁", highlight=False)
+    policy = Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
+    legend = "rounding: ‖V − V stored‖ / ‖V‖; triples: their largest residual / s₁; inputs: what the default looks at"
+    out.print(legend, soft_wrap=True, highlight=False)
+    if short := short_of_energy(opened, policy):
+        few = f"in {short} modules all kept triples together hold less than {policy.energy:.0%} of ‖V‖²: build it with more"
+        out.print(few, soft_wrap=True, highlight=False)
     out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "triples"):
+    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "triples", "inputs"):
         table.add_column(column, no_wrap=True, overflow="fold", justify="left" if column == "module" else "right")
     for name, shape in sorted(opened.modules.items()):
         info = opened.info(name)
         numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
-        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers))
-    out.print(table)
+        looked_at = "" if opened.triples(name) is None else str(opened.ends(name, policy).r.shape[1])
+        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers), looked_at)
+    Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # a number cut short is a wrong one
 
 
 @cli.command("screen")

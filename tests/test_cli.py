@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from app.demo.assets import REFERENCE
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Policy
 from app.screen.build import BuildOptions
 from app.screen.reference import open_reference
 from tests.support.adapters import PEFT_DEFAULTS, key
@@ -160,6 +162,10 @@ def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
         info = opened.info(name)
         assert f"{info.v_norm:.4g}" in row
         assert f"{info.lambda_max:.4g}" in row
+        assert f"{info.d_out} × {info.d_in}" in " ".join(row)
+        half = opened.ends(name, Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)).r.shape[1]
+        assert row[-1] == str(half)
+    assert "96 × 192" in run("reference", "inspect", REFERENCE).stdout  # also beside names as long as real ones are
     again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)
     assert (again.returncode, "already exists" in again.stderr) == (1, True)
 
