@@ -142,7 +142,7 @@ def _context(
     if front:
         choose = only(front)
     else:
-        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: rooms.reconciler.engine_up)
+        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _away(rooms.reconciler))
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -160,6 +160,11 @@ def _context(
         readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
         engine_metrics=engine.exposition,
     )
+
+
+def _away(reconciler: Reconciler | Fleet) -> bool:
+    """Known to be away: asked at least once, and not there. Before that nobody is turned away."""
+    return any(one.looked and not one.engine_up for one in reconciler.each)
 
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:

@@ -78,6 +78,7 @@ class Reconciler:
         self._locks: dict[str, asyncio.Lock] = {}
         self._up = False
         self.objection = Objection()
+        self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -210,6 +211,7 @@ class Reconciler:
                 await self.reconcile()
             except Exception:  # a bug, ours or a callback's, must not end the watch over all adapters
                 logging.getLogger("gateway").exception("reconcile pass broke")
+            self.looked = True
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
                 async with asyncio.timeout(self._keeping.interval_s if self._up else DOWN_S):
                     await self._wake.wait()
