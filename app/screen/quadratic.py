@@ -12,8 +12,10 @@ turned away from the real axis to the side of the heavier tail: there the many s
 make φ turn on the real axis, make it fall. Where the mean is far from 0 the many may be on the heavy side, and φ grows
 along that ray beyond all numbers: then the other side is taken, or less of an angle. In x the integrand is analytic in a
 strip and falls off at both ends, so the trapezoid rule converges exponentially (L. N. Trefethen, J. A. C. Weideman, SIAM
-Rev. 56 (2014) 385, theorem 5.1). About eighty nodes give eight digits from 2 to 10⁶ degrees of freedom. The result is a
-number, not a sample: float64, no seed, the same on any number of threads.
+Rev. 56 (2014) 385, theorem 5.1). About eighty nodes give eight digits from 2 to 10⁶ degrees of freedom for the nulls of
+updates. Forms of one or two heavy degrees of freedom beside hundreds of light ones can need a smaller STEP: of 60,000 drawn
+at the edges nine were off by more than 1e-6, the worst by 1e-3. The result is a number, not a sample: float64, no seed, the
+same on any number of threads.
 """
 
 import functools
