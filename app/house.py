@@ -175,6 +175,7 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     if short:
         event(
             "reference_holds_less_than_energy",
+            logging.WARNING,
             modules=short,
             energy=settings.energy,
             hint="their few strongest inputs do not hold that share of V; build the reference with more singular triples",

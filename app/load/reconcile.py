@@ -186,9 +186,9 @@ class Reconciler:
         except Unavailable:
             self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
             return
-        if not self._up and await self.objection.stands(self._engine):
-            return
         if not self._up:
+            if await self.objection.stands(self._engine):
+                return
             self._failures.clear()  # what failed on the old engine may work on this one
         self._held = listed
         desired = self._keeping.desired()

@@ -87,9 +87,9 @@ class Resolving(Reconciler):
         if not await self._engine.healthy():
             self._set(up=False, loaded=frozenset())
             return
-        if not self._up and await self.objection.stands(self._engine):
-            return
         if not self._up:
+            if await self.objection.stands(self._engine):
+                return
             self._failures.clear()  # what failed on the old engine may work on this one
         desired, unproved = self._keeping.desired(), self._unproved()
         for name in self._failures.keys() - desired.keys():

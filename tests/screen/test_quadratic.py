@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from app.screen import nulls, quadratic
 from app.screen.compiling import kernel
 from app.screen.quadratic import _SETTING, Array, probability, quantiles
 from tests.screen.oracle import probability_below_zero
@@ -71,6 +72,43 @@ def test_many_small_weights_on_the_side_of_few_large_ones(terms: list[tuple[floa
         assert np.isfinite(slope[0])
         ups, downs = (probability_below_zero([x - sign * h for x in w], dof) for sign in (1.0, -1.0))
         assert slope[0] == pytest.approx((ups - downs) / (2.0 * h), rel=1e-3, abs=1e-4 * sum(dof))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [(1000.0, 1.0), (15.4, 368.9), (0.0531, 81.63), (-250.0, 20.76)],
+        [(0.001, 1.0), (0.245, 1.0), (0.001, 320.0), (0.001, 1.0), (-0.0192, 18.0)],
+        [(0.00506, 10000.0), (39.7, 1.0), (1.29, 1.0), (-4.77e-5, 1e6)],
+    ],
+)
+def test_the_worst_known_errors_of_the_step(terms: list[tuple[float, float]]) -> None:
+    """A limit, not an aim: forms found by drawing many, for which STEP is too coarse. No null of an update is like them."""
+    w, dof = (np.array([column]) for column in zip(*terms, strict=True))
+    value, _ = probability(w, dof, -np.ones_like(w))
+    assert value[0] == pytest.approx(probability_below_zero(w[0].tolist(), dof[0].tolist()), abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 16, 64])
+@pytest.mark.parametrize("d", [64, 4096])
+def test_nulls_of_updates_keep_the_usual_ray(n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = np.linspace(1.0, 0.3, n) ** 2
+    share /= share.sum()
+    nodes, counts = np.linspace(0.0, 1.0, 12).tolist(), [d / 12] * 12
+    side, seen = quadratic._side, []
+
+    def watched(w: Array, dof: Array, angle: Array) -> Array:
+        found = side(w, dof, angle)
+        seen.append(bool(np.array_equal(found, angle)))
+        return found
+
+    monkeypatch.setattr(quadratic, "_side", watched)
+    monkeypatch.setattr(quadratic, "kernel", lambda _: None)
+    nulls.share_quartiles(share, 4, d)
+    nulls.projection_quartiles(share, nodes, counts)
+    nulls.inner_quartile(share, np.linspace(0.1, 1.0, n), d)
+    assert seen
+    assert all(seen)
 
 
 def test_zero_weights_count_for_nothing() -> None:

@@ -13,10 +13,10 @@ SUMS: Final = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 """Budgets on the sum of an adapter's E-DIEM `input` above nought."""
 
 SHARES: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""Budgets on the share of an adapter's energy on R_3: what projecting would take out."""
+"""Budgets on the share of an adapter's energy on R_3."""
 
 K: Final = 3
-"""Inputs projected out, the gateway's default."""
+"""Inputs looked at in every module, whatever their share of V's energy."""
 
 
 def budgets(subject: Subject) -> Iterator[Cell]:
