@@ -24,6 +24,7 @@ from app.observe.log import configure, event
 from app.observe.open_files import tell_open_files
 from app.screen.warm import warm
 from app.settings import Settings
+from app.uncollected import leave_uncollected
 
 SHUTDOWN_S: Final = 5
 """Seconds that running requests get to end at shutdown."""
@@ -42,7 +43,9 @@ def run(settings: Settings) -> None:
     if house.context.keys.open_door:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
     event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
-    uvicorn.run(build_app(house), host=settings.host, port=settings.port, **server_options(house))
+    app = build_app(house)
+    leave_uncollected()
+    uvicorn.run(app, host=settings.host, port=settings.port, **server_options(house))
 
 
 def server_options(house: House) -> dict[str, Any]:

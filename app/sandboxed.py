@@ -30,6 +30,7 @@ from app.errors import GatewayError, Stage
 from app.sanitise import Measure, sanitise
 from app.screen.reference import open_reference
 from app.screen.warm import warm
+from app.uncollected import leave_uncollected
 from app.validate.adapter import ValidateLimits
 
 FRAME: Final = struct.Struct(">IQ")
@@ -221,6 +222,7 @@ def main() -> None:
         control.send(json.dumps({"failed": error.message}).encode())
         return
     warm()
+    leave_uncollected()
     serve(control, measure, settings)
 
 
