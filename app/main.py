@@ -89,7 +89,8 @@ def build_app(house: House) -> FastAPI:
     app.state.context = house.context
     app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
-    for router in (ops.router, adapters.router, rescreening.router, events.router, fleet.router, openai.router):
+    # Routes are tried one by one for every request: those of inference come first.
+    for router in (openai.router, ops.router, adapters.router, rescreening.router, events.router, fleet.router):
         app.include_router(router)
     _mount_console(app)
     return app

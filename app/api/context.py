@@ -35,7 +35,9 @@ class Context:
     engine_metrics: Callable[[], Awaitable[bytes]]
 
 
-def context(request: Request) -> Context:
+async def context(
+    request: Request,
+) -> Context:  # async, though nothing is waited for: else FastAPI calls it in a thread
     """The one Context of this application."""
     found = request.app.state.context
     assert isinstance(found, Context)

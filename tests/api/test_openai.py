@@ -73,3 +73,19 @@ async def test_a_hung_engine_costs_nobody_a_wait_once_it_is_known(
     async with asyncio.timeout(10):
         while (await running.http.post("/v1/chat/completions", json=asked)).status_code != 200:
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/models"])
+async def test_no_request_of_inference_waits_for_a_thread(
+    running: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def no_thread(*_: Any, **__: Any) -> None:
+        raise AssertionError("a thread was asked for: that costs as much as half of all else a request needs here")
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", no_thread)
+    if path == "/v1/models":
+        answer = await running.http.get(path)
+    else:
+        asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+        answer = await running.http.post(path, json={"model": "served", **asked})
+    assert answer.status_code == 200, answer.text
