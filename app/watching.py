@@ -20,7 +20,8 @@ from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.screen.reference import Reference
-from app.store.audit import Audit, Card, audit
+from app.store.audit import Audit, audit
+from app.store.audit_engines import Card
 from app.store.blobs import BlobStore
 from app.store.peers import Peers
 from app.upload.quarantine import Quarantine
