@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -51,11 +52,7 @@ def audit_command(
     ] = None,
     engine_resolves: Annotated[
         bool,
-        typer.Option(
-            "--engine-resolves",
-            envvar="GATEWAY_ENGINE_RESOLVES",
-            help="It has the plugin: it need not hold anything yet",
-        ),
+        typer.Option("--engine-resolves", envvar="GATEWAY_ENGINE_RESOLVES", help="It fetches adapters by itself"),
     ] = False,
     engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
     api_keys: Annotated[
@@ -78,17 +75,11 @@ def audit_command(
     urls = [part.strip() for part in (engine_url or "").split(",") if part.strip()]
     url = catalogue_url or sqlite_url(data / "catalogue.sqlite")
 
+    kept = partial(look, data, url, secrets=secrets, artefacts=artefacts, store_url=store_url)
+
     def once() -> "Audit":
         listed = asyncio.run(engine_lists(urls, engine_api_key, apart=engine_resolves)) if urls else None
-        return look(
-            data,
-            url,
-            listed=listed,
-            fetching=engine_resolves,
-            secrets=secrets,
-            artefacts=artefacts,
-            store_url=store_url,
-        )
+        return kept(listed=listed, fetching=engine_resolves)
 
     found = once()
     if found.findings:
