@@ -184,9 +184,13 @@ async def engine_lists(urls: Sequence[str], api_key: str | None = None, *, apart
     whatever only some do, or do otherwise. apart: each names paths of its own, so nothing is alike but the model. Raises
     Unavailable ENGINE_UNAVAILABLE when one of them does not say.
     """
+    from app.domain.engines import dns_name
+    from app.load.discovery import addresses
     from app.store.audit_engines import IN_ENGINE
 
-    first, *others = [await engine_list(url, api_key) for url in urls]
+    names = [(url, dns_name(url)) for url in urls]
+    each = [at for url, name in names for at in (await addresses(name) if name else (url,))]
+    first, *others = [await engine_list(url, api_key) for url in each]
     if not others:
         return first
     alike = {name: card for name, card in first.items() if all(name in one for one in others)}

@@ -12,11 +12,12 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
+from app.domain.engines import MAX_ENGINES
 from app.load import fleet as fleet_module
 from app.load import reconcile as reconcile_module
 from app.load.engine import CONTROL_S
 from app.load.fleet import CROWDED_MORE, Fleet
-from app.settings import MAX_ENGINES, Settings
+from app.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
 
