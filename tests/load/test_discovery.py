@@ -22,6 +22,7 @@ from app.load.member import CheckedEngine
 from app.load.reconcile import Keeping
 from app.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
+from tests.support.postgres import free_port
 from tests.support.simulator import Simulator
 
 
@@ -99,9 +100,7 @@ async def named(tiny_reference_dir: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(discovery, "LOOKUP_S", 0.02)
     monkeypatch.setattr(reconcile_module, "DOWN_S", 0.05)
     monkeypatch.setattr(reconcile_module, "BACKOFF_S", 0.05)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     made = Named(Addressed("127.0.0.1", port), Addressed("127.0.0.2", port))
     monkeypatch.setattr(discovery, "lookup", made.lookup)
     for engine in (made.one, made.two):
@@ -243,6 +242,17 @@ async def test_what_the_systems_resolver_says() -> None:
     assert await discovery.lookup(DnsName("::1", 8000)) == {"http://[::1]:8000"}
     with pytest.raises(OSError, match="no host name"):
         await discovery.lookup(DnsName("a..b", 8000))
+
+
+async def test_a_gateway_finds_its_engine_by_the_systems_resolver(tiny_reference_dir: Path, tmp_path: Path) -> None:
+    engine = Addressed("127.0.0.1", free_port())
+    await engine.start()
+    url = f"dns+http://localhost:{engine.port}"
+    async with gateway(tmp_path / "data", tiny_reference_dir, engine, engine_url=url) as running:
+        await until(lambda: running.house.reconciler.engine_up)
+        assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
+        assert len(engine.loaded) == 1
+    await engine.stop()
 
 
 @pytest.mark.parametrize(
