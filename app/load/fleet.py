@@ -116,8 +116,8 @@ class Fleet:
             holding.sort(key=lambda m: (not m.caught_up, m.flying if m.flying > crowded else 0))
         else:
             self._turn += 1
-            many = len(self.members)
-            holding.sort(key=lambda m: (not m.caught_up, m.flying, (m.number + self._turn) % many))
+            place = {member: place for place, member in enumerate(self.members)}  # numbers may have gaps
+            holding.sort(key=lambda m: (not m.caught_up, m.flying, (place[m] + self._turn) % len(place)))
         return holding
 
     async def healthy(self) -> bool:

@@ -171,6 +171,19 @@ async def test_one_that_comes_back_is_filled_again_under_a_number_that_is_free(n
     assert version["engine"]["loaded_in"] == [1, 2]
 
 
+async def test_those_that_stay_share_what_comes_when_one_between_them_has_gone(named: Named) -> None:
+    third = Addressed("127.0.0.3", named.one.port)
+    await third.start()
+    for engines in ((named.one,), (named.one, named.two), (named.one, named.two, third), (named.one, third)):
+        await named.lead_to(*engines)
+    await until(lambda: all(member.caught_up for member in named.fleet.members))
+    assert [member.number for member in named.fleet.members] == [1, 3]
+    for _ in range(6):
+        assert (await named.chat(SERVED)).status_code == 200
+    assert (named.one.chats, third.chats) == (3, 3)
+    await third.stop()
+
+
 async def test_when_dns_does_not_answer_everything_stays(named: Named, caplog: pytest.LogCaptureFixture) -> None:
     await named.lead_to(named.one, named.two)
     assert (await named.push("a")).status_code == 201
