@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from app.domain.verdict import Verdict
     from app.errors import Stage
     from app.screen.reference import Reference
-    from app.store.audit import Audit, Card
+    from app.store.audit import Audit
+    from app.store.audit_engines import Card
     from app.store.invariants import Finding
 
 PATIENCE_S: Final = 2.0
@@ -48,6 +50,10 @@ def audit_command(
     engine_url: Annotated[
         str | None, typer.Option(envvar="GATEWAY_ENGINE_URL", help="Ask this engine too; or several, comma-separated")
     ] = None,
+    engine_resolves: Annotated[
+        bool,
+        typer.Option("--engine-resolves", envvar="GATEWAY_ENGINE_RESOLVES", help="It fetches adapters by itself"),
+    ] = False,
     engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
     api_keys: Annotated[
         str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="Keys that must stand nowhere")
@@ -69,9 +75,11 @@ def audit_command(
     urls = [part.strip() for part in (engine_url or "").split(",") if part.strip()]
     url = catalogue_url or sqlite_url(data / "catalogue.sqlite")
 
+    kept = partial(look, data, url, secrets=secrets, artefacts=artefacts, store_url=store_url)
+
     def once() -> "Audit":
-        listed = asyncio.run(engine_lists(urls, engine_api_key)) if urls else None
-        return look(data, url, listed=listed, secrets=secrets, artefacts=artefacts, store_url=store_url)
+        listed = asyncio.run(engine_lists(urls, engine_api_key, apart=engine_resolves)) if urls else None
+        return kept(listed=listed, fetching=engine_resolves)
 
     found = once()
     if found.findings:
@@ -162,7 +170,7 @@ def both(first: "Audit", second: "Audit") -> "Audit":
 async def engine_list(url: str, api_key: str | None = None) -> Mapping[str, "Card"]:
     """What the engine at `url` holds: its names and what each reads. Raises Unavailable ENGINE_UNAVAILABLE."""
     from app.load.engine import HttpEngine
-    from app.store.audit import Card
+    from app.store.audit_engines import Card
 
     engine = HttpEngine(url, api_key=api_key)
     try:
@@ -171,16 +179,31 @@ async def engine_list(url: str, api_key: str | None = None) -> Mapping[str, "Car
         await engine.close()
 
 
-async def engine_lists(urls: Sequence[str], api_key: str | None = None) -> Mapping[str, "Card"]:
+async def engine_lists(urls: Sequence[str], api_key: str | None = None, *, apart: bool = False) -> Mapping[str, "Card"]:
     """What several engines hold, as one list: under its own name what all of them hold alike, under a name of its own
-    whatever only some do, or do otherwise. Raises Unavailable ENGINE_UNAVAILABLE when one of them does not say.
+    whatever only some do, or do otherwise. apart: each names paths of its own, so nothing is alike but the model. Raises
+    Unavailable ENGINE_UNAVAILABLE when one of them does not say.
     """
-    first, *others = [await engine_list(url, api_key) for url in urls]
-    together: dict[str, Card] = {name: card for name, card in first.items() if all(name in one for one in others)}
+    from app.domain.engines import dns_name
+    from app.load.discovery import addresses
+    from app.store.audit_engines import IN_ENGINE
+
+    names = [(url, dns_name(url)) for url in urls]
+    each = [at for url, name in names for at in (await addresses(name) if name else (url,))]
+    first, *others = [await engine_list(url, api_key) for url in each]
+    if not others:
+        return first
+    alike = {name: card for name, card in first.items() if all(name in one for one in others)}
+    together = {name: card for name, card in alike.items() if not apart or card.parent is None}
     for number, one in enumerate((first, *others), 1):
-        odd = {name: card for name, card in one.items() if together.get(name) != card and "@" in name}
-        together |= {f"{name} in engine {number}": card for name, card in odd.items()}
+        odd = {name: card for name, card in one.items() if together.get(name) != card and _is_adapter(name, card)}
+        together |= {f"{name}{IN_ENGINE}{number}": card for name, card in odd.items()}
     return together
+
+
+def _is_adapter(name: str, card: "Card") -> bool:
+    """The engine's own model, which each may keep elsewhere, is none."""
+    return "@" in name or card.parent is not None
 
 
 def show(found: "Audit") -> None:

@@ -14,6 +14,7 @@ from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
 from app.following import Following
 from app.load.command import EngineSpec, cpu_build
+from app.load.discovery import fleet_of
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
 from app.load.fetch import local_model
@@ -40,7 +41,7 @@ from app.store.opening import Place, catalogue_at, open_store
 from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, readiness_of, watch_fleet, watch_house
+from app.watching import Audited, Auditor, engines_of, readiness_of, watch_fleet, watch_house
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -128,7 +129,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
     watch_house(pipeline)
-    auditor = _auditor(settings, pipeline, embedded)
+    auditor = _auditor(settings, pipeline, engine)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
     context = _context(settings, pipeline, engine, front, receiver(settings, metrics, doors))
     following = Following(peers, publishing) if peers else None
@@ -207,11 +208,11 @@ def _engine_key(settings: Settings) -> str | None:
     return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
 
 
-def _auditor(settings: Settings, pipeline: Pipeline, embedded: EmbeddedEngine | None) -> Auditor:
-    urls = settings.engine_urls if embedded is None else (embedded.url,)
-    urls = () if settings.engine_resolves else urls  # their lists name paths of their own
+def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Auditor:
+    asked = partial(engines_of, engine, pipeline.rooms.reconciler)
+    engines = (lambda: ()) if settings.engine_resolves else asked  # their lists name paths of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
-    what = Audited(settings.data, catalogue_url, urls, _engine_key(settings), settings.artefacts, settings.store_url)
+    what = Audited(settings.data, catalogue_url, engines, _engine_key(settings), settings.artefacts, settings.store_url)
     return Auditor(pipeline, what, settings.audit_seconds)
 
 
@@ -220,10 +221,8 @@ def _engines(
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
     """The embedded engine if it is one; what is asked; what keeps it filled."""
     urls, key = settings.engine_urls, _engine_key(settings)
-    if len(urls) > 1:
-        fleet = Fleet(
-            [CheckedEngine(url, api_key=key) for url in urls], keeping, heard=metrics.engine_asked, keeper=keeper
-        )
+    made, say = partial(CheckedEngine, api_key=key), partial(event, "engines")
+    if fleet := fleet_of(urls, made, keeping, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
         watch_fleet(metrics, fleet)
         return None, fleet, fleet
     if urls:

@@ -54,7 +54,7 @@ def held_by(rooms: Rooms) -> Callable[[], frozenset[str] | None]:
     standing = frozenset((rooms.noop.digest.short,) if rooms.noop is not None else ())
 
     def held() -> frozenset[str] | None:
-        if not all(one.known for one in rooms.reconciler.each):
+        if not rooms.reconciler.known:
             return None
         return standing.union(name.partition("@")[2][:SHORT] for name in rooms.reconciler.may_read())
 

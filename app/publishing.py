@@ -126,7 +126,7 @@ class Publishing:
         """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
         reconciler, peers = self._rooms.reconciler, self._rooms.peers
         followed, desired = self.followed, self._desired
-        every = all(one.known for one in reconciler.each)
+        every = reconciler.known
         if peers is not None and every and {name for name in reconciler.may_read() if "@" in name} <= desired.keys():
             peers.settled = followed
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from app.domain.digest import Digest
+from app.domain.engines import MAX_ENGINES, dns_name
 from app.domain.keys import Key, key_for_all, parse_keys
 from app.domain.lora import ServingDtype
 from app.domain.policy import (
@@ -22,9 +23,6 @@ from app.domain.policy import (
 from app.settings_door import DoorSettings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-MAX_ENGINES = 64
-"""Engines behind one gateway: each has series of its own in the metrics, and every adapter is loaded into each."""
-
 _ENGINE_URL = re.compile(r"https?://[^/@\s]+(/[^@\s]*)?|unix:/\S+")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.32 takes for --max-lora-rank."""
@@ -94,7 +92,7 @@ class Settings(DoorSettings):
     engine_url: str | None = Field(
         None,
         description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
-        "default: embedded engine",
+        "dns+http://name:port alone: all addresses of that name, looked up every few seconds; default: embedded engine",
     )
     requests_url: str | None = Field(
         None,
@@ -169,10 +167,14 @@ class Settings(DoorSettings):
     def _are_urls(cls, value: str | None) -> str | None:
         urls = _parts(value or "")
         for url in urls:
-            if not _ENGINE_URL.fullmatch(url):
-                raise ValueError("an engine's URL is http://host:port, https://host:port or unix:/path")
+            if not _ENGINE_URL.fullmatch(url) and dns_name(url) is None:
+                raise ValueError(
+                    "an engine's URL is http://host:port, https://host:port, dns+http://name:port or unix:/path"
+                )
         if len(set(urls)) < len(urls):
             raise ValueError("each engine once")
+        if len(urls) > 1 and any(map(dns_name, urls)):
+            raise ValueError("dns+http://name:port stands alone: it means all engines")
         if len(urls) > MAX_ENGINES:
             raise ValueError(f"at most {MAX_ENGINES} engines")
         return ",".join(urls) or None
@@ -191,7 +193,8 @@ class Settings(DoorSettings):
                 "set GATEWAY_API_KEYS (or --api-keys) or GATEWAY_API_KEYS_FILE, "
                 "or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
             )
-        if self.requests_url is not None and (not self.engine_url or "," in self.requests_url):
+        front = self.requests_url
+        if front is not None and (not self.engine_url or "," in front or dns_name(front)):
             raise ValueError("requests_url is one URL, in front of the engines of engine_url")
         if self.engine_resolves and not self.engine_url:
             raise ValueError("engine_resolves is for the engines of engine_url: an embedded one has no plugin")
@@ -208,7 +211,7 @@ class Settings(DoorSettings):
 
     @property
     def engine_urls(self) -> tuple[str, ...]:
-        """External engines; none: the embedded one."""
+        """External engines, or one name for all; none: the embedded one."""
         return tuple(_parts(self.engine_url or ""))
 
     @property

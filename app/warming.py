@@ -47,12 +47,12 @@ async def warm(rooms: Rooms, name: str, number: int | None = None) -> Warmth:
     target = await _target(rooms, name, number)
     if target.digest is None:
         return Warmth(target, ())
-    holding = [(n, one) for n, one in enumerate(rooms.reconciler.each, 1) if one.is_loaded(target.engine_name)]
+    holding = [one for one in rooms.reconciler.each if one.is_loaded(target.engine_name)]
     if not holding:
         raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="name")
     rooms.routes.depart(target.engine_name)  # what is in flight is not unloaded
     try:
-        engines = await asyncio.gather(*(_warmed(n, one, target.engine_name) for n, one in holding))
+        engines = await asyncio.gather(*(_warmed(one, target.engine_name) for one in holding))
     finally:
         rooms.routes.land(target.engine_name)
     errors = [one.error for one in engines if one.error is not None]
@@ -76,16 +76,16 @@ async def _target(rooms: Rooms, name: str, number: int | None) -> Target:
     return target
 
 
-async def _warmed(number: int, engine: Reconciler, name: str) -> Warmed:
+async def _warmed(engine: Reconciler, name: str) -> Warmed:
     began, error = time.monotonic(), None
     try:
         async with asyncio.timeout(WARM_S):
             await engine.warm(name)
     except TimeoutError:
-        error = Unavailable(ENGINE_UNAVAILABLE, f"engine {number} did not answer within {WARM_S:.0f} s")
+        error = Unavailable(ENGINE_UNAVAILABLE, f"engine {engine.number} did not answer within {WARM_S:.0f} s")
     except Unavailable as failed:
         error = failed
-    return Warmed(number, time.monotonic() - began, error)
+    return Warmed(engine.number, time.monotonic() - began, error)
 
 
 def _each(engines: Sequence[Warmed]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.screen.reference import Reference
-from app.store.audit import Audit, Card, audit
+from app.store.audit import Audit, audit
+from app.store.audit_engines import Card
 from app.store.blobs import BlobStore
 from app.store.peers import Peers
 from app.upload.quarantine import Quarantine
@@ -56,13 +57,22 @@ def watch_house(pipeline: Pipeline) -> None:
 
 
 def watch_fleet(metrics: Metrics, fleet: Fleet) -> None:
-    """Each engine of several: whether it answers, what it holds, what is in flight on it."""
+    """Each engine of several, as they come and go: whether it answers, what it holds, what is in flight on it."""
     gauges = metrics.fleet
-    for member in fleet.members:
+
+    def watch(member: Member) -> None:
         label = str(member.number)
         metrics.watch(gauges.up.labels(label), partial(_up, member))
         metrics.watch(gauges.resident.labels(label), partial(_resident, member))
         metrics.watch(gauges.in_flight.labels(label), partial(_in_flight, member))
+
+    def forget(member: Member) -> None:
+        for metric in (gauges.up, gauges.resident, gauges.in_flight, gauges.asked):
+            metric.remove_by_labels({"engine": str(member.number)})
+
+    fleet.joined, fleet.parted = watch, forget
+    for member in fleet.members:
+        watch(member)
 
 
 def _up(member: Member) -> float:
@@ -81,15 +91,23 @@ def _in_flight(member: Member) -> float:
 class Audited:
     """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key.
 
-    artefacts: their directory, where that is not in the data directory. engine_urls: none where their lists say nothing.
+    artefacts: their directory, where that is not in the data directory. engines: those there are now, with what keeps them
+    filled; none where their lists say nothing.
     """
 
     data: Path
     catalogue_url: str
-    engine_urls: tuple[str, ...]
+    engines: Callable[[], Sequence[tuple[str, Reconciler]]] = tuple
     engine_key: str | None = None
     artefacts: Path | None = None
     store_url: str | None = None
+
+
+def engines_of(engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet) -> Sequence[tuple[str, Reconciler]]:
+    """The engines there are now: each one's URL, and what keeps it filled."""
+    if isinstance(engine, Fleet):
+        return [(member.engine.url, member.keeper) for member in engine.members]
+    return [(engine.url, one) for one in reconciler.each]
 
 
 class Auditor:
@@ -151,11 +169,10 @@ class Auditor:
 
     def _listed(self) -> Mapping[str, Card] | None:
         """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
-        if not self._what.engine_urls:
-            return None
         desired = self._pipeline.publishing.desired().keys()
-        each = zip(self._what.engine_urls, self._pipeline.rooms.reconciler.each, strict=True)
-        full = [url for url, one in each if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
+        full = [
+            url for url, one in self._what.engines() if one.engine_up and (one.loaded | one.failures.keys()) >= desired
+        ]
         try:
             return asyncio.run(engine_lists(full, self._what.engine_key)) if full else None
         except Unavailable:

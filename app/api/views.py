@@ -44,7 +44,7 @@ def _in_engine(pipeline: Pipeline, engine_name: str) -> dict[str, Any]:
     used = routes.last_used(engine_name)
     return {
         "loaded": any(one.is_loaded(engine_name) for one in each),
-        "loaded_in": [number for number, one in enumerate(each, 1) if one.is_loaded(engine_name)],
+        "loaded_in": [one.number for one in each if one.is_loaded(engine_name)],
         "in_flight": routes.in_flight(engine_name),
         "last_used": None if used is None else datetime.fromtimestamp(used, UTC).isoformat(),
     }

@@ -16,7 +16,7 @@ import aiohttp
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
 from app.load import cards
 from app.load.cards import CardReader, Cards
-from app.load.response import BROKEN, Response, unavailable
+from app.load.response import BROKEN, NotReached, Response, unavailable
 
 MODELS_PATH: Final = "/v1/models"
 LOAD_PATH: Final = "/v1/load_lora_adapter"
@@ -121,6 +121,7 @@ class HttpEngine:
         self._auth = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
         self._answer_timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=SILENCE_S)
 
     async def models(self) -> frozenset[str]:
@@ -204,13 +205,15 @@ class HttpEngine:
             raise unavailable(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
-        session, self._session = self._session, None
+        """Close all connections, for good: what is asked afterwards is not sent."""
+        session, self._session, self._closed = self._session, None, True
         if session is not None:
             await session.close()
 
     def _open(self) -> aiohttp.ClientSession:
-        """The session, made on first use because it belongs to the running loop."""
+        """The session, made on first use because it belongs to the running loop. Raises NotReached once it was closed."""
+        if self._closed:
+            raise NotReached(ENGINE_UNAVAILABLE, "the engine does not belong here any more")
         if self._session is None:
             limit, idle_s = self._connections, IDLE_CONNECTION_S
             connector: aiohttp.BaseConnector = (

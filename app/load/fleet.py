@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
 from app.load.engine import HttpEngine
 from app.load.exposition import merged
 from app.load.member import CheckedEngine, Member, Result
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import DRAIN_S, Keeping, Reconciler
 
 OTHERS_S: Final = 10.0
 """Seconds that a version loaded in one engine waits for the others before it is served: all but the slow have it then."""
@@ -56,17 +57,46 @@ class Fleet:
         heard: Callable[[int, Result], None] = lambda _number, _result: None,
         keeper: Callable[[HttpEngine, Keeping], Reconciler] = Reconciler,
     ) -> None:
-        self._keeping = keeping
+        self._keeping, self._heard, self._keeper = keeping, heard, keeper
         self._one_at_a_time = asyncio.Lock()
         self._late: set[asyncio.Task[None]] = set()
+        self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self._started = False
+        self._complete = True  # whether it is known which engines there are
         self._turn = 0
+        self.joined: Callable[[Member], None] = lambda _: None
+        self.parted: Callable[[Member], None] = lambda _: None
+        self.members: tuple[Member, ...] = ()
+        for engine in engines:
+            self.join(engine)
 
-        def member(number: int, engine: CheckedEngine) -> Member:
-            told = replace(keeping, on_change=lambda: self._changed(made), after_pass=lambda: self._passed(made))
-            made = Member(number, engine, keeper(engine, told), heard)
-            return made
+    # ---- who belongs to it -----------------------------------------------------------------------------------------
 
-        self.members = tuple(member(number, engine) for number, engine in enumerate(engines, 1))
+    def join(self, engine: CheckedEngine, key: str | None = None) -> Member:
+        """One more engine, from now on filled and asked, under the lowest number that is free. key: see Member."""
+        taken = {member.number for member in (*self.members, *self._leaving)}
+        number = next(n for n in count(1) if n not in taken)
+        told = replace(self._keeping, on_change=lambda: self._changed(made), after_pass=lambda: self._passed(made))
+        made = Member(number, engine, self._keeper(engine, told), self._heard, key)
+        self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
+        self.joined(made)
+        if self._started:
+            made.keeper.start()
+        return made
+
+    def part(self, member: Member) -> None:
+        """One engine less: asked for nothing more from now on, let go once what is in flight on it is over."""
+        self.members = tuple(one for one in self.members if one is not member)
+        self._leaving[member] = asyncio.create_task(self._let_go(member))
+        self._keeping.on_change()
+
+    async def _let_go(self, member: Member) -> None:
+        await member.keeper.stop()
+        while member.flying:  # noqa: ASYNC110 - relays count it down, and know no events of ours
+            await asyncio.sleep(DRAIN_S)
+        await member.engine.close()
+        del self._leaving[member]
+        self.parted(member)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -86,8 +116,8 @@ class Fleet:
             holding.sort(key=lambda m: (not m.caught_up, m.flying if m.flying > crowded else 0))
         else:
             self._turn += 1
-            count = len(self.members)
-            holding.sort(key=lambda m: (not m.caught_up, m.flying, (m.number + self._turn) % count))
+            place = {member: place for place, member in enumerate(self.members)}  # numbers may have gaps
+            holding.sort(key=lambda m: (not m.caught_up, m.flying, (place[m] + self._turn) % len(place)))
         return holding
 
     async def healthy(self) -> bool:
@@ -109,7 +139,7 @@ class Fleet:
 
     async def close(self) -> None:
         """Close all connections."""
-        await asyncio.gather(*(member.engine.close() for member in self.members))
+        await asyncio.gather(*(member.engine.close() for member in (*self.members, *self._leaving)))
 
     # ---- what Reconciler has too ---------------------------------------------------------------------------------
 
@@ -117,6 +147,11 @@ class Fleet:
     def each(self) -> tuple[Reconciler, ...]:
         """One for each engine."""
         return tuple(member.keeper for member in self.members)
+
+    @property
+    def known(self) -> bool:
+        """Whether `may_read` says all: it is known which engines there are, and each of them answers."""
+        return self._complete and all(keeper.known for keeper in self.each)
 
     @property
     def engine_up(self) -> bool:
@@ -157,12 +192,14 @@ class Fleet:
 
     def start(self) -> None:
         """Start the background tasks. Needs a running loop."""
+        self._started = True
         for keeper in self.each:
             keeper.start()
 
     async def stop(self) -> None:
         """Stop the background tasks; the engines keep what they hold."""
-        late = tuple(self._late)
+        self._started = False
+        late = (*self._late, *self._leaving.values())
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -174,6 +211,8 @@ class Fleet:
         Raises as Reconciler.ensure when none has: LOAD_FAILED when one of them, answering, refuses these bytes.
         """
         asked = [keeper for keeper in self.each if keeper.engine_up] or self.each
+        if not asked:
+            raise Unavailable(ENGINE_UNAVAILABLE, "no engine answers just now")
         waiting = {asyncio.create_task(keeper.ensure(name)) for keeper in asked}
         errors: list[GatewayError] = []
         try:

@@ -29,19 +29,27 @@ class CheckedEngine(HttpEngine):
 class Member:
     """An engine and its keeper, for requests.
 
-    number: from 1, in the order of the setting; the label in metrics. engine: the same the keeper looks after. caught_up:
+    number: from 1, in the order of the setting or of appearance; the label in metrics. key: what its share of the adapters
+    hangs on, the same for all gateways; the number where that is. engine: the same the keeper looks after. caught_up:
     whether, since it last came back, everything it should hold was tried. heard: told what became of each request.
     """
 
     def __init__(
-        self, number: int, engine: HttpEngine, keeper: Reconciler, heard: Callable[[int, Result], None]
+        self,
+        number: int,
+        engine: HttpEngine,
+        keeper: Reconciler,
+        heard: Callable[[int, Result], None],
+        key: str | None = None,
     ) -> None:
         self.number = number
         self.engine = engine
         self.keeper = keeper
+        keeper.number = number
         self.caught_up = False
         self.flying = 0
         self._heard = heard
+        self._key = str(number) if key is None else key
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post. Raises NotReached when it did not even get there: then this engine is away until it is seen."""
@@ -80,7 +88,7 @@ class Member:
 
     def affinity(self, name: str) -> bytes:
         """How much `name` belongs here, compared with the other members: rendezvous hashing (Thaler, Ravishankar 1998)."""
-        return blake2b(f"{self.number} {name}".encode(), digest_size=8).digest()
+        return blake2b(f"{self._key} {name}".encode(), digest_size=8).digest()
 
 
 class _Counted:

@@ -81,6 +81,7 @@ class Reconciler:
         self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.number = 1  # its engine's, where there are several
 
     @property
     def each(self) -> tuple["Reconciler", ...]:

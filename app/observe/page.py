@@ -111,7 +111,8 @@ class Engine:
 
 
 class Fleet:
-    """Several engines behind one gateway; no series where there is one. engine: its place in GATEWAY_ENGINE_URL, from 1."""
+    """Several engines behind one gateway; no series where there is one. engine: its place in GATEWAY_ENGINE_URL, from 1;
+    where DNS names them, the lowest number that was free when it appeared."""
 
     def __init__(self, r: Registry) -> None:
         by_engine = ["engine"]

@@ -12,9 +12,9 @@ from typing import Final
 
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
-from app.domain.keeping import unloaded
-from app.lifecycle import IN_FLIGHT, SERVABLE, State
-from app.store import audit_objects, audit_originals, invariants
+from app.lifecycle import IN_FLIGHT, State
+from app.store import audit_engines, audit_objects, audit_originals, invariants
+from app.store.audit_engines import Card
 from app.store.blobs import LOCK, STAGING
 from app.store.evidence import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
 from app.store.invariants import HAS_ARTEFACT, Finding, Findings
@@ -34,14 +34,6 @@ SCAN_BYTES: Final = 1 << 30
 """Bytes of a file that are searched for secrets."""
 
 _HEX: Final = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One entry of the engine's list. root: the path it reads; parent: the model it rides on, None for the model itself."""
-
-    root: str | None
-    parent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +59,7 @@ def audit(
     url: str,
     *,
     listed: Mapping[str, Card] | None = None,
+    fetching: bool = False,
     promised: Iterable[Promise] = (),
     secrets: Iterable[str] = (),
     artefacts: Path | None = None,
@@ -75,10 +68,10 @@ def audit(
 ) -> Audit:
     """Look at the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
 
-    listed: what the engine says it holds, by name; None: not asked. promised: what was acknowledged to somebody. secrets:
-    keys that must stand nowhere. artefacts: their directory, where that is not in `data`. store_url: the object storage
-    that artefacts are kept in; what lies here are then copies. rehash: whether it is read, too, not only listed. Blocking;
-    hashes every artefact.
+    listed: what the engine says it holds, by name; None: not asked. fetching: it finds adapters by itself. promised: what
+    was acknowledged to somebody. secrets: keys that must stand nowhere. artefacts: their directory, where that is not in
+    `data`. store_url: the object storage that artefacts are kept in; what lies here are then copies. rehash: whether it is
+    read, too, not only listed. Blocking; hashes every artefact.
     Raises Unavailable when the catalogue cannot be read.
     """
     root = artefacts or data / ARTEFACTS
@@ -101,8 +94,10 @@ def audit(
     findings += _bounded(data, root) if living else ()
     findings += audit_originals.originals(data, root, seen, living=living)
     findings += _secrets(data, secrets)
-    if listed is not None:
-        findings += _engine(seen.adapters, listed, root, by_digest, standing)
+    if listed is not None and fetching:
+        findings += audit_engines.fetching(seen.adapters, listed, by_digest, standing)
+    elif listed is not None:
+        findings += audit_engines.filled(seen.adapters, listed, root, by_digest, standing)
     needed = {row.artefact for one in seen.adapters for row in one.versions if row.state != State.DELETED}
     counts = {
         "adapters": len(seen.adapters),
@@ -173,46 +168,6 @@ def _promises(adapters: tuple[AdapterSeen, ...], promised: Iterable[Promise]) ->
             yield Finding("I2", at, f"acknowledged, and now {row.state if row else 'unknown'}")
         elif promise.artefact is not None and row.artefact != promise.artefact:
             yield Finding("I2", at, f"acknowledged with another artefact than {promise.artefact[:SHORT]}")
-
-
-def _engine(
-    adapters: tuple[AdapterSeen, ...],
-    listed: Mapping[str, Card],
-    root: Path,
-    blobs: Mapping[str, tuple[Finding, ...]],
-    standing: Standing | None,
-) -> Findings:
-    """I1 and I6 for whatever it holds, I4 for whatever it should hold."""
-    withheld = standing.withheld if standing else frozenset()
-    rows = {row.engine_name: (one, row) for one in adapters for row in one.versions if row.engine_name}
-    old = {at for one in adapters for at in _unloaded(one, standing)}
-    for name, (one, row) in rows.items():
-        held = row.state in SERVABLE and not {(one.name, row.number)} & (withheld | old)
-        if held and name not in listed:
-            yield Finding("I4", f"{one.name}@{row.number}", f"the engine does not hold {name}")
-    for name, card in listed.items():
-        if "@" not in name and card.parent is None:
-            continue  # its own model
-        at = f"engine name {name[:80]!r}"
-        path = Path(card.root or "")
-        digest = name.partition("@")[2][:SHORT]
-        if path.parent.resolve() != root.resolve() or len(digest) != SHORT or not path.name.startswith(digest):
-            yield Finding("I1", at, f"reads {card.root}")
-        elif path.name not in blobs:
-            yield Finding("I6", at, "reads an artefact that is not there")
-        elif blobs[path.name]:
-            yield Finding("I1", at, "reads a damaged artefact")
-        if name in rows and (rows[name][0].name, rows[name][1].number) in withheld:
-            yield Finding("I1", at, "is withheld by the policy in force")
-
-
-def _unloaded(one: AdapterSeen, standing: Standing | None) -> Iterable[tuple[str, int]]:
-    """Versions that the engine need not hold, because there are newer ones."""
-    if standing is None or standing.keep_versions is None:
-        return ()
-    retired = (row.number for row in one.versions if row.state == State.RETIRED)
-    served = (number for number in retired if (one.name, number) not in standing.withheld)
-    return ((one.name, number) for number in unloaded(served, standing.keep_versions))
 
 
 def _bounded(data: Path, root: Path) -> Findings:

@@ -1,5 +1,6 @@
 """From one machine's store to one that several gateways share: SQLite's rows into PostgreSQL, a directory's artefacts into
-object storage. Every row goes in one transaction, or none does; every artefact is read back and its digest compared.
+object storage, kept uploads into another gateway's data directory. Every row goes in one transaction, or none does; every
+file is read back and its digest compared.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from app.domain.digest import Digest
 from app.errors import STORE_FAILED, Unavailable
 from app.lifecycle import State
 from app.store.database import Database, is_shared
+from app.store.originals import Originals
+from app.store.reading import CatalogueReader
 from app.store.remote import RemoteBlobs
 from app.store.schema import adapters, catalogue_state, versions
 
@@ -80,6 +83,36 @@ def move_artefacts(
         sent += 1
         say(digest)
     return sent, left_out
+
+
+def move_originals(source: Originals, target: Originals, needed: frozenset[Digest]) -> tuple[int, tuple[Digest, ...]]:
+    """Copy every kept file that some version may be screened from again: (how many are there now, damaged: left out).
+
+    needed: digests of what arrived. A damaged file could not be screened here either, so it ends nothing. What is there
+    already is read and compared, so a move that was broken off goes on. Raises Unavailable.
+    """
+    if target.root.resolve() == source.root.resolve():
+        raise Unavailable(STORE_FAILED, f"{target.root} is where the kept uploads are already")
+    sent, damaged = 0, list[Digest]()
+    for digest in sorted(needed & source.digests()):
+        try:
+            file = source.read(digest)
+        except Unavailable:
+            damaged.append(digest)
+            continue
+        with file:
+            target.take(digest, file)
+        sent += 1
+    return sent, tuple(damaged)
+
+
+def uploads_of(url: str) -> frozenset[Digest]:
+    """Digests of both files of every upload that a version of this catalogue may be made from again. Raises Unavailable."""
+    database = Database(url)
+    try:
+        return CatalogueReader(database).originals_needed()
+    finally:
+        database.close()
 
 
 def needed_of(url: str) -> frozenset[Digest]:

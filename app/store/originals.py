@@ -81,10 +81,42 @@ class Originals:
             config = file.read()
         return Original(config, self._reading(received.weights_digest))
 
+    def digests(self) -> frozenset[Digest]:
+        """Of every file that is there, needed or not. Raises Unavailable."""
+        if not self.root.is_dir():
+            return frozenset()
+        with disk_errors(f"originals directory {self.root}"):
+            names = [name for name in os.listdir(self.root) if not name.startswith(".")]
+        found = set()
+        for name in names:
+            with suppress(ValueError):
+                found.add(Digest(name))
+        return frozenset(found)
+
+    def read(self, digest: Digest) -> io.BufferedReader:
+        """One file, at its beginning, for the caller to close. Raises as `open`."""
+        return self._reading(digest)
+
+    def take(self, digest: Digest, data: BinaryIO) -> None:
+        """Have this file: durable, read back, found whole. One that is there and whole stays, one that is not is replaced.
+
+        Raises Unavailable, NO_SPACE or STORE_FAILED.
+        """
+        try:
+            self._reading(digest).close()
+            return
+        except Refused:
+            pass
+        except Unavailable:  # spoilt since: none of ours got its name before it was whole
+            with disk_errors(f"replace original {digest.short}"):
+                self._path(digest).unlink()
+        self._put(digest, data)
+        self._reading(digest).close()
+
     def collect(self, needed: Callable[[], frozenset[Digest]]) -> int:
         """Remove files whose digest nobody needs, and say how many. needed: asked again before each removal."""
         removed = 0
-        for digest in sorted(self._digests() - needed()):
+        for digest in sorted(self.digests() - needed()):
             with self._lock:
                 if digest not in needed():
                     with disk_errors(f"remove original {digest.short}"), suppress(FileNotFoundError):
@@ -97,17 +129,6 @@ class Originals:
 
     def _path(self, digest: Digest) -> Path:
         return self.root / digest.hex
-
-    def _digests(self) -> frozenset[Digest]:
-        if not self.root.is_dir():
-            return frozenset()
-        with disk_errors(f"originals directory {self.root}"):
-            names = [name for name in os.listdir(self.root) if not name.startswith(".")]
-        found = set()
-        for name in names:
-            with suppress(ValueError):
-                found.add(Digest(name))
-        return frozenset(found)
 
     def _put(self, digest: Digest, data: BinaryIO) -> None:
         fresh = self.root / f".{secrets.token_hex(16)}{_PART}"

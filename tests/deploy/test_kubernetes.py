@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from app.domain.digest import digest_of
+from app.domain.engines import DnsName, dns_name
 from app.domain.names import AdapterName, engine_name
 from app.errors import Refused
 from app.serve.relay import PATHS
@@ -183,13 +184,17 @@ def test_only_inference_goes_through_the_proxy() -> None:
     assert {match["path"]["value"] for match in rule["matches"]} == {*PATHS.values(), "/health"}
 
 
-def test_every_engine_is_listed_by_its_own_name() -> None:
+def test_the_name_that_is_looked_up_leads_to_every_engine_and_to_no_address_of_all() -> None:
     engines = get("StatefulSet", "engine")["spec"]
-    headless = get("Service", engines["serviceName"])["spec"]
+    service, headless = engines["serviceName"], get("Service", engines["serviceName"])["spec"]
     assert headless["clusterIP"] == "None"
-    port = headless["ports"][0]["port"]
-    names = [f"http://engine-{n}.{engines['serviceName']}:{port}" for n in range(engines["replicas"])]
-    assert config()["GATEWAY_ENGINE_URL"].split(",") == names
+    assert headless["publishNotReadyAddresses"] is False
+    assert headless["selector"].items() <= engines["template"]["metadata"]["labels"].items()
+    (port,) = container("StatefulSet", "engine")["ports"]
+    assert headless["ports"][0]["port"] == port["containerPort"]
+    assert dns_name(config()["GATEWAY_ENGINE_URL"]) == DnsName(service, port["containerPort"])
+    (peer,) = get("NetworkPolicy", "gateway")["spec"]["egress"][0]["to"]
+    assert peer["podSelector"]["matchLabels"].items() <= engines["template"]["metadata"]["labels"].items()
 
 
 def test_the_settings_are_settings_and_the_engine_has_the_same_limits(

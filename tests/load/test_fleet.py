@@ -12,11 +12,12 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
+from app.domain.engines import MAX_ENGINES
 from app.load import fleet as fleet_module
 from app.load import reconcile as reconcile_module
 from app.load.engine import CONTROL_S
 from app.load.fleet import CROWDED_MORE, Fleet
-from app.settings import MAX_ENGINES, Settings
+from app.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
 
@@ -289,6 +290,10 @@ async def test_an_audit_looks_at_every_engine(several: Several) -> None:
     found = (await asyncio.to_thread(auditor.look)).findings
     assert [(one.invariant, one.what) for one in found] == [("I1", "reads /elsewhere")]
     assert "engine 3" in found[0].where
+    several.engines[2].loaded[name] = several.engines[0].loaded[name]
+    several.engines[1].loaded["mine"] = "/elsewhere"  # loaded by somebody else
+    found = (await asyncio.to_thread(auditor.look)).findings
+    assert [(one.invariant, one.where) for one in found] == [("I1", "engine name 'mine in engine 2'")]
 
 
 async def test_with_an_inference_gateway_in_front_requests_go_there_and_adapters_everywhere(

@@ -17,11 +17,12 @@ from app.load.reconcile import Keeping
 from app.serve.relay import Relay
 from app.serve.routes import Routes, Served
 from app.serve.stream import Stream
-from tests.support.engine import LiveEngine, live_engine
+from tests.support.engine import LONG_CONTEXT, LiveEngine, live_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.long]
 
 NAMES = [f"a{seed}@{seed:012d}" for seed in (1, 2, 3)]
+LONG = LONG_CONTEXT - 64  # tokens of an answer: tens of seconds, and far more bytes than lie in sockets on the way
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def second(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_adapter: Callable[[int], Path]
 ) -> Iterator[LiveEngine]:
     """Another engine, which the test may kill."""
-    with live_engine(tmp_path_factory.mktemp("second"), tiny_model_dir, tiny_adapter) as live:
+    with live_engine(tmp_path_factory.mktemp("second"), tiny_model_dir, tiny_adapter, LONG_CONTEXT) as live:
         yield live
 
 
@@ -83,7 +84,7 @@ async def test_a_killed_engine_costs_what_it_was_answering_and_comes_back_filled
     victim = pair.fleet.members[1]
     there = next((name for name in NAMES if pair.fleet.choose(name)[0] is victim), None)
     assert there is not None, "of three adapters one has its home in the second engine"
-    stream = await pair.ask(there[:2], 480, stream=True)
+    stream = await pair.ask(there[:2], LONG, stream=True)
     assert isinstance(stream, Stream)
     await anext(stream)
     generation = second.embedded.generation
@@ -92,6 +93,7 @@ async def test_a_killed_engine_costs_what_it_was_answering_and_comes_back_filled
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     rest = b"".join([piece async for piece in stream])
+    assert b'"finish_reason":"' not in rest, "the answer was over before its engine was killed"
     last = json.loads(rest.strip().split(b"\n\n")[-1].removeprefix(b"data: "))
     assert last["error"]["code"] == "upstream_failed"
     for _ in range(5):  # no refusal, no other adapter's words

@@ -27,16 +27,18 @@ class Fetching(Simulator):
         assert self.gateway is not None
         self.asked.append(name)
         answer = await self.gateway.http.get(f"/resolve/{name}")
-        return str(self.gateway.data / "cache") if answer.status_code == 200 else None
+        return f"/cache/of/{self.socket.stem}/{answer.json()['digest']}" if answer.status_code == 200 else None
 
 
 @asynccontextmanager
-async def fleet(open_gateway: OpenHouse, root: Path) -> AsyncIterator[tuple[Running, Fetching, Fetching]]:
+async def fleet(
+    open_gateway: OpenHouse, root: Path, **overrides: Any
+) -> AsyncIterator[tuple[Running, Fetching, Fetching]]:
     engines = Fetching(root / "1.sock"), Fetching(root / "2.sock")
     for engine in engines:
         await engine.start()
     urls = ",".join(engine.url for engine in engines)
-    async with open_gateway(engine_url=urls, engine_resolves=True) as running:
+    async with open_gateway(engine_url=urls, engine_resolves=True, **overrides) as running:
         for engine in engines:
             engine.gateway = running
         yield running, *engines

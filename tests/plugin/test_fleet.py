@@ -1,6 +1,7 @@
 """Two real engines that fetch adapters by themselves, behind one gateway whose artefacts are on S3-compatible storage."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from app.load.member import Member
 from app.store.audit import audit
 from app.store.database import sqlite_url
 from tests.support import tiny_model
+from tests.support.engine import LONG_CONTEXT
 from tests.support.house import KEY, Running, gateway
 from tests.support.plugin_engine import SAY, PluginEngine, files, plugin_reference
 from tests.support.s3 import Storage, storage
@@ -35,6 +37,7 @@ SERVED: dict[str, Any] = {
     "engine_resolves": True,
 }
 NAMES = ("bard", "clerk", "judge")
+LONG = LONG_CONTEXT - 64  # tokens of an answer: tens of seconds, and far more bytes than lie in sockets on the way
 
 
 @pytest.fixture
@@ -42,21 +45,21 @@ def pair(tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[PluginEngine, P
     """Not started yet: they must be told where the gateway listens."""
     for name in ("engine-1", "engine-2"):
         (tmp_path / name).mkdir()
-    made = tuple(PluginEngine(tmp_path / name, tiny_model_dir, "") for name in ("engine-1", "engine-2"))
+    made = tuple(PluginEngine(tmp_path / name, tiny_model_dir, "", LONG_CONTEXT) for name in ("engine-1", "engine-2"))
     yield made[0], made[1]
     for engine in made:
         engine.kill()
         engine.http.close()
 
 
-async def pieces(http: httpx.AsyncClient, model: str) -> AsyncIterator[bytes]:
+async def pieces(http: httpx.AsyncClient, model: str) -> AsyncIterator[Any]:
     """A long answer, event by event."""
-    long = {**SAY, "model": model, "max_tokens": 480, "stream": True, "ignore_eos": True}
+    long = {**SAY, "model": model, "max_tokens": LONG, "stream": True, "ignore_eos": True}
     async with http.stream("POST", "/v1/chat/completions", json=long) as answer:
         assert answer.status_code == 200, await answer.aread()
         async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                yield line.removeprefix("data: ").encode()
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
 
 
 async def says(http: httpx.AsyncClient, model: str) -> Any:
@@ -117,14 +120,16 @@ async def _through_a_death(
 
     home = next(name for name in NAMES if fleet.choose(own[name])[0].number == 2)
     victim, member = pair[1], fleet.members[1]
-    family = victim.family()
     stream = pieces(http, home)
     await anext(stream)
     assert member.flying == 1
-    for pid in family:  # at once: the rest of the answer is a second's work
-        os.kill(pid, signal.SIGKILL)
-    rest = [json.loads(piece) for piece in [piece async for piece in stream] if piece != b"[DONE]"]
-    assert rest[-1]["error"]["code"] == "upstream_failed", rest[-1]  # what was in flight, and nothing else
+    for pid in victim.family():
+        with contextlib.suppress(ProcessLookupError):  # one may go by itself when another has gone
+            os.kill(pid, signal.SIGKILL)
+    *said_before, last = [piece async for piece in stream]
+    ended = [piece for piece in said_before if piece["choices"][0]["finish_reason"] is not None]
+    assert not ended, f"the answer was over after {len(said_before)} of {LONG} tokens, before its engine was killed"
+    assert last["error"]["code"] == "upstream_failed", last  # what was in flight, and nothing else
     await asyncio.to_thread(victim.kill)
     for _ in range(5):
         assert {name: await says(http, name) for name in NAMES} == said

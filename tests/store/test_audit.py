@@ -14,7 +14,8 @@ import pytest
 
 from app.audit import both, engine_list
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from app.store.audit import Audit, Card, Promise, audit
+from app.store.audit import Audit, Promise, audit
+from app.store.audit_engines import Card
 from app.store.database import sqlite_url
 from app.store.standing import STANDING
 from tests.support.house import KEY, OpenHouse, Running, form

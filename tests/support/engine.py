@@ -6,6 +6,7 @@ with loops of theirs, or with none, share it. Tests may kill it; the supervisor 
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -31,6 +32,7 @@ START_S = 300.0  # seconds a start may take on a busy machine; 22 s on two idle 
 EAGER = ("--enforce-eager",)  # 6 s faster to start than compiling; the model is too small for it to matter
 COMPILER = "g++"  # what torch looks for
 TOOL_PARSER = "hermes"
+LONG_CONTEXT = 16384  # tokens, where a test needs an answer that is certainly not over yet; the model does not mind
 MAX_LORAS = 3
 MAX_CPU_LORAS = 6
 
@@ -93,8 +95,9 @@ def _command_line(pid: int) -> str:
         return ""
 
 
-def tiny_spec(model_dir: Path) -> EngineSpec:
-    """The tests' engine: two threads, three adapters in a batch, six in memory."""
+def tiny_spec(model_dir: Path, context: int = tiny_model.MAX_LENGTH) -> EngineSpec:
+    """The tests' engine: two threads, three adapters in a batch, six in memory. context: tokens."""
+    longer = ("--hf-overrides", json.dumps({"max_position_embeddings": context}))
     return EngineSpec(
         model_dir,
         tiny_model.MODEL_NAME,
@@ -102,10 +105,10 @@ def tiny_spec(model_dir: Path) -> EngineSpec:
         max_loras=MAX_LORAS,
         max_lora_rank=8,
         max_cpu_loras=MAX_CPU_LORAS,
-        max_model_len=tiny_model.MAX_LENGTH,
+        max_model_len=context,
         threads=2,
         tool_call_parser=TOOL_PARSER,
-        extra=EAGER,
+        extra=EAGER if context == tiny_model.MAX_LENGTH else (*EAGER, *longer),
     )
 
 
@@ -139,8 +142,10 @@ def engine(
 
 
 @contextlib.contextmanager
-def live_engine(root: Path, model_dir: Path, adapter: Callable[[int], Path]) -> Iterator[LiveEngine]:
-    """A real vLLM whose files lie under `root`, ready."""
+def live_engine(
+    root: Path, model_dir: Path, adapter: Callable[[int], Path], context: int = tiny_model.MAX_LENGTH
+) -> Iterator[LiveEngine]:
+    """A real vLLM whose files lie under `root`, ready. context: tokens."""
     broken = root / "bin" / COMPILER
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -151,7 +156,8 @@ def live_engine(root: Path, model_dir: Path, adapter: Callable[[int], Path]) -> 
     thread = threading.Thread(target=loop.run_forever, name="engine-loop", daemon=True)
     thread.start()
     said: list[str] = []
-    embedded = EmbeddedEngine(tiny_spec(model_dir), socket_home(root / "run"), root / "engine.log", say=said.append)
+    spec = tiny_spec(model_dir, context)
+    embedded = EmbeddedEngine(spec, socket_home(root / "run"), root / "engine.log", say=said.append)
     live = LiveEngine(embedded, model_dir, adapter, loop, said)
     try:
         live.run(embedded.start())

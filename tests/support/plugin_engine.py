@@ -20,6 +20,7 @@ from app.load import session
 from app.load.command import arguments, environment
 from app.load.embedded import socket_home
 from app.screen.build import build_reference
+from tests.support import tiny_model
 from tests.support.engine import START_S, tiny_spec
 from tests.support.house import KEY
 
@@ -28,10 +29,10 @@ SAY = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "tem
 
 
 class PluginEngine:
-    """A vLLM with the plugin installed, on a socket."""
+    """A vLLM with the plugin installed, on a socket. context: tokens."""
 
-    def __init__(self, root: Path, model_dir: Path, gateway_url: str) -> None:
-        self.root, self.model_dir, self.gateway_url = root, model_dir, gateway_url
+    def __init__(self, root: Path, model_dir: Path, gateway_url: str, context: int = tiny_model.MAX_LENGTH) -> None:
+        self.root, self.model_dir, self.gateway_url, self.context = root, model_dir, gateway_url, context
         self.cache, self.log = root / "cache", root / "engine.log"
         self.socket = socket_home(root / "run") / "plugin.sock"
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ class PluginEngine:
 
     def start(self) -> None:
         """Start it, and wait until it answers; with the cache it had, and nothing loaded."""
-        spec = tiny_spec(self.model_dir)
+        spec = tiny_spec(self.model_dir, self.context)
         command = [*arguments(spec, self.socket), "--middleware", "lora_gateway_vllm.closed.OnlyScreened"]
         env = environment(spec, os.environ) | {
             "PYTHONPATH": str(self.site),

@@ -90,7 +90,10 @@ class Simulator:
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(self.socket)).start()
+        await self._site(self._runner).start()
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        return web.UnixSite(runner, str(self.socket))
 
     @property
     def connections(self) -> int:
