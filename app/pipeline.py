@@ -27,7 +27,7 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.lifecycle import IN_FLIGHT, SERVABLE, State
+from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
 from app.prune.noop import noop_adapter
@@ -47,8 +47,8 @@ MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
 
 
-Begin = Callable[[AdapterName, Received, str], tuple[VersionRow, bool]]
-"""(name, what arrived, parameters) → (version, whether it is new)."""
+Begin = Callable[[], tuple[VersionRow, bool]]
+"""Gives a version, and whether this call began it. Blocking."""
 
 ORPHAN_LOOKS: Final = 10
 ORPHAN_LOOK_S: Final = 0.1
@@ -72,16 +72,10 @@ class Pipeline:
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await self._begin(partial(r.catalogue.find_or_begin, after=after), name, upload)
+        given = (name, upload.received, r.parameters)
+        row, created = await self._begin(partial(r.catalogue.find_or_begin, *given, after=after))
         if not created:
-            row = await self._when_done(row)
-        if not created and (known := _known_refusal(row)) is not None:  # told again, or repeating would fill the disk
-            r.metrics.upload_refused(known)
-            raise known
-        if row.state in (State.REJECTED, State.FAILED):  # may end otherwise this time: measure again
-            row, created = await self._begin(
-                lambda *given: (r.catalogue.begin_version(*given, after=after), True), name, upload
-            )
+            row, created = await self._came_before(row, after)
         if created:
             row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))
@@ -94,9 +88,42 @@ class Pipeline:
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
 
-    async def _begin(self, begin: Begin, name: AdapterName, upload: SealedUpload) -> tuple[VersionRow, bool]:
+    async def _came_before(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+        """The version there is of these bytes, once nobody works on it, and whether it is to be worked on: where it failed
+        it is tried again under its own number, for repeating must not fill the catalogue and the disk.
+
+        Raises VersionRefused where it would end as before, or where another upload tried again first and failed.
+        """
+        row = await self._when_done(row)
+        if (known := _known_refusal(row)) is not None:
+            raise self._counted(known)
+        if row.state not in ENDED:
+            return row, False
+        if slow := self._working.get(
+            (str(row.name), row.number)
+        ):  # given up by another gateway: let it come to its end
+            await asyncio.wait({slow})
+        row, mine = await self._begin(partial(self._again, row, after))
+        if mine and row.state is State.STORED:
+            await self.publishing.stored(row)
+        if not mine and (row := await self._when_done(row)).state in ENDED:
+            raise self._counted(_refusal(row))
+        return row, mine and row.state is State.RECEIVED
+
+    def _again(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+        """Blocking."""
+        r = self.rooms
+        whole = row.artefact is not None and r.blobs.is_whole(row.artefact)
+        again, mine = r.catalogue.begin_again(row.name, row.number, whole=whole, after=after)
+        return (r.progress.tell_again(again) if mine else again), mine
+
+    def _counted(self, error: VersionRefused) -> VersionRefused:
+        self.rooms.metrics.upload_refused(error)
+        return error
+
+    async def _begin(self, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
-        work = asyncio.ensure_future(asyncio.to_thread(begin, name, upload.received, self.rooms.parameters))
+        work = asyncio.ensure_future(asyncio.to_thread(begin))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -106,8 +133,8 @@ class Pipeline:
     def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
         if begun.cancelled() or begun.exception() is not None:
             return
-        row, created = begun.result()
-        if created:
+        row, mine = begun.result()
+        if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
             asyncio.get_running_loop().run_in_executor(None, self._failed, row, why)
 
@@ -225,7 +252,14 @@ def _known_refusal(row: VersionRow) -> VersionRefused | None:
     code = CODES.get(row.error_code or "")  # None: of another release of this program
     if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
         return None
-    return VersionRefused(Refused(code, row.error_message or ""), row)
+    return _refusal(row)
+
+
+def _refusal(row: VersionRow) -> VersionRefused:
+    """What is said of a version that was rejected or failed."""
+    code = CODES.get(row.error_code or "", SCREENING_FAILED)
+    kind = Refused if code.status < 500 else Unavailable
+    return VersionRefused(kind(code, row.error_message or "it failed before"), row)
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

@@ -98,6 +98,17 @@ class Life(RuleBasedStateMachine):
         assert len(numbers) == 1
         self.highest[bad] = max(self.highest[bad], *numbers)
 
+    @rule(name=names, seed=st.integers(0, SEEDS - 1), times=st.integers(1, 3))
+    def upload_what_the_engine_refuses(self, name: str, seed: int, times: int) -> None:
+        """However often, it is at most one version more; what was there before is told so."""
+        self.simulator.faults["load"] = "lie"
+        answers = [self.do(self._upload(name, seed, True)) for _ in range(times)]
+        del self.simulator.faults["load"]
+        assert {answer.status_code for answer in answers} in ({502}, {200}), [answer.text for answer in answers]
+        told = [answer.json() if answer.is_success else answer.json()["version"] for answer in answers]
+        (number,) = {version["version"] for version in told}
+        self.highest[name] = max(self.highest[name], number)
+
     @rule(name=names)
     def delete(self, name: str) -> None:
         answer = self.do(self.http.delete(f"/adapters/{name}"))
