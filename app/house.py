@@ -18,8 +18,9 @@ from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
 from app.load.fetch import local_model
 from app.load.fleet import Fleet
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import Reconciler
 from app.load.resolving import Keeper, keeper_for
 from app.observe.log import event
 from app.observe.metrics import Metrics
@@ -74,9 +75,7 @@ def open_house(settings: Settings) -> House:
 
 
 def _wire(settings: Settings, doors: ExitStack) -> House:
-    traces = open_traces(settings.otlp_endpoint)
-    doors.callback(traces.close)
-    metrics = Metrics(traces=traces)
+    metrics = _metrics(settings, doors)
     reference = _reference(settings, metrics)
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
@@ -95,6 +94,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
         verify=lambda _, path: blobs.verify(Digest(path.name)),
         interval_s=settings.reconcile_seconds,
+        silent_s=settings.engine_silent_seconds,
         idle=routes.idle,
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
@@ -133,6 +133,12 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     context = _context(settings, pipeline, engine, front, receiver(settings, metrics, doors))
     following = Following(peers, publishing) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
+
+
+def _metrics(settings: Settings, doors: ExitStack) -> Metrics:
+    traces = open_traces(settings.otlp_endpoint)
+    doors.callback(traces.close)
+    return Metrics(traces=traces)
 
 
 def _context(
