@@ -46,7 +46,6 @@ from app.validate.adapter import ValidateLimits, validate
 MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
 
-
 Begin = Callable[[], tuple[VersionRow, bool]]
 """Gives a version, and whether this call began it. Blocking."""
 
@@ -112,10 +111,9 @@ class Pipeline:
 
     def _again(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
         """Blocking."""
-        r = self.rooms
-        whole = row.artefact is not None and r.blobs.is_whole(row.artefact)
-        again, mine = r.catalogue.begin_again(row.name, row.number, whole=whole, after=after)
-        return (r.progress.tell_again(again) if mine else again), mine
+        whole = row.artefact is not None and self.rooms.blobs.is_whole(row.artefact)
+        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after)
+        return (self.rooms.progress.tell_again(again) if mine else again), mine
 
     def _counted(self, error: VersionRefused) -> VersionRefused:
         self.rooms.metrics.upload_refused(error)

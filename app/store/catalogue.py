@@ -31,7 +31,7 @@ from app.store.queries import (
     versions_where,
 )
 from app.store.reading import CatalogueReader
-from app.store.schema import AdapterRecord, VersionRow, adapters, versions
+from app.store.schema import AdapterRecord, VersionRow, adapters, measured, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Catalogue(CatalogueReader):
         """validated → screened. report: JSON text, kept as it is."""
         with self._database.writing() as connection:
             row = version_numbered(connection, name, number)
-            return self._move(connection, row, Event.SCREEN, **_measured(verdict), report=report)
+            return self._move(connection, row, Event.SCREEN, **measured(verdict), report=report)
 
     def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
         """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
@@ -148,7 +148,7 @@ class Catalogue(CatalogueReader):
         self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
     ) -> VersionRow:
         """received, validated or screened → rejected, with what is to be said about it."""
-        values: dict[str, Any] = {} if verdict is None else _measured(verdict)
+        values: dict[str, Any] = {} if verdict is None else measured(verdict)
         if report is not None:
             values["report"] = report
         return self._refuse(name, number, Event.REJECT, error, values)
@@ -289,16 +289,6 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
-
-
-def _measured(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "outcome": verdict.outcome,
-        "verdict_id": verdict.id.hex,
-        "modules_total": len(verdict.modules),
-        "modules_pruned": len(verdict.pruned),
-        "modules_projected": len(verdict.projected),
-    }
 
 
 def _not_ready(row: VersionRow) -> Refused:
