@@ -1,7 +1,7 @@
 """Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -75,7 +75,7 @@ def open_house(settings: Settings) -> House:
 
 
 def _wire(settings: Settings, doors: ExitStack) -> House:
-    metrics = _metrics(settings, doors)
+    metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
@@ -133,12 +133,6 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     context = _context(settings, pipeline, engine, front, receiver(settings, metrics, doors))
     following = Following(peers, publishing) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
-
-
-def _metrics(settings: Settings, doors: ExitStack) -> Metrics:
-    traces = open_traces(settings.otlp_endpoint)
-    doors.callback(traces.close)
-    return Metrics(traces=traces)
 
 
 def _context(
