@@ -63,7 +63,7 @@ class Pipeline:
         self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
     async def register(self, upload: SealedUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
-        """Take one sealed upload through every stage: (the version, whether it is new).
+        """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
         the engine holds it. after: refuse a new version unless the newest so far has this number. Raises Refused or
@@ -75,7 +75,7 @@ class Pipeline:
         row, created = await self._begin(partial(r.catalogue.find_or_begin, *given, after=after))
         if not created:
             row, created = await self._came_before(row, after)
-        if created:
+        if created and row.state is State.RECEIVED:
             row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))
             await self.publishing.stored(row)
@@ -88,8 +88,8 @@ class Pipeline:
         return (await self.publishing.load(row) if at_once else row), created
 
     async def _came_before(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
-        """The version there is of these bytes, once nobody works on it, and whether it is to be worked on: where it failed
-        it is tried again under its own number, for repeating must not fill the catalogue and the disk.
+        """The version there is of these bytes, once nobody works on it, and whether this call tries it again: where it
+        failed, under its own number, for repeating must not fill the catalogue and the disk.
 
         Raises VersionRefused where it would end as before, or where another upload tried again first and failed.
         """
@@ -107,7 +107,7 @@ class Pipeline:
             await self.publishing.stored(row)
         if not mine and (row := await self._when_done(row)).state in ENDED:
             raise self._counted(_refusal(row))
-        return row, mine and row.state is State.RECEIVED
+        return row, mine
 
     def _again(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
         """Blocking."""

@@ -71,8 +71,9 @@ async def test_what_the_engine_refuses_stays_one_version_and_is_served_once_it_t
         assert len(artefacts(running)) == 1
         await rested(running)
     served = await push(running)
-    assert (served.status_code, served.json()["version"], served.json()["state"]) == (200, 1, "ready")
+    assert (served.status_code, served.json()["version"], served.json()["state"]) == (201, 1, "ready")
     assert served.json()["error"] is None
+    assert (await push(running)).status_code == 200
     assert (await chat(running)).headers["x-adapter-version"] == "1"
     await rested(running, [Promise("style", 1, served.json()["digest"])])
 
@@ -136,7 +137,8 @@ async def test_together_they_are_one_version_and_all_are_told(running: Running) 
         assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(502, "load_failed")}
         assert await numbers(running) == [1]
     answers = await asyncio.gather(*(push(running) for _ in range(AT_ONCE)))
-    assert {(answer.status_code, answer.json()["version"]) for answer in answers} == {(200, 1)}
+    assert {answer.json()["version"] for answer in answers} == {1}
+    assert sorted(answer.status_code for answer in answers) == [200] * (AT_ONCE - 1) + [201]
     await rested(running, [Promise("style", 1)])
 
 
