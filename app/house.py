@@ -1,7 +1,7 @@
 """Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -19,8 +19,9 @@ from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
 from app.load.fetch import local_model
 from app.load.fleet import Fleet
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import Reconciler
 from app.load.resolving import Keeper, keeper_for
 from app.observe.log import event
 from app.observe.metrics import Metrics
@@ -75,9 +76,7 @@ def open_house(settings: Settings) -> House:
 
 
 def _wire(settings: Settings, doors: ExitStack) -> House:
-    traces = open_traces(settings.otlp_endpoint)
-    doors.callback(traces.close)
-    metrics = Metrics(traces=traces)
+    metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
@@ -96,6 +95,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
         verify=lambda _, path: blobs.verify(Digest(path.name)),
         interval_s=settings.reconcile_seconds,
+        silent_s=settings.engine_silent_seconds,
         idle=routes.idle,
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,

@@ -7,12 +7,14 @@
                   ▼                                             ▼  └──────────▶ retired
           rejected, or failed                                failed
 
-    and `delete` leads from every state but `deleted` to `deleted`, where nothing leads out.
+    `retry` leads from `rejected` and `failed` back to `received`, and `delete` from every state but `deleted` to `deleted`,
+    where nothing leads out.
 
 `ready`: the version its adapter's name points to, loaded and probed, or emptied and answered by the served model.
 `retired`: was ready, or was overtaken by a later version before it could be; still addressable as `name@n`. An engine
 that is away is no event: what is stored stays stored until it is loaded. `stored` fails only when the engine, answering,
-refuses these very bytes. Who asks for a move that is not drawn has a bug: IllegalMove, not a GatewayError.
+refuses these very bytes. `retry`: the same bytes came again and may end otherwise, so the version begins again under its
+number. Who asks for a move that is not drawn has a bug: IllegalMove, not a GatewayError.
 """
 
 from enum import StrEnum
@@ -43,6 +45,7 @@ class Event(StrEnum):
     SUPERSEDE = "supersede"
     REJECT = "reject"
     FAIL = "fail"
+    RETRY = "retry"
     DELETE = "delete"
 
 
@@ -58,6 +61,9 @@ class IllegalMove(ValueError):
 IN_FLIGHT: Final = frozenset({State.RECEIVED, State.VALIDATED, State.SCREENED})
 """States that live only as long as the process that works on them: after a restart they become `failed`."""
 
+ENDED: Final = frozenset({State.REJECTED, State.FAILED})
+"""States of what was not taken in: it may begin again when the same bytes come again."""
+
 SERVABLE: Final = frozenset({State.READY, State.RETIRED})
 """States that requests may be answered from: `ready` under the plain name, both under `name@n`."""
 
@@ -72,6 +78,7 @@ _MOVES: Final[dict[tuple[State, Event], State]] = {
     (State.STORED, Event.FAIL): State.FAILED,
     **{(state, Event.REJECT): State.REJECTED for state in IN_FLIGHT},
     **{(state, Event.FAIL): State.FAILED for state in IN_FLIGHT},
+    **{(state, Event.RETRY): State.RECEIVED for state in ENDED},
     **{(state, Event.DELETE): State.DELETED for state in State if state is not State.DELETED},
 }
 

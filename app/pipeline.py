@@ -27,7 +27,7 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.lifecycle import IN_FLIGHT, SERVABLE, State
+from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, State
 from app.observe.log import event
 from app.prune.canonical import canonicalise
 from app.prune.noop import noop_adapter
@@ -46,9 +46,8 @@ from app.validate.adapter import ValidateLimits, validate
 MAX_RANK: Final = 512
 """vLLM's largest rank: what a screening outside any engine accepts."""
 
-
-Begin = Callable[[AdapterName, Received, str], tuple[VersionRow, bool]]
-"""(name, what arrived, parameters) → (version, whether it is new)."""
+Begin = Callable[[], tuple[VersionRow, bool]]
+"""Gives a version, and whether this call began it. Blocking."""
 
 ORPHAN_LOOKS: Final = 10
 ORPHAN_LOOK_S: Final = 0.1
@@ -64,7 +63,7 @@ class Pipeline:
         self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
     async def register(self, upload: SealedUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
-        """Take one sealed upload through every stage: (the version, whether it is new).
+        """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
         the engine holds it. after: refuse a new version unless the newest so far has this number. Raises Refused or
@@ -72,17 +71,11 @@ class Pipeline:
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        row, created = await self._begin(partial(r.catalogue.find_or_begin, after=after), name, upload)
+        given = (name, upload.received, r.parameters)
+        row, created = await self._begin(partial(r.catalogue.find_or_begin, *given, after=after))
         if not created:
-            row = await self._when_done(row)
-        if not created and (known := _known_refusal(row)) is not None:  # told again, or repeating would fill the disk
-            r.metrics.upload_refused(known)
-            raise known
-        if row.state in (State.REJECTED, State.FAILED):  # may end otherwise this time: measure again
-            row, created = await self._begin(
-                lambda *given: (r.catalogue.begin_version(*given, after=after), True), name, upload
-            )
-        if created:
+            row, created = await self._came_before(row, after)
+        if created and row.state is State.RECEIVED:
             row = await self._work(r.progress.tell(row), upload)
             r.metrics.uploaded(str(row.outcome))
             await self.publishing.stored(row)
@@ -94,9 +87,41 @@ class Pipeline:
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
 
-    async def _begin(self, begin: Begin, name: AdapterName, upload: SealedUpload) -> tuple[VersionRow, bool]:
+    async def _came_before(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+        """The version there is of these bytes, once nobody works on it, and whether this call tries it again: where it
+        failed, under its own number, for repeating must not fill the catalogue and the disk.
+
+        Raises VersionRefused where it would end as before, or where another upload tried again first and failed.
+        """
+        row = await self._when_done(row)
+        if (known := _known_refusal(row)) is not None:
+            raise self._counted(known)
+        if row.state not in ENDED:
+            return row, False
+        if slow := self._working.get(
+            (str(row.name), row.number)
+        ):  # given up by another gateway: let it come to its end
+            await asyncio.wait({slow})
+        row, mine = await self._begin(partial(self._again, row, after))
+        if mine and row.state is State.STORED:
+            await self.publishing.stored(row)
+        if not mine and (row := await self._when_done(row)).state in ENDED:
+            raise self._counted(_refusal(row))
+        return row, mine
+
+    def _again(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+        """Blocking."""
+        whole = row.artefact is not None and self.rooms.blobs.is_whole(row.artefact)
+        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after)
+        return (self.rooms.progress.tell_again(again) if mine else again), mine
+
+    def _counted(self, error: VersionRefused) -> VersionRefused:
+        self.rooms.metrics.upload_refused(error)
+        return error
+
+    async def _begin(self, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
-        work = asyncio.ensure_future(asyncio.to_thread(begin, name, upload.received, self.rooms.parameters))
+        work = asyncio.ensure_future(asyncio.to_thread(begin))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -106,8 +131,8 @@ class Pipeline:
     def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
         if begun.cancelled() or begun.exception() is not None:
             return
-        row, created = begun.result()
-        if created:
+        row, mine = begun.result()
+        if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
             asyncio.get_running_loop().run_in_executor(None, self._failed, row, why)
 
@@ -225,7 +250,14 @@ def _known_refusal(row: VersionRow) -> VersionRefused | None:
     code = CODES.get(row.error_code or "")  # None: of another release of this program
     if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
         return None
-    return VersionRefused(Refused(code, row.error_message or ""), row)
+    return _refusal(row)
+
+
+def _refusal(row: VersionRow) -> VersionRefused:
+    """What is said of a version that was rejected or failed."""
+    code = CODES.get(row.error_code or "", SCREENING_FAILED)
+    kind = Refused if code.status < 500 else Unavailable
+    return VersionRefused(kind(code, row.error_message or "it failed before"), row)
 
 
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:

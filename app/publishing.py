@@ -132,6 +132,8 @@ class Publishing:
         for row in await asyncio.to_thread(self._rooms.catalogue.pending):
             if self.withheld(row):
                 continue
+            if row.engine_name is not None and row.engine_name not in self._desired:
+                await self.refresh()  # stored, and who asked went before that was followed
             with contextlib.suppress(Refused):  # deleted meanwhile, or refused by the engine and recorded as such
                 if row.engine_name is None or reconciler.is_loaded(row.engine_name):
                     await self._publish(row)

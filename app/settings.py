@@ -120,6 +120,12 @@ class Settings(DoorSettings):
         None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
+    engine_silent_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="An engine that owes answers, brings no byte of any and stands still by its metrics for so long is "
+        "asked for one token; while none comes it counts as away, seconds",
+    )
 
     audit_seconds: float = Field(
         3600.0,

@@ -1,7 +1,7 @@
 """Every state × every event, and walks of any length."""
 
 import ast
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import lifecycle
-from app.lifecycle import IN_FLIGHT, SERVABLE, Event, IllegalMove, State, advance, allowed
+from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, IllegalMove, State, advance, allowed
 
 DRAWN = {
     (State.RECEIVED, Event.VALIDATE): State.VALIDATED,
@@ -32,6 +32,8 @@ DRAWN = {
     (State.READY, Event.DELETE): State.DELETED,
     (State.RETIRED, Event.ACTIVATE): State.READY,
     (State.RETIRED, Event.DELETE): State.DELETED,
+    (State.REJECTED, Event.RETRY): State.RECEIVED,
+    (State.FAILED, Event.RETRY): State.RECEIVED,
     (State.REJECTED, Event.DELETE): State.DELETED,
     (State.FAILED, Event.DELETE): State.DELETED,
 }
@@ -64,11 +66,14 @@ def test_a_refused_move_changes_nothing_and_no_walk_comes_back_from_the_end(even
         path.append(state)
     if State.DELETED in path:
         assert path.index(State.DELETED) == len(path) - 1
-    for final in (State.REJECTED, State.FAILED):
-        if final in path:
-            assert path[path.index(final) + 1 :] in ([], [State.DELETED])
+    for before, after in pairwise(path):
+        assert before not in ENDED or after in (State.RECEIVED, State.DELETED), (
+            "whoever tries again begins at the beginning"
+        )
     if State.READY in path:
-        assert path[:4] == [State.RECEIVED, State.VALIDATED, State.SCREENED, State.STORED]
+        way = path[: path.index(State.READY)]
+        last = len(way) - way[::-1].index(State.RECEIVED) - 1
+        assert way[last : last + 4] == [State.RECEIVED, State.VALIDATED, State.SCREENED, State.STORED]
 
 
 def test_nothing_is_served_that_was_not_screened() -> None:

@@ -15,8 +15,9 @@ from app.domain.engines import MAX_ENGINES, DnsName, dns_name
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.load.engine import HttpEngine
 from app.load.fleet import Fleet
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine, Result
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import Reconciler
 
 LOOKUP_S: Final = 5.0
 """Seconds between lookups: what Kubernetes' DNS lets its own answers be kept for is of that order."""

@@ -16,6 +16,7 @@ import aiohttp
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
 from app.load import cards
 from app.load.cards import CardReader, Cards
+from app.load.pulse import Pulse
 from app.load.response import BROKEN, NotReached, Response, unavailable
 
 MODELS_PATH: Final = "/v1/models"
@@ -79,6 +80,10 @@ class EngineResponse(Protocol):
 class Engine(Protocol):
     """What load and serve ask of an engine. Everything raises Unavailable and nothing else."""
 
+    @property
+    def pulse(self) -> Pulse:
+        """How long it has brought nothing of what it owes."""
+
     async def models(self) -> frozenset[str]:
         """Names it answers to now."""
 
@@ -116,6 +121,7 @@ class HttpEngine:
 
     def __init__(self, url: str, *, api_key: str | None = None, connections: int = 1024) -> None:
         self.url = url
+        self.pulse = Pulse()
         self._unix = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._base = "http://engine" if self._unix else url.rstrip("/")
         self._auth = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -191,6 +197,7 @@ class HttpEngine:
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post."""
+        self.pulse.wait()
         try:
             return Response(
                 await self._open().post(
@@ -199,10 +206,13 @@ class HttpEngine:
                     headers={**headers, **self._auth} if self._auth else headers,
                     timeout=self._answer_timeout,
                     allow_redirects=False,
-                )
+                ),
+                self.pulse,
             )
         except BROKEN as error:
             raise unavailable(error) from error
+        finally:
+            self.pulse.leave()
 
     async def close(self) -> None:
         """Close all connections, for good: what is asked afterwards is not sent."""

@@ -17,8 +17,9 @@ from typing import Final
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
 from app.load.engine import HttpEngine
 from app.load.exposition import merged
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine, Member, Result
-from app.load.reconcile import DRAIN_S, Keeping, Reconciler
+from app.load.reconcile import DRAIN_S, Reconciler
 
 OTHERS_S: Final = 10.0
 """Seconds that a version loaded in one engine waits for the others before it is served: all but the slow have it then."""

@@ -8,13 +8,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, GatewayError, Unavailable
 from app.load.engine import Engine
+from app.load.hung import HungWatch
+from app.load.keeping import Keeping
 from app.load.objection import Objection
 from app.load.probe import probe
 
@@ -41,31 +43,6 @@ class _Failure:
     again: float
 
 
-async def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Keeping:
-    """What is to be kept, and who hears of it.
-
-    desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
-    engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. idle: whether
-    an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. on_try: told
-    of each try to load, whether it did. on_lost: told how many loaded adapters the engine has forgotten. after_pass:
-    awaited after each pass that found the engine up.
-    """
-
-    desired: Callable[[], Mapping[str, Path]]
-    verify: Callable[[str, Path], None]
-    interval_s: float = 5.0
-    idle: Callable[[str], bool] = lambda _: True
-    on_change: Callable[[], None] = lambda: None
-    on_try: Callable[[bool], None] = lambda _: None
-    on_lost: Callable[[int], None] = lambda _: None
-    after_pass: Callable[[], Awaitable[None]] = _nothing
-
-
 class Reconciler:
     """Makes one engine hold `keeping.desired()`."""
 
@@ -80,8 +57,9 @@ class Reconciler:
         self.objection = Objection()
         self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self.number = 1  # its engine's, where there are several
+        self._hung = HungWatch(engine, keeping.silent_s, self._hangs_or_not)
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def each(self) -> tuple["Reconciler", ...]:
@@ -90,13 +68,13 @@ class Reconciler:
 
     @property
     def engine_up(self) -> bool:
-        """Whether the engine answered when it was last asked."""
-        return self._up
+        """Whether the engine answered when it was last asked, and does not hang."""
+        return self._up and not self._hung.hung
 
     @property
     def loaded(self) -> frozenset[str]:
         """Engine names that were verified, loaded and probed and are still listed."""
-        return self._loaded if self._up else frozenset()
+        return self._loaded if self.engine_up else frozenset()
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -105,7 +83,7 @@ class Reconciler:
 
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
-        return self._up and name in self._loaded
+        return self.engine_up and name in self._loaded
 
     def may_read(self) -> frozenset[str]:
         """Engine names whose files the engine may read now: what it listed at the last pass, or is being told to load.
@@ -135,15 +113,17 @@ class Reconciler:
         self._wake.set()
 
     def start(self) -> None:
-        """Start the background task. Needs a running loop."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="reconciler")
+        """Start the background tasks. Needs a running loop."""
+        if not self._tasks:
+            work = {"reconciler": self._run, "hung-watch": self._hung.run}
+            self._tasks = tuple(asyncio.create_task(run(), name=name) for name, run in work.items())
 
     async def stop(self) -> None:
-        """Stop the background task; the engine keeps what it holds."""
-        task, self._task = self._task, None
-        if task is not None:
+        """Stop the background tasks; the engine keeps what it holds."""
+        tasks, self._tasks = self._tasks, ()
+        for task in tasks:
             task.cancel()
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
@@ -228,7 +208,7 @@ class Reconciler:
 
         async def load(name: str) -> None:
             async with gate:
-                if self._up:
+                if self.engine_up:
                     with contextlib.suppress(GatewayError):
                         await self.ensure(name)
 
@@ -236,6 +216,8 @@ class Reconciler:
 
     async def _load(self, name: str) -> None:
         """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
+        if self._hung.hung:
+            raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")  # it would be waited for
         path = self._keeping.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")  # says nothing against its bytes
@@ -290,6 +272,10 @@ class Reconciler:
             self._set(up=self._up, loaded=self._loaded - {name})
             await self._engine.unload(name)
         self._locks.pop(name, None)
+
+    def _hangs_or_not(self) -> None:
+        self._keeping.on_change()
+        self.poke()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

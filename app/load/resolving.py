@@ -12,8 +12,9 @@ from typing import Final
 
 from app.errors import ENGINE_UNAVAILABLE, GatewayError, Unavailable
 from app.load.engine import Engine
+from app.load.keeping import Keeping
 from app.load.probe import probe
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import Reconciler
 
 NOT_FETCHED: Final = frozenset({404, 502, 503, 507})
 """What the plugin answers where it could not fetch an adapter: it says nothing against the adapter's bytes."""
@@ -54,14 +55,14 @@ class Resolving(Reconciler):
     @property
     def loaded(self) -> frozenset[str]:
         """Engine names it answers to: all that are desired and proved."""
-        if not self._up:
+        if not self.engine_up:
             return frozenset()
         return frozenset(self._keeping.desired()) - (self._unproved() - self._proved.names)
 
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
         known = name not in self._unproved() or name in self._proved.names
-        return self._up and known and name in self._keeping.desired()
+        return self.engine_up and known and name in self._keeping.desired()
 
     def may_read(self) -> frozenset[str]:
         """None: it reads copies of its own."""
@@ -100,6 +101,8 @@ class Resolving(Reconciler):
         await self._keeping.after_pass()
 
     async def _load(self, name: str) -> None:
+        if self._hung.hung:
+            raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")
         path = self._keeping.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")

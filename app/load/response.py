@@ -6,6 +6,10 @@ from typing import Final
 import aiohttp
 
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load.pulse import Pulse
+
+COMPUTED: Final = 200
+"""The status of what the core had to do with; the server refuses by itself."""
 
 BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
 """What the client raises when a connection could not be made, or broke."""
@@ -23,12 +27,14 @@ class NotReached(Unavailable):
 
 
 class Response:
-    """An EngineResponse (engine.py) over aiohttp's."""
+    """An EngineResponse (engine.py) over aiohttp's. pulse: is told of each byte of an answer to an inference request."""
 
-    __slots__ = ("_response",)
+    __slots__ = ("_computed", "_pulse", "_response")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, pulse: Pulse | None = None) -> None:
         self._response = response
+        self._pulse = pulse or Pulse()
+        self._computed = response.status == COMPUTED
 
     @property
     def status(self) -> int:
@@ -42,18 +48,17 @@ class Response:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """See EngineResponse."""
-        content = self._response.content
         try:
-            while chunk := await content.readany():
+            while chunk := await self._next():
                 yield chunk
         except BROKEN as error:
             raise unavailable(error) from error
 
     async def read(self, limit: int) -> bytes:
         """See EngineResponse."""
-        content, parts, size = self._response.content, [], 0
+        parts, size = [], 0
         try:
-            while part := await content.readany():
+            while part := await self._next():
                 size += len(part)
                 if size > limit:
                     raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's answer is over {limit} bytes")
@@ -61,6 +66,18 @@ class Response:
         except BROKEN as error:
             raise unavailable(error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _next(self) -> bytes:
+        """The bytes that have come, waiting for some; none at the end. Raises one of BROKEN."""
+        pulse = self._pulse
+        pulse.wait()
+        try:
+            chunk = await self._response.content.readany()
+        finally:
+            pulse.leave()
+        if chunk and self._computed:
+            pulse.heard()
+        return chunk
 
     def close(self) -> None:
         """See EngineResponse."""

@@ -172,6 +172,14 @@ class Progress:
             self._wake()
         return row
 
+    def tell_again(self, row: R) -> R:
+        """A version that had ended begins again: what was told of it is forgotten, and this is its first step."""
+        at = (str(row.name), row.number)
+        with self._lock:
+            self._steps.pop(at, None)
+            self._started.pop(at, None)
+        return self.tell(row)
+
     def newest(self, name: str, after: int) -> int | None:
         """The highest number above `after` among the versions of this name that are known here and not deleted."""
         with self._lock:

@@ -118,8 +118,8 @@ def _top(w: Any, dof: Any, sine: float, cosine: float, decay: float, last: float
 @compiled
 def _sums(
     w: Any, dof: Any, dw: Any, top: float, nodes: int, step: float, sine: float, cosine: float
-) -> tuple[float, float]:
-    """Σ Im φ and Σ Im φ·(d ln φ) over the grid of one row."""
+) -> tuple[float, float, float, float]:
+    """Σ Im φ and Σ Im φ·(d ln φ) over the grid of one row; Σ Im φ over every second node, over every fourth."""
     u, size, phase, across, along = (
         np.empty(NODES),
         np.zeros(NODES),
@@ -138,7 +138,7 @@ def _sums(
             phase[k] -= half * _angle(imag, real)
             across[k] += slope * real / square
             along[k] -= slope * imag / square
-    total = slopes = 0.0
+    total = slopes = second = fourth = 0.0
     for k in range(nodes):
         scale = math.exp(-0.5 * size[k])
         re, im = scale * math.cos(phase[k]), scale * math.sin(phase[k])
@@ -146,15 +146,30 @@ def _sums(
         d_re = -u[k] * (across[k] * sine + along[k] * cosine)
         d_im = u[k] * (across[k] * cosine - along[k] * sine)
         total += im
+        if k % 2 == 0:
+            second += im
+            fourth += im if k % 4 == 0 else 0.0
         slopes += re * d_im + im * d_re
-    return total, slopes
+    return total, slopes, second, fourth
+
+
+@compiled
+def _whole(total: float, slopes: float, end: float, step: float, turned: float, moments: Any) -> tuple[float, float]:
+    """Probability and slope from the sums over the nodes, the lowest of which is x = end."""
+    mean, square, d_mean, d_square = moments
+    u, per = math.exp(end), step / math.pi
+    one = 0.5 * math.cos(turned) * u / math.expm1(step)
+    two = -0.125 * math.sin(2.0 * turned) * u * u / math.expm1(2.0 * step)
+    value = 0.5 - (total * step + turned) / math.pi - per * (mean * one + square * two)
+    return value, -slopes * step / math.pi - per * (d_mean * one + d_square * two)
 
 
 @compiled
 def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
     """Value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI, GROWTH,
-    HALVINGS, LOOK, FINER)."""
-    step, angle, decay, ln_small, last, cantelli, growth, halvings, look, finer = setting
+    HALVINGS, LOOK, FINER, FORETOLD, ROUGH, AGREE, REFINEMENTS)."""
+    step, angle, decay, ln_small, last, cantelli, growth, halvings, look, narrower = setting[:10]
+    foretold, rough, agree, refinements = setting[10:]
     mean = variance = skew = lowest = highest = 0.0
     for j in range(len(w)):
         lowest, highest = min(lowest, w[j]), max(highest, w[j])
@@ -172,23 +187,33 @@ def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
         if not _grows(w, dof, turned, seen, growth):
             break
         turned = -turned if attempt % 2 == 0 else -0.5 * turned
-    step = step if turned == usual else step / finer
+    step = step if turned == usual else step / narrower
     sine, cosine = math.sin(turned), math.cos(turned)
     top = _top(w, dof, sine, cosine, decay, last)
     nodes = min(math.ceil((top - ln_small) / step), NODES)
-    total, slopes = _sums(w, dof, dw, top, nodes, step, sine, cosine)
-    end = math.exp(top - step * (nodes - 1))
-    one = 0.5 * cosine * end / math.expm1(step)
-    two = -0.125 * math.sin(2.0 * turned) * end * end / math.expm1(2.0 * step)
+    total, slopes, second, fourth = _sums(w, dof, dw, top, nodes, step, sine, cosine)
     k1 = k2 = d1 = d2 = 0.0
     for j in range(len(w)):
         k1 += w[j] * dof[j]
         k2 += 2.0 * w[j] * w[j] * dof[j]
         d1 += dw[j] * dof[j]
         d2 += 4.0 * w[j] * dw[j] * dof[j]
-    per = step / math.pi
-    value = 0.5 - (total * step + turned) / math.pi - per * (k1 * one + (k1 * k1 + k2) * two)
-    slope = -slopes * step / math.pi - per * (d1 * one + (2.0 * k1 * d1 + d2) * two)
+    moments = (k1, k1 * k1 + k2, d1, 2.0 * k1 * d1 + d2)
+    end = top - step * (nodes - 1)
+    value, slope = _whole(total, slopes, end, step, turned, moments)
+    two, _ = _whole(second, 0.0, end + step * ((nodes - 1) % 2), 2.0 * step, turned, moments)
+    four, _ = _whole(fourth, 0.0, end + step * ((nodes - 1) % 4), 4.0 * step, turned, moments)
+    delta, before = abs(value - two), abs(two - four)
+    if delta**3 > foretold * before**2 or delta > rough:
+        for level in range(1, refinements + 1):
+            finer, coarse = step / 2**level, value
+            for between in range(1, 2**level, 2):
+                more, steeper, _, _ = _sums(w, dof, dw, top - finer * between, nodes, step, sine, cosine)
+                total += more
+                slopes += steeper
+            value, slope = _whole(total, slopes, end - (step - finer), finer, turned, moments)
+            if abs(value - coarse) <= agree:
+                break
     return min(max(value, 0.0), 1.0), slope
 
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.verdict import Verdict
 from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
-from app.lifecycle import IN_FLIGHT, SERVABLE, Event, State, advance
+from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
+from app.store.beginning import again, nothing_since
 from app.store.database import BUSY_SECONDS, Database
-from app.store.peers import next_revision, nobodys
+from app.store.peers import next_revision, nobodys, not_anothers
 from app.store.queries import (
     Name,
     adapter_keyed,
@@ -30,7 +31,7 @@ from app.store.queries import (
     versions_where,
 )
 from app.store.reading import CatalogueReader
-from app.store.schema import AdapterRecord, VersionRow, adapters, versions
+from app.store.schema import AdapterRecord, VersionRow, adapters, measured, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,34 @@ class Catalogue(CatalogueReader):
     def find_or_begin(
         self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
     ) -> tuple[VersionRow, bool]:
-        """`find_same`, else `begin_version`, in one step; True when the version is new.
+        """`find_same`, else the newest of these bytes that failed, else `begin_version`, in one step; True when it is new.
 
         Of any number of equal uploads at the same moment exactly one gets True.
         """
         with self._database.writing() as connection:
-            same = same_version(connection, name, received, parameters)
+            same = same_version(connection, name, received, parameters, failed=True)
             if same is not None:
                 return same, False
             return self._begin(connection, name, received, parameters, after), True
+
+    def begin_again(
+        self, name: Name, number: int, *, whole: bool = False, after: int | None = None
+    ) -> tuple[VersionRow, bool]:
+        """Try a version once more that failed or was rejected, because its bytes came again; True when this call did it.
+
+        It is `received` again, or `stored` with `whole`: the artefact that an engine refused is there. Where a later one is
+        published, and the name would never come to this one, it gets a new number. Raises as begin_version.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            row = version_numbered(connection, name, number)
+            if row.state not in ENDED:
+                return row, False
+            if (adapter.active or 0) > number:
+                return self._begin(connection, row.name, row.received, row.parameters, after), True
+            nothing_since(name, adapter.next_version, after)
+            self._set(connection, row, owner=self._gateway, **again(row, whole=whole))
+            return version_numbered(connection, name, number), True
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
         """received → validated."""
@@ -107,7 +127,7 @@ class Catalogue(CatalogueReader):
         """validated → screened. report: JSON text, kept as it is."""
         with self._database.writing() as connection:
             row = version_numbered(connection, name, number)
-            return self._move(connection, row, Event.SCREEN, **_measured(verdict), report=report)
+            return self._move(connection, row, Event.SCREEN, **measured(verdict), report=report)
 
     def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
         """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
@@ -128,7 +148,7 @@ class Catalogue(CatalogueReader):
         self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
     ) -> VersionRow:
         """received, validated or screened → rejected, with what is to be said about it."""
-        values: dict[str, Any] = {} if verdict is None else _measured(verdict)
+        values: dict[str, Any] = {} if verdict is None else measured(verdict)
         if report is not None:
             values["report"] = report
         return self._refuse(name, number, Event.REJECT, error, values)
@@ -205,8 +225,7 @@ class Catalogue(CatalogueReader):
         self, connection: Connection, name: AdapterName, received: Received, parameters: str, after: int | None
     ) -> VersionRow:
         adapter, number = self._numbered(connection, name)
-        if after is not None and number != after + 1:
-            raise Refused(VERSION_NOT_READY, f"version {number - 1} of {name} was uploaded meanwhile")
+        nothing_since(name, number, after)
         now = self._now()
         values = {
             "adapter_id": adapter,
@@ -253,27 +272,23 @@ class Catalogue(CatalogueReader):
     def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
         if self._gateway is not None and row.state is State.FAILED:  # while we were silent, others gave it up
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
-        self._set(connection, row, state=advance(row.state, event), **values)
+        ours = () if self._gateway is None or row.state not in IN_FLIGHT else (not_anothers(self._gateway),)
+        self._set(connection, row, *ours, state=advance(row.state, event), **values)
         return version_numbered(connection, row.name, row.number)
 
-    def _set(self, connection: Connection, row: VersionRow, **values: Any) -> None:
+    def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
         """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
         adapter = select(adapters.c.id).where(adapters.c.name == row.name.text).scalar_subquery()
-        where = (versions.c.adapter_id == adapter, versions.c.number == row.number, versions.c.state == row.state)
+        where = (
+            versions.c.adapter_id == adapter,
+            versions.c.number == row.number,
+            versions.c.state == row.state,
+            *also,
+        )
         values |= {"updated_at": self._now(), "revision": next_revision(connection)}
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
-
-
-def _measured(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "outcome": verdict.outcome,
-        "verdict_id": verdict.id.hex,
-        "modules_total": len(verdict.modules),
-        "modules_pruned": len(verdict.pruned),
-        "modules_projected": len(verdict.projected),
-    }
 
 
 def _not_ready(row: VersionRow) -> Refused:

@@ -46,6 +46,13 @@ def nobodys() -> ColumnElement[bool]:
     return or_(versions.c.owner.is_(None), versions.c.owner.not_in(alive))
 
 
+def not_anothers(gateway: str) -> ColumnElement[bool]:
+    """Versions that this gateway may move on: no other that lives is at work on them. One that was silent for too long may
+    find that another has begun its version again.
+    """
+    return or_(versions.c.owner == gateway, nobodys())
+
+
 class Peers:
     """One gateway among those on this catalogue. Blocking; safe for threads."""
 

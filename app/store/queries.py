@@ -56,17 +56,23 @@ def version_before(connection: Connection, adapter: AdapterRecord) -> int:
     return number
 
 
-def same_version(connection: Connection, name: Name, received: Received, parameters: str | None) -> VersionRow | None:
-    """The newest version of this name with these received digests that has not failed; parameters None: any."""
+def same_version(
+    connection: Connection, name: Name, received: Received, parameters: str | None, *, failed: bool = False
+) -> VersionRow | None:
+    """The newest version of this name with these received digests that has not failed; parameters None: any.
+
+    failed: where there is no such version, the newest that has.
+    """
     rows = versions_where(
         connection,
         adapters.c.name == str(name),
         versions.c.config_digest == received.config_digest.hex,
         versions.c.weights_digest == received.weights_digest.hex,
-        versions.c.state != State.FAILED,
         *([] if parameters is None else [versions.c.parameters == parameters]),
     )
-    return rows[-1] if rows else None
+    sound = [row for row in rows if row.state is not State.FAILED]
+    found = sound or (rows if failed else ())
+    return found[-1] if found else None
 
 
 def free_engine_name(connection: Connection, row: VersionRow, artefact: Digest) -> str:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import AdapterName
-from app.domain.verdict import Outcome
+from app.domain.verdict import Outcome, Verdict
 from app.lifecycle import State
 
 SCHEMA_VERSION: Final = 3
@@ -237,3 +237,14 @@ def version_row(row: Row[Any]) -> VersionRow:
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
+
+
+def measured(verdict: Verdict) -> dict[str, Any]:
+    """The columns that a verdict fills."""
+    return {
+        "outcome": verdict.outcome,
+        "verdict_id": verdict.id.hex,
+        "modules_total": len(verdict.modules),
+        "modules_pruned": len(verdict.pruned),
+        "modules_projected": len(verdict.projected),
+    }

@@ -72,7 +72,7 @@ async def test_an_adapter_the_engine_refuses_is_failed_with_the_engines_words(ru
     assert (await chat(running, "first"))[0] == 404
     del running.simulator.faults["load"]
     again = await running.http.post("/adapters", files=form("first"))
-    assert (again.status_code, again.json()["version"]) == (201, 2)
+    assert (again.status_code, again.json()["version"], again.json()["state"]) == (201, 1, "ready")
 
 
 @pytest.mark.ruling("U17")

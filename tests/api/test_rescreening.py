@@ -143,6 +143,10 @@ async def test_what_the_engine_refuses_changes_nothing(open_gateway: OpenHouse) 
         running.simulator.faults.clear()
         assert (await shown(running, "style"))["active_version"] == 1
         assert (await chat(running, "style")).headers["x-adapter-version"] == "1"
+        status, answer = await rescreen(running, "style")  # its cause has passed
+        assert (status, answer["version"], answer["active"]) == (201, 2, True)
+        assert (counted(running, "failed"), counted(running, "new")) == (0, 1)
+        await rested(running)
 
 
 async def test_what_was_not_kept_cannot_be_screened_again(open_gateway: OpenHouse) -> None:

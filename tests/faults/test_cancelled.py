@@ -20,7 +20,7 @@ async def push_cancelled(running: Running, name: str, seed: int, n: int, moment:
     return await ends_before(running.http.post("/adapters", files=form(name, seed)), n, moment)
 
 
-@pytest.mark.parametrize("kind", ["new", "known", "with the engine away"])
+@pytest.mark.parametrize("kind", ["new", "known", "with the engine away", "tried again"])
 @pytest.mark.parametrize("moment", Moment)
 async def test_an_upload_cancelled_at_any_await(open_gateway: OpenHouse, kind: str, moment: Moment) -> None:
     async with open_gateway(tau=1e9) as running:
@@ -28,8 +28,12 @@ async def test_an_upload_cancelled_at_any_await(open_gateway: OpenHouse, kind: s
         if kind == "with the engine away":
             running.simulator.faults["load"] = "500"
             running.simulator.faults["health"] = "503"
+        if kind == "tried again":
+            running.simulator.faults["load"] = "lie"
+            assert (await running.http.post("/adapters", files=form("style", 7))).status_code == 502
+        same = {"known": ("known", 0), "tried again": ("style", 7)}
         for n in range(1, AWAITS):
-            name, seed = ("known", 0) if kind == "known" else ("style", n + 1)
+            name, seed = same.get(kind, ("style", n + 1))
             if await push_cancelled(running, name, seed, n, moment):
                 break
         else:

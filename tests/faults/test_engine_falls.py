@@ -5,13 +5,12 @@ the served model; and afterwards every adapter is there again, with the answers 
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -23,6 +22,7 @@ import pytest_asyncio
 from app.domain.lora import Shape
 from app.load import embedded as embedded_module
 from app.load import engine as engine_module
+from app.load import hung as hung_module
 from app.load.engine import HttpEngine
 from app.screen.build import BuildOptions, build_reference
 from app.store.audit import Promise
@@ -33,9 +33,6 @@ from tests.support.house import Running, gateway
 from tests.support.references import aligned_from, weights, write_checkpoint
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
-
-SERVER: Final = "vllm.entrypoints"
-"""What the command line of the process that answers HTTP has; its child that computes has no name that is always there."""
 
 PATIENCE_S: Final = 3.0
 """Seconds after which a silent engine counts as away; some eight until it is killed. In service: 10, two minutes."""
@@ -63,6 +60,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CONTROL_S", PATIENCE_S)
     monkeypatch.setattr(embedded_module, "HEALTH_S", 1.0)
     monkeypatch.setattr(embedded_module, "HEALTH_MISSES", 2)
+    monkeypatch.setattr(hung_module, "LOOK_S", 0.5)
+    monkeypatch.setattr(hung_module, "PROBE_S", 1.0)
 
 
 @pytest_asyncio.fixture
@@ -70,6 +69,7 @@ async def running(engine: LiveEngine, reference: Path, tmp_path: Path, _impatien
     """A gateway on the session's engine; the engine is left without adapters."""
     there: Any = SimpleNamespace(url=engine.url)
     settings = {"model": MODEL, "max_lora_rank": 8, "tau": 1e9, "max_pruned_share": 1.0, "reconcile_seconds": 0.5}
+    settings["engine_silent_seconds"] = PATIENCE_S
     settings["base_through_noop"] = (
         True  # as with an engine of our own; without, the served model's answers mix (row 10)
     )
@@ -148,26 +148,10 @@ async def all_again(running: Running, said: Mapping[str, str]) -> int:
     return refused
 
 
-@contextlib.contextmanager
-def stopped(engine: LiveEngine, *, but_the_server: bool = False) -> Iterator[None]:
-    """Its processes neither run nor end, until the block is left; then those that still are go on."""
-    spared = {engine.embedded.pid, *(engine.processes(SERVER) if but_the_server else ())}
-    held = set(engine.processes()) - spared
-    assert held, "nothing was stopped"
-    for pid in held:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in held:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
 async def test_stopped_between_requests_and_continued(running: Running, engine: LiveEngine) -> None:
     """Too short to be killed for: refused meanwhile, or answered late; nothing has to be loaded again."""
     said, generation = await published(running, engine), engine.embedded.generation
-    with stopped(engine):
+    with engine.stopped():
         asked = [asyncio.create_task(ask(running, model)) for model in said]
         await asyncio.sleep(1.0)
         assert (await running.http.get("/health")).status_code == 200
@@ -205,11 +189,33 @@ async def test_hung_with_an_answer_under_way(running: Running, engine: LiveEngin
     async with asyncio.timeout(START_S):
         while not BUSY(await running.house.engine.exposition()):
             await asyncio.sleep(0.01)
-    with stopped(engine):
+    with engine.stopped():
         assert await all_again(running, said) > 0, "nobody was refused: did it hang at all?"
     await streaming
     assert "error" in json.loads(lines[-1].removeprefix("data: ")), "the stream ended without saying that it broke off"
     assert engine.embedded.generation == generation + 1
+    await rested(running, [Promise(name, 1) for name in ADAPTERS])
+
+
+async def test_its_core_hangs_and_its_server_says_that_it_is_well(running: Running, engine: LiveEngine) -> None:
+    """Nobody is killed: new requests get 503 at once, those that wait are answered when the core goes on."""
+    said, generation = await published(running, engine), engine.embedded.generation
+    with engine.stopped(but_the_server=True):
+        asked = {model: asyncio.create_task(ask(running, model)) for model in said}
+        async with asyncio.timeout(START_S):
+            while running.house.reconciler.engine_up:
+                await asyncio.sleep(0.05)
+        assert await running.house.engine.healthy()
+        for model in said:
+            began = time.monotonic()
+            answer = await ask(running, model)
+            assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True), answer.text
+            assert time.monotonic() - began < 1.0
+        assert not any(task.done() for task in asked.values())
+    for model, task in asked.items():
+        assert text(await task) == said[model]
+    await all_again(running, said)
+    assert engine.embedded.generation == generation
     await rested(running, [Promise(name, 1) for name in ADAPTERS])
 
 
@@ -226,7 +232,7 @@ async def test_killed_while_loading(running: Running, engine: LiveEngine) -> Non
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        stopped(engine, but_the_server=True),
+        engine.stopped(but_the_server=True),
     ):  # the core sleeps, the load cannot end
         patch.setattr(HttpEngine, "load", loading)
         upload = asyncio.create_task(running.http.post("/adapters", files=parts(engine, "late", 3)))

@@ -47,6 +47,7 @@ class Life(RuleBasedStateMachine):
         self.simulator = Simulator(Path(self.folder.name) / "e.sock", SERVED)
         self.promised: dict[tuple[str, int], str | None] = {}
         self.highest = dict.fromkeys(NAMES, 0)
+        self.refused: set[tuple[str, int]] = set()
         self.gateway = AsyncExitStack()
         self.running: Running | None = None
 
@@ -83,7 +84,11 @@ class Life(RuleBasedStateMachine):
         before = dict(self.highest)
         for (name, _), answer in zip(sent, answers, strict=True):
             assert answer.status_code in (200, 201, 202), answer.text
-            assert answer.status_code != 201 or answer.json()["version"] > before[name]
+            assert (
+                answer.status_code != 201
+                or answer.json()["version"] > before[name]
+                or self._failed_before(name, answer)
+            )
             self._promise(name, answer)
         if len(sent) == 1 and answers[0].status_code == 201:
             assert self._active(sent[0][0]) == answers[0].json()["version"]
@@ -97,6 +102,19 @@ class Life(RuleBasedStateMachine):
         numbers = {answer.json()["version"]["version"] for answer in answers}
         assert len(numbers) == 1
         self.highest[bad] = max(self.highest[bad], *numbers)
+
+    @rule(name=names, seed=st.integers(0, SEEDS - 1), times=st.integers(1, 3))
+    def upload_what_the_engine_refuses(self, name: str, seed: int, times: int) -> None:
+        """However often, it is at most one version more; what was there before is told so."""
+        self.simulator.faults["load"] = "lie"
+        answers = [self.do(self._upload(name, seed, True)) for _ in range(times)]
+        del self.simulator.faults["load"]
+        assert {answer.status_code for answer in answers} in ({502}, {200}), [answer.text for answer in answers]
+        told = [answer.json() if answer.is_success else answer.json()["version"] for answer in answers]
+        (number,) = {version["version"] for version in told}
+        self.highest[name] = max(self.highest[name], number)
+        if answers[0].status_code == 502:
+            self.refused.add((name, number))
 
     @rule(name=names)
     def delete(self, name: str) -> None:
@@ -205,6 +223,10 @@ class Life(RuleBasedStateMachine):
     def _listed(self, name: str) -> list[dict[str, Any]]:
         answer = self.do(self.http.get(f"/adapters/{name}"))
         return list(answer.json()["versions"]) if answer.status_code == 200 else []
+
+    def _failed_before(self, name: str, answer: httpx.Response) -> bool:
+        """Whether it is a version that the engine refused, taken by now."""
+        return (name, answer.json()["version"]) in self.refused
 
     def _version(self, name: str, number: int) -> dict[str, Any]:
         answer = self.do(self.http.get(f"/adapters/{name}/versions/{number}"))

@@ -97,6 +97,22 @@ async def test_the_same_bytes_at_three_doors_at_once_make_one_version(three: lis
     assert {one.json()["version"] for one in got} == {1}
 
 
+async def test_what_the_engines_refuse_is_one_version_at_whichever_door_it_comes_again(three: list[Running]) -> None:
+    for running in three:
+        running.simulator.faults["load"] = "500"
+    for _ in range(2):
+        for running in three:
+            got = await push(running, "style", 1)
+            assert (got.status_code, got.json()["error"]["code"]) == (502, "load_failed"), got.text
+            assert got.json()["version"]["version"] == 1
+    for running in three:
+        running.simulator.faults.clear()
+    got = await asyncio.gather(*(push(running, "style", 1) for running in three))
+    assert sorted(one.status_code for one in got) == [200, 200, 201]
+    assert {one.json()["version"] for one in got} == {1}
+    await agree(three, "style@1", 200)
+
+
 async def test_other_bytes_at_three_doors_at_once_make_three_versions(three: list[Running]) -> None:
     got = await asyncio.gather(*(push(running, "style", seed) for seed, running in enumerate(three)))
     assert sorted(one.json()["version"] for one in got) == [1, 2, 3]

@@ -1,14 +1,19 @@
 """What the gateway relies on of an engine, asked of the real vLLM 0.32 and of the simulator that stands in for it."""
 
+import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.errors import LOAD_FAILED, Unavailable
+from app.load.hung import PROGRESS
 from app.load.probe import probe
-from tests.support.engine import AnyEngine
+from tests.support.engine import AnyEngine, LiveEngine
+from tests.support.simulator import Simulator
 
 CHAT = "/v1/chat/completions"
 LIMIT = 1 << 20
@@ -80,6 +85,54 @@ async def test_the_outermost_model_is_the_first_in_the_bytes(any_engine: AnyEngi
     raw = await response.read(LIMIT)
     response.close()
     assert raw.count(f'"model":"{any_engine.model}"'.encode()) == 1
+
+
+@contextmanager
+def core_stopped(engine: Simulator | LiveEngine) -> Iterator[None]:
+    """Nothing is computed, and the server answers."""
+    if isinstance(engine, LiveEngine):
+        with engine.stopped(but_the_server=True):
+            yield
+        return
+    engine.faults["core"] = "hang"
+    yield
+    del engine.faults["core"]
+
+
+async def test_a_core_that_hangs_shows_in_nothing_but_answers_that_do_not_come(
+    any_engine: AnyEngine, engine_source: Simulator | LiveEngine
+) -> None:
+    """app/load/hung.py: health and list are the server's, and so is a stream's head; what the core moves stands still."""
+    client = any_engine.client
+    await client.load("a@000000000001", any_engine.adapter(1))
+    await probe(client, "a@000000000001")
+
+    async def progress() -> list[bytes]:
+        return [line for line in (await client.exposition()).splitlines() if line.startswith(PROGRESS)]
+
+    before = await progress()
+    assert len(before) == len(PROGRESS)
+    with core_stopped(engine_source):
+        assert await client.healthy()
+        assert await client.models() == {any_engine.model, "a@000000000001"}
+        stream = await client.post(CHAT, json.dumps(chat(any_engine.model, stream=True)).encode())
+        assert (stream.status, stream.content_type) == (200, "text/event-stream")
+        chunks = stream.chunks()
+        first = asyncio.ensure_future(anext(chunks))
+        assert not (await asyncio.wait({first}, timeout=1.0))[0]
+        assert client.pulse.silent_s >= 1.0
+        with pytest.raises(TimeoutError):  # as a probe that is given up
+            async with asyncio.timeout(0.5):
+                await probe(client, any_engine.model)
+        assert await progress() == before
+    assert b"data: " in await first
+    assert client.pulse.silent_s < 1.0
+    async for _ in chunks:
+        pass
+    stream.close()
+    async with asyncio.timeout(10):
+        while await progress() == before:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_stream_is_labelled_chunks_then_usage_then_done(any_engine: AnyEngine) -> None:

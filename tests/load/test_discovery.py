@@ -18,8 +18,8 @@ from app.domain.engines import MAX_ENGINES, DnsName
 from app.load import discovery
 from app.load import reconcile as reconcile_module
 from app.load.discovery import DiscoveredFleet
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
-from app.load.reconcile import Keeping
 from app.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.postgres import free_port

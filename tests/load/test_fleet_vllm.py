@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from app.load.fleet import Fleet
+from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
-from app.load.reconcile import Keeping
 from app.serve.relay import Relay
 from app.serve.routes import Routes, Served
 from app.serve.stream import Stream

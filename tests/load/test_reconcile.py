@@ -10,7 +10,8 @@ import pytest_asyncio
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, Unavailable
 from app.load import reconcile as reconcile_module
 from app.load.engine import HttpEngine
-from app.load.reconcile import Keeping, Reconciler
+from app.load.keeping import Keeping
+from app.load.reconcile import Reconciler
 from tests.support.simulator import MODEL, Simulator
 
 A, B, C = "a@000000000001", "b@000000000002", "c@000000000003"

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
 from app.load.engine import HttpEngine
+from app.load.keeping import Keeping
 from app.load.probe import probe
-from app.load.reconcile import Keeping, Reconciler
+from app.load.reconcile import Reconciler
 from tests.support import tiny_model
 from tests.support.engine import COMPILER, MAX_CPU_LORAS, MAX_LORAS, LiveEngine
 

@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from app.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
 from app.load.engine import HttpEngine
-from app.load.reconcile import Keeping, Reconciler
+from app.load.keeping import Keeping
+from app.load.reconcile import Reconciler
 from app.serve.relay import PATHS, Relay, only
 from app.serve.request import Kind
 from app.serve.routes import Routes, Served

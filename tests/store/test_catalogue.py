@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -150,10 +151,11 @@ def test_the_same_bytes_again_are_found(catalogue: Catalogue) -> None:
 
 def test_failed_and_deleted_versions_are_not_the_same(catalogue: Catalogue) -> None:
     catalogue.begin_version(NAME, received(1))
-    catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    failed = catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
     assert catalogue.find_same(NAME, received(1)) is None
-    second, new = catalogue.find_or_begin(NAME, received(1))
-    assert (second.number, new) == (2, True)
+    assert catalogue.find_or_begin(NAME, received(1)) == (failed, False)
+    second = catalogue.begin_version(NAME, received(1))
+    assert catalogue.find_or_begin(NAME, received(1)) == (second, False)
     catalogue.delete(NAME)
     assert catalogue.find_same(NAME, received(1)) is None
     assert catalogue.find_or_begin(NAME, received(1))[0].number == 3
@@ -163,6 +165,59 @@ def test_a_rejected_version_is_found_again(catalogue: Catalogue) -> None:
     catalogue.begin_version(NAME, received(1))
     row = catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"))
     assert catalogue.find_or_begin(NAME, received(1)) == (row, False)
+
+
+@pytest.mark.parametrize("as_far_as", ["received", "screened", "rejected"])
+def test_what_failed_on_its_way_begins_again_with_nothing_said(catalogue: Catalogue, as_far_as: str) -> None:
+    first = catalogue.begin_version(NAME, received(1), "p")
+    if as_far_as == "screened":
+        catalogue.record_validated(NAME, 1)
+        catalogue.record_screened(NAME, 1, verdict(), "{}")
+    if as_far_as == "rejected":
+        catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"), verdict(), "{}")
+    else:
+        catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    again, mine = catalogue.begin_again(NAME, 1)
+    assert (replace(again, updated_at=first.updated_at), mine) == (first, True)
+    assert catalogue.report(NAME, 1) is None
+    assert catalogue.begin_again(NAME, 1) == (again, False)
+    assert [row.number for row in catalogue.versions(NAME)] == [1]
+
+
+def test_what_the_engine_refused_is_stored_again_under_its_engine_name(catalogue: Catalogue) -> None:
+    first = stored(catalogue, 1)
+    catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
+    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    assert (replace(again, updated_at=first.updated_at), mine) == (first, True)
+    assert catalogue.report(NAME, 1) == '{"seed": "1"}'
+    catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
+    lost, _ = catalogue.begin_again(NAME, 1)
+    assert (lost.state, lost.artefact, lost.engine_name) == (State.RECEIVED, None, None)
+    catalogue.record_validated(NAME, 1)
+    catalogue.record_screened(NAME, 1, verdict(seed=1), "{}")
+    assert catalogue.record_stored(NAME, 1, artefact(1).digest).engine_name == first.engine_name
+    assert catalogue.activate(NAME, 1).state is State.READY
+    assert catalogue.begin_again(NAME, 1, whole=True) == (catalogue.version(NAME, 1), False)
+
+
+def test_behind_a_later_version_it_gets_a_number_the_name_can_move_to(catalogue: Catalogue) -> None:
+    stored(catalogue, 1)
+    catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
+    published(catalogue, 2)
+    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    assert (again.number, again.state, again.received, mine) == (3, State.RECEIVED, received(1), True)
+    assert states(catalogue) == {1: State.FAILED, 2: State.READY, 3: State.RECEIVED}
+    assert catalogue.find_or_begin(NAME, received(1)) == (again, False)
+
+
+def test_nothing_begins_again_that_somebody_overtook(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    catalogue.begin_version(NAME, received(2))
+    with refuses(VERSION_NOT_READY):
+        catalogue.begin_again(NAME, 1, after=1)
+    assert catalogue.version(NAME, 1).state is State.FAILED
+    assert catalogue.begin_again(NAME, 1, after=2)[1]
 
 
 # ---- names -------------------------------------------------------------------------------------------------------

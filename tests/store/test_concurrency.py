@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from app.domain.names import AdapterName
-from app.errors import ADAPTER_NOT_FOUND, NAME_TAKEN, Refused
+from app.errors import ADAPTER_NOT_FOUND, LOAD_FAILED, NAME_TAKEN, SCREENING_FAILED, Refused, Unavailable
 from app.lifecycle import SERVABLE, State
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
@@ -63,6 +63,14 @@ def test_uploads_of_one_name_get_numbers_in_one_order(catalogue: Catalogue) -> N
 def test_the_same_bytes_at_once_make_one_version(catalogue: Catalogue) -> None:
     found = together(lambda _: catalogue.find_or_begin(NAME, received(1), "p"))
     assert sorted(new for _, new in found) == [False] * (THREADS - 1) + [True]
+    assert {row.number for row, _ in found} == {1}
+
+
+def test_the_same_bytes_tried_again_at_once_are_tried_once(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1))
+    catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    found = together(lambda _: catalogue.begin_again(NAME, 1))
+    assert sorted(mine for _, mine in found) == [False] * (THREADS - 1) + [True]
     assert {row.number for row, _ in found} == {1}
 
 
@@ -187,11 +195,41 @@ class Walk(RuleBasedStateMachine):
         return name, number
 
     @rule(version=waiting)
+    def refuse(self, version: tuple[AdapterName, int]) -> None:
+        """The engine, while it waits."""
+        name, number = version
+        if self.model.get(name, {}).get(number) == "stored":
+            self.catalogue.record_failed(name, number, Unavailable(LOAD_FAILED, "no"))
+            self.model[name][number] = "failed"
+
+    @rule(target=waiting, version=consumes(waiting))
+    def try_again(self, version: tuple[AdapterName, int]) -> object:
+        """With its artefact there."""
+        name, number = version
+        versions = self.model.get(name, {})
+        if number not in versions:
+            return multiple()
+        failed, overtaken = versions[number] == "failed", (self.active(name) or 0) > number
+        row, mine = self.catalogue.begin_again(name, number, whole=True)
+        assert mine is failed
+        if failed and overtaken:
+            self.highest[name.key] += 1
+            assert row.number == self.highest[name.key]
+            versions[row.number] = "received"
+        elif failed:
+            versions[number] = "stored"
+        return name, number
+
+    @rule(version=waiting)
     def activate(self, version: tuple[AdapterName, int]) -> None:
         name, number = version
         versions = self.model.get(name, {})
         if number not in versions:
             with pytest.raises(Refused, match="not_found"):
+                self.catalogue.activate(name, number)
+            return
+        if versions[number] == "failed":
+            with pytest.raises(Refused, match="not_ready"):
                 self.catalogue.activate(name, number)
             return
         row = self.catalogue.activate(name, number)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from app.errors import SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Unavailable
+from app.errors import REJECTED, SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Refused, Unavailable
 from app.lifecycle import State
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
@@ -86,6 +86,31 @@ def test_only_the_work_of_the_dead_is_given_up(postgres: Server, url: str, join:
     assert caught.value.code is STORE_BUSY
     assert mine.version(NAME, row.number) == failed
     assert published(theirs, 1).number == 2
+    mine.close()
+    theirs.close()
+
+
+def test_who_slept_does_not_move_what_another_has_begun_again(
+    postgres: Server, url: str, join: Callable[[], Peers]
+) -> None:
+    one, other = join(), join()
+    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    number = mine.begin_version(NAME, received(1)).number
+    silent(postgres, url, one, LEASE_S + 1)
+    theirs.recover()
+    again, _ = theirs.begin_again(NAME, number)
+    assert again.state is State.RECEIVED
+    one.beat()
+    late: tuple[Callable[[], object], ...] = (
+        lambda: mine.record_validated(NAME, number),
+        lambda: mine.record_rejected(NAME, number, Refused(REJECTED, "x")),
+        lambda: mine.record_failed(NAME, number, Unavailable(SCREENING_FAILED, "x")),
+    )
+    for move in late:
+        with pytest.raises(Unavailable) as caught:
+            move()
+        assert caught.value.code is STORE_BUSY
+    assert theirs.record_validated(NAME, number).state is State.VALIDATED
     mine.close()
     theirs.close()
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 START_S = 300.0  # seconds a start may take on a busy machine; 22 s on two idle cores
 EAGER = ("--enforce-eager",)  # 6 s faster to start than compiling; the model is too small for it to matter
+SERVER = "vllm.entrypoints"  # in the command line of the process that answers HTTP; the core has no name of its own
 COMPILER = "g++"  # what torch looks for
 TOOL_PARSER = "hermes"
 LONG_CONTEXT = 16384  # tokens, where a test needs an answer that is certainly not over yet; the model does not mind
@@ -69,6 +70,21 @@ class LiveEngine:
         leader = self.embedded.pid
         found = session.members(leader) if leader is not None else []
         return [pid for pid in found if word in _command_line(pid)]
+
+    @contextlib.contextmanager
+    def stopped(self, *, but_the_server: bool = False) -> Iterator[None]:
+        """Its processes neither run nor end, until the block is left; then those that still are go on."""
+        spared = {self.embedded.pid, *(self.processes(SERVER) if but_the_server else ())}
+        held = set(self.processes()) - spared
+        assert held, "nothing was stopped"
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in held:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill it, and wait until it is ready again, without adapters."""

@@ -28,11 +28,13 @@ async def simulate_response(simulator: "Simulator", request: web.Request) -> web
         return web.json_response({"error": error}, status=404)
     model = "another@000000000000" if fault == "other" else body["model"]
     if not body.get("stream"):
+        await simulator.core()
         return web.json_response(_response(model, "completed"))
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
     async with simulator.run():
         for event in _events(model, fault):
+            await simulator.core()
             await response.write(event)
             if fault == "slow":
                 await asyncio.sleep(0.05)

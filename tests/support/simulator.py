@@ -15,18 +15,19 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.simulated_chunks import TOKENS, chunk_of, usage_of
 from tests.support.simulated_responses import simulate_response
 from tests.support.tally import Faults
 from tests.support.vllm_metrics import exposition
 
 MODEL = "tiny-llama"
 MAX_MODEL_LEN = 512
-TOKENS = 5
 
 FAULTS = {
     "*": ("reset", "hang", "500", "garbage"),  # on every route
     "load": ("lie", "500-though-loaded", "reset-though-loaded"),  # lie: 200, and not loaded
     "health": ("503",),
+    "core": ("hang", "prefill"),  # what the server does by itself, it goes on doing
     "chat": (
         "half",
         "eof",
@@ -43,7 +44,8 @@ FAULTS = {
         "flood",
     ),
 }
-"""half: the connection breaks in mid-chunk · eof: a clean end without [DONE] · malformed: an event that is not JSON ·
+"""core: hang: nothing is computed any more, until it is removed; prefill: nor is any token, but the cache fills ·
+half: the connection breaks in mid-chunk · eof: a clean end without [DONE] · malformed: an event that is not JSON ·
 error: vLLM's error event · other: answers as another model · nan: a number JSON does not have · endless: an event
 that never ends · dead-core: 500 as when EngineCore is gone · slow: a chunk every 50 ms, for ever · flood: chunks without
 end, as fast as they are taken · cut: half a body that is no stream."""
@@ -66,6 +68,8 @@ class Simulator:
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.embeds = False
         self.developers = False  # VLLM_SERVER_DEV_MODE
+        self.steps = 0  # of the core
+        self._cached = 0.0  # share of the KV cache in use, more with each look while a long prompt is read
         self.chunks = 0  # of streams, written so far
         self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
@@ -132,7 +136,9 @@ class Simulator:
         return web.json_response({"is_sleeping": False}, status=200 if self.developers else 404)
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(text=exposition(len(self.seen), self.model), content_type="text/plain")
+        self._cached += 1e-6 * (self.faults.get("core") == "prefill")
+        text = exposition(self.steps, self.model, self._cached)
+        return web.Response(text=text, content_type="text/plain")
 
     async def _models(self, _: web.Request) -> web.StreamResponse:
         cards = [{"id": self.model, "object": "model", "root": "/models/tiny", "parent": None}]
@@ -151,6 +157,7 @@ class Simulator:
         if not await asyncio.to_thread((Path(path) / "adapter_config.json").is_file):
             said = f"Loading lora {name} failed: No adapter found for {path}"
             return _error(404, said, "NotFoundError")
+        await self.core()
         self.loaded[name] = path
         if fault == "500-though-loaded":
             return _error(500, "", "InternalServerError")
@@ -179,6 +186,7 @@ class Simulator:
             return web.json_response({"detail": "Not Found"}, status=404)
         body = await request.json()
         self.seen.append(body)
+        await self.core()
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
         usage = {"prompt_tokens": 3, "total_tokens": 3}
         answer = {"id": "embd-1", "object": "list", "model": body["model"], "data": data, "usage": usage}
@@ -205,6 +213,12 @@ class Simulator:
                 return await self._stream(request, body, fault)
             return await self._whole(request, body, fault, chat=chat)
 
+    async def core(self) -> None:
+        """Wait until the core computes."""
+        while self.faults.get("core"):
+            await asyncio.sleep(0.005)
+        self.steps += 1
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Counted as running."""
@@ -217,6 +231,7 @@ class Simulator:
     async def _whole(
         self, request: web.Request, body: Mapping[str, Any], fault: str | None, *, chat: bool
     ) -> web.StreamResponse:
+        await self.core()
         model = "another@000000000000" if fault == "other" else body["model"]
         said = f"words of {body['model'].partition('@')[0]}"
         number = float("nan") if fault == "nan" or body["model"] in self.broken_names else -0.5
@@ -243,7 +258,8 @@ class Simulator:
         model = "another@000000000000" if fault == "other" else body["model"]
         total = 1_000_000 if fault in ("slow", "flood") else TOKENS
         for index in range(total):
-            chunk = _chunk(model, f"t{index} ", None if index < total - 1 else "length")
+            await self.core()
+            chunk = chunk_of(model, f"t{index} ", None if index < total - 1 else "length")
             if index == 2 and fault not in (None, "slow", "flood"):
                 return await _break(response, request, fault, chunk)
             await response.write(chunk)
@@ -251,7 +267,7 @@ class Simulator:
             if fault == "slow":
                 await asyncio.sleep(0.05)
         if (body.get("stream_options") or {}).get("include_usage"):
-            await response.write(_usage(model))
+            await response.write(usage_of(model))
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -271,25 +287,6 @@ async def _break(response: web.StreamResponse, request: web.Request, fault: str,
     wrong = {"malformed": b'data: {"id": \n\n', "nan": chunk.replace(b'"index":0', b'"index":NaN'), "other": chunk}
     await response.write(wrong.get(fault, b""))
     return response
-
-
-def _chunk(model: str, text: str, finish: str | None) -> bytes:
-    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
-    chunk = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
-
-
-def _usage(model: str) -> bytes:
-    usage = {"prompt_tokens": 3, "total_tokens": 3 + TOKENS, "completion_tokens": TOKENS}
-    chunk = {
-        "id": "c-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": model,
-        "choices": [],
-        "usage": usage,
-    }
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _error(status: int, message: str, kind: str, param: str | None = None) -> web.Response:

@@ -17,10 +17,16 @@ from tests.support import tiny_model
 RECORDED = Path(__file__).with_name("vllm-0.32-metrics.txt")
 _GROWS = re.compile(r"^(vllm:\S*?(?:_total|_bucket|_count|_sum)(?:\{.*\})?) (\S+)$", re.MULTILINE)
 
+_CACHED = re.compile(r"^(vllm:kv_cache_usage_perc\{.*\}) \S+$", re.MULTILINE)
 
-def exposition(requests: int, model: str) -> str:
-    """The recorded page as an engine called `model` would show it after so many requests: what grows has grown."""
+
+def exposition(requests: int, model: str, cached: float = 0.0) -> str:
+    """The recorded page as an engine called `model` would show it after so many requests: what grows has grown.
+
+    cached: share of the KV cache in use.
+    """
     text = RECORDED.read_text(encoding="utf-8").replace(tiny_model.MODEL_NAME, model)
+    text = _CACHED.sub(lambda found: f"{found[1]} {cached}", text)
     return _GROWS.sub(lambda found: f"{found[1]} {float(found[2]) * (1 + requests)}", text)
 
 
