@@ -129,6 +129,16 @@ async def test_a_streams_head_comes_from_the_server_and_tells_nothing(watched: R
     assert {(await stream).status_code for stream in streams} <= {200, 503}
 
 
+async def test_what_the_server_refuses_by_itself_does_not_hide_it(watched: Running) -> None:
+    with core(watched.simulator):
+        waiting = asking(watched)
+        async with asyncio.timeout(5):
+            while watched.house.reconciler.engine_up:
+                assert (await chat(watched, max_tokens=100_000)).status_code in (400, 503)
+                await asyncio.sleep(SILENT_S / 10)
+    assert (await waiting).status_code == 200
+
+
 async def test_clients_that_lose_patience_early_do_not_hide_it(watched: Running) -> None:
     async with asyncio.timeout(5):
         with core(watched.simulator):
@@ -155,6 +165,7 @@ async def test_uploads_do_not_wait_for_it(watched: Running) -> None:
 
 async def test_who_answers_others_is_busy(watched: Running) -> None:
     """One request waits for ever; another's tokens come: no suspicion, and nothing is asked."""
+    watched.simulator.faults["metrics"] = "500"
     watched.simulator.faults["chat"] = "slow"
     stream = asking(watched, stream=True)
     watched.simulator.faults["completions"] = "hang"
