@@ -240,7 +240,7 @@ class Pipeline:
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
         self.rooms.metrics.upload_refused(error)
         try:
-            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error))
+            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error, at_work=True))
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 

@@ -40,3 +40,8 @@ def nothing_since(name: object, number: int, after: int | None) -> None:
     """Raise Refused VERSION_NOT_READY unless `number`, the next one, follows `after`, where that is asked for."""
     if after is not None and number != after + 1:
         raise Refused(VERSION_NOT_READY, f"version {number - 1} of {name} was uploaded meanwhile")
+
+
+def not_ready(row: VersionRow) -> Refused:
+    """What is said where a version was to be published, or published once."""
+    return Refused(VERSION_NOT_READY, f"{row.name} version {row.number} is {row.state}", param="version")

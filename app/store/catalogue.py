@@ -15,9 +15,9 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.verdict import Verdict
-from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
+from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, GatewayError, Refused, Unavailable
 from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
-from app.store.beginning import again, nothing_since
+from app.store.beginning import again, not_ready, nothing_since
 from app.store.database import BUSY_SECONDS, Database
 from app.store.peers import next_revision, nobodys, not_anothers
 from app.store.queries import (
@@ -25,6 +25,7 @@ from app.store.queries import (
     adapter_keyed,
     adapter_named,
     free_engine_name,
+    overtaken,
     same_version,
     version_before,
     version_numbered,
@@ -89,7 +90,7 @@ class Catalogue(CatalogueReader):
     def find_or_begin(
         self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
     ) -> tuple[VersionRow, bool]:
-        """`find_same`, else the newest of these bytes that failed, else `begin_version`, in one step; True when it is new.
+        """`find_same`, else the newest of these bytes that ended, else `begin_version`, in one step; True when it is new.
 
         Of any number of equal uploads at the same moment exactly one gets True.
         """
@@ -104,15 +105,16 @@ class Catalogue(CatalogueReader):
     ) -> tuple[VersionRow, bool]:
         """Try a version once more that failed or was rejected, because its bytes came again; True when this call did it.
 
-        It is `received` again, or `stored` with `whole`: the artefact that an engine refused is there. Where a later one is
-        published, and the name would never come to this one, it gets a new number. Raises as begin_version.
+        It is `received` again, or `stored` with `whole`: the artefact that an engine refused is there. Where a later one
+        has the name or may get it, so that it would not stay with this one, it gets a new number. Raises as begin_version.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
             row = version_numbered(connection, name, number)
-            if row.state not in ENDED:
-                return row, False
-            if (adapter.active or 0) > number:
+            latest = same_version(connection, row.name, row.received, row.parameters, failed=True) or row
+            if latest.number != number or row.state not in ENDED:
+                return latest, False
+            if overtaken(connection, adapter, number):
                 return self._begin(connection, row.name, row.received, row.parameters, after), True
             nothing_since(name, adapter.next_version, after)
             self._set(connection, row, owner=self._gateway, **again(row, whole=whole))
@@ -153,9 +155,12 @@ class Catalogue(CatalogueReader):
             values["report"] = report
         return self._refuse(name, number, Event.REJECT, error, values)
 
-    def record_failed(self, name: Name, number: int, error: GatewayError) -> VersionRow:
-        """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes."""
-        return self._refuse(name, number, Event.FAIL, error, {})
+    def record_failed(self, name: Name, number: int, error: GatewayError, *, at_work: bool = False) -> VersionRow:
+        """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
+
+        at_work: who says so was making it; not when another gateway, which found this one silent, has begun it again.
+        """
+        return self._refuse(name, number, Event.FAIL, error, {"at_work": at_work})
 
     def activate(self, name: Name, number: int) -> VersionRow:
         """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
@@ -170,7 +175,7 @@ class Catalogue(CatalogueReader):
             if row.state in SERVABLE:
                 return row
             if row.state is not State.STORED:
-                raise _not_ready(row)
+                raise not_ready(row)
             if adapter.active is not None and adapter.active > number:
                 return self._move(connection, row, Event.SUPERSEDE)
             return self._point(connection, adapter, row)
@@ -187,7 +192,7 @@ class Catalogue(CatalogueReader):
             if row.number == adapter.active:
                 return row
             if row.state is not State.RETIRED:
-                raise _not_ready(row)
+                raise not_ready(row)
             mine = versions.c.adapter_id == adapter.id
             for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
                 self._move(connection, waiting, Event.SUPERSEDE)
@@ -217,7 +222,7 @@ class Catalogue(CatalogueReader):
             dead = () if self._gateway is None else (nobodys(),)
             for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT), *dead):
                 message = f"interrupted: the gateway stopped when the version was {row.state}"
-                values = {"error_code": SCREENING_FAILED.name, "error_message": message}
+                values: dict[str, Any] = {"error_code": SCREENING_FAILED.name, "error_message": message}
                 failed.append(self._move(connection, row, Event.FAIL, **values))
             return Recovered(tuple(failed), versions_where(connection, versions.c.state == State.STORED))
 
@@ -265,14 +270,18 @@ class Catalogue(CatalogueReader):
         return self._move(connection, row, Event.ACTIVATE)
 
     def _refuse(self, name: Name, number: int, event: Event, error: GatewayError, values: dict[str, Any]) -> VersionRow:
-        said = {"error_code": error.code.name, "error_message": error.message}
+        said: dict[str, Any] = {"error_code": error.code.name, "error_message": error.message}
         with self._database.writing() as connection:
             return self._move(connection, version_numbered(connection, name, number), event, **values, **said)
 
-    def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
+    def _move(
+        self, connection: Connection, row: VersionRow, event: Event, at_work: bool = False, **values: Any
+    ) -> VersionRow:
         if self._gateway is not None and row.state is State.FAILED:  # while we were silent, others gave it up
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
         ours = () if self._gateway is None or row.state not in IN_FLIGHT else (not_anothers(self._gateway),)
+        if self._gateway is not None and at_work:
+            ours = (versions.c.owner == self._gateway,)
         self._set(connection, row, *ours, state=advance(row.state, event), **values)
         return version_numbered(connection, row.name, row.number)
 
@@ -289,7 +298,3 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
-
-
-def _not_ready(row: VersionRow) -> Refused:
-    return Refused(VERSION_NOT_READY, f"{row.name} version {row.number} is {row.state}", param="version")

@@ -6,7 +6,7 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import AdapterName, engine_name
 from app.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, VERSION_NOT_READY, Refused
-from app.lifecycle import State
+from app.lifecycle import ENDED, IN_FLIGHT, State
 from app.store.schema import VERSION_COLUMNS, AdapterRecord, VersionRow, adapter_record, adapters, version_row, versions
 
 Name = AdapterName | str
@@ -61,7 +61,7 @@ def same_version(
 ) -> VersionRow | None:
     """The newest version of this name with these received digests that has not failed; parameters None: any.
 
-    failed: where there is no such version, the newest that has.
+    failed: one that is under way or was taken in; where there is none, the newest, however it ended.
     """
     rows = versions_where(
         connection,
@@ -70,9 +70,18 @@ def same_version(
         versions.c.weights_digest == received.weights_digest.hex,
         *([] if parameters is None else [versions.c.parameters == parameters]),
     )
-    sound = [row for row in rows if row.state is not State.FAILED]
-    found = sound or (rows if failed else ())
+    if failed:
+        found = [row for row in rows if row.state not in ENDED] or rows
+    else:
+        found = [row for row in rows if row.state is not State.FAILED]
     return found[-1] if found else None
+
+
+def overtaken(connection: Connection, adapter: AdapterRecord, number: int) -> bool:
+    """Whether a later version has the adapter's name, or may still get it."""
+    later = (versions.c.adapter_id == adapter.id, versions.c.number > number)
+    coming = versions_where(connection, *later, versions.c.state.in_((*IN_FLIGHT, State.STORED)))
+    return (adapter.active or 0) > number or bool(coming)
 
 
 def free_engine_name(connection: Connection, row: VersionRow, artefact: Digest) -> str:

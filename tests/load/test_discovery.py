@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from app.load.discovery import DiscoveredFleet
 from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
 from app.settings import Settings
+from app.store.queries import Name
+from app.store.schema import VersionRow
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.postgres import free_port
 from tests.support.simulator import Simulator
@@ -290,3 +293,31 @@ def test_what_stands_in_front_is_one_place() -> None:
     names = {"engine_url": "dns+http://engines:8000", "requests_url": "dns+http://front:80"}
     with pytest.raises(ValidationError, match="requests_url is one URL"):
         Settings(model="m", reference=Path("r"), open=True, **names)  # type: ignore[arg-type]
+
+
+async def test_a_version_is_published_though_the_engine_that_had_it_goes_meanwhile(
+    named: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await named.lead_to(named.one)
+    catalogue = named.running.house.context.pipeline.rooms.catalogue
+    activate, begun, go_on = catalogue.activate, threading.Event(), threading.Event()
+
+    def slow(name: Name, number: int) -> VersionRow:
+        begun.set()
+        assert go_on.wait(10)
+        return activate(name, number)
+
+    monkeypatch.setattr(catalogue, "activate", slow)
+    answer = await named.running.http.post("/adapters", files=form("style"), params={"wait": "false"})
+    assert answer.status_code == 202
+    assert await asyncio.to_thread(begun.wait, 10)
+    await named.lead_to()
+    await asyncio.sleep(0.1)  # the keeper of the one that went is stopped
+    go_on.set()
+    async with asyncio.timeout(10):
+        while (await named.running.http.get("/adapters/style")).json()["active_version"] != 1:
+            await asyncio.sleep(0.02)
+    await named.lead_to(named.two)
+    async with asyncio.timeout(10):
+        while (await named.chat("style")).status_code != 200:
+            await asyncio.sleep(0.02)

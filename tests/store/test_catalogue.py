@@ -18,6 +18,7 @@ from app.errors import (
     LOAD_FAILED,
     NAME_TAKEN,
     SCREENING_FAILED,
+    SCREENING_TIMEOUT,
     STORE_BUSY,
     STORE_FAILED,
     VERSION_NOT_FOUND,
@@ -208,6 +209,37 @@ def test_behind_a_later_version_it_gets_a_number_the_name_can_move_to(catalogue:
     assert (again.number, again.state, again.received, mine) == (3, State.RECEIVED, received(1), True)
     assert states(catalogue) == {1: State.FAILED, 2: State.READY, 3: State.RECEIVED}
     assert catalogue.find_or_begin(NAME, received(1)) == (again, False)
+
+
+def test_nor_is_it_tried_again_behind_one_that_comes_later(catalogue: Catalogue) -> None:
+    """The name goes to the bytes that came last, whichever of them an engine has first."""
+    stored(catalogue, 1)
+    catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
+    stored(catalogue, 2)
+    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    assert (again.number, again.state, mine) == (3, State.RECEIVED, True)
+    catalogue.record_failed(NAME, 3, Unavailable(SCREENING_FAILED, "x"))
+    catalogue.record_failed(NAME, 2, Unavailable(LOAD_FAILED, "no"))
+    assert catalogue.begin_again(NAME, 3)[0].number == 3, "nothing comes after it any more"
+
+
+def test_who_asks_late_is_given_the_new_number_too(catalogue: Catalogue) -> None:
+    catalogue.begin_version(NAME, received(1), "p")
+    catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
+    published(catalogue, 2)
+    again, _ = catalogue.begin_again(NAME, 1)
+    assert catalogue.begin_again(NAME, 1) == (again, False)
+    assert catalogue.begin_again(NAME, 1, after=2) == (again, False)
+
+
+def test_of_those_that_ended_the_newest_is_tried_again(catalogue: Catalogue) -> None:
+    """However they ended: else what was too slow once had a new number each time it fails."""
+    catalogue.begin_version(NAME, received(1), "p")
+    catalogue.record_rejected(NAME, 1, Refused(SCREENING_TIMEOUT, "slow"))
+    published(catalogue, 2)
+    assert catalogue.begin_again(NAME, 1)[0].number == 3
+    failed = catalogue.record_failed(NAME, 3, Unavailable(SCREENING_FAILED, "x"))
+    assert catalogue.find_or_begin(NAME, received(1), "p") == (failed, False)
 
 
 def test_nothing_begins_again_that_somebody_overtook(catalogue: Catalogue) -> None:

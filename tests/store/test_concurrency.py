@@ -161,6 +161,7 @@ class Walk(RuleBasedStateMachine):
         self.model: dict[AdapterName, dict[int, str]] = {}
         self.highest: dict[str, int] = defaultdict(int)
         self.engine_names: set[str] = set()
+        self.seeds: dict[tuple[AdapterName, int], int] = {}
 
     def new_url(self) -> str:
         return sqlite_url(Path(self.home.name) / "c.db")
@@ -179,6 +180,7 @@ class Walk(RuleBasedStateMachine):
         self.highest[name.key] += 1
         assert row.number == self.highest[name.key]
         self.model.setdefault(name, {})[row.number] = "received"
+        self.seeds[name, row.number] = seed
         return name, row.number, seed
 
     @rule(target=waiting, upload=consumes(uploads))
@@ -209,14 +211,20 @@ class Walk(RuleBasedStateMachine):
         versions = self.model.get(name, {})
         if number not in versions:
             return multiple()
-        failed, overtaken = versions[number] == "failed", (self.active(name) or 0) > number
+        same = [n for n in sorted(versions) if self.seeds[name, n] == self.seeds[name, number]]
+        latest = ([n for n in same if versions[n] != "failed"] or same)[-1]
+        later = {versions[n] for n in versions if n > number}
+        overtaken = (self.active(name) or 0) > number or bool(later & {"received", "stored"})
         row, mine = self.catalogue.begin_again(name, number, whole=True)
-        assert mine is failed
-        if failed and overtaken:
+        assert mine is (latest == number and versions[number] == "failed")
+        if not mine:
+            assert row.number == latest
+        elif overtaken:
             self.highest[name.key] += 1
             assert row.number == self.highest[name.key]
+            self.seeds[name, row.number] = self.seeds[name, number]
             versions[row.number] = "received"
-        elif failed:
+        else:
             versions[number] = "stored"
         return name, number
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from app.errors import REJECTED, SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Refused, Unavailable
+from app.errors import LOAD_FAILED, REJECTED, SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Refused, Unavailable
 from app.lifecycle import State
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
@@ -16,7 +16,7 @@ from app.store.database import sqlite_url
 from app.store.leases import LEASE_S
 from app.store.peers import FORGET_S, Peers
 from app.store.staging import mark_of
-from tests.store.making import NAME, artefact, published, received
+from tests.store.making import NAME, artefact, published, received, verdict
 from tests.support.postgres import Server
 
 
@@ -111,6 +111,26 @@ def test_who_slept_does_not_move_what_another_has_begun_again(
             move()
         assert caught.value.code is STORE_BUSY
     assert theirs.record_validated(NAME, number).state is State.VALIDATED
+    mine.close()
+    theirs.close()
+
+
+def test_nor_fails_it_when_it_is_stored_by_now(postgres: Server, url: str, join: Callable[[], Peers]) -> None:
+    one, other = join(), join()
+    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    number = mine.begin_version(NAME, received(1)).number
+    silent(postgres, url, one, LEASE_S + 1)
+    theirs.recover()
+    theirs.begin_again(NAME, number)
+    theirs.record_validated(NAME, number)
+    theirs.record_screened(NAME, number, verdict(), "{}")
+    theirs.record_stored(NAME, number, artefact(1).digest)
+    one.beat()
+    with pytest.raises(Unavailable) as caught:
+        mine.record_failed(NAME, number, Unavailable(SCREENING_FAILED, "x"), at_work=True)
+    assert caught.value.code is STORE_BUSY
+    assert mine.version(NAME, number).state is State.STORED
+    assert mine.record_failed(NAME, number, Unavailable(LOAD_FAILED, "ours refuses it")).state is State.FAILED
     mine.close()
     theirs.close()
 
