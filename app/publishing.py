@@ -28,6 +28,7 @@ from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.store.standing import Standing
 from app.sweeping import collect_garbage, forget_originals
+from app.unbroken import unbroken
 
 NOOP: Final = AdapterName("base")
 """Name of the zero adapter in the engine; reserved, so no upload has it."""
@@ -208,6 +209,7 @@ class Publishing:
             self._wanted = {at: count for at, count in left.items() if count}
             await self.refresh()
 
+    @unbroken
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         async with self._one_at_a_time:  # several may have waited for the same load
             now = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
@@ -220,6 +222,7 @@ class Publishing:
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
         return now
 
+    @unbroken  # a keeper that is stopped, or a client that leaves, must not part the catalogue from the routes
     async def _publish(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded
             current = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
