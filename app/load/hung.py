@@ -1,7 +1,9 @@
 """Finds an engine whose core hangs. vLLM's server goes on saying that it is well, and listing its models.
 
 What tells is what answers bring (pulse.py): an engine that owes some and brings no byte of any is hung, or busy with a long
-prompt. Its metrics tell these apart, because some move with every step of the core; and at last one token is asked for.
+prompt, or with answers that are not streamed. Its metrics tell these apart, because some move with every step of the core;
+and at last one token is asked for. Where metrics tell nothing of the core (vLLM with --disable-log-stats), that token could
+wait behind a full batch: such an engine is not suspected before its answers are given up anyway.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from app.errors import Unavailable
-from app.load.engine import Engine
+from app.load.engine import SILENCE_S, Engine
 from app.load.probe import probe
 
 SILENT_S: Final = 60.0
@@ -60,9 +62,14 @@ class HungWatch:
             self._progress = None
         elif await self._moves_on():
             pulse.heard()
-        elif suspected:
+        elif pulse.silent_s >= self._patience:
             await self._ask()
-        self._set(pulse.silent_s >= self._silent_s)
+        self._set(pulse.silent_s >= self._patience)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds of silence that prove something; one that was found hung stays so until it is heard."""
+        return self._silent_s if self.hung or self._progress else max(self._silent_s, SILENCE_S)
 
     async def _moves_on(self) -> bool:
         """Whether its metrics show that the core has taken a step since the look before."""

@@ -192,6 +192,27 @@ async def test_who_reads_a_long_prompt_is_busy(watched: Running) -> None:
     assert (await waiting).status_code == 200
 
 
+@pytest.mark.parametrize("fault", ["500", "silent"])
+async def test_one_whose_metrics_tell_nothing_may_be_busy_for_as_long_as_an_answer_may_take(
+    watched: Running, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its batch is full of answers that are not streamed, and the one token would wait behind them."""
+    watched.simulator.faults["metrics"] = fault
+    with core(watched.simulator):
+        waiting = asking(watched)
+        for _ in range(30):
+            await asyncio.sleep(SILENT_S / 10)
+            assert watched.house.reconciler.engine_up
+        assert probes(watched.simulator) == 0
+        monkeypatch.setattr(hung_module, "SILENCE_S", 2 * SILENT_S)
+        await found(watched)
+        watched.simulator.faults["metrics"] = "500"
+        await asyncio.sleep(SILENT_S)
+        assert not watched.house.reconciler.engine_up
+    assert (await waiting).status_code == 200
+    await back(watched)
+
+
 async def test_who_owes_nothing_is_asked_nothing(watched: Running) -> None:
     with core(watched.simulator):
         seen = len(watched.simulator.seen)

@@ -27,6 +27,7 @@ FAULTS = {
     "*": ("reset", "hang", "500", "garbage"),  # on every route
     "load": ("lie", "500-though-loaded", "reset-though-loaded"),  # lie: 200, and not loaded
     "health": ("503",),
+    "metrics": ("silent",),  # as with --disable-log-stats: nothing of the core's
     "core": ("hang", "prefill"),  # what the server does by itself, it goes on doing
     "chat": (
         "half",
@@ -138,7 +139,7 @@ class Simulator:
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
         self._cached += 1e-6 * (self.faults.get("core") == "prefill")
         text = exposition(self.steps, self.model, self._cached)
-        return web.Response(text=text, content_type="text/plain")
+        return web.Response(text="" if "metrics" in self.faults else text, content_type="text/plain")
 
     async def _models(self, _: web.Request) -> web.StreamResponse:
         cards = [{"id": self.model, "object": "model", "root": "/models/tiny", "parent": None}]
