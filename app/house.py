@@ -232,6 +232,7 @@ def _engines(
     reconciler = Reconciler(embedded.client, keeping)
     embedded.on_ready = reconciler.poke
     embedded.on_restart = metrics.engine_restarted
+    embedded.hangs = reconciler.hangs
     return embedded, embedded.client, reconciler
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import Context, context
+from app.api.context import Context, context, context_of
 from app.api.guard import guarded
 from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
 from app.observe.request import REQUEST_ID
@@ -40,32 +40,33 @@ async def model(name: str, ctx: Ctx) -> dict[str, Any]:
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, ctx: Ctx) -> Response:
+async def chat_completions(request: Request) -> Response:
     """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
-    return await _answer(request, ctx, "chat")
+    return await _answer(request, "chat")
 
 
 @router.post("/completions")
-async def completions(request: Request, ctx: Ctx) -> Response:
+async def completions(request: Request) -> Response:
     """Plain completion, by the same names."""
-    return await _answer(request, ctx, "completions")
+    return await _answer(request, "completions")
 
 
 @router.post("/responses")
-async def responses(request: Request, ctx: Ctx) -> Response:
+async def responses(request: Request) -> Response:
     """A response, kept nowhere: each request brings its whole conversation."""
-    return await _answer(request, ctx, "responses")
+    return await _answer(request, "responses")
 
 
 @router.post("/embeddings")
-async def embeddings(request: Request, ctx: Ctx) -> Response:
+async def embeddings(request: Request) -> Response:
     """Embeddings, where the engine serves a model that makes some."""
-    return await _answer(request, ctx, "embeddings")
+    return await _answer(request, "embeddings")
 
 
-async def _answer(request: Request, ctx: Context, kind: Kind) -> Response:
+async def _answer(request: Request, kind: Kind) -> Response:
     """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
-    work = asyncio.ensure_future(ctx.relay.complete(kind, await _body(request), REQUEST_ID.get()))
+    relay = context_of(request).relay  # not a dependency: FastAPI takes long over each
+    work = asyncio.ensure_future(relay.complete(kind, await _body(request), REQUEST_ID.get()))
     gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message says that the client left
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -46,6 +46,10 @@ HEALTH_S: Final = 5.0
 HEALTH_MISSES: Final = 12
 """Seconds between health checks, and how many may fail in a row before a hung engine is killed."""
 
+HUNG_S: Final = 60.0
+"""Seconds that its core may be known to hang (hung.py) before it is killed, counted by those looks. As long again as it
+is silent before it is suspected: one that wakes by itself still gives the answers it owes, and keeps its adapters."""
+
 BACKOFF_S: Final = 1.0
 BACKOFF_LIMIT_S: Final = 60.0
 """Seconds before a dead engine is started again: doubled each time up to the limit, reset once it was up that long."""
@@ -56,8 +60,8 @@ class EmbeddedEngine:
 
     spec: what to serve and how. socket_dir: private directory (made 0700, old sockets removed) for sockets and the
     session record, see `socket_home`. log_path: where its output goes. on_ready: called each time it became ready, so
-    that adapters are loaded again. on_restart: called each time it is started again. say: hears about progress, one line
-    each.
+    that adapters are loaded again. on_restart: called each time it is started again. hangs: whether its core is known to
+    hang. say: hears about progress, one line each.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class EmbeddedEngine:
         self.generation = 0
         self.on_ready = on_ready
         self.on_restart: Callable[[], None] = lambda: None
+        self.hangs: Callable[[], bool] = lambda: False
         self._say = say
         self._record = self.socket.with_name(SESSION)
         self._leash: asyncio.subprocess.Process | None = None
@@ -146,6 +151,7 @@ class EmbeddedEngine:
         while leash.returncode is None:
             if self.socket.exists() and await self.client.healthy():
                 self.generation += 1
+                self.client.pulse.heard()  # what the one before owed is not its debt
                 self._say(f"engine ready after {time.monotonic() - began:.0f} s")
                 return
             waited = time.monotonic() - began
@@ -158,18 +164,21 @@ class EmbeddedEngine:
         tail = await asyncio.to_thread(last_lines, self.log_path)
         raise Unavailable(ENGINE_UNAVAILABLE, f"the engine died at start (status {leash.returncode}): {tail}")
 
-    async def _live(self) -> None:
-        """Return when the engine died, or was found hung."""
+    async def _live(self) -> str:
+        """Return when the engine died, or was found hung: which of them, in words."""
         assert self._leash is not None
         died = asyncio.create_task(self._leash.wait())
         try:
-            misses = 0
+            misses, hung_s = 0, 0.0
             while misses < HEALTH_MISSES:
                 done, _ = await asyncio.wait({died}, timeout=HEALTH_S)
                 if done:
-                    return
+                    return "the engine died"
+                hung_s = hung_s + HEALTH_S if self.hangs() else 0.0
+                if hung_s >= HUNG_S:
+                    return f"the engine's server answers, but its core has hung for {HUNG_S:.0f} s"
                 misses = 0 if await self.client.healthy() else misses + 1
-            self._say("the engine hangs; it is started again")
+            return "the engine hangs"
         finally:
             died.cancel()
 
@@ -198,8 +207,8 @@ class EmbeddedEngine:
                 self._failure = None
                 self._settled.set()
                 self.on_ready()
-                await self._live()
-                self._say("the engine died; it is started again")
+                why = await self._live()
+                self._say(f"{why}; it is started again")
             except Unavailable as error:
                 self._say(error.message)
                 if not self._settled.is_set():

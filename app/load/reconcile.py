@@ -71,6 +71,10 @@ class Reconciler:
         """Whether the engine answered when it was last asked, and does not hang."""
         return self._up and not self._hung.hung
 
+    def hangs(self) -> bool:
+        """Whether its core is known to hang behind a server that answers."""
+        return self._hung.hung
+
     @property
     def loaded(self) -> frozenset[str]:
         """Engine names that were verified, loaded and probed and are still listed."""

@@ -1,6 +1,8 @@
 """Every alert rule, by promtool: the state that must wake somebody, and one nearby that must not."""
 
 import json
+import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.prometheus import RULES, Promtool
+from tests.support.prometheus import RULES, Promtool, keep
 
 MINUTE = 60
 
@@ -156,3 +158,16 @@ def test_promtool_accepts_rules_and_configuration(promtool: Promtool, tmp_path: 
         assert done.returncode == 0, done.stdout + done.stderr
     done = promtool("check", "config", str(promtool.configuration(tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_run_may_unpack_a_promtool_that_this_one_runs(tmp_path: Path) -> None:
+    sleep, unpacked, kept = shutil.which("sleep"), tmp_path / "unpacked", tmp_path / "kept"
+    assert sleep is not None
+    unpacked.mkdir()
+    shutil.copy2(sleep, unpacked / "promtool")
+    keep(unpacked, kept)
+    with subprocess.Popen([kept / "promtool", "60"]) as running:
+        keep(unpacked, kept)
+        assert running.poll() is None
+        running.kill()
+    assert [path.name for path in kept.iterdir()] == ["promtool"]

@@ -198,7 +198,7 @@ async def test_hung_with_an_answer_under_way(running: Running, engine: LiveEngin
 
 
 async def test_its_core_hangs_and_its_server_says_that_it_is_well(running: Running, engine: LiveEngine) -> None:
-    """Nobody is killed: new requests get 503 at once, those that wait are answered when the core goes on."""
+    """Somebody else's engine is not killed: new requests get 503, those that wait are answered when the core goes on."""
     said, generation = await published(running, engine), engine.embedded.generation
     with engine.stopped(but_the_server=True):
         asked = {model: asyncio.create_task(ask(running, model)) for model in said}
@@ -216,6 +216,24 @@ async def test_its_core_hangs_and_its_server_says_that_it_is_well(running: Runni
         assert text(await task) == said[model]
     await all_again(running, said)
     assert engine.embedded.generation == generation
+    await rested(running, [Promise(name, 1) for name in ADAPTERS])
+
+
+async def test_its_core_hangs_for_good(running: Running, engine: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the test before, but as the gateway's own engine: killed after a while, started again, filled again."""
+    said, generation = await published(running, engine), engine.embedded.generation
+    monkeypatch.setattr(embedded_module, "HUNG_S", PATIENCE_S)
+    (reconciler,) = running.house.reconciler.each
+    monkeypatch.setattr(engine.embedded, "hangs", reconciler.hangs)
+    with engine.stopped(but_the_server=True):
+        waiting = asyncio.create_task(ask(running, "one"))
+        async with asyncio.timeout(START_S):
+            while engine.embedded.generation == generation:
+                await asyncio.sleep(0.1)
+    assert away(await waiting)
+    await all_again(running, said)
+    assert engine.embedded.generation == generation + 1
+    assert any("its core has hung for 3 s" in line for line in engine.said)
     await rested(running, [Promise(name, 1) for name in ADAPTERS])
 
 

@@ -163,7 +163,7 @@ def jsons(data: bytes) -> None:
 class _Kept:
     """A part in memory, capped as the real ones are."""
 
-    CAP: Final = 512
+    CAP: Final = 96
 
     def __init__(self) -> None:
         self.data, self.done = bytearray(), False
@@ -178,8 +178,13 @@ class _Kept:
 
 
 LIMITS: Final = UploadLimits(
-    max_weights_bytes=512, max_config_bytes=512, max_name_bytes=512, max_part_header_bytes=256, max_preamble_bytes=64
+    max_weights_bytes=96,
+    max_config_bytes=96,
+    max_name_bytes=96,
+    max_part_header_bytes=128,
+    max_preamble_bytes=24,
 )
+"""Small, so that short inputs reach every one of them: the parser takes each byte in Python."""
 
 
 def _form(data: bytes, size: int) -> tuple[dict[str, bytes], GatewayError | None]:
@@ -248,7 +253,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     "config": 2048,
     "names": 600,
     "json": 1024,
-    "multipart": 768,
+    "multipart": 320,
     "chat": 2048,
 }
 """The longest input tried: room for several of everything, short enough to be fast."""

@@ -51,9 +51,18 @@ def _unpacked() -> str | None:
             done = subprocess.run(["apt-get", *command], cwd=folder, capture_output=True, text=True)
             if packages := sorted(Path(folder).glob("prometheus_*.deb")):
                 subprocess.run(["dpkg-deb", "-x", packages[-1], Path(folder, "unpacked")], check=True)
-                shutil.copytree(Path(folder, "unpacked", "usr", "bin"), KEPT / "usr" / "bin", dirs_exist_ok=True)
+                keep(Path(folder, "unpacked", "usr", "bin"), KEPT / "usr" / "bin")
                 return None
     return f"Prometheus is not installed and cannot be fetched: {done.stderr.strip()[-200:]}"
+
+
+def keep(unpacked: Path, kept: Path) -> None:
+    """Copy programs into `kept`, each at once: another run may be unpacking there too, or running what is there."""
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept, prefix=".") as beside:
+        for program in unpacked.iterdir():
+            shutil.copy2(program, beside)
+            Path(beside, program.name).replace(kept / program.name)
 
 
 def _programs() -> Mapping[str, Path]:
