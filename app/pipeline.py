@@ -98,9 +98,8 @@ class Pipeline:
             raise self._counted(known)
         if row.state not in ENDED:
             return row, False
-        if slow := self._working.get(
-            (str(row.name), row.number)
-        ):  # given up by another gateway: let it come to its end
+        slow = self._working.get((str(row.name), row.number))
+        if slow is not None:  # given up by another gateway: let it come to its end
             await asyncio.wait({slow})
         row, mine = await self._begin(partial(self._again, row, after))
         if mine and row.state is State.STORED:

@@ -213,10 +213,13 @@ class Publishing:
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         async with self._one_at_a_time:  # several may have waited for the same load
             now = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
-            if now.state is State.STORED and error.code is LOAD_FAILED:
+            again = now.state is State.STORED and now.updated_at != row.updated_at
+            if now.state is State.STORED and error.code is LOAD_FAILED and not again:
                 now = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
                 self._rooms.progress.tell(now)
                 await self.refresh()
+        if again:  # its bytes came again meanwhile: that try is not this one's to fail, and it tells how it ends
+            return await self.load(now)
         if now.state is State.FAILED:
             raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
@@ -274,18 +277,16 @@ class Publishing:
         self._measure_again((*published, *pending))
         waiting = [row for row in pending if not self.withheld(row)]
         kept, old = kept_and_old([row for row in published if self._may_serve(row)], r.keep_versions)
-        back = [row for row in old if (str(row.name), row.number) in self._wanted]
+        wanted = (*waiting, *(row for row in old if (str(row.name), row.number) in self._wanted))
         served = self._published.of(kept)
         desired = {one.row.engine_name: one.path for one in served if one.row.engine_name and one.path}
-        for row in (*waiting, *back):
+        for row in wanted:
             if row.engine_name and row.artefact:
                 desired[row.engine_name] = r.blobs.path(row.artefact)
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
         self._garbage |= bool(self._desired.keys() - desired.keys())
-        self._waiting = frozenset(
-            row.engine_name for row in (*waiting, *back) if row.engine_name
-        )  # before they are wanted
+        self._waiting = frozenset(row.engine_name for row in wanted if row.engine_name)  # before they are wanted
         self._desired = desired
         r.routes.replace(tuple(one.served for one in served), {(str(row.name), row.number) for row in old})
         counts = {one.served.adapter: one.fates for one in served if one.served.active}

@@ -43,6 +43,5 @@ def context_of(request: Request) -> Context:
 
 
 async def context(request: Request) -> Context:
-    """The same as a dependency. Async, though nothing is waited for: others are called in a thread, which costs a third
-    of a request's whole processor time."""
+    """The same as a dependency. Async, though nothing is waited for: others are called in a thread, at every request."""
     return context_of(request)
