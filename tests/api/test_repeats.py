@@ -4,13 +4,16 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from app.domain.names import AdapterName
-from app.errors import SCREENING_KILLED, SCREENING_TIMEOUT, STORE_FAILED, Code, Refused, Unavailable
+from app.errors import LOAD_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, STORE_FAILED, Code, Refused, Unavailable
+from app.showing import VersionRefused
 from app.store.audit import Promise
 from tests.support.audited import rested
 from tests.support.house import Running, form
@@ -141,6 +144,30 @@ async def test_together_they_are_one_version_and_all_are_told(running: Running) 
     assert {answer.json()["version"] for answer in answers} == {1}
     assert sorted(answer.status_code for answer in answers) == [200] * (AT_ONCE - 1) + [201]
     await rested(running, [Promise("style", 1)])
+
+
+@pytest.mark.parametrize("overtaken", [True, False])
+async def test_a_late_refusal_fails_only_the_try_that_it_was_of(
+    running: Running, monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    await running.house.reconciler.stop()  # it would load by itself
+    await push(running, wait="false")
+    rooms, publishing = running.house.context.pipeline.rooms, running.house.context.pipeline.publishing
+    row, ensure, refusals = rooms.catalogue.version("style", 1), rooms.reconciler.ensure, [LOAD_FAILED]
+
+    async def refused_once(name: str) -> None:
+        if refusals:
+            raise Unavailable(refusals.pop(), "no")
+        await ensure(name)
+
+    monkeypatch.setattr(rooms.reconciler, "ensure", refused_once)
+    if overtaken:
+        row = replace(row, updated_at=row.updated_at - timedelta(seconds=1))
+        assert (await publishing.load(row)).state == "ready"
+    else:
+        with pytest.raises(VersionRefused):
+            await publishing.load(row)
+        assert rooms.catalogue.version("style", 1).state == "failed"
 
 
 def broken(kind: str, running: Running, patch: pytest.MonkeyPatch) -> None:
