@@ -1,9 +1,10 @@
-"""An engine as the gateway sees it: a handful of routes, spoken over one HTTP client.
+"""An engine as the gateway sees it: a handful of routes, spoken over HTTP.
 
 vLLM's answers are believed only as far as its list of models confirms them: a load that answered 200 may not have
 happened, one that broke off may have (hostile.md R10).
 """
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -41,6 +42,13 @@ SILENCE_S: Final = 300.0
 
 ANSWER_S: Final = 1800.0
 """Seconds one inference answer may take in all, however steadily it trickles."""
+
+CONNECTIONS: Final = 1024
+"""Inference requests at once to one engine; what is more waits. vLLM batches a few hundred sequences."""
+
+CONTROL_CONNECTIONS: Final = 64
+"""Connections for control, apart from those of inference: streams whose clients do not read could fill one pool, and an
+engine that cannot be asked whether it is well would count as away."""
 
 IDLE_CONNECTION_S: Final = 4.0
 """Seconds an idle connection is kept: less than the 5 s after which vLLM closes it, or a request could meet its end."""
@@ -112,22 +120,60 @@ class Engine(Protocol):
         """Close all connections."""
 
 
+class ConnectionPool:
+    """A client session over TCP or a Unix socket, opened on first use because it belongs to the running event loop.
+
+    limit: connections at once; a request beyond them waits.
+    """
+
+    def __init__(self, unix_socket: str | None, limit: int) -> None:
+        self._unix_socket = unix_socket
+        self._limit = limit
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    def session(self) -> aiohttp.ClientSession:
+        """The open session. Raises NotReached after `close`."""
+        if self._closed:
+            raise NotReached(ENGINE_UNAVAILABLE, "the engine does not belong here any more")
+        if self._session is None:
+            limit, idle_s = self._limit, IDLE_CONNECTION_S
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(self._unix_socket, limit=limit, keepalive_timeout=idle_s)
+                if self._unix_socket
+                else aiohttp.TCPConnector(limit=limit, keepalive_timeout=idle_s)
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("user-agent", "accept-encoding"),
+                trust_env=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close every connection, for good."""
+        session, self._session, self._closed = self._session, None, True
+        if session is not None:
+            await session.close()
+
+
 class HttpEngine:
     """An Engine over HTTP.
 
     url: `http://host:port`, or `unix:/path/of/socket`. api_key: sent as a bearer token where the engine wants one.
-    connections: the most at once; what is more waits.
+    connections: the most inference requests at once; what is more waits.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, connections: int = 1024) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, connections: int = CONNECTIONS) -> None:
         self.url = url
         self.pulse = Pulse()
         self._unix = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._base = "http://engine" if self._unix else url.rstrip("/")
         self._auth = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
-        self._closed = False
+        self._inference = ConnectionPool(self._unix, connections)
+        self._control_connections = ConnectionPool(self._unix, CONTROL_CONNECTIONS)
         self._answer_timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=SILENCE_S)
 
     async def models(self) -> frozenset[str]:
@@ -200,7 +246,7 @@ class HttpEngine:
         self.pulse.wait()
         try:
             return Response(
-                await self._open().post(
+                await self._inference.session().post(
                     self._base + path,
                     data=body,
                     headers={**headers, **self._auth} if self._auth else headers,
@@ -216,34 +262,12 @@ class HttpEngine:
 
     async def close(self) -> None:
         """Close all connections, for good: what is asked afterwards is not sent."""
-        session, self._session, self._closed = self._session, None, True
-        if session is not None:
-            await session.close()
-
-    def _open(self) -> aiohttp.ClientSession:
-        """The session, made on first use because it belongs to the running loop. Raises NotReached once it was closed."""
-        if self._closed:
-            raise NotReached(ENGINE_UNAVAILABLE, "the engine does not belong here any more")
-        if self._session is None:
-            limit, idle_s = self._connections, IDLE_CONNECTION_S
-            connector: aiohttp.BaseConnector = (
-                aiohttp.UnixConnector(self._unix, limit=limit, keepalive_timeout=idle_s)
-                if self._unix
-                else aiohttp.TCPConnector(limit=limit, keepalive_timeout=idle_s)
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("user-agent", "accept-encoding"),
-                trust_env=False,
-            )
-        return self._session
+        await asyncio.gather(self._inference.close(), self._control_connections.close())
 
     def _request(
         self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._open().request(
+        return self._control_connections.session().request(
             method,
             self._base + path,
             data=None if payload is None else json.dumps(payload).encode(),

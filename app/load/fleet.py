@@ -77,7 +77,7 @@ class Fleet:
         """One more engine, from now on filled and asked, under the lowest number that is free. key: see Member."""
         taken = {member.number for member in (*self.members, *self._leaving)}
         number = next(n for n in count(1) if n not in taken)
-        told = replace(self._keeping, on_change=lambda: self._changed(made), after_pass=lambda: self._passed(made))
+        told = replace(self._keeping, after_pass=self._after_pass)
         made = Member(number, engine, self._keeper(engine, told), self._heard, key)
         self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
         self.joined(made)
@@ -249,13 +249,7 @@ class Fleet:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
-    def _changed(self, member: Member) -> None:
-        if not member.keeper.engine_up:
-            member.caught_up = False
-        self._keeping.on_change()
-
-    async def _passed(self, member: Member) -> None:
-        member.caught_up = member.keeper.engine_up
+    async def _after_pass(self) -> None:
         async with self._one_at_a_time:
             await self._keeping.after_pass()
 

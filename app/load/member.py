@@ -30,8 +30,8 @@ class Member:
     """An engine and its keeper, for requests.
 
     number: from 1, in the order of the setting or of appearance; the label in metrics. key: what its share of the adapters
-    hangs on, the same for all gateways; the number where that is. engine: the same the keeper looks after. caught_up:
-    whether, since it last came back, everything it should hold was tried. heard: told what became of each request.
+    hangs on, the same for all gateways; the number where that is. engine: the same the keeper looks after. heard: told
+    what became of each request.
     """
 
     def __init__(
@@ -46,10 +46,14 @@ class Member:
         self.engine = engine
         self.keeper = keeper
         keeper.number = number
-        self.caught_up = False
         self.flying = 0
         self._heard = heard
         self._key = str(number) if key is None else key
+
+    @property
+    def caught_up(self) -> bool:
+        """See Reconciler.caught_up."""
+        return self.keeper.caught_up
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post. Raises NotReached when it did not even get there: then this engine is away until it is seen."""

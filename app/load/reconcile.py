@@ -1,14 +1,18 @@
-"""Keeps the engine holding exactly what is desired, whatever happens to it or to us.
+"""Reconciler: keeps one engine holding exactly the desired adapters, whatever happens to it or to us.
 
 Each pass compares three sets: desired (the catalogue's), listed (what the engine says it answers to) and loaded (what
 this process has verified, loaded and probed). It decides by the engine's list, never by what an earlier answer said.
+
+All of it runs on the event loop. What other threads read (`loaded`, `failures`, `may_read`) are immutable values that are
+replaced, never changed: metrics and the store's clean-up look at them from threads of their own.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,13 +38,18 @@ DRAIN_S: Final = 0.05
 """Seconds between looks at whether an adapter still has requests in flight."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why an adapter is not loaded, how often that happened, and when (monotonic) it is tried again."""
+    """A failed load: the error, how many times in a row, and when (monotonic) it is tried again."""
 
-    message: str
+    error: GatewayError
     count: int
     again: float
+
+    @property
+    def refused(self) -> bool:
+        """Whether it says something of the adapter's bytes or files, not of an engine that was away."""
+        return self.error.code is not ENGINE_UNAVAILABLE
 
 
 class Reconciler:
@@ -51,9 +60,11 @@ class Reconciler:
         self._keeping = keeping
         self._loaded: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
-        self._failures: dict[str, _Failure] = {}
+        self._failures: Mapping[str, _Failure] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._in_work: frozenset[str] = frozenset()  # names being loaded or unloaded now
         self._up = False
+        self._caught_up = False
         self.objection = Objection()
         self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
@@ -83,7 +94,15 @@ class Reconciler:
     @property
     def failures(self) -> Mapping[str, str]:
         """Engine name → why it is not loaded."""
-        return {name: failure.message for name, failure in self._failures.items()}
+        return {name: failure.error.message for name, failure in self._failures.items()}
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether, since it last came up, it was given all that is desired and holds more of it than it refused.
+
+        Said at the end of a pass in which the engine was there throughout, until it goes away or forgets an adapter.
+        """
+        return self._caught_up and self.engine_up
 
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
@@ -94,7 +113,7 @@ class Reconciler:
 
         Means something only while it is up; one that is merely silent may read anything.
         """
-        return self._held | {name for name, lock in self._locks.items() if lock.locked()}
+        return self._held | self._in_work
 
     @property
     def known(self) -> bool:
@@ -103,7 +122,8 @@ class Reconciler:
 
     def forget_failure(self, name: str) -> None:
         """What stood in the way of `name` is gone: try again now, not when its wait is over."""
-        if self._failures.pop(name, None) is not None:
+        if name in self._failures:
+            self._forget_failures({name})
             self._keeping.on_change()
             self.poke()
 
@@ -137,7 +157,7 @@ class Reconciler:
         Raises what `verify` raises, or Unavailable: LOAD_FAILED when the engine refuses these bytes, ENGINE_UNAVAILABLE
         when it is away or `name` is not desired now, which says nothing against the bytes.
         """
-        async with self._lock(name):
+        async with self._alone_with(name):
             if name not in self._loaded:
                 await self._load(name)
 
@@ -174,16 +194,17 @@ class Reconciler:
         if not self._up:
             if await self.objection.stands(self._engine):
                 return
-            self._failures.clear()  # what failed on the old engine may work on this one
+            self._failures = {}  # what failed on the old engine may work on this one
         self._held = listed
         desired = self._keeping.desired()
-        for name in self._failures.keys() - desired.keys():
-            del self._failures[name]
+        self._forget_failures(self._failures.keys() - desired.keys())
         forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
         if lost := len(self._loaded & forgotten):
+            self._caught_up = False
             self._keeping.on_lost(lost)
         self._set(up=True, loaded=(self._loaded - forgotten) & desired.keys())
         await self._load_missing(desired)
+        self._caught_up = self._caught_up or self._holds_its_share(desired)
         await self._unload_strays(listed)
         await self._keeping.after_pass()
 
@@ -200,6 +221,12 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
                 async with asyncio.timeout(self._keeping.interval_s if self._up else DOWN_S):
                     await self._wake.wait()
+
+    def _holds_its_share(self, desired: Mapping[str, Path]) -> bool:
+        """Whether every name was loaded or refused for its bytes, and fewer were refused: see `caught_up`."""
+        missing = desired.keys() - self._loaded
+        refused = [name for name in missing if name in self._failures and self._failures[name].refused]
+        return self.engine_up and len(refused) == len(missing) and (not missing or len(refused) < len(self._loaded))
 
     async def _load_missing(self, desired: Mapping[str, Path]) -> None:
         now = time.monotonic()
@@ -232,7 +259,7 @@ class Reconciler:
         except GatewayError as error:
             self._fail(name, error)
             raise
-        self._failures.pop(name, None)
+        self._forget_failures({name})
         self._held |= {name}
         self._keeping.on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
@@ -256,7 +283,7 @@ class Reconciler:
     def _fail(self, name: str, error: GatewayError) -> None:
         count = self._failures[name].count + 1 if name in self._failures else 1
         wait = min(BACKOFF_S * 2 ** min(count - 1, 16), BACKOFF_LIMIT_S)
-        self._failures[name] = _Failure(error.message, count, time.monotonic() + wait)
+        self._failures = {**self._failures, name: _Failure(error, count, time.monotonic() + wait)}
         if error.code is ENGINE_UNAVAILABLE:
             self._wake.set()  # is it away, or was it this adapter? the next pass knows
         self._keeping.on_try(False)
@@ -270,7 +297,7 @@ class Reconciler:
                     await self._unload(name)
 
     async def _unload(self, name: str) -> None:
-        async with self._lock(name):
+        async with self._alone_with(name):
             if name in self._keeping.desired():  # wanted again while we waited
                 return
             self._set(up=self._up, loaded=self._loaded - {name})
@@ -281,10 +308,23 @@ class Reconciler:
         self._keeping.on_change()
         self.poke()
 
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+    @asynccontextmanager
+    async def _alone_with(self, name: str) -> AsyncIterator[None]:
+        """Load or unload `name`, one task at a time."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            self._in_work |= {name}
+            try:
+                yield
+            finally:
+                self._in_work -= {name}
+
+    def _forget_failures(self, names: Set[str]) -> None:
+        if names & self._failures.keys():
+            self._failures = {name: failure for name, failure in self._failures.items() if name not in names}
 
     def _set(self, *, up: bool, loaded: frozenset[str]) -> None:
+        if not up:
+            self._caught_up = False
         if (up, loaded) != (self._up, self._loaded):
             self._up, self._loaded = up, loaded
             self._keeping.on_change()

@@ -28,7 +28,7 @@ class Proved:
     """Names that an engine has answered to; one for all engines of a gateway."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.names: frozenset[str] = frozenset()  # replaced, never changed: other threads read it
         self._locks: dict[str, asyncio.Lock] = {}
 
     def lock(self, name: str) -> asyncio.Lock:
@@ -91,13 +91,13 @@ class Resolving(Reconciler):
         if not self._up:
             if await self.objection.stands(self._engine):
                 return
-            self._failures.clear()  # what failed on the old engine may work on this one
+            self._failures = {}  # what failed on the old engine may work on this one
         desired, unproved = self._keeping.desired(), self._unproved()
-        for name in self._failures.keys() - desired.keys():
-            del self._failures[name]
+        self._forget_failures(self._failures.keys() - desired.keys())
         self._proved.keep(unproved & desired.keys())
         self._set(up=True, loaded=frozenset())
         await self._load_missing({name: desired[name] for name in unproved - self._proved.names if name in desired})
+        self._caught_up = self.engine_up
         await self._keeping.after_pass()
 
     async def _load(self, name: str) -> None:
@@ -112,8 +112,8 @@ class Resolving(Reconciler):
         except GatewayError as error:
             self._fail(name, error)
             raise
-        self._failures.pop(name, None)
-        self._proved.names.add(name)
+        self._forget_failures({name})
+        self._proved.names |= {name}
         self._keeping.on_try(True)
         self._keeping.on_change()
 

@@ -56,7 +56,7 @@ def engine_of(running: Running) -> HttpEngine:
 def held(running: Running) -> tuple[int, int, int]:
     """Requests that anybody still counts: the engine, the table of routes, connections in use (by reconciling, too)."""
     flying = sum(running.house.context.routes._flying.values())
-    session = engine_of(running)._session
+    session = engine_of(running)._inference._session
     assert session is not None
     assert session.connector is not None
     return running.simulator.running, flying, len(session.connector._acquired)

@@ -1,7 +1,10 @@
 """The reconciler against a simulated engine: what is desired ends up loaded, whatever happens in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -321,3 +324,90 @@ async def test_an_engine_with_its_developers_doors_open_is_not_used(house: House
     simulator.developers = False
     await house.reconciler.reconcile()
     assert seen() == (True, False, 1)
+
+
+async def test_caught_up_is_not_said_of_an_engine_that_went_away_while_it_was_being_filled(
+    house: House, simulator: Simulator
+) -> None:
+    house.want(A, B)
+    simulator.faults["load"] = "reset"  # the pass begins with an engine that answers, and its loads are cut
+    await house.reconciler.reconcile()
+    assert house.passes == 1
+    assert not house.reconciler.caught_up
+    simulator.faults.clear()
+    for name in (A, B):
+        house.reconciler.forget_failure(name)
+    await house.reconciler.reconcile()
+    assert house.reconciler.caught_up
+    assert house.reconciler.loaded == {A, B}
+
+
+async def test_caught_up_is_taken_back_when_the_engine_forgets_or_goes_away(house: House, simulator: Simulator) -> None:
+    house.want(A)
+    await house.reconciler.reconcile()
+    assert house.reconciler.caught_up
+    simulator.loaded.clear()
+    simulator.faults["load"] = "reset"
+    await house.reconciler.reconcile()
+    assert not house.reconciler.caught_up
+    simulator.faults.clear()
+    house.reconciler.forget_failure(A)
+    await house.reconciler.reconcile()
+    assert house.reconciler.caught_up
+    house.reconciler.away()
+    assert not house.reconciler.caught_up
+
+
+async def test_an_engine_that_refuses_every_load_never_catches_up(house: House, simulator: Simulator) -> None:
+    house.want(A, B, C)
+    simulator.faults["load"] = "500"
+    await house.reconciler.reconcile()
+    assert house.reconciler.failures.keys() == {A, B, C}
+    assert not house.reconciler.caught_up
+
+
+async def test_an_engine_that_refuses_one_adapter_of_several_catches_up(house: House, simulator: Simulator) -> None:
+    house.want(A, B, C)
+    simulator.broken_names = {C}
+    await house.reconciler.reconcile()
+    assert house.reconciler.failures.keys() == {C}
+    assert house.reconciler.caught_up
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads take turns after each microsecond, not after five milliseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+async def test_other_threads_may_look_at_any_moment(house: House, simulator: Simulator) -> None:
+    """Thousands of failures come and go while a thread reads what the metrics and the store's clean-up read."""
+    path, names = house.adapter(1), [f"n{number}@{number:012d}" for number in range(2000)]
+    house.tampered = set(names)
+    stopping, looks = threading.Event(), 0
+
+    def look() -> None:
+        nonlocal looks
+        while not stopping.wait(1e-4):
+            assert len(house.reconciler.failures) <= len(names)
+            assert house.reconciler.may_read() >= frozenset()
+            looks += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            for _ in range(3):
+                house.desired = dict.fromkeys(names, path)
+                await house.reconciler.reconcile()
+                assert len(house.reconciler.failures) == len(names)
+                house.desired = {}
+                await house.reconciler.reconcile()
+                assert not house.reconciler.failures
+        finally:
+            stopping.set()
+        looking.result()
+    assert looks

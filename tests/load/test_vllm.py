@@ -63,7 +63,7 @@ async def ask(client: HttpEngine, model: str, tokens: int = 8, start: int = 5) -
 
 
 async def gauge(client: HttpEngine, metric: str) -> float:
-    response = await client._open().get("http://engine/metrics")
+    response = await client._inference.session().get("http://engine/metrics")
     found = re.search(rf"^{metric}{{.*}} (\S+)$", await response.text(), re.MULTILINE)
     assert found is not None
     return float(found[1])
@@ -181,7 +181,7 @@ async def test_row_13_metrics_name_no_adapter_but_in_one_joined_label(client: Ht
     """Why the gateway counts per adapter itself."""
     await client.load(name_of(1), engine.adapter(1))
     await ask(client, name_of(1))
-    response = await client._open().get("http://engine/metrics")
+    response = await client._inference.session().get("http://engine/metrics")
     named = {line.partition("{")[0] for line in (await response.text()).splitlines() if name_of(1) in line}
     assert named <= {"vllm:lora_requests_info"}
 
