@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from app.concurrency.pools import Pools
 from app.errors import GatewayError
 from app.observe.log import event
 from app.publishing import Publishing
@@ -18,47 +20,56 @@ BEAT_S: Final = 4.0
 
 
 class Following:
-    """A task that looks and beats for as long as the gateway runs."""
+    """Tasks that look, beat and take over for as long as the gateway runs; none of them waits for another.
 
-    def __init__(self, peers: Peers, publishing: Publishing) -> None:
+    Following a change may take minutes, where versions have to be measured again: the beat goes on meanwhile.
+    """
+
+    def __init__(self, peers: Peers, publishing: Publishing, pools: Pools) -> None:
         self._peers = peers
         self._publishing = publishing
-        self._task: asyncio.Task[None] | None = None
+        self._in_thread = pools.heartbeat
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
-        self._away = False
 
     def start(self) -> None:
         """Start. Needs a running loop."""
-        self._task = asyncio.create_task(self._run(), name="following")
+        work = {
+            "following": (LOOK_S, self._look),
+            "heartbeat": (BEAT_S, self._beat),
+            "orphans": (BEAT_S, self._orphans),
+        }
+        self._tasks = tuple(asyncio.create_task(self._every(*each), name=name) for name, each in work.items())
 
     async def stop(self) -> None:
-        """Stop after the look under way; what is said last is said by `Peers.leave`."""
+        """Stop after the look and the beat under way; what is said last is said by `Peers.leave`."""
         self._stopping.set()
-        if self._task is not None:
-            await self._task
+        await asyncio.gather(*self._tasks)
 
-    async def _run(self) -> None:
-        beat = asyncio.get_running_loop().time()
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        away = False
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(seconds):
                     await self._stopping.wait()
                     return
             try:
-                if asyncio.get_running_loop().time() >= beat:
-                    beat = asyncio.get_running_loop().time() + BEAT_S
-                    await self._beat()
-                if await asyncio.to_thread(self._peers.revision) != self._publishing.followed:
-                    await self._publishing.refresh()
-                self._away = False
+                await work()
+                away = False
             except GatewayError as error:
-                if not self._away:  # once, not twice a second
+                if not away:  # once, not twice a second
                     event("not_following", logging.ERROR, why=error.message)
-                self._away = True
+                away = True
             except Exception:  # a bug must not end it: the others would take us for dead
                 logging.getLogger("gateway").exception("following broke")
 
+    async def _look(self) -> None:
+        if await self._in_thread(self._peers.revision) != self._publishing.followed:
+            await self._publishing.refresh()
+
     async def _beat(self) -> None:
-        await asyncio.to_thread(self._peers.beat)
-        if await asyncio.to_thread(self._peers.orphans):
+        await self._in_thread(self._peers.beat)
+
+    async def _orphans(self) -> None:
+        if await self._in_thread(self._peers.orphans):
             await self._publishing.take_over()

@@ -9,6 +9,7 @@ from typing import Final
 from app.api.context import Context
 from app.api.keys import Keys
 from app.api.rates import Kind, Rates
+from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
@@ -69,7 +70,9 @@ def open_house(settings: Settings) -> House:
     """Open and wire every room; blocking. Nothing is started yet."""
     doors = ExitStack()
     try:
-        return _wire(settings, doors)
+        house = _wire(settings, doors)
+        watch_house(house.context.pipeline)
+        return house
     except BaseException:
         doors.close()
         raise
@@ -81,6 +84,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
     blobs, peers = store.blobs, store.peers
+    pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
     if peers is not None and noop is not None:
@@ -123,16 +127,16 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         metrics=metrics,
         progress=Progress(),
         noop=noop,
+        pools=pools,
         peers=peers,
     )
     publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
-    watch_house(pipeline)
     auditor = _auditor(settings, pipeline, engine)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front, receiver(settings, metrics, doors))
-    following = Following(peers, publishing) if peers else None
+    context = _context(settings, pipeline, engine, front, receiver(settings, rooms, doors))
+    following = Following(peers, publishing, pools) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
@@ -158,7 +162,7 @@ def _context(
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
         receive=receive,
-        readiness=readiness_of(engine, rooms.reconciler, rooms.reference, rooms.blobs, rooms.peers),
+        readiness=readiness_of(engine, rooms),
         engine_metrics=engine.exposition,
     )
 

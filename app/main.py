@@ -1,6 +1,5 @@
 """The composition root: Settings → rooms (house.py) → FastAPI."""
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -112,7 +111,8 @@ async def _start(house: House) -> None:
     if house.following is not None:
         house.following.start()
     house.auditor.start()
-    await asyncio.to_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
+    in_thread = house.context.pipeline.rooms.pools.screening
+    await in_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
 
 
 async def _stop(house: House) -> None:

@@ -40,7 +40,7 @@ from app.showing import VersionRefused
 from app.store.blobs import BlobStore
 from app.store.schema import VersionRow
 from app.tracking import Tracking, whose
-from app.upload.receive import SealedUpload
+from app.upload.receive import PendingUpload, SealedUpload
 from app.validate.adapter import ValidateLimits, validate
 
 MAX_RANK: Final = 512
@@ -62,7 +62,7 @@ class Pipeline:
         self.publishing = publishing
         self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
 
-    async def register(self, upload: SealedUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
+    async def register(self, upload: PendingUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
@@ -80,7 +80,7 @@ class Pipeline:
             r.metrics.uploaded(str(row.outcome))
             await self.publishing.stored(row)
         else:
-            if await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._restored, row, upload.take()))):
+            if await asyncio.shield(r.pools.screening.start(self._restored, row, upload.take())):
                 event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
                 await self.publishing.stored(row)
             r.metrics.uploaded("known")
@@ -120,7 +120,7 @@ class Pipeline:
 
     async def _begin(self, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
-        work = asyncio.ensure_future(asyncio.to_thread(begin))
+        work = self.rooms.pools.store.start(begin)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -133,12 +133,12 @@ class Pipeline:
         row, mine = begun.result()
         if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
-            asyncio.get_running_loop().run_in_executor(None, self._failed, row, why)
+            self.rooms.pools.store.start(self._failed, row, why)
 
-    async def _work(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+    async def _work(self, row: VersionRow, upload: PendingUpload) -> VersionRow:
         """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it."""
         at = (str(row.name), row.number)
-        work = asyncio.ensure_future(asyncio.to_thread(self._sanitise, row, upload.take()))
+        work = self.rooms.pools.screening.start(self._sanitise, row, upload.take())
         self._working[at] = work
         work.add_done_callback(lambda _: self._working.pop(at, None))
         return await asyncio.shield(work)
@@ -146,16 +146,16 @@ class Pipeline:
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
         at, catalogue = (str(row.name), row.number), self.rooms.catalogue
-        looks, peers = 0, self.rooms.peers
+        looks, peers, store = 0, self.rooms.peers, self.rooms.pools.store
         while looks < ORPHAN_LOOKS:
             if row.state not in IN_FLIGHT:
                 return row
             mine = self._working.get(at)  # None: its upload may not have got round to it yet
             await (asyncio.wait({mine}) if mine else asyncio.sleep(ORPHAN_LOOK_S))
-            looks += peers is None or not await asyncio.to_thread(peers.at_work_elsewhere, *at)
-            row = await asyncio.to_thread(catalogue.version, row.name, row.number)
+            looks += peers is None or not await store(peers.at_work_elsewhere, *at)
+            row = await store(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
-        return self.rooms.progress.tell(await asyncio.to_thread(catalogue.record_failed, row.name, row.number, left))
+        return self.rooms.progress.tell(await store(catalogue.record_failed, row.name, row.number, left))
 
     @property
     def working(self) -> int:

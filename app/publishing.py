@@ -85,7 +85,7 @@ class Publishing:
 
     async def take_over(self) -> None:
         """Another gateway died: fail what it was at work on."""
-        recovered = await asyncio.to_thread(self._rooms.catalogue.recover)
+        recovered = await self._rooms.pools.store(self._rooms.catalogue.recover)
         self._garbage = True
         event("took_over", logging.WARNING, interrupted=len(recovered.interrupted))
 
@@ -130,7 +130,7 @@ class Publishing:
         every = reconciler.known
         if peers is not None and every and {name for name in reconciler.may_read() if "@" in name} <= desired.keys():
             peers.settled = followed
-        for row in await asyncio.to_thread(self._rooms.catalogue.pending):
+        for row in await self._rooms.pools.store(self._rooms.catalogue.pending):
             if self.withheld(row):
                 continue
             if row.engine_name is not None and row.engine_name not in self._desired:
@@ -142,12 +142,12 @@ class Publishing:
                     await self.load(row)
         if self._garbage and every:
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            if await asyncio.to_thread(collect_garbage, self._rooms):
+            if await self._rooms.pools.background(collect_garbage, self._rooms):
                 self._garbage = True
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
-        await asyncio.to_thread(self._follow)
+        await self._rooms.pools.following(self._follow)
         self._rooms.reconciler.poke()
 
     async def rollback(self, name: str, to: int | None) -> VersionRow:
@@ -155,21 +155,21 @@ class Publishing:
 
         Raises Unavailable when it cannot be; then the name stays where it is.
         """
-        wanted = await asyncio.to_thread(self._earlier, name, to)
+        wanted = await self._rooms.pools.store(self._earlier, name, to)
         async with self._brought_back(wanted):
-            row = await asyncio.to_thread(self._rooms.catalogue.rollback, name, wanted.number if wanted else to)
+            row = await self._rooms.pools.store(self._rooms.catalogue.rollback, name, wanted.number if wanted else to)
             await self.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
 
     async def delete(self, name: str) -> None:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
-        rows = await asyncio.to_thread(self._rooms.catalogue.delete, name)
+        rows = await self._rooms.pools.store(self._rooms.catalogue.delete, name)
         self._garbage = True
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
-        if await asyncio.to_thread(forget_originals, self._rooms):  # whatever the engine does: it never knew of them
+        if await self._rooms.pools.store(forget_originals, self._rooms):  # now: the engine never knew of them
             self._garbage = True
         event("deleted", adapter=name, versions=len(rows))
 
@@ -212,10 +212,10 @@ class Publishing:
     @unbroken
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
         async with self._one_at_a_time:  # several may have waited for the same load
-            now = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
+            now = await self._rooms.pools.store(self._rooms.catalogue.version, row.name, row.number)
             again = now.state is State.STORED and now.updated_at != row.updated_at
             if now.state is State.STORED and error.code is LOAD_FAILED and not again:
-                now = await asyncio.to_thread(self._rooms.catalogue.record_failed, row.name, row.number, error)
+                now = await self._rooms.pools.store(self._rooms.catalogue.record_failed, row.name, row.number, error)
                 self._rooms.progress.tell(now)
                 await self.refresh()
         if again:  # its bytes came again meanwhile: that try is not this one's to fail, and it tells how it ends
@@ -228,10 +228,10 @@ class Publishing:
     @unbroken  # a keeper that is stopped, or a client that leaves, must not part the catalogue from the routes
     async def _publish(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded
-            current = await asyncio.to_thread(self._rooms.catalogue.version, row.name, row.number)
+            current = await self._rooms.pools.store(self._rooms.catalogue.version, row.name, row.number)
             if current.state is not State.STORED:
                 return current
-            published = await asyncio.to_thread(self._rooms.catalogue.activate, row.name, row.number)
+            published = await self._rooms.pools.store(self._rooms.catalogue.activate, row.name, row.number)
             await self.refresh()
         self._rooms.progress.tell(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)

@@ -28,7 +28,7 @@ from app.pipeline import Pipeline
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.upload.quarantine import SealedFile
-from app.upload.receive import SealedUpload
+from app.upload.receive import PendingUpload, SealedUpload
 
 KEEP_ALIVE_S: Final = 15.0
 """Seconds of silence after which a run says that it goes on: screening one large adapter may take minutes."""
@@ -101,15 +101,16 @@ class Rescreening:
         self._all_under_way = False
 
     async def _one(self, name: str) -> Rescreened:
-        source = await asyncio.to_thread(self._source, name)
-        opening = asyncio.ensure_future(asyncio.to_thread(self._upload, source))
+        pools = self._pipeline.rooms.pools
+        source = await pools.store(self._source, name)
+        opening = pools.screening.start(self._upload, source)
         try:
             upload = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(_close)
+            opening.add_done_callback(self._abandoned)
             raise
-        with upload:
-            row, created = await self._pipeline.register(upload, wait=True, after=source.newest)
+        async with PendingUpload(upload, pools.receiving) as pending:
+            row, created = await self._pipeline.register(pending, wait=True, after=source.newest)
         return Rescreened(name, Result.NEW if created else Result.UNCHANGED, row)
 
     def _source(self, name: str) -> _Source:
@@ -137,6 +138,10 @@ class Rescreening:
         held.callback(weights.close)
         return SealedUpload(str(source.row.name), original.config, weights, held)
 
+    def _abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._pipeline.rooms.pools.receiving.start(opening.result().close)
+
     def _note(self, done: Rescreened) -> None:
         self._pipeline.rooms.metrics.rescreened(done.result.value)
         number = done.row.number if done.row else None
@@ -159,7 +164,7 @@ class Run:
 
     async def results(self) -> AsyncIterator[Rescreened | None]:
         """Each adapter's, as soon as it is there; None now and then while one takes long."""
-        rows = await asyncio.to_thread(self._pipeline.rooms.catalogue.adapters)
+        rows = await self._pipeline.rooms.pools.store(self._pipeline.rooms.catalogue.adapters)
         for row in rows:
             work = asyncio.ensure_future(self._one(str(row.name)))
             try:
@@ -185,8 +190,3 @@ def result_of(error: GatewayError) -> Result:
     if error.code is ORIGINAL_NOT_KEPT:
         return Result.NOT_KEPT
     return Result.REFUSED if isinstance(error, Refused) else Result.FAILED
-
-
-def _close(opening: "asyncio.Future[SealedUpload]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.concurrency.pools import Pools
 from app.domain.artefact import Artefact
 from app.domain.lora import TargetModel
 from app.domain.policy import Policy
@@ -29,6 +30,7 @@ class Rooms:
     progress: what becomes of each upload, for those who watch.
     sanitise: makes of an upload what may be stored, here or in a process that is shut away.
     reconciler: keeps the engine filled, or the fleet of several.
+    pools: threads for what blocks.
     peers: the gateways that share the catalogue, where several may.
     noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
     """
@@ -49,6 +51,7 @@ class Rooms:
     metrics: Metrics
     progress: Progress
     noop: Artefact | None
+    pools: Pools
     peers: Peers | None = None
 
     @property

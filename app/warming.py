@@ -64,10 +64,10 @@ async def warm(rooms: Rooms, name: str, number: int | None = None) -> Warmth:
 
 async def _target(rooms: Rooms, name: str, number: int | None) -> Target:
     if number is None:
-        number = (await asyncio.to_thread(rooms.catalogue.adapter, name)).active
+        number = (await rooms.pools.reading(rooms.catalogue.adapter, name)).active
         if number is None:
             raise Refused(VERSION_NOT_READY, f"{name} has no version that is served", param="name")
-    row = await asyncio.to_thread(rooms.catalogue.version, name, number)
+    row = await rooms.pools.reading(rooms.catalogue.version, name, number)
     target = rooms.routes.snapshot.targets.get(f"{row.name}@{row.number}")
     if (str(row.name), row.number) in rooms.routes.snapshot.unloaded:
         raise Refused(VERSION_UNLOADED, f"{name} version {number} is not kept loaded", param="version")

@@ -19,11 +19,9 @@ from app.load.reconcile import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
-from app.screen.reference import Reference
+from app.rooms import Rooms
 from app.store.audit import Audit, audit
 from app.store.audit_engines import Card
-from app.store.blobs import BlobStore
-from app.store.peers import Peers
 from app.upload.quarantine import Quarantine
 from app.upload.receive import Slots
 
@@ -179,21 +177,16 @@ class Auditor:
             return None
 
 
-def readiness_of(
-    engine: HttpEngine | Fleet,
-    reconciler: Reconciler | Fleet,
-    reference: Reference,
-    blobs: BlobStore,
-    peers: Peers | None,
-) -> Callable[[], Awaitable[dict[str, str | None]]]:
-    """What /ready asks."""
+def readiness_of(engine: HttpEngine | Fleet, rooms: Rooms) -> Callable[[], Awaitable[dict[str, str | None]]]:
+    """Check behind /ready."""
+    reconciler, peers, in_thread = rooms.reconciler, rooms.peers, rooms.pools.readiness
 
     async def readiness() -> dict[str, str | None]:
         """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
         up = reconciler.engine_up and await engine.healthy()
         return {
-            "reference": await asyncio.to_thread(_wrong_with, "reference", reference.check_unchanged),
-            "store": await asyncio.to_thread(_wrong_with, "store", blobs.check_writable),
+            "reference": await in_thread(_wrong_with, "reference", rooms.reference.check_unchanged),
+            "store": await in_thread(_wrong_with, "store", rooms.blobs.check_writable),
             "engine": None if up else _why_down(reconciler),
             **({} if peers is None or peers.fresh else {"catalogue": "not read for too long"}),
         }

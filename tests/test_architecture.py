@@ -99,6 +99,19 @@ def test_what_is_banned_is_refused_by_ruff(code: str) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
 
 
+def test_blocking_work_runs_in_the_pool_of_its_kind() -> None:
+    """The loop's own executor is one queue for everything: a screening in it stops heartbeats and GETs."""
+    banned = {"to_thread", "run_in_executor", "set_default_executor"}
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in APP
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and node.attr in banned)
+        or (isinstance(node, ast.ImportFrom) and banned.intersection(name.name for name in node.names))
+    ]
+    assert not found, "use a pool of app/concurrency"
+
+
 def test_files_are_short() -> None:
     long = {str(path.relative_to(ROOT)): n for path in APP if (n := len(path.read_text().splitlines())) > FILE_LINES}
     assert not long

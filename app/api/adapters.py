@@ -15,7 +15,7 @@ from app.domain.verdict import Verdict
 from app.errors import GatewayError, Stage, envelope
 from app.lifecycle import State
 from app.pipeline import Pipeline
-from app.upload.receive import SealedUpload
+from app.upload.receive import PendingUpload, SealedUpload
 from app.warming import warm
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
@@ -54,10 +54,10 @@ UPLOAD_BODY = {
 """For the OpenAPI page: the body is streamed by our own parser, so the framework cannot describe it."""
 
 
-async def _receive(request: Request, ctx: Context) -> SealedUpload:
+async def _receive(request: Request, ctx: Context) -> PendingUpload:
     with ctx.metrics.stage(Stage.UPLOAD) as line:
         upload = await ctx.receive(request)
-        line |= {"adapter": upload.name, "received": upload.weights.digest.hex}
+        line |= {"adapter": upload.name, "received": upload.received.weights_digest.hex}
         return upload
 
 
@@ -76,9 +76,9 @@ async def upload(
     except GatewayError as error:
         ctx.metrics.upload_refused(error)
         raise
-    with received as sealed:
+    async with received as sealed:
         row, created = await ctx.pipeline.register(sealed, wait=wait)
-    view = await asyncio.to_thread(one_version, ctx.pipeline, str(row.name), row.number)
+    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(row.name), row.number)
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
     return JSONResponse(view, (201 if created else 200) if served else 202, {"Location": location})
@@ -87,8 +87,8 @@ async def upload(
 @router.post("/screen", openapi_extra=UPLOAD_BODY)
 async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
     """Measure an adapter and keep nothing: the report alone, also when it would be rejected."""
-    with await _receive(request, ctx) as sealed:
-        work = asyncio.ensure_future(asyncio.to_thread(_measured, ctx.pipeline, sealed.take()))
+    async with await _receive(request, ctx) as sealed:
+        work = ctx.pipeline.rooms.pools.screening.start(_measured, ctx.pipeline, sealed.take())
         verdict = await asyncio.shield(work)
         return {"received": received_json(sealed.received), "verdict": verdict_json(verdict)}
 
@@ -106,26 +106,26 @@ async def index(
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
 ) -> dict[str, Any]:
     """Adapters with their versions, in the order of their names; `next` is null on the last page."""
-    return await asyncio.to_thread(adapters_page, ctx.pipeline, after, limit)
+    return await ctx.pipeline.rooms.pools.reading(adapters_page, ctx.pipeline, after, limit)
 
 
 @router.get("/adapters/{name}")
 async def adapter(name: str, ctx: Ctx) -> dict[str, Any]:
     """One adapter with its versions."""
-    return await asyncio.to_thread(one_adapter, ctx.pipeline, name)
+    return await ctx.pipeline.rooms.pools.reading(one_adapter, ctx.pipeline, name)
 
 
 @router.get("/adapters/{name}/versions/{number}")
 async def version(name: str, number: Number, ctx: Ctx) -> dict[str, Any]:
     """One version with its report: every module's score and what became of it."""
-    return await asyncio.to_thread(one_version, ctx.pipeline, name, number)
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, number)
 
 
 @router.post("/adapters/{name}/rollback")
 async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
     """Point the name to an earlier version: `to`, or the one before the active."""
     row = await ctx.pipeline.publishing.rollback(name, to)
-    return await asyncio.to_thread(one_version, ctx.pipeline, name, row.number)
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, row.number)
 
 
 @router.post("/adapters/{name}/warm")

@@ -12,7 +12,7 @@ from app.pipeline import Pipeline
 from app.rescreening import Rescreening
 from app.serve.relay import Relay
 from app.serve.routes import Routes
-from app.upload.receive import SealedUpload
+from app.upload.receive import PendingUpload
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Context:
     rescreening: Rescreening
     relay: Relay
     routes: Routes
-    receive: Callable[[Request], Awaitable[SealedUpload]]
+    receive: Callable[[Request], Awaitable[PendingUpload]]
     readiness: Callable[[], Awaitable[dict[str, str | None]]]
     engine_metrics: Callable[[], Awaitable[bytes]]
 

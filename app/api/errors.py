@@ -1,6 +1,5 @@
 """The error tree as OpenAI's envelope: {"error": {"message", "type", "param", "code"}}, everywhere."""
 
-import asyncio
 import logging
 from typing import Final
 
@@ -79,7 +78,7 @@ async def _what_it_left(request: Request, error: GatewayError) -> dict[str, obje
         return {}
     row = error.row
     pipeline = request.app.state.context.pipeline
-    return {"version": await asyncio.to_thread(one_version, pipeline, str(row.name), row.number)}
+    return {"version": await pipeline.rooms.pools.reading(one_version, pipeline, str(row.name), row.number)}
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:

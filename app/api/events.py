@@ -1,6 +1,5 @@
 """GET /adapters/{name}/events: the stages of an upload as they happen, as server-sent events."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
@@ -66,7 +65,7 @@ async def events(
         AdapterName.parse(name)
     follower = ctx.pipeline.rooms.progress.follower()
     try:
-        await asyncio.to_thread(_tell_where_it_stands, ctx.pipeline, name, after or 0, waits=waits)
+        await ctx.pipeline.rooms.pools.reading(_tell_where_it_stands, ctx.pipeline, name, after or 0, waits=waits)
     except BaseException:
         follower.close()
         raise

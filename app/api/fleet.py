@@ -4,7 +4,6 @@ An engine is told of what every engine may hold: published versions, and those t
 Plain adapter names are not answered. vLLM remembers the first answer for a name as long as it lives, and a name moves.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -37,7 +36,7 @@ async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
     path = ctx.pipeline.publishing.desired().get(name) if name else None
     if name is None or path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
-    sizes = await asyncio.to_thread(_sizes, ctx, path)
+    sizes = await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
     return {"model": model, "engine_name": name, "digest": path.name, "bytes": sizes}
 
 
@@ -47,7 +46,7 @@ async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
     path = next((path for path in ctx.pipeline.publishing.desired().values() if path.name == digest), None)
     if path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
-    await asyncio.to_thread(_sizes, ctx, path)
+    await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
     return FileResponse(path / file, media_type="application/octet-stream")
 
 

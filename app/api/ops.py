@@ -1,6 +1,5 @@
 """For operators: /health, /ready, /metrics."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -33,7 +32,7 @@ async def ready(ctx: Annotated[Context, Depends(context)]) -> JSONResponse:
 @router.get("/metrics", dependencies=[Depends(guarded)])
 async def metrics(request: Request, ctx: Annotated[Context, Depends(context)]) -> Response:
     """Prometheus text format."""
-    return Response(await asyncio.to_thread(ctx.metrics.exposition), media_type=CONTENT_TYPE)
+    return Response(await ctx.pipeline.rooms.pools.metrics(ctx.metrics.exposition), media_type=CONTENT_TYPE)
 
 
 @router.get("/metrics/engine", dependencies=[Depends(guarded)])

@@ -28,6 +28,7 @@ from app.bench.command import Tell
 from app.bench.gateway_processes import resident_mib
 from app.bench.gateway_targets import KEY, START_S, free_port, running, stand_in
 from app.bench.machine import this_machine
+from app.concurrency.pools import Pool
 from app.demo.assets import ADAPTERS, BENIGN
 
 NAMES: Final = ("first", "second", "third")
@@ -98,6 +99,7 @@ class _Load:
     def __init__(self, http: httpx.AsyncClient, soaked: Soaked) -> None:
         self.http, self.soaked = http, soaked
         self.active = dict.fromkeys(NAMES, 0)  # the newest version acknowledged
+        self.threads = Pool("variants", 1)
 
     async def ask(self, number: int) -> None:
         """One request: every second one streamed."""
@@ -122,7 +124,7 @@ class _Load:
 
     async def replace(self, name: str, number: int) -> None:
         """A new version of `name`, with bytes of its own."""
-        config, weights = await asyncio.to_thread(variant, number)
+        config, weights = await self.threads(variant, number)
         files: Any = {
             "name": (None, name.encode()),
             "config": ("c.json", config),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.load import session
 from app.load.command import GRACE_S, EngineSpec, arguments, environment, missing_library
@@ -83,6 +84,7 @@ class EmbeddedEngine:
         self.on_restart: Callable[[], None] = lambda: None
         self.hangs: Callable[[], bool] = lambda: False
         self._say = say
+        self._in_thread = Pool("engine", 1)
         self._record = self.socket.with_name(SESSION)
         self._leash: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -103,7 +105,7 @@ class EmbeddedEngine:
             raise Unavailable(ENGINE_UNAVAILABLE, missing)
         make_private(self.socket.parent)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if await asyncio.to_thread(session.reap, self._record):
+        if await self._in_thread(session.reap, self._record):
             self._say("ended an engine that an earlier gateway left behind")
         await self._spawn()
         self._watch = asyncio.create_task(self._supervise(), name="engine-supervisor")
@@ -161,7 +163,7 @@ class EmbeddedEngine:
                 said = waited
                 self._say(f"engine starting, {waited:.0f} s")
             await asyncio.sleep(POLL_S)
-        tail = await asyncio.to_thread(last_lines, self.log_path)
+        tail = await self._in_thread(last_lines, self.log_path)
         raise Unavailable(ENGINE_UNAVAILABLE, f"the engine died at start (status {leash.returncode}): {tail}")
 
     async def _live(self) -> str:
@@ -192,7 +194,7 @@ class EmbeddedEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE_S + 5):
                 await leash.wait()
-        await asyncio.to_thread(session.reap, self._record)
+        await self._in_thread(session.reap, self._record)
         await leash.wait()
         self.socket.unlink(missing_ok=True)
         self._leash = None  # only now: whoever is cancelled on the way leaves the rest to the next caller

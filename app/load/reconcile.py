@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, GatewayError, Unavailable
 from app.load.engine import Engine
 from app.load.hung import HungWatch
@@ -58,6 +59,7 @@ class Reconciler:
     def __init__(self, engine: Engine, keeping: Keeping) -> None:
         self._engine = engine
         self._keeping = keeping
+        self._verifying = Pool("verifying", LOADERS)
         self._loaded: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._failures: Mapping[str, _Failure] = {}
@@ -266,7 +268,7 @@ class Reconciler:
 
     async def _check(self, name: str, path: Path) -> None:
         try:
-            await asyncio.to_thread(self._keeping.verify, name, path)
+            await self._verifying(self._keeping.verify, name, path)
         except OSError as error:
             raise Unavailable(STORE_FAILED, f"{name} cannot be read: {error.strerror}") from error
 

@@ -4,17 +4,17 @@ The event loop only collects chunks and watches the clock. Parsing, digesting an
 time, so that no upload, however shaped, holds up anybody's chat.
 """
 
-import asyncio
 import hmac
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from app.concurrency.pools import Pool
 from app.domain.digest import digest_of
 from app.domain.lora import Received
 from app.errors import DIGEST_MISMATCH, TOO_LARGE, TOO_MANY_UPLOADS, UPLOAD_INCOMPLETE, Refused
@@ -77,7 +77,9 @@ class Slots:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SealedUpload:
-    """What arrived, unread. Use as a context manager: leaving it frees the file and the slot.
+    """One upload as it arrived, unread, in the hands of a thread. A context manager: leaving it frees file and slot.
+
+    Not on the event loop: freeing the last name of gigabytes takes a file system seconds.
 
     name: a well-formed adapter name (what is reserved or taken is not decided here). config: the bytes of
     adapter_config.json. weights: the bytes of adapter_model.safetensors in the quarantine.
@@ -97,13 +99,6 @@ class SealedUpload:
         """Free the file and the slot; may be called early, and more than once."""
         self._held.close()
 
-    def take(self) -> "SealedUpload":
-        """The same upload in other hands: who took it closes it, and closing this one does nothing any more.
-
-        For a thread that goes on reading when who asked has gone: a file closed under it could be anybody's by its number.
-        """
-        return SealedUpload(self.name, self.config, self.weights, self._held.pop_all())
-
     def __enter__(self) -> Self:
         return self
 
@@ -113,35 +108,82 @@ class SealedUpload:
         self.close()
 
 
+class PendingUpload:
+    """One sealed upload that no thread has taken yet, held on the event loop.
+
+    Use as an asynchronous context manager: leaving it frees file and slot in a thread of `pool`, unless one took them.
+    """
+
+    def __init__(self, sealed: SealedUpload, pool: Pool) -> None:
+        self.name: Final = sealed.name
+        self.received: Final = sealed.received
+        self._sealed: SealedUpload | None = sealed
+        self._pool = pool
+
+    def take(self) -> SealedUpload:
+        """Hand the upload to a thread, once: that thread closes it, and leaving this one does nothing any more.
+
+        For a thread that goes on reading when who asked has gone: a file closed under it could be anybody's by its number.
+        """
+        sealed, self._sealed = self._sealed, None
+        if sealed is None:
+            raise RuntimeError("this upload was taken already")
+        return sealed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sealed is not None:
+            await self._pool.to_the_end(self.take().close)
+
+
 async def receive(
     stream: AsyncIterator[bytes],
     headers: Mapping[str, str],
     limits: UploadLimits,
     quarantine: Quarantine,
     slots: Slots,
+    pool: Pool,
     who: str | None = None,
-) -> SealedUpload:
-    """Read one multipart body with the parts name, config and weights, within the limits. who: as `Slots.take` has it.
+) -> PendingUpload:
+    """Read one multipart body with the parts name, config and weights, within the limits.
+
+    pool: threads that write, and free what is refused. who: as `Slots.take` has it.
 
     Raises Refused BAD_MULTIPART, MISSING_PART, UNEXPECTED_PART, BAD_NAME, TOO_LARGE, UNSUPPORTED_ENCODING,
     UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE (also when the client went away), TOO_MANY_UPLOADS, DIGEST_MISMATCH, or
     Unavailable NO_SPACE. Then, and when cancelled, file and slot are free again.
     """
     announced = Announced.parse(headers, limits)
-    with ExitStack() as held:
-        held.callback(slots.take(who))
+    give_back = slots.take(who)
+    async with _freed_in(pool) as held:
+        held.callback(give_back)
         quarantine.check_space(announced.length or 0)
         form = Form(announced.boundary, limits, quarantine.new())
         held.callback(form.weights.discard)
-        await _pump(stream, form, limits, announced.length)
+        await _pump(stream, form, limits, announced.length, pool)
         weights = form.seal()
         held.callback(weights.close)
         if announced.digest is not None and not hmac.compare_digest(announced.digest, weights.digest.hex):
             raise Refused(DIGEST_MISMATCH, f"the weights that arrived have {weights.digest}", param=DIGEST_HEADER)
-        return SealedUpload(form.name, bytes(form.config), weights, held.pop_all())
+        return PendingUpload(SealedUpload(form.name, bytes(form.config), weights, held.pop_all()), pool)
 
 
-async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, length: int | None) -> None:
+@asynccontextmanager
+async def _freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
+    """A stack of what to free; when what is done inside fails, also by cancellation, a thread frees it."""
+    held = ExitStack()
+    try:
+        yield held
+    except BaseException:
+        await pool.to_the_end(held.close)
+        raise
+
+
+async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, length: int | None, pool: Pool) -> None:
     """Move the body into the form. `length`: bytes announced, which the body must have exactly."""
     cap = limits.max_body_bytes if length is None else length
     total, enough = 0, FIRST_BATCH_BYTES
@@ -154,30 +196,14 @@ async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, 
             batch += chunk
             if len(batch) >= enough:
                 clock.pause()
-                await _in_thread(form.feed, batch)
+                await pool.to_the_end(form.feed, batch)
                 batch, enough = bytearray(), BATCH_BYTES
     if length is not None and total < length:
         raise Refused(UPLOAD_INCOMPLETE, f"{total} of {length} bytes arrived")
-    await _in_thread(form.feed, batch)
+    await pool.to_the_end(form.feed, batch)
 
 
 def _overrun(length: int | None, cap: int) -> Refused:
     if length is None:
         return Refused(TOO_LARGE, f"the body has more than {cap} bytes")
     return Refused(UPLOAD_INCOMPLETE, f"the body has more than the {length} bytes announced", param="content-length")
-
-
-async def _in_thread(work: Callable[[bytearray], None], batch: bytearray) -> None:
-    """Run in a thread, and never leave it behind: cancelled, wait for it, since its file is about to be closed."""
-    running = asyncio.get_running_loop().run_in_executor(None, work, batch)
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            try:
-                await asyncio.wait({running})
-            except asyncio.CancelledError:  # asked twice: still not before the thread is done
-                continue
-        if not running.cancelled():
-            running.exception()  # looked at, so that the loop does not complain about it
-        raise

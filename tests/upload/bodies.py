@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.concurrency.pools import Pool
 from app.upload.limits import KIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import SealedUpload, Slots, receive
@@ -66,18 +67,21 @@ class Door:
     quarantine: Quarantine
     slots: Slots
     limits: UploadLimits
+    pool: Pool
 
     @classmethod
     def at(cls, directory: Path, limits: UploadLimits = SMALL) -> "Door":
         """Open a door in an empty directory."""
-        return cls(directory, Quarantine(directory, limits.free_disk_floor_bytes), Slots(limits.max_concurrent), limits)
+        quarantine, slots = Quarantine(directory, limits.free_disk_floor_bytes), Slots(limits.max_concurrent)
+        return cls(directory, quarantine, slots, limits, Pool("receiving", limits.max_concurrent))
 
     async def take(
         self, stream: AsyncIterator[bytes] | bytes, headers: Mapping[str, str] = HEADERS, size: int = 1000
     ) -> SealedUpload:
         """Receive one body."""
         chunks = pieces(stream, size) if isinstance(stream, bytes) else stream
-        return await receive(chunks, headers, self.limits, self.quarantine, self.slots)
+        pending = await receive(chunks, headers, self.limits, self.quarantine, self.slots, self.pool)
+        return pending.take()
 
     def assert_empty(self) -> None:
         """Nothing of any upload is left: no file, no descriptor, no slot."""

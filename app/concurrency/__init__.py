@@ -1,0 +1,1 @@
+"""Threads for work that blocks: bounded pools with names, so that no kind of work waits for another kind's threads."""
