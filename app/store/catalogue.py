@@ -19,7 +19,8 @@ from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, GatewayError, R
 from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.store.beginning import again, not_ready, nothing_since
 from app.store.database import BUSY_SECONDS, Database
-from app.store.peers import next_revision, nobodys, not_anothers
+from app.store.leases import BeatLog
+from app.store.peers import TakenOver, next_revision, orphaned
 from app.store.queries import (
     Name,
     adapter_keyed,
@@ -60,15 +61,17 @@ class Catalogue(CatalogueReader):
         busy_seconds: float = BUSY_SECONDS,
         patience_s: float = 0.0,
         gateway: str | None = None,
+        beats: BeatLog | None = None,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
-        patience_s: how long a server that does not answer is waited for. gateway: who asks, where several share the
-        catalogue (peers.py). Raises Unavailable: see `Database`.
+        patience_s: how long a server that does not answer is waited for. gateway, beats: who asks, and how long it has
+        watched the others, where several share the catalogue (peers.py). Raises Unavailable: see `Database`.
         """
         super().__init__(Database(url, busy_seconds, patience_s))
         self._gateway = gateway
+        self._beats = beats or BeatLog()
         self._now = now
 
     def close(self) -> None:
@@ -121,14 +124,14 @@ class Catalogue(CatalogueReader):
             return version_numbered(connection, name, number), True
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
-        """received → validated."""
+        """received → validated. This and the next two raise TakenOver where another gateway has the version now."""
         with self._database.writing() as connection:
-            return self._move(connection, version_numbered(connection, name, number), Event.VALIDATE)
+            return self._move(connection, self._my_work(connection, name, number), Event.VALIDATE)
 
     def record_screened(self, name: Name, number: int, verdict: Verdict, report: str) -> VersionRow:
         """validated → screened. report: JSON text, kept as it is."""
         with self._database.writing() as connection:
-            row = version_numbered(connection, name, number)
+            row = self._my_work(connection, name, number)
             return self._move(connection, row, Event.SCREEN, **measured(verdict), report=report)
 
     def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
@@ -138,7 +141,7 @@ class Catalogue(CatalogueReader):
         follows. Raises ValueError (a programmer's error) when outcome and artefact do not fit each other.
         """
         with self._database.writing() as connection:
-            row = version_numbered(connection, name, number)
+            row = self._my_work(connection, name, number)
             if row.emptied is not (artefact is None):
                 raise ValueError(f"outcome {row.outcome} does not fit artefact {artefact}")
             values: dict[str, Any] = {}
@@ -149,18 +152,32 @@ class Catalogue(CatalogueReader):
     def record_rejected(
         self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
     ) -> VersionRow:
-        """received, validated or screened → rejected, with what is to be said about it."""
+        """received, validated or screened → rejected, with what is to be said about it. Raises TakenOver, too."""
         values: dict[str, Any] = {} if verdict is None else measured(verdict)
         if report is not None:
             values["report"] = report
-        return self._refuse(name, number, Event.REJECT, error, values)
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number)
+            return self._move(connection, row, Event.REJECT, **values, **_said(error))
 
     def record_failed(self, name: Name, number: int, error: GatewayError, *, at_work: bool = False) -> VersionRow:
         """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
 
-        at_work: who says so was making it; not when another gateway, which found this one silent, has begun it again.
+        at_work: who says so was making it; then this raises TakenOver where another gateway has it now.
         """
-        return self._refuse(name, number, Event.FAIL, error, {"at_work": at_work})
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number) if at_work else version_numbered(connection, name, number)
+            return self._move(connection, row, Event.FAIL, **_said(error))
+
+    def record_try_failed(self, tried: VersionRow, error: GatewayError) -> VersionRow:
+        """In flight or stored → failed, unless the version has moved on since `tried` was read: another gateway was faster,
+        or its bytes came again. Returns it as it is now. Raises as record_failed.
+        """
+        with self._database.writing() as connection:
+            row = version_numbered(connection, tried.name, tried.number)
+            if row.revision != tried.revision:
+                return row
+            return self._move(connection, row, Event.FAIL, **_said(error))
 
     def activate(self, name: Name, number: int) -> VersionRow:
         """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
@@ -219,7 +236,7 @@ class Catalogue(CatalogueReader):
         """
         with self._database.writing() as connection:
             failed = []
-            dead = () if self._gateway is None else (nobodys(),)
+            dead = () if self._gateway is None else (orphaned(self._beats),)
             for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT), *dead):
                 message = f"interrupted: the gateway stopped when the version was {row.state}"
                 values: dict[str, Any] = {"error_code": SCREENING_FAILED.name, "error_message": message}
@@ -269,20 +286,17 @@ class Catalogue(CatalogueReader):
         connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
         return self._move(connection, row, Event.ACTIVATE)
 
-    def _refuse(self, name: Name, number: int, event: Event, error: GatewayError, values: dict[str, Any]) -> VersionRow:
-        said: dict[str, Any] = {"error_code": error.code.name, "error_message": error.message}
-        with self._database.writing() as connection:
-            return self._move(connection, version_numbered(connection, name, number), event, **values, **said)
+    def _my_work(self, connection: Connection, name: Name, number: int) -> VersionRow:
+        """The version that this gateway works on. Raises TakenOver where another one has given it up or begun it again."""
+        row = version_numbered(connection, name, number)
+        if self._gateway is not None and (row.owner != self._gateway or row.state is State.FAILED):
+            raise TakenOver(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
+        return row
 
-    def _move(
-        self, connection: Connection, row: VersionRow, event: Event, at_work: bool = False, **values: Any
-    ) -> VersionRow:
-        if self._gateway is not None and row.state is State.FAILED:  # while we were silent, others gave it up
-            raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
-        ours = () if self._gateway is None or row.state not in IN_FLIGHT else (not_anothers(self._gateway),)
-        if self._gateway is not None and at_work:
-            ours = (versions.c.owner == self._gateway,)
-        self._set(connection, row, *ours, state=advance(row.state, event), **values)
+    def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
+        others = row.owner not in (None, self._gateway) and row.state in IN_FLIGHT
+        alone = (orphaned(self._beats),) if self._gateway is not None and others else ()
+        self._set(connection, row, *alone, state=advance(row.state, event), **values)
         return version_numbered(connection, row.name, row.number)
 
     def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
@@ -298,3 +312,8 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
+
+
+def _said(error: GatewayError) -> dict[str, Any]:
+    """The columns that say why a version ended."""
+    return {"error_code": error.code.name, "error_message": error.message}

@@ -74,7 +74,7 @@ def open_store(place: Place, doors: ExitStack) -> Store:
         blobs = doors.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
     if peers is not None and place.store_url is None:
         peers.same_store(mark_of(blobs.root))
-    catalogue = Catalogue(url, gateway=peers.id if peers else None)
+    catalogue = Catalogue(url, gateway=peers.id, beats=peers.beats) if peers else Catalogue(url)
     doors.callback(catalogue.close)
     return Store(catalogue, blobs, peers)
 

@@ -1,9 +1,9 @@
 """Several gateways that share a catalogue on PostgreSQL, and the directory of artefacts it speaks of.
 
 Each has a row in `gateways` and says now and then that it lives; what is late is told by the database's clock, so that
-clocks apart do not matter. Who has been silent for LEASE_S is dead: what it was at work on is failed by the others, and
-when it comes back after all its writes are refused, because the rows have moved on. Nothing else is leased: every change is
-one transaction alone among writers.
+clocks apart do not matter. One that has missed several beats (leases.py) is dead: what it worked on is failed by the
+others. When it comes back after all, its writes are refused (TakenOver), because the rows have moved on; it then waits for
+what becomes of them, or begins them again. Nothing else is leased: every change is one transaction alone among writers.
 
 An artefact is removed only where no row needs it, nobody claims it, and every gateway has said that its engine may read
 nothing that was unneeded since (`settled`, a revision of the catalogue).
@@ -24,7 +24,7 @@ from app.domain.digest import Digest
 from app.errors import STORE_FAILED, GatewayError, Unavailable
 from app.lifecycle import IN_FLIGHT, State
 from app.store.database import Database
-from app.store.leases import LEASE_S, ago
+from app.store.leases import LEASE_S, BeatLog, ago
 from app.store.schema import adapters, catalogue_state, claims, gateways, versions
 
 STALE_S: Final = 900.0
@@ -40,17 +40,14 @@ def next_revision(connection: Connection) -> int:
     return int(connection.execute(grown.returning(catalogue_state.c.revision)).scalar_one())
 
 
-def nobodys() -> ColumnElement[bool]:
-    """Versions that no gateway that lives is at work on."""
-    alive = select(gateways.c.id).where(gateways.c.seen_at > ago(LEASE_S))
+class TakenOver(Unavailable):
+    """STORE_BUSY: this gateway was silent for so long that another one gave the version up, or has begun it again."""
+
+
+def orphaned(beats: BeatLog) -> ColumnElement[bool]:
+    """Versions that no living gateway works on. beats: those of the gateway that asks."""
+    alive = select(gateways.c.id).where(~beats.dead())
     return or_(versions.c.owner.is_(None), versions.c.owner.not_in(alive))
-
-
-def not_anothers(gateway: str) -> ColumnElement[bool]:
-    """Versions that this gateway may move on: no other that lives is at work on them. One that was silent for too long may
-    find that another has begun its version again.
-    """
-    return or_(versions.c.owner == gateway, nobodys())
 
 
 class Peers:
@@ -59,6 +56,7 @@ class Peers:
     def __init__(self, url: str, parameters: str = "", patience_s: float = 0.0) -> None:
         """Open connections of its own, so that saying that we live never waits for one. Raises Unavailable: `Database`."""
         self.id: Final = secrets.token_hex(8)
+        self.beats: Final = BeatLog()
         self.settled = 0
         self._parameters = parameters
         self._database: Final = Database(url, patience_s=patience_s)
@@ -86,10 +84,14 @@ class Peers:
     def beat(self) -> None:
         """Say that we live, and what our engine is through with. Forget who has been silent for very long."""
         values = {"seen_at": ago(0), "settled": self.settled, "parameters": self._parameters}
+        mine = update(gateways).where(gateways.c.id == self.id).values(**values).returning(gateways.c.seen_at)
         with self._database.beside() as connection:
-            if not connection.execute(update(gateways).where(gateways.c.id == self.id).values(**values)).rowcount:
-                connection.execute(insert(gateways).values(id=self.id, **values))
+            kept = connection.execute(mine).scalar_one_or_none()
+            if kept is None:
+                fresh = insert(gateways).values(id=self.id, **values).returning(gateways.c.seen_at)
+                kept = connection.execute(fresh).scalar_one()
             connection.execute(delete(gateways).where(gateways.c.seen_at < ago(FORGET_S)))
+        self.beats.add(kept)
         if self._claiming.acquire(blocking=False):  # else at the next beat: nobody waits for this
             try:
                 with self._database.beside() as connection:
@@ -107,13 +109,13 @@ class Peers:
     def orphans(self) -> bool:
         """Whether a version is in flight that nobody who lives is at work on."""
         with self._database.reading() as connection:
-            where = (versions.c.state.in_(IN_FLIGHT), nobodys())
+            where = (versions.c.state.in_(IN_FLIGHT), orphaned(self.beats))
             return connection.execute(select(versions.c.id).where(*where).limit(1)).first() is not None
 
     def at_work_elsewhere(self, name: str, number: int) -> bool:
         """Whether another gateway, which lives, is at work on this version."""
         mine = (adapters.c.name == name, versions.c.number == number, versions.c.owner != self.id)
-        query = select(versions.c.id).join_from(versions, adapters).where(*mine, ~nobodys())
+        query = select(versions.c.id).join_from(versions, adapters).where(*mine, ~orphaned(self.beats))
         with self._database.reading() as connection:
             return connection.execute(query.where(versions.c.state.in_(IN_FLIGHT))).first() is not None
 

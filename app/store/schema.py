@@ -172,6 +172,8 @@ class VersionRow:
     outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever when the
     version is emptied. parameters: the key given at the beginning, of all that the verdict depends on besides the bytes.
     error_code: a name from `errors.CODES`. Times in UTC, for people only: nothing is ordered or expired by them.
+    revision: of the catalogue when this version last changed, so two readings with one revision are of one try. owner: the
+    gateway that works on it or did last, where several share the catalogue.
     """
 
     name: AdapterName
@@ -190,6 +192,8 @@ class VersionRow:
     error_message: str | None
     created_at: datetime
     updated_at: datetime
+    revision: int
+    owner: str | None
 
     @property
     def emptied(self) -> bool:
@@ -236,6 +240,8 @@ def version_row(row: Row[Any]) -> VersionRow:
         error_message=row.error_message,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        revision=row.revision,
+        owner=row.owner,
     )
 
 

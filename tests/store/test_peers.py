@@ -1,8 +1,10 @@
 """Gateways on one catalogue: who lives, who may take an artefact away, and what becomes of the work of the dead."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,10 @@ from app.lifecycle import State
 from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.database import sqlite_url
-from app.store.leases import LEASE_S
+from app.store.leases import LEASE_S, MISSED_BEATS
 from app.store.peers import FORGET_S, Peers
 from app.store.staging import mark_of
-from tests.store.making import NAME, artefact, published, received, verdict
+from tests.store.making import NAME, artefact, published, received, stored, verdict
 from tests.support.postgres import Server
 
 
@@ -42,6 +44,12 @@ def silent(postgres: Server, url: str, peers: Peers, seconds: float) -> None:
     """As if it had said nothing for so long: by the database's clock, whatever ours says."""
     late = f"UPDATE gateways SET seen_at = seen_at - interval '{seconds} s' WHERE id = '{peers.id}'"
     postgres.psql(late, url.rpartition("/")[2])
+
+
+def watched(peers: Peers) -> None:
+    """As if it had been there for long enough to judge others."""
+    for _ in range(MISSED_BEATS):
+        peers.beat()
 
 
 def test_sharing_needs_postgresql(tmp_path: Path) -> None:
@@ -70,13 +78,16 @@ def test_every_change_has_a_revision_and_no_question_has(url: str, join: Callabl
 
 def test_only_the_work_of_the_dead_is_given_up(postgres: Server, url: str, join: Callable[[], Peers]) -> None:
     one, other = join(), join()
-    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    mine = Catalogue(url, gateway=one.id, beats=one.beats)
+    theirs = Catalogue(url, gateway=other.id, beats=other.beats)
     row = mine.begin_version(NAME, received(1))
     assert theirs.recover().interrupted == ()
     assert not other.orphans()
     assert other.at_work_elsewhere(str(NAME), row.number)
     assert not one.at_work_elsewhere(str(NAME), row.number)
     silent(postgres, url, one, LEASE_S + 1)
+    assert not other.orphans(), "time alone proves nothing"
+    watched(other)
     assert other.orphans()
     assert not other.at_work_elsewhere(str(NAME), row.number)
     (failed,) = theirs.recover().interrupted
@@ -94,9 +105,11 @@ def test_who_slept_does_not_move_what_another_has_begun_again(
     postgres: Server, url: str, join: Callable[[], Peers]
 ) -> None:
     one, other = join(), join()
-    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    mine = Catalogue(url, gateway=one.id, beats=one.beats)
+    theirs = Catalogue(url, gateway=other.id, beats=other.beats)
     number = mine.begin_version(NAME, received(1)).number
     silent(postgres, url, one, LEASE_S + 1)
+    watched(other)
     theirs.recover()
     again, _ = theirs.begin_again(NAME, number)
     assert again.state is State.RECEIVED
@@ -117,9 +130,11 @@ def test_who_slept_does_not_move_what_another_has_begun_again(
 
 def test_nor_fails_it_when_it_is_stored_by_now(postgres: Server, url: str, join: Callable[[], Peers]) -> None:
     one, other = join(), join()
-    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    mine = Catalogue(url, gateway=one.id, beats=one.beats)
+    theirs = Catalogue(url, gateway=other.id, beats=other.beats)
     number = mine.begin_version(NAME, received(1)).number
     silent(postgres, url, one, LEASE_S + 1)
+    watched(other)
     theirs.recover()
     theirs.begin_again(NAME, number)
     theirs.record_validated(NAME, number)
@@ -135,11 +150,45 @@ def test_nor_fails_it_when_it_is_stored_by_now(postgres: Server, url: str, join:
     theirs.close()
 
 
+def test_when_all_were_silent_together_nobody_is_dead(postgres: Server, url: str, join: Callable[[], Peers]) -> None:
+    """The database was away, or the machine stood still: whoever beats first afterwards must not judge by that."""
+    one, other = join(), join()
+    mine = Catalogue(url, gateway=one.id, beats=one.beats)
+    number = mine.begin_version(NAME, received(1)).number
+    for peers in (other, one):
+        watched(peers)
+        silent(postgres, url, peers, 100 * LEASE_S)
+    other.beats._times = deque(at - timedelta(seconds=100 * LEASE_S) for at in other.beats._times)
+    theirs = Catalogue(url, gateway=other.id, beats=other.beats)
+    for _ in range(MISSED_BEATS - 1):
+        other.beat()
+        assert not other.orphans()
+        assert theirs.recover().interrupted == ()
+    assert mine.record_validated(NAME, number).state is State.VALIDATED
+    other.beat()
+    assert other.orphans(), "beats of ours were kept five times, and none of its"
+    mine.close()
+    theirs.close()
+
+
+def test_of_one_refusal_told_by_two_gateways_the_first_is_kept(url: str, join: Callable[[], Peers]) -> None:
+    one, other = join(), join()
+    mine, theirs = Catalogue(url, gateway=one.id), Catalogue(url, gateway=other.id)
+    tried = stored(mine, 1)
+    first = mine.record_try_failed(tried, Unavailable(LOAD_FAILED, "ours refuses it"))
+    assert (first.state, first.error_message) == (State.FAILED, "ours refuses it")
+    assert theirs.record_try_failed(tried, Unavailable(LOAD_FAILED, "ours too")) == first
+    again, _ = theirs.begin_again(NAME, tried.number, whole=True)
+    assert mine.record_try_failed(tried, Unavailable(LOAD_FAILED, "late")) == again, "it was of the try before"
+    mine.close()
+    theirs.close()
+
+
 def test_a_clock_of_ours_that_is_wrong_kills_nobody(
     url: str, join: Callable[[], Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = join(), join()
-    catalogue = Catalogue(url, gateway=one.id)
+    catalogue = Catalogue(url, gateway=one.id, beats=one.beats)
     catalogue.begin_version(NAME, received(1))
     for jump in (-1e6, 1e6):
         monkeypatch.setattr("time.time", lambda jump=jump: 1.9e9 + jump)
@@ -152,7 +201,7 @@ def test_what_is_claimed_needed_or_may_be_read_elsewhere_is_not_free(
     postgres: Server, url: str, join: Callable[[], Peers]
 ) -> None:
     one, other = join(), join()
-    catalogue = Catalogue(url, gateway=one.id)
+    catalogue = Catalogue(url, gateway=one.id, beats=one.beats)
     digest = artefact(1).digest
 
     def free() -> bool:
