@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
@@ -38,6 +39,7 @@ from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
 from app.showing import VersionRefused
 from app.store.blobs import BlobStore
+from app.store.peers import TakenOver
 from app.store.schema import VersionRow
 from app.tracking import Tracking, whose
 from app.upload.receive import PendingUpload, SealedUpload
@@ -51,7 +53,11 @@ Begin = Callable[[], tuple[VersionRow, bool]]
 
 ORPHAN_LOOKS: Final = 10
 ORPHAN_LOOK_S: Final = 0.1
-"""Looks, and seconds between them, before a version in flight that nobody works on is given up."""
+"""Looks that find nobody at work on a version in flight, and seconds between them, before it is given up."""
+
+TAKEOVERS: Final = 3
+"""Times one upload is begun again because another gateway took this one for dead. More than one means a gateway that is
+too slow to be told from a dead one."""
 
 
 class Pipeline:
@@ -60,7 +66,8 @@ class Pipeline:
     def __init__(self, rooms: Rooms, publishing: Publishing) -> None:
         self.rooms = rooms
         self.publishing = publishing
-        self._working: dict[tuple[str, int], asyncio.Future[VersionRow]] = {}
+        self._working: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        self._beginning: Counter[str] = Counter()  # names whose versions are being found or begun, and by how many
 
     async def register(self, upload: PendingUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
@@ -72,12 +79,12 @@ class Pipeline:
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
         given = (name, upload.received, r.parameters)
-        row, created = await self._begin(partial(r.catalogue.find_or_begin, *given, after=after))
+        row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after))
         if not created:
             row, created = await self._came_before(row, after)
         if created and row.state is State.RECEIVED:
-            row = await self._work(r.progress.tell(row), upload)
-            r.metrics.uploaded(str(row.outcome))
+            row, created = await self._work(r.progress.tell(row), upload, after)
+            r.metrics.uploaded(str(row.outcome) if created else "known")
             await self.publishing.stored(row)
         else:
             if await asyncio.shield(r.pools.screening.start(self._restored, row, upload.take())):
@@ -98,10 +105,10 @@ class Pipeline:
             raise self._counted(known)
         if row.state not in ENDED:
             return row, False
-        slow = self._working.get((str(row.name), row.number))
+        slow = self._worker((str(row.name), row.number))
         if slow is not None:  # given up by another gateway: let it come to its end
             await asyncio.wait({slow})
-        row, mine = await self._begin(partial(self._again, row, after))
+        row, mine = await self._begin(str(row.name), partial(self._again, row, after))
         if mine and row.state is State.STORED:
             await self.publishing.stored(row)
         if not mine and (row := await self._when_done(row)).state in ENDED:
@@ -118,14 +125,21 @@ class Pipeline:
         self.rooms.metrics.upload_refused(error)
         return error
 
-    async def _begin(self, begin: Begin) -> tuple[VersionRow, bool]:
+    async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
+        self._beginning[name] += 1
         work = self.rooms.pools.store.start(begin)
+        work.add_done_callback(lambda _: self._begun(name))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(self._abandoned)
             raise
+
+    def _begun(self, name: str) -> None:
+        self._beginning[name] -= 1
+        if not self._beginning[name]:
+            del self._beginning[name]
 
     def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
         if begun.cancelled() or begun.exception() is not None:
@@ -133,15 +147,47 @@ class Pipeline:
         row, mine = begun.result()
         if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
-            self.rooms.pools.store.start(self._failed, row, why)
+            self._at_work(row, self.rooms.pools.store.start(self._failed, row, why))
 
-    async def _work(self, row: VersionRow, upload: PendingUpload) -> VersionRow:
-        """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it."""
+    async def _work(self, row: VersionRow, upload: PendingUpload, after: int | None) -> tuple[VersionRow, bool]:
+        """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it.
+
+        Gives the version, and whether it was made here: another gateway may have made it, see `_to_the_end`.
+        """
+        work = asyncio.ensure_future(self._to_the_end(row, upload.take(), after))
+        self._at_work(row, work)
+        return await asyncio.shield(work)
+
+    def _at_work(self, row: VersionRow, work: asyncio.Future[Any]) -> None:
         at = (str(row.name), row.number)
-        work = self.rooms.pools.screening.start(self._sanitise, row, upload.take())
         self._working[at] = work
         work.add_done_callback(lambda _: self._working.pop(at, None))
-        return await asyncio.shield(work)
+
+    def _worker(self, at: tuple[str, int]) -> asyncio.Future[Any] | None:
+        """Who works on this version in this gateway, unless it is who asks."""
+        work = self._working.get(at)
+        return None if work is asyncio.current_task() else work
+
+    async def _to_the_end(self, row: VersionRow, upload: SealedUpload, after: int | None) -> tuple[VersionRow, bool]:
+        """One upload's way to the store. Where another gateway, which took this one for dead, gave the version up, it is
+        begun again here; where that one or a third has begun it again, what becomes of it there is this upload's answer.
+        """
+        pools = self.rooms.pools
+        try:
+            for left in reversed(range(TAKEOVERS)):
+                try:
+                    return await pools.screening(self._sanitise, row, upload), True
+                except TakenOver as error:
+                    event("taken_over", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
+                    if not left:
+                        raise
+                row, mine = await self._came_before(row, after)
+                if not mine or row.state is not State.RECEIVED:
+                    break
+                self._at_work(self.rooms.progress.tell(row), _current_task())
+            return row, False
+        finally:
+            await pools.receiving(upload.close)  # before it is loaded: a slow load must hold no slot
 
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
@@ -150,12 +196,13 @@ class Pipeline:
         while looks < ORPHAN_LOOKS:
             if row.state not in IN_FLIGHT:
                 return row
-            mine = self._working.get(at)  # None: its upload may not have got round to it yet
+            mine = self._worker(at)
             await (asyncio.wait({mine}) if mine else asyncio.sleep(ORPHAN_LOOK_S))
-            looks += peers is None or not await store(peers.at_work_elsewhere, *at)
+            if not self._beginning[at[0]]:  # else its upload may not have got round to it yet
+                looks += peers is None or not await store(peers.at_work_elsewhere, *at)
             row = await store(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
-        return self.rooms.progress.tell(await store(catalogue.record_failed, row.name, row.number, left))
+        return self.rooms.progress.tell(await store(catalogue.record_try_failed, row, left))
 
     @property
     def working(self) -> int:
@@ -176,6 +223,8 @@ class Pipeline:
         """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
         try:
             return self._measure_and_store(row, upload)
+        except TakenOver:  # not ours to record
+            raise
         except Refused as error:
             self.rooms.metrics.upload_refused(error)
             raise VersionRefused(error, self._rejected(row, error)) from error
@@ -187,8 +236,6 @@ class Pipeline:
             failure = Unavailable(SCREENING_FAILED, f"{type(error).__name__} while screening {row.name}")
             self._failed(row, failure)
             raise failure from error
-        finally:
-            upload.close()  # here, off the event loop: freeing gigabytes takes time, and a slow load must hold no slot
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         r, at, steps = self.rooms, (row.name, row.number), Tracking(self.rooms, row)
@@ -242,6 +289,12 @@ class Pipeline:
             self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error, at_work=True))
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _known_refusal(row: VersionRow) -> VersionRefused | None:

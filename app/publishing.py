@@ -27,7 +27,7 @@ from app.rooms import Rooms
 from app.showing import VersionRefused
 from app.store.schema import VersionRow
 from app.store.standing import Standing
-from app.sweeping import collect_garbage, forget_originals
+from app.sweeping import Litter, collect_garbage, forget_originals
 from app.unbroken import unbroken
 
 NOOP: Final = AdapterName("base")
@@ -50,7 +50,7 @@ class Publishing:
         self._judged: set[tuple[str, int]] = set()
         self._stood = False
         self.followed = 0  # the revision of the catalogue that is served by
-        self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
+        self._litter = Litter()
         self._desired: Mapping[str, Path] = {}
         self._waiting: frozenset[str] = frozenset()
         self._wanted: Mapping[tuple[str, int], int] = {}  # old versions on their way back, and how many ask for each
@@ -86,7 +86,7 @@ class Publishing:
     async def take_over(self) -> None:
         """Another gateway died: fail what it was at work on."""
         recovered = await self._rooms.pools.store(self._rooms.catalogue.recover)
-        self._garbage = True
+        self.littered()
         event("took_over", logging.WARNING, interrupted=len(recovered.interrupted))
 
     def withheld(self, row: VersionRow) -> str | None:
@@ -140,10 +140,9 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
-        if self._garbage and every:
-            self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            if await self._rooms.pools.background(collect_garbage, self._rooms):
-                self._garbage = True
+        seen = self._litter.uncollected() if every else None
+        if seen is not None and not await self._rooms.pools.background(collect_garbage, self._rooms):
+            self._litter.collected(seen)
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -165,17 +164,17 @@ class Publishing:
     async def delete(self, name: str) -> None:
         """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
         rows = await self._rooms.pools.store(self._rooms.catalogue.delete, name)
-        self._garbage = True
+        self.littered()
         for row in rows:
             self._rooms.progress.tell(replace(row, state=State.DELETED))
         await self.refresh()
         if await self._rooms.pools.store(forget_originals, self._rooms):  # now: the engine never knew of them
-            self._garbage = True
+            self.littered()
         event("deleted", adapter=name, versions=len(rows))
 
     def littered(self) -> None:
         """Something may have been stored or kept that no version needs: look for it after the next reconcile pass."""
-        self._garbage = True
+        self._litter.left()
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -211,15 +210,19 @@ class Publishing:
 
     @unbroken
     async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
+        store, catalogue = self._rooms.pools.store, self._rooms.catalogue
         async with self._one_at_a_time:  # several may have waited for the same load
-            now = await self._rooms.pools.store(self._rooms.catalogue.version, row.name, row.number)
-            again = now.state is State.STORED and now.updated_at != row.updated_at
-            if now.state is State.STORED and error.code is LOAD_FAILED and not again:
-                now = await self._rooms.pools.store(self._rooms.catalogue.record_failed, row.name, row.number, error)
+            if error.code is LOAD_FAILED:
+                now = await store(catalogue.record_try_failed, row, error)
+            else:
+                now = await store(catalogue.version, row.name, row.number)
+            if now.state is State.FAILED:
                 self._rooms.progress.tell(now)
                 await self.refresh()
-        if again:  # its bytes came again meanwhile: that try is not this one's to fail, and it tells how it ends
-            return await self.load(now)
+        if now.state is State.STORED and now.revision != row.revision:
+            return await self.load(
+                now
+            )  # its bytes came again: that try is not this one's to fail, and tells how it ends
         if now.state is State.FAILED:
             raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
@@ -285,7 +288,8 @@ class Publishing:
                 desired[row.engine_name] = r.blobs.path(row.artefact)
         if r.noop is not None:
             desired[noop_engine_name(r.noop.digest)] = r.blobs.path(r.noop.digest)
-        self._garbage |= bool(self._desired.keys() - desired.keys())
+        if self._desired.keys() - desired.keys():
+            self.littered()
         self._waiting = frozenset(row.engine_name for row in wanted if row.engine_name)  # before they are wanted
         self._desired = desired
         r.routes.replace(tuple(one.served for one in served), {(str(row.name), row.number) for row in old})

@@ -1,11 +1,39 @@
-"""Removes what no version needs: artefacts that no engine may read any more, and originals."""
+"""Garbage collection: artefacts that no version needs and no engine may read any more, and originals."""
 
 import logging
+import threading
 
 from app.domain.digest import SHORT
 from app.errors import Unavailable
 from app.observe.log import event
 from app.rooms import Rooms
+
+
+class Litter:
+    """Counter of occasions on which something may have been left that no version needs. Safe for threads.
+
+    A count, not a flag: what is left while a collection runs is looked for again, whoever clears or sets what meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left = 1  # a kill before this start may have left something
+        self._collected = 0
+
+    def left(self) -> None:
+        """One more occasion."""
+        with self._lock:
+            self._left += 1
+
+    def uncollected(self) -> int | None:
+        """What to tell `collected` afterwards; None when there is nothing to look for."""
+        with self._lock:
+            return self._left if self._left > self._collected else None
+
+    def collected(self, seen: int) -> None:
+        """Everything left up to `seen` is gone."""
+        with self._lock:
+            self._collected = max(self._collected, seen)
 
 
 def forget_originals(rooms: Rooms) -> bool:

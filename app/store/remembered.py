@@ -24,7 +24,9 @@ class Remembered:
         """Every published version in the order of their uploads. Rows that have not changed are the same objects again."""
         published = versions.c.state.in_(SERVABLE)
         with self._lock:
-            revisions: dict[int, int] = {row.id: row.revision for row in connection.execute(_REVISIONS.where(published))}
+            revisions: dict[int, int] = {
+                row.id: row.revision for row in connection.execute(_REVISIONS.where(published))
+            }
             kept = {at: row for at, row in self._rows.items() if revisions.get(at) == row.revision}
             changed = revisions.keys() - kept.keys()
             if changed:

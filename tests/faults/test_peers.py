@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from itertools import count
@@ -11,8 +12,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from app.errors import GatewayError
+from app.lifecycle import State
 from app.store.audit import audit
 from app.store.catalogue import Catalogue
+from app.store.leases import LEASE_S, MISSED_BEATS
+from app.store.queries import Name
+from app.store.schema import VersionRow
 from tests.faults.killing import promises, simulated, victims
 from tests.faults.peers_killing import PLACES, Victims, numbered_once, options
 from tests.support.audited import rested
@@ -110,6 +116,68 @@ async def test_what_the_engines_refuse_is_one_version_at_whichever_door_it_comes
     got = await asyncio.gather(*(push(running, "style", 1) for running in three))
     assert sorted(one.status_code for one in got) == [200, 200, 201]
     assert {one.json()["version"] for one in got} == {1}
+    await agree(three, "style@1", 200)
+
+
+async def test_of_a_refusal_that_two_gateways_record_at_one_moment_both_uploads_are_told(
+    three: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is forced: whoever is about to record the refusal finds that another gateway has just recorded it."""
+    first, second, _ = three
+    for running in three:
+        running.simulator.faults["load"] = "500"
+    mine, theirs = (running.house.context.pipeline.rooms.catalogue for running in (first, second))
+    recorded: list[VersionRow] = []
+    record = mine.record_try_failed
+
+    def late(tried: VersionRow, error: GatewayError) -> VersionRow:
+        recorded.append(theirs.record_try_failed(tried, error))
+        return record(tried, error)
+
+    monkeypatch.setattr(mine, "record_try_failed", late)
+    got = await push(first, "style", 1)
+    assert (got.status_code, got.json()["error"]["code"]) == (502, "load_failed"), got.text
+    assert recorded[0].state is State.FAILED
+
+
+async def taken_for_dead(running: Running, by: Running, postgres: Server) -> None:
+    """`by` has heard nothing of `running` for a lease's time and gives up what it works on."""
+    peers, judge = running.house.context.pipeline.rooms.peers, by.house.context.pipeline.rooms.peers
+    assert peers is not None
+    assert judge is not None
+    silent = f"UPDATE gateways SET seen_at = seen_at - interval '{LEASE_S + 1} s' WHERE id = '{peers.id}'"
+    postgres.psql(silent, peers._database._engine.url.database or "")
+    for _ in range(MISSED_BEATS):
+        await asyncio.to_thread(judge.beat)
+    await by.house.context.pipeline.publishing.take_over()
+
+
+@pytest.mark.parametrize("begun_again", [False, True], ids=["given up", "given up and begun again elsewhere"])
+async def test_an_upload_at_a_gateway_that_was_taken_for_dead_ends_well(
+    three: list[Running], postgres: Server, monkeypatch: pytest.MonkeyPatch, begun_again: bool
+) -> None:
+    """It was only slow: another gateway gives its version up while it is measured, or has it sent once more meanwhile."""
+    slow, judge, _ = three
+    rooms = slow.house.context.pipeline.rooms
+    measuring, go_on, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    validated = rooms.catalogue.record_validated
+
+    def slowly(name: Name, number: int) -> VersionRow:
+        loop.call_soon_threadsafe(measuring.set)
+        assert go_on.wait(60)
+        return validated(name, number)
+
+    monkeypatch.setattr(rooms.catalogue, "record_validated", slowly)
+    pushed = asyncio.create_task(push(slow, "style", 1))
+    try:
+        await measuring.wait()
+        await taken_for_dead(slow, judge, postgres)
+        again = await push(judge, "style", 1) if begun_again else None
+    finally:
+        go_on.set()
+    got = await pushed
+    assert (got.status_code, got.json()["version"], got.json()["state"]) == (200 if begun_again else 201, 1, "ready")
+    assert again is None or (again.status_code, again.json()["version"]) == (201, 1)
     await agree(three, "style@1", 200)
 
 

@@ -179,7 +179,7 @@ def test_what_failed_on_its_way_begins_again_with_nothing_said(catalogue: Catalo
     else:
         catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
     again, mine = catalogue.begin_again(NAME, 1)
-    assert (replace(again, updated_at=first.updated_at), mine) == (first, True)
+    assert (replace(again, updated_at=first.updated_at, revision=first.revision), mine) == (first, True)
     assert catalogue.report(NAME, 1) is None
     assert catalogue.begin_again(NAME, 1) == (again, False)
     assert [row.number for row in catalogue.versions(NAME)] == [1]
@@ -189,7 +189,7 @@ def test_what_the_engine_refused_is_stored_again_under_its_engine_name(catalogue
     first = stored(catalogue, 1)
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
     again, mine = catalogue.begin_again(NAME, 1, whole=True)
-    assert (replace(again, updated_at=first.updated_at), mine) == (first, True)
+    assert (replace(again, updated_at=first.updated_at, revision=first.revision), mine) == (first, True)
     assert catalogue.report(NAME, 1) == '{"seed": "1"}'
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
     lost, _ = catalogue.begin_again(NAME, 1)

@@ -157,8 +157,8 @@ def test_when_all_were_silent_together_nobody_is_dead(postgres: Server, url: str
     number = mine.begin_version(NAME, received(1)).number
     for peers in (other, one):
         watched(peers)
-        silent(postgres, url, peers, 100 * LEASE_S)
-    other.beats._times = deque(at - timedelta(seconds=100 * LEASE_S) for at in other.beats._times)
+        silent(postgres, url, peers, 10 * LEASE_S)
+    other.beats._times = deque((at - timedelta(seconds=10 * LEASE_S) for at in other.beats._times), MISSED_BEATS)
     theirs = Catalogue(url, gateway=other.id, beats=other.beats)
     for _ in range(MISSED_BEATS - 1):
         other.beat()
