@@ -51,6 +51,7 @@ class Publishing:
         self._stood = False
         self.followed = 0  # the revision of the catalogue that is served by
         self._garbage = True  # artefacts no version needs may lie there: after a kill, after a deletion
+        self._collecting: asyncio.Future[bool] | None = None  # not awaited: object storage may take minutes
         self._desired: Mapping[str, Path] = {}
         self._waiting: frozenset[str] = frozenset()
         self._wanted: Mapping[tuple[str, int], int] = {}  # old versions on their way back, and how many ask for each
@@ -140,10 +141,10 @@ class Publishing:
                     await self._publish(row)
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
-        if self._garbage and every:
+        if self._garbage and every and (self._collecting is None or self._collecting.done()):
             self._garbage = False  # before, so that what is deleted meanwhile is looked for again
-            if await self._rooms.pools.background(collect_garbage, self._rooms):
-                self._garbage = True
+            self._collecting = self._rooms.pools.background.start(collect_garbage, self._rooms)
+            self._collecting.add_done_callback(self._collected)
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -178,6 +179,14 @@ class Publishing:
         self._garbage = True
 
     # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _collected(self, collecting: asyncio.Future[bool]) -> None:
+        if collecting.cancelled():
+            return
+        if (error := collecting.exception()) is not None:
+            logging.getLogger("gateway").error("collecting garbage broke", exc_info=error)
+        if error is not None or collecting.result():
+            self._garbage = True
 
     def _earlier(self, name: str, to: int | None) -> VersionRow | None:
         """The version that is meant; None where the catalogue says what is wrong. Raises Refused when it is withheld."""
