@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.concurrency.pools import Pools
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.screen.reference import Reference
@@ -128,3 +130,36 @@ async def test_garbage_that_takes_for_ever_stops_no_reconcile_pass(
         async with asyncio.timeout(20):
             while len([path for path in artefacts.iterdir() if path.name[0] != "." and path.is_dir()]) > 2:
                 await asyncio.sleep(0.02)
+
+
+async def test_a_screening_under_way_at_the_end_is_over_before_the_store_is_closed(
+    open_gateway: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the sandbox's end fails is still recorded, and nothing is written to a store that others may have opened."""
+    held, order = Held(), list[str]()
+    work, close_pools, close = Pipeline._measure_and_store, Pools.close, Catalogue.close
+
+    def screens(*args: Any) -> Any:
+        row = work(*args)
+        order.append(row.state.value)
+        return row
+
+    def closing(pools: Pools) -> None:
+        threading.Timer(0.05, held.go_on.set).start()  # when the threads are waited for already
+        close_pools(pools)
+
+    def closed(catalogue: Catalogue) -> None:
+        order.append("closed")
+        close(catalogue)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "_measure_and_store", screens)
+        held.hold(patch, Pipeline, "_measure_and_store")
+        patch.setattr(Pools, "close", closing)
+        patch.setattr(Catalogue, "close", closed)
+        async with open_gateway(tau=1e9) as running:
+            pushed = asyncio.ensure_future(push(running, "late"))
+            await held.until(1)
+        pushed.cancel()
+        await asyncio.wait({pushed})
+    assert order == ["stored", "closed"]
