@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,7 @@ class Publishing:
         self._stood = False
         self.followed = 0  # the revision of the catalogue that is served by
         self._litter = Litter()
+        self._collecting: asyncio.Future[bool] | None = None  # not awaited: object storage may take minutes
         self._desired: Mapping[str, Path] = {}
         self._waiting: frozenset[str] = frozenset()
         self._wanted: Mapping[tuple[str, int], int] = {}  # old versions on their way back, and how many ask for each
@@ -141,8 +143,9 @@ class Publishing:
                 elif row.engine_name in reconciler.failures:
                     await self.load(row)
         seen = self._litter.uncollected() if every else None
-        if seen is not None and not await self._rooms.pools.background(collect_garbage, self._rooms):
-            self._litter.collected(seen)
+        if seen is not None and (self._collecting is None or self._collecting.done()):
+            self._collecting = self._rooms.pools.background.start(collect_garbage, self._rooms)
+            self._collecting.add_done_callback(partial(self._collected, seen))
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and have the reconciler look at once."""
@@ -177,6 +180,14 @@ class Publishing:
         self._litter.left()
 
     # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _collected(self, seen: int, collecting: asyncio.Future[bool]) -> None:
+        if collecting.cancelled():
+            return
+        if (error := collecting.exception()) is not None:
+            logging.getLogger("gateway").error("collecting garbage broke", exc_info=error)
+        elif not collecting.result():
+            self._litter.collected(seen)
 
     def _earlier(self, name: str, to: int | None) -> VersionRow | None:
         """The version that is meant; None where the catalogue says what is wrong. Raises Refused when it is withheld."""

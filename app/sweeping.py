@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from app.domain.digest import SHORT
+from app.domain.digest import Digest
 from app.errors import Unavailable
 from app.observe.log import event
 from app.rooms import Rooms
@@ -55,11 +55,10 @@ def collect_garbage(rooms: Rooms) -> bool:
     gave it, and reads it again whenever it likes (engine.md row 3).
     """
     again = forget_originals(rooms)
-    held = {name.partition("@")[2][:SHORT] for name in rooms.reconciler.may_read()}
     standing = frozenset({rooms.noop.digest} if rooms.noop else ())
     try:
         removed, spared = rooms.blobs.collect(
-            lambda: rooms.catalogue.live_digests() | standing, lambda digest: digest.short in held
+            lambda: rooms.catalogue.live_digests() | standing, lambda digest: _may_be_read(rooms, digest)
         )
     except Unavailable as error:
         event("not_collected", logging.WARNING, why=error.message)
@@ -67,3 +66,9 @@ def collect_garbage(rooms: Rooms) -> bool:
     if removed:
         event("collected", artefacts=removed)
     return again or spared > 0
+
+
+def _may_be_read(rooms: Rooms, digest: Digest) -> bool:
+    """Whether an engine may read an artefact now: asked for each, since engines come, go and load meanwhile."""
+    held = (name.partition("@")[2] for name in rooms.reconciler.may_read())
+    return not rooms.reconciler.known or any(name.startswith(digest.short) for name in held)
