@@ -24,11 +24,11 @@ from app.domain.artefact import Artefact
 from app.domain.lora import Received
 from app.errors import SCREENING_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, GatewayError, Refused, Unavailable
 from app.observe.log import event
-from app.sandbox_frames import Answer, Listener
-from app.sandboxed import SETTINGS_BYTES
+from app.sandbox.answer import Answer, Listener
+from app.sandbox.worker import SETTINGS_BYTES
 from app.sanitise import Measure, Steps
 
-MODULE: Final = "app.sandboxed"
+MODULE: Final = "app.sandbox.worker"
 START_S: Final = 600.0
 """Seconds until it is ready: torch, kernels, and the reference's digest, a second per GB."""
 
@@ -164,7 +164,7 @@ class Sandbox:
             self._end()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-            environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+            environment["PYTHONPATH"] = str(Path(__file__).parents[2])
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", self._module],

@@ -1,4 +1,4 @@
-"""The process that strangers' tensors are read in: `python -m app.sandboxed`, started by sandbox.py and by nobody else.
+"""The process that strangers' tensors are read in: `python -m app.sandbox.worker`, started by sandbox.py and by nobody else.
 
 It opens the reference and compiles the kernels once, gives up the network, and then, for each upload, forks a child that
 gives up memory, time and files beyond its share, does the work, writes what it found to its own socket, and ends. The

@@ -1,6 +1,6 @@
 """The screening process as a real model's reference has it: V stays mapped, and its files open, however small it is."""
 
-from app import sandboxed
+from app.sandbox import worker as sandboxed
 from app.screen.reference import open_reference
 
 if __name__ == "__main__":

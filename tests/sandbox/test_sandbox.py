@@ -31,7 +31,7 @@ from app.errors import (
     Stage,
     Unavailable,
 )
-from app.sandbox import Sandbox
+from app.sandbox.client import Sandbox
 from app.sanitise import Measure, sanitise
 from app.screen.reference import open_reference
 from app.validate.adapter import ValidateLimits
@@ -42,7 +42,7 @@ from tests.support.references import make_reference
 
 MEMORY = 256 << 20
 WALL_S = 2.0
-BAD = "tests.support.bad_sandboxed"
+BAD = "tests.support.bad_sandbox_worker"
 
 
 class Heard:
@@ -129,7 +129,7 @@ def test_a_reference_of_as_many_files_as_a_real_models(tmp_path: Path) -> None:
     reference = open_reference(directory, None)
     target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
     measure = Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandboxed")
+    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandbox_worker")
     sandbox.start()
     try:
         sound(sandbox, Upload.valid(target, seed=1), tmp_path)
@@ -189,7 +189,7 @@ def test_half_of_its_memory_it_may_have(bad: Sandbox, upload: Upload, tmp_path: 
 def test_too_slow_it_refuses_one_upload(
     bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("app.sandbox.GRACE_S", 0.5)
+    monkeypatch.setattr("app.sandbox.client.GRACE_S", 0.5)
     began = time.monotonic()
     assert refused(bad, upload, tmp_path, how).code is SCREENING_TIMEOUT
     assert time.monotonic() - began < WALL_S + 5

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from app import sandboxed
 from app.errors import BAD_CONFIG
-from app.sandboxed import FRAME, Told
+from app.sandbox import worker as sandboxed
+from app.sandbox.worker import FRAME, Told
 
 REAL = sandboxed.work
 
 
 def work(measure: Any, order: Any, weights_fd: int, told: Told) -> None:
-    """`app.sandboxed.work`, or something worse."""
+    """`app.sandbox.worker.work`, or something worse."""
     asked = bytes.fromhex(order["config"]).partition(b"|")[0]
     wish, _, detail = asked.decode(errors="replace").partition(":")
     if wish == "forge":

@@ -16,7 +16,7 @@ from app.domain.manifest import manifest_json, verdict_from
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.errors import CODES, SCREENING_KILLED, Refused, Stage, Unavailable
 from app.prune.form import check_form
-from app.sandboxed import FRAME
+from app.sandbox.worker import FRAME
 from app.sanitise import OK, Measure, Steps
 
 JSON_BYTES: Final = 64 << 20
