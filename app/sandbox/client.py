@@ -1,48 +1,44 @@
-"""Strangers' tensors are read, measured and written anew in a process of their own, shut away (sandboxed.py).
+"""Client of the screening worker: strangers' tensors are read, measured and written anew in a process that is shut away.
 
-One child per upload, forked from a process that is warm already: its death by memory, time or a signal is one refusal, and
-the next upload finds everything as before. What comes back is parsed as a stranger's words (sandbox_frames.py).
+One child per upload, forked from a process that is warm already (worker.py): its death by memory, time or a signal is one
+refusal, and the next upload finds everything as before. What comes back is parsed as a stranger's words (answer.py).
+Nothing that becomes of one upload ends the worker: a worker that no longer does its part is retired, which means that it
+gets no more uploads and is ended after the last one it has.
 """
 
 import io
-import json
 import logging
 import os
-import secrets
-import select
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from app.domain.artefact import Artefact
 from app.domain.lora import Received
-from app.errors import SCREENING_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, GatewayError, Refused, Unavailable
+from app.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable
 from app.observe.log import event
-from app.sandbox.answer import Answer, Listener
-from app.sandbox.worker import SETTINGS_BYTES
+from app.sandbox.answer import AnswerReader
+from app.sandbox.process import ChildProcess, WorkerProcess, failed
+from app.sandbox.protocol import Line, Order, OutOfFormError, WorkerSettings
 from app.sanitise import Measure, Steps
 
 MODULE: Final = "app.sandbox.worker"
 START_S: Final = 600.0
 """Seconds until it is ready: torch, kernels, and the reference's digest, a second per GB."""
 
+ORDER_S: Final = 5.0
+"""Seconds to pass an order on, which is one byte: a worker that takes so long hangs."""
+
 READ_S: Final = 60.0
 """Seconds for reading and writing an upload's gigabytes, beside two screenings."""
 
 GRACE_S: Final = 5.0
-"""Seconds after its own alarm until a child is ended from outside, and again until the whole process is."""
-
-PASSED_ON: Final = frozenset({
-    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"),
-    *("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SCREEN_PLAIN"),
-})  # fmt: skip
-"""Variables it gets of ours, where set: no key, no token, no URL."""
+"""Seconds after its own alarm until a child is ended from outside."""
 
 TIMED_OUT: Final = frozenset({-14, -24})
 """Exit statuses of SIGALRM and SIGXCPU."""
@@ -67,15 +63,16 @@ class Sandbox:
         self._measure = measure
         self._module = module
         self._wall_s = wall_seconds or 2 * measure.screen_seconds + READ_S
-        self._settings = _settings(measure, reference) | {"memory_bytes": memory_bytes, "wall_seconds": self._wall_s}
+        self._settings = _settings(measure, reference, memory_bytes, self._wall_s)
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._worker: WorkerProcess | None = None
         self._ready = False
         self._closed = False
+        self._old: list[WorkerProcess] = []
+        """Retired ones that may still have uploads."""
 
     def start(self) -> None:
-        """Start it, if it does not run; does not wait until it is warm. Raises OSError."""
+        """Start it, if it does not run; does not wait until it is warm. Raises Unavailable SCREENING_FAILED."""
         with self._lock:
             self._spawn()
 
@@ -87,151 +84,121 @@ class Sandbox:
     def close(self) -> None:
         """End it and whatever it is at."""
         self._closed = True
-        if (process := self._process) is not None:
-            process.kill()  # before the lock: somebody may hold it, waiting for it to be warm
+        if (worker := self._worker) is not None:
+            worker.process.kill()  # before the lock: somebody may hold it, waiting for it to be warm
         with self._lock:
-            self._end()
+            for one in (*self._old, *([self._worker] if self._worker else [])):
+                one.end()
+            self._worker, self._old = None, []
 
     def __call__(self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps) -> Artefact | None:
         """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT when the child came to an end."""
-        name = secrets.token_hex(8)
-        sent = [received.config_digest.hex, received.weights_digest.hex, received.config_bytes, received.weights_bytes]
         with ExitStack() as held:
-            ours, theirs = socket.socketpair()
-            held.callback(ours.close)
-            status, told = os.pipe()
-            held.callback(os.close, status)
             try:
-                order = json.dumps({"id": name, "config": config.hex(), "received": sent}).encode()
-                self._order(order, [weights.fileno(), theirs.fileno(), told])
-            finally:
-                theirs.close()
-                os.close(told)
-            answer = Answer(ours, time.monotonic() + self._wall_s + GRACE_S)
-            try:
-                return Listener(self._measure, received, steps).listen(answer)
-            except EOFError:
-                raise self._ended(name, status) from None
-            except TimeoutError:
-                self._kill(name, status)
-                raise Refused(SCREENING_TIMEOUT, f"it was ended after {self._wall_s:g} s") from None
-            except GatewayError:
-                raise
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
-                self._kill(name, status)
-                event("sandbox_broke_form", logging.ERROR, why=str(error))
-                raise Refused(SCREENING_KILLED, "what came back from measuring it was not in form") from error
+                ours, line = map(held.enter_context, socket.socketpair())
+                heard, status = map(held.enter_context, socket.socketpair())
+            except OSError as error:
+                raise failed(f"the gateway has no descriptor free: {error}; try again") from error
+            worker = self._submit([status.fileno(), line.fileno(), weights.fileno()])
+            held.callback(worker.done)
+            status.close()
+            line.close()
+            child = ChildProcess(worker, heard)
+            held.callback(child.close)
+            return self._follow(child, Order(config, received), ours, steps)
+
+    def _follow(self, child: ChildProcess, order: Order, ours: socket.socket, steps: Steps) -> Artefact | None:
+        """Hand the child its order and read what it answers."""
+        line = Line(ours, time.monotonic() + self._wall_s + GRACE_S)
+        try:
+            order.send(line)
+            return AnswerReader(self._measure, order.received, steps).read(line)
+        except EOFError:
+            raise self._ended(child) from None
+        except TimeoutError:
+            child.kill()
+            raise Refused(SCREENING_TIMEOUT, f"it was ended after {self._wall_s:g} s") from None
+        except OutOfFormError as error:
+            child.kill()
+            event("sandbox_broke_form", logging.ERROR, why=str(error))
+            raise Refused(SCREENING_KILLED, "what came back from measuring it was not in form") from error
 
     # ---- the process -------------------------------------------------------------------------------------------------
 
-    def _order(self, message: bytes, fds: list[int]) -> None:
+    def _submit(self, descriptors: Sequence[int]) -> WorkerProcess:
+        """Pass an order to a worker that takes it. Raises Unavailable SCREENING_FAILED."""
         with self._lock:
             for last in (False, True):
-                control = self._awake()
+                worker = self._awake()
                 try:
-                    socket.send_fds(control, [message], fds)
+                    worker.order(descriptors)
                 except OSError as error:
-                    self._end()  # it died since; one new start
-                    if last:
-                        raise Unavailable(SCREENING_FAILED, f"the screening process is gone: {error}") from error
+                    gone = isinstance(error, ConnectionError) or not worker.usable
+                    if last or not gone:  # an order that cannot be passed on says nothing of the worker
+                        raise failed(f"the order could not be passed on: {error}; try again") from error
+                    if isinstance(error, ConnectionError):
+                        worker.end()  # it died since; one new start
                 else:
-                    return
+                    return worker
+        raise AssertionError
 
-    def _awake(self) -> socket.socket:
-        control = self._spawn()
+    def _awake(self) -> WorkerProcess:
+        worker = self._spawn()
         if not self._ready:
-            control.settimeout(START_S)
             try:
-                said = json.loads(control.recv(SETTINGS_BYTES) or b"{}")
-            except (OSError, ValueError) as error:
-                said = {"failed": str(error)}
+                said, _ = Line(worker.control, time.monotonic() + START_S).receive(0)
+            except (OSError, EOFError, OutOfFormError) as error:
+                said = {"failed": str(error) or "it ended at once"}
             if not said.get("ready"):
-                self._end()
-                why = said.get("failed", "it ended at once")
-                raise Unavailable(SCREENING_FAILED, f"the screening process does not start: {why}")
+                worker.end()
+                raise failed(f"the screening process does not start: {said.get('failed')}")
             self._ready = True
-            control.settimeout(GRACE_S)
+            worker.control.settimeout(ORDER_S)
             level = logging.WARNING if said["network"] else logging.INFO
             event(
                 "sandbox", level, network="reachable: this system lets no one leave it" if said["network"] else "none"
             )
-        return control
+        return worker
 
-    def _spawn(self) -> socket.socket:
+    def _spawn(self) -> WorkerProcess:
         if self._closed:
-            raise Unavailable(SCREENING_FAILED, "the gateway is stopping")
-        if self._control is None or self._process is None or self._process.poll() is not None:
-            self._end()
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-            environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+            raise failed("the gateway is stopping")
+        if self._worker is None or not self._worker.usable:
+            self._old = [one for one in (*self._old, self._worker) if one is not None and one.still_runs()]
+            self._worker, self._ready = None, False
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", self._module],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env=environment,
-                    cwd="/",
-                )
-            finally:
-                theirs.close()
-            ours.send(json.dumps(self._settings).encode())
-            self._control = ours
-        return self._control
+                self._worker = WorkerProcess(self._module, self._settings)
+            except OSError as error:
+                raise failed(f"the screening process does not start: {error}") from error
+        return self._worker
 
-    def _end(self) -> None:
-        process, control = self._process, self._control
-        self._process, self._control, self._ready = None, None, False
-        if control is not None:
-            control.close()
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def _kill(self, name: str, status: int) -> None:
-        """End one child; where its parent does not answer either, both."""
-        with self._lock:
-            if self._control is not None:
-                with suppress(OSError):
-                    self._control.send(json.dumps({"kill": name}).encode())
-        if _status(status, GRACE_S) is None:
-            with self._lock:
-                self._end()
-
-    def _ended(self, name: str, status: int) -> Refused | Unavailable:
+    def _ended(self, child: ChildProcess) -> Refused | Unavailable:
         """Its line broke off: in words."""
-        code = _status(status, GRACE_S)
+        code = child.exit_code()
         event("sandbox_child_ended", logging.WARNING, status=code)
         self._measure.reference.check_unchanged()  # cut short under its eyes, that would be the operator's
         if code in TIMED_OUT:
             return Refused(SCREENING_TIMEOUT, f"it took longer than {self._wall_s:g} s")
         if code is None:
-            return Unavailable(SCREENING_FAILED, "the screening process was ended from outside")
+            return failed("the screening process was ended from outside")
+        if code == os.EX_OSERR:
+            return failed("the process that was to measure it could not be set up; try again")
         return Refused(SCREENING_KILLED, f"the process that measured it ended with status {code}")
 
 
-def _settings(measure: Measure, reference: Path) -> dict[str, Any]:
+def _settings(measure: Measure, reference: Path, memory_bytes: int, wall_seconds: float) -> WorkerSettings:
     target, limits = measure.target, measure.limits
-    return {
-        "model": target.name,
-        "dtype": target.dtype.value,
-        "max_rank": target.max_rank,
-        "max_scaling": limits.max_scaling,
-        "base_names": None if limits.base_names is None else sorted(limits.base_names),
-        "reference": str(reference.resolve()),
-        "reference_digest": measure.reference.digest.hex,
-        "policy": asdict(measure.policy),
-        "screen_seconds": measure.screen_seconds,
-    }
-
-
-def _status(pipe: int, seconds: float) -> int | None:
-    """A child's exit status out of its pipe; None when none comes."""
-    waiting = select.poll()  # not select(), which knows no file numbers above 1,023: each connection has one
-    waiting.register(pipe, select.POLLIN)
-    if not waiting.poll(seconds * 1000):
-        return None
-    try:
-        return int(os.read(pipe, 32))
-    except ValueError:
-        return None
+    return WorkerSettings(
+        model=target.name,
+        dtype=target.dtype.value,
+        max_rank=target.max_rank,
+        max_scaling=limits.max_scaling,
+        base_names=None if limits.base_names is None else sorted(limits.base_names),
+        max_config_bytes=limits.max_config_bytes,
+        reference=str(reference.resolve()),
+        reference_digest=measure.reference.digest.hex,
+        policy=asdict(measure.policy),
+        screen_seconds=measure.screen_seconds,
+        memory_bytes=memory_bytes,
+        wall_seconds=wall_seconds,
+    )

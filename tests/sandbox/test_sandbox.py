@@ -251,8 +251,8 @@ def test_what_comes_back_out_of_form_is_refused(bad: Sandbox, upload: Upload, tm
 
 def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     sound(bad, upload, tmp_path)
-    process = bad._process
-    assert process is not None
+    assert bad._worker is not None
+    process = bad._worker.process
     process.kill()
     process.wait()
     sound(bad, upload, tmp_path)
@@ -260,8 +260,8 @@ def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload
 
 def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     sound(bad, upload, tmp_path)
-    process = bad._process
-    assert process is not None
+    assert bad._worker is not None
+    process = bad._worker.process
     killing = threading.Timer(0.5, process.kill)
     killing.start()
     error = refused(bad, upload, tmp_path, "sleep")
@@ -309,8 +309,8 @@ def test_closed_it_takes_nothing_and_leaves_nobody(
 ) -> None:
     sandbox = Sandbox(measure, tiny_reference_dir, MEMORY)
     sandbox.start()
-    process = sandbox._process
-    assert process is not None
+    assert sandbox._worker is not None
+    process = sandbox._worker.process
     sandbox.close()
     assert process.poll() is not None
     with pytest.raises(Unavailable):
@@ -339,7 +339,7 @@ async def test_a_gateway_with_it(open_gateway: OpenHouse) -> None:
         bad_form = form("bad") | {"config": ("c", b"{}")}
         assert (await running.http.post("/adapters", files=bad_form)).status_code == 400
         pushes = [asyncio.ensure_future(running.http.post("/adapters", files=form("many", seed))) for seed in range(8)]
-        process = running.house.sandbox._process
+        process = running.house.sandbox._worker.process
         deadline = time.monotonic() + 5
         killed = 0
         while killed < 2 and time.monotonic() < deadline and not all(push.done() for push in pushes):
