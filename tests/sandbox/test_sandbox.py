@@ -1,32 +1,24 @@
 """The process strangers' tensors are read in: whatever ends it ends one upload, and the next one finds all as before."""
 
-import asyncio
-import contextlib
 import os
 import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 
-from app.domain.artefact import Artefact
-from app.domain.digest import digest_of
-from app.domain.lora import Received, ServingDtype, TargetModel
+from app.domain.lora import ServingDtype, TargetModel
 from app.domain.policy import Policy
-from app.domain.verdict import Verdict
 from app.errors import (
     BAD_CONFIG,
     SCREENING_FAILED,
     SCREENING_KILLED,
     SCREENING_TIMEOUT,
-    GatewayError,
     Refused,
     Stage,
     Unavailable,
@@ -36,76 +28,8 @@ from app.sanitise import Measure, sanitise
 from app.screen.reference import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
-from tests.support.audited import rested
-from tests.support.house import OpenHouse, form
 from tests.support.references import make_reference
-
-MEMORY = 256 << 20
-WALL_S = 2.0
-BAD = "tests.support.bad_sandbox_worker"
-
-
-class Heard:
-    """Steps that keep what they hear."""
-
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
-        self.verdict: Verdict | None = None
-        self.valid = False
-
-    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        assert seconds >= 0
-        self.stages.append(stage)
-
-    def validated(self) -> None:
-        self.valid = True
-
-    def screened(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-
-
-@pytest.fixture(scope="module")
-def measure(tiny_reference_dir: Path) -> Measure:
-    reference = open_reference(tiny_reference_dir, None)
-    target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
-    return Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-
-
-@pytest.fixture(scope="module")
-def bad(measure: Measure, tiny_reference_dir: Path) -> Iterator[Sandbox]:
-    """One whose children do as the configuration says."""
-    sandbox = Sandbox(measure, tiny_reference_dir, MEMORY, wall_seconds=WALL_S, module=BAD)
-    sandbox.start()
-    yield sandbox
-    sandbox.close()
-
-
-@pytest.fixture
-def upload(measure: Measure) -> Upload:
-    return Upload.valid(measure.target, seed=1)
-
-
-def through(how: Any, upload: Upload, directory: Path, config: bytes | None = None) -> tuple[Artefact | None, Heard]:
-    """The upload's way through `how`."""
-    weights, heard = upload.weights_bytes, Heard()
-    config = upload.config_bytes if config is None else config
-    (directory / "weights").write_bytes(weights)
-    received = Received(digest_of(config), digest_of(weights), len(config), len(weights))
-    with (directory / "weights").open("rb") as file:
-        return how(config, file, received, heard), heard
-
-
-def refused(bad: Sandbox, upload: Upload, directory: Path, wish: str) -> GatewayError:
-    with pytest.raises((Refused, Unavailable)) as caught:
-        through(bad, upload, directory, wish.encode() + b"|" + upload.config_bytes)
-    return caught.value
-
-
-def sound(bad: Sandbox, upload: Upload, directory: Path) -> None:
-    """The next upload works."""
-    artefact, _ = through(bad, upload, directory)
-    assert artefact is not None
-
+from tests.support.sandboxes import MEMORY, WALL_S, refused, sound, through
 
 # ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
 
@@ -324,44 +248,6 @@ def test_a_reference_that_changed_is_not_opened(
     with pytest.raises(Unavailable, match="does not start") as caught:
         through(sandbox, upload, tmp_path)
     assert caught.value.code is SCREENING_FAILED
-
-
-# ---- in the gateway ----------------------------------------------------------------------------------------------------
-
-
-async def test_a_gateway_with_it(open_gateway: OpenHouse) -> None:
-    """As configured by default: refusals and versions as ever, and a killed child is one refused version."""
-    async with open_gateway(screen_sandbox=True, tau=1e9) as running:
-        answer = await running.http.post("/adapters", files=form("style"))
-        assert answer.status_code == 201, answer.text
-        dry = await running.http.post("/screen", files=form("style"))
-        assert (dry.status_code, dry.json()["verdict"]["id"]) == (200, answer.json()["report"]["verdict"]["id"])
-        bad_form = form("bad") | {"config": ("c", b"{}")}
-        assert (await running.http.post("/adapters", files=bad_form)).status_code == 400
-        pushes = [asyncio.ensure_future(running.http.post("/adapters", files=form("many", seed))) for seed in range(8)]
-        process = running.house.sandbox._worker.process
-        deadline = time.monotonic() + 5
-        killed = 0
-        while killed < 2 and time.monotonic() < deadline and not all(push.done() for push in pushes):
-            for child in children(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-                    killed += 1
-            await asyncio.sleep(0.005)
-        answers = await asyncio.gather(*pushes)
-        codes = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 422]
-        assert set(codes) <= {"screening_killed"}
-        assert {answer.status_code for answer in answers} <= {201, 200, 202, 422, 429}
-        assert (await running.http.post("/adapters", files=form("after", 99))).status_code == 201
-        assert 'code="screening_killed"' in (await running.http.get("/metrics")).text or not codes
-        await rested(running)
-
-
-def children(parent: int) -> list[int]:
-    try:
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def test_what_it_costs(measure: Measure, bad: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
