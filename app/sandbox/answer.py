@@ -13,7 +13,7 @@ from app.domain.artefact import Artefact, content_digest
 from app.domain.digest import digest_of
 from app.domain.lora import Received
 from app.domain.manifest import manifest_json, verdict_from
-from app.domain.verdict import Decision, Outcome, Verdict
+from app.domain.verdict import Decision, ModuleVerdict, Outcome, Verdict
 from app.errors import CODES, SCREENING_KILLED, GatewayError, Refused, Stage, Unavailable
 from app.prune.form import check_form
 from app.sandbox.protocol import Line, OutOfFormError
@@ -50,6 +50,8 @@ class AnswerReader:
         verdict = verdict_from(fields, self._measure.policy, self._measure.reference.digest)
         if any(module.name not in self._measure.target.modules for module in verdict.modules):
             raise OutOfFormError("a verdict on a module that does not exist")
+        if not all(map(_measured, verdict.modules)):
+            raise OutOfFormError("a measurement that is not a finite number")
         if verdict.outcome is not _outcome_of(verdict):
             raise OutOfFormError("an outcome that does not follow from its modules")
         return verdict
@@ -96,6 +98,14 @@ def _in_form() -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise OutOfFormError(f"{type(error).__name__}: {error}") from error
+
+
+def _measured(module: ModuleVerdict) -> bool:
+    """Whether every measurement is a finite number, or None if it may be."""
+    always: list[Any] = [module.rank, module.scaling, module.v_norm, module.lambda_max]
+    maybe = [module.cosine, module.update_norm, module.input_share, module.removed_share, module.inputs]
+    found = [value for value in (*maybe, *module.scores.values()) if value is not None]
+    return all(type(value) in (int, float) and math.isfinite(value) for value in (*always, *found))
 
 
 def _duration(fields: dict[str, Any]) -> tuple[Stage, float, str]:

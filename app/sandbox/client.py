@@ -20,7 +20,7 @@ from typing import Final
 
 from app.domain.artefact import Artefact
 from app.domain.lora import Received
-from app.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable
+from app.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable, printable
 from app.observe.log import event
 from app.sandbox.answer import AnswerReader
 from app.sandbox.process import ChildProcess, WorkerProcess, failed
@@ -120,7 +120,7 @@ class Sandbox:
             raise Refused(SCREENING_TIMEOUT, f"it was ended after {self._wall_s:g} s") from None
         except OutOfFormError as error:
             child.kill()
-            event("sandbox_broke_form", logging.ERROR, why=str(error))
+            event("sandbox_broke_form", logging.ERROR, why=printable(str(error)))
             raise Refused(SCREENING_KILLED, "what came back from measuring it was not in form") from error
 
     # ---- the process -------------------------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ FORGED = [
     *("noise", "endless", "no object", "deep", "unasked", "a code nobody knows", "another policy"),
     *("a module nobody has", "a number that is none", "another outcome", "another tensor", "longer"),
     *("another configuration", "far too long", "never done"),
+    *("a duration beyond all floats", "a duration below zero"),
 ]
 
 

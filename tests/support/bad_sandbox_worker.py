@@ -106,6 +106,7 @@ VERDICTS: dict[str, Callable[[Any], object]] = {
     "a number that is none": lambda verdict: verdict["modules"][0].update(update_norm="x"),
     "another outcome": lambda verdict: verdict.update(outcome="emptied"),
 }
+DURATIONS: dict[str, float] = {"a duration beyond all floats": 10**400, "a duration below zero": -1.0}
 PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
     "another tensor": lambda payload: payload.replace(b"lora_A", b"lora_X", 1),
     "longer": lambda payload: payload + bytes(64),
@@ -115,6 +116,8 @@ PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
 
 def forged(kind: str, fields: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
     """One frame, changed."""
+    if "took" in fields and kind in DURATIONS:
+        fields["seconds"] = DURATIONS[kind]
     if "screened" in fields and kind in VERDICTS:
         VERDICTS[kind](fields["screened"])
     if "weights" in fields and kind in PAYLOADS:
