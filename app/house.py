@@ -33,7 +33,7 @@ from app.publishing import Publishing, noop_engine_name
 from app.receiving import Receive, receiver
 from app.rescreening import Rescreening
 from app.rooms import Rooms
-from app.sandbox import Sandbox
+from app.sandbox.client import Sandbox
 from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference, short_of_energy
 from app.serve.relay import Relay, only

@@ -1,6 +1,6 @@
 """validate → screen → prune → canonical bytes of one upload: the part of the pipeline without store and engine.
 
-Pure but for reading the sealed file, so that it runs the same here or in a process that is shut away (sandbox.py).
+Pure but for reading the sealed file, so that it runs the same here or in a process that is shut away (app/sandbox/).
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What is fuzzed: each parser that reads a stranger's bytes, and what must hold whatever they are.
+"""Fuzz targets: each parser that reads a stranger's bytes, and what must hold whatever they are.
 
 A target takes bytes and returns, or raises AssertionError where an invariant broke; any other exception is a crash. A
 refusal must be a row of the table that the parser may answer; what is taken is held against a second, slower reading.
@@ -239,6 +239,13 @@ def chat(data: bytes) -> None:
     return None
 
 
+def answer(data: bytes) -> None:
+    """What a screening child sends back. First byte odd: the stream as it is; else frames, see `answer_target`."""
+    from tests.fuzz.answer_target import answer as run  # torch comes with it, which no other target waits for
+
+    run(data)
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "header": header,
     "config": config,
@@ -246,6 +253,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "json": jsons,
     "multipart": multipart,
     "chat": chat,
+    "answer": answer,
 }
 
 MAX_BYTES: Final[Mapping[str, int]] = {
@@ -255,6 +263,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     "json": 1024,
     "multipart": 320,
     "chat": 2048,
+    "answer": 4096,
 }
 """The longest input tried: room for several of everything, short enough to be fast."""
 

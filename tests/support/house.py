@@ -65,7 +65,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "top_k": 4,
             "energy": 1.0,
             "max_update_ratio": 1e9,
-            "screen_sandbox": False,  # its start takes seconds; tests/faults/test_sandbox.py is about it
+            "screen_sandbox": False,  # its start takes seconds; tests/sandbox/test_sandbox.py is about it
             **overrides,
         }
     )

@@ -1,111 +1,35 @@
 """The process strangers' tensors are read in: whatever ends it ends one upload, and the next one finds all as before."""
 
-import asyncio
-import contextlib
 import os
 import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 
-from app.domain.artefact import Artefact
-from app.domain.digest import digest_of
-from app.domain.lora import Received, ServingDtype, TargetModel
+from app.domain.lora import ServingDtype, TargetModel
 from app.domain.policy import Policy
-from app.domain.verdict import Verdict
 from app.errors import (
     BAD_CONFIG,
     SCREENING_FAILED,
     SCREENING_KILLED,
     SCREENING_TIMEOUT,
-    GatewayError,
     Refused,
     Stage,
     Unavailable,
 )
-from app.sandbox import Sandbox
+from app.sandbox.client import Sandbox
 from app.sanitise import Measure, sanitise
 from app.screen.reference import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
-from tests.support.audited import rested
-from tests.support.house import OpenHouse, form
 from tests.support.references import make_reference
-
-MEMORY = 256 << 20
-WALL_S = 2.0
-BAD = "tests.support.bad_sandboxed"
-
-
-class Heard:
-    """Steps that keep what they hear."""
-
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
-        self.verdict: Verdict | None = None
-        self.valid = False
-
-    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        assert seconds >= 0
-        self.stages.append(stage)
-
-    def validated(self) -> None:
-        self.valid = True
-
-    def screened(self, verdict: Verdict) -> None:
-        self.verdict = verdict
-
-
-@pytest.fixture(scope="module")
-def measure(tiny_reference_dir: Path) -> Measure:
-    reference = open_reference(tiny_reference_dir, None)
-    target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
-    return Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-
-
-@pytest.fixture(scope="module")
-def bad(measure: Measure, tiny_reference_dir: Path) -> Iterator[Sandbox]:
-    """One whose children do as the configuration says."""
-    sandbox = Sandbox(measure, tiny_reference_dir, MEMORY, wall_seconds=WALL_S, module=BAD)
-    sandbox.start()
-    yield sandbox
-    sandbox.close()
-
-
-@pytest.fixture
-def upload(measure: Measure) -> Upload:
-    return Upload.valid(measure.target, seed=1)
-
-
-def through(how: Any, upload: Upload, directory: Path, config: bytes | None = None) -> tuple[Artefact | None, Heard]:
-    """The upload's way through `how`."""
-    weights, heard = upload.weights_bytes, Heard()
-    config = upload.config_bytes if config is None else config
-    (directory / "weights").write_bytes(weights)
-    received = Received(digest_of(config), digest_of(weights), len(config), len(weights))
-    with (directory / "weights").open("rb") as file:
-        return how(config, file, received, heard), heard
-
-
-def refused(bad: Sandbox, upload: Upload, directory: Path, wish: str) -> GatewayError:
-    with pytest.raises((Refused, Unavailable)) as caught:
-        through(bad, upload, directory, wish.encode() + b"|" + upload.config_bytes)
-    return caught.value
-
-
-def sound(bad: Sandbox, upload: Upload, directory: Path) -> None:
-    """The next upload works."""
-    artefact, _ = through(bad, upload, directory)
-    assert artefact is not None
-
+from tests.support.sandboxes import MEMORY, WALL_S, refused, sound, through
 
 # ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
 
@@ -129,7 +53,7 @@ def test_a_reference_of_as_many_files_as_a_real_models(tmp_path: Path) -> None:
     reference = open_reference(directory, None)
     target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
     measure = Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandboxed")
+    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandbox_worker")
     sandbox.start()
     try:
         sound(sandbox, Upload.valid(target, seed=1), tmp_path)
@@ -189,7 +113,7 @@ def test_half_of_its_memory_it_may_have(bad: Sandbox, upload: Upload, tmp_path: 
 def test_too_slow_it_refuses_one_upload(
     bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr("app.sandbox.GRACE_S", 0.5)
+    monkeypatch.setattr("app.sandbox.client.GRACE_S", 0.5)
     began = time.monotonic()
     assert refused(bad, upload, tmp_path, how).code is SCREENING_TIMEOUT
     assert time.monotonic() - began < WALL_S + 5
@@ -237,6 +161,7 @@ FORGED = [
     *("noise", "endless", "no object", "deep", "unasked", "a code nobody knows", "another policy"),
     *("a module nobody has", "a number that is none", "another outcome", "another tensor", "longer"),
     *("another configuration", "far too long", "never done"),
+    *("a duration beyond all floats", "a duration below zero"),
 ]
 
 
@@ -251,8 +176,8 @@ def test_what_comes_back_out_of_form_is_refused(bad: Sandbox, upload: Upload, tm
 
 def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     sound(bad, upload, tmp_path)
-    process = bad._process
-    assert process is not None
+    assert bad._worker is not None
+    process = bad._worker.process
     process.kill()
     process.wait()
     sound(bad, upload, tmp_path)
@@ -260,8 +185,8 @@ def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload
 
 def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     sound(bad, upload, tmp_path)
-    process = bad._process
-    assert process is not None
+    assert bad._worker is not None
+    process = bad._worker.process
     killing = threading.Timer(0.5, process.kill)
     killing.start()
     error = refused(bad, upload, tmp_path, "sleep")
@@ -309,8 +234,8 @@ def test_closed_it_takes_nothing_and_leaves_nobody(
 ) -> None:
     sandbox = Sandbox(measure, tiny_reference_dir, MEMORY)
     sandbox.start()
-    process = sandbox._process
-    assert process is not None
+    assert sandbox._worker is not None
+    process = sandbox._worker.process
     sandbox.close()
     assert process.poll() is not None
     with pytest.raises(Unavailable):
@@ -324,44 +249,6 @@ def test_a_reference_that_changed_is_not_opened(
     with pytest.raises(Unavailable, match="does not start") as caught:
         through(sandbox, upload, tmp_path)
     assert caught.value.code is SCREENING_FAILED
-
-
-# ---- in the gateway ----------------------------------------------------------------------------------------------------
-
-
-async def test_a_gateway_with_it(open_gateway: OpenHouse) -> None:
-    """As configured by default: refusals and versions as ever, and a killed child is one refused version."""
-    async with open_gateway(screen_sandbox=True, tau=1e9) as running:
-        answer = await running.http.post("/adapters", files=form("style"))
-        assert answer.status_code == 201, answer.text
-        dry = await running.http.post("/screen", files=form("style"))
-        assert (dry.status_code, dry.json()["verdict"]["id"]) == (200, answer.json()["report"]["verdict"]["id"])
-        bad_form = form("bad") | {"config": ("c", b"{}")}
-        assert (await running.http.post("/adapters", files=bad_form)).status_code == 400
-        pushes = [asyncio.ensure_future(running.http.post("/adapters", files=form("many", seed))) for seed in range(8)]
-        process = running.house.sandbox._process
-        deadline = time.monotonic() + 5
-        killed = 0
-        while killed < 2 and time.monotonic() < deadline and not all(push.done() for push in pushes):
-            for child in children(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-                    killed += 1
-            await asyncio.sleep(0.005)
-        answers = await asyncio.gather(*pushes)
-        codes = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 422]
-        assert set(codes) <= {"screening_killed"}
-        assert {answer.status_code for answer in answers} <= {201, 200, 202, 422, 429}
-        assert (await running.http.post("/adapters", files=form("after", 99))).status_code == 201
-        assert 'code="screening_killed"' in (await running.http.get("/metrics")).text or not codes
-        await rested(running)
-
-
-def children(parent: int) -> list[int]:
-    try:
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def test_what_it_costs(measure: Measure, bad: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,40 +6,50 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from app import sandboxed
+from app.domain.digest import digest_of
 from app.errors import BAD_CONFIG
-from app.sandboxed import FRAME, Told
+from app.sandbox import worker
+from app.sandbox.protocol import FRAME, Order
+from app.sandbox.worker import Answer
 
-REAL = sandboxed.work
+REAL = worker.work
 
 
-def work(measure: Any, order: Any, weights_fd: int, told: Told) -> None:
-    """`app.sandboxed.work`, or something worse."""
-    asked = bytes.fromhex(order["config"]).partition(b"|")[0]
+def work(measure: Any, order: Order, weights_fd: int, answer: Answer) -> None:
+    """`worker.work`, or something worse."""
+    asked = order.config.partition(b"|")[0]
     wish, _, detail = asked.decode(errors="replace").partition(":")
     if wish == "forge":
-        forge(detail, measure, order, weights_fd, told)
+        forge(detail, measure, order, weights_fd, answer)
     elif wish == "look":  # in the only words that come through
-        files = [
-            str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if int(path.name) > 2 and path.is_symlink()
-        ]
-        said = " ".join(sorted(files if detail == "files" else os.environ))
-        told.send({"refused": BAD_CONFIG.name, "message": said, "param": None})
+        files = {int(path.name): str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+        standard = {files.pop(number) for number in (0, 1, 2)}
+        said = " ".join(sorted({"files": files.values(), "standard": standard}.get(detail, os.environ)))
+        answer.send({"refused": BAD_CONFIG.name, "message": said, "param": None})
     elif wish in WORSE:
         WORSE[wish](detail)
+    elif wish == "digest":
+        answer.send({"refused": BAD_CONFIG.name, "message": digest_of(order.config).hex, "param": None})
+    elif wish == "wait":
+        Path(detail, "arrived").write_bytes(b"!")
+        with Path(detail, "go").open("rb", buffering=0) as go:
+            go.read(1)
+        REAL(measure, replace(order, config=order.config.partition(b"|")[2]), weights_fd, answer)
+        return
     elif wish == "cut short":
         with mmap.mmap(weights_fd, 0, access=mmap.ACCESS_READ) as mapped:
             while True:
                 mapped[-1]
     else:
-        REAL(measure, order, weights_fd, told)
+        REAL(measure, order, weights_fd, answer)
         return
-    told.send({"done": True})
+    answer.send({"done": True})
 
 
 def spin(_: str) -> None:
@@ -63,9 +73,9 @@ WORSE: dict[str, Callable[[str], object]] = {
 }
 
 
-def forge(kind: str, measure: Any, order: Any, weights_fd: int, told: Told) -> None:
+def forge(kind: str, measure: Any, order: Order, weights_fd: int, answer: Answer) -> None:
     """Frames that are not what they should be."""
-    line = told._out
+    line = answer._line._stream
     if kind == "noise":
         line.sendall(os.urandom(1 << 12))
     elif kind == "endless":
@@ -75,19 +85,19 @@ def forge(kind: str, measure: Any, order: Any, weights_fd: int, told: Told) -> N
     elif kind == "deep":
         line.sendall(FRAME.pack(200_000, 0) + b"[" * 200_000)
     elif kind == "unasked":
-        told.send({"screened": {}})
+        answer.send({"screened": {}})
     elif kind == "a code nobody knows":
-        told.send({"refused": "ok", "message": "", "param": None})
+        answer.send({"refused": "ok", "message": "", "param": None})
     else:
-        real = told.send
+        real = answer.send
 
         def send(fields: Any, payload: bytes = b"") -> None:
             fields, payload = forged(kind, dict(fields), payload)
             real(fields, payload)
 
-        told.send = send  # type: ignore[method-assign]
-        good = bytes.fromhex(order["config"]).partition(b"|")[2]
-        REAL(measure, {**order, "config": good.hex()}, weights_fd, told)
+        answer.send = send  # type: ignore[method-assign]
+        good = order.config.partition(b"|")[2]
+        REAL(measure, replace(order, config=good), weights_fd, answer)
 
 
 VERDICTS: dict[str, Callable[[Any], object]] = {
@@ -96,6 +106,7 @@ VERDICTS: dict[str, Callable[[Any], object]] = {
     "a number that is none": lambda verdict: verdict["modules"][0].update(update_norm="x"),
     "another outcome": lambda verdict: verdict.update(outcome="emptied"),
 }
+DURATIONS: dict[str, float] = {"a duration beyond all floats": 10**400, "a duration below zero": -1.0}
 PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
     "another tensor": lambda payload: payload.replace(b"lora_A", b"lora_X", 1),
     "longer": lambda payload: payload + bytes(64),
@@ -105,18 +116,20 @@ PAYLOADS: dict[str, Callable[[bytes], bytes]] = {
 
 def forged(kind: str, fields: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
     """One frame, changed."""
+    if "took" in fields and kind in DURATIONS:
+        fields["seconds"] = DURATIONS[kind]
     if "screened" in fields and kind in VERDICTS:
         VERDICTS[kind](fields["screened"])
-    if payload and kind in PAYLOADS:
+    if "weights" in fields and kind in PAYLOADS:
         payload = PAYLOADS[kind](payload)
-    if payload and kind == "another configuration":
-        fields["config"] = fields["config"].replace(b'"bias": "none"'.hex(), b'"bias": "lora_only"'.hex())
+    if "config" in fields and kind == "another configuration":
+        payload = payload.replace(b'"bias": "none"', b'"bias": "lora_only"')
     if "done" in fields and kind == "never done":
         os.kill(os.getpid(), signal.SIGKILL)
     return fields, payload
 
 
-sandboxed.work = work
+worker.work = work
 
 if __name__ == "__main__":
-    sandboxed.main()
+    worker.main()
