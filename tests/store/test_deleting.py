@@ -12,7 +12,7 @@ import pytest
 from app.domain.digest import Digest
 from app.errors import STORE_BUSY, STORE_FAILED, Unavailable
 from app.store import claims
-from app.store.blobs import FILES
+from app.store.blobs import FILES, BlobStore
 from app.store.catalogue import Catalogue
 from app.store.claims import GO_S, MARK_S, LocalClaims
 from app.store.objects import DELETE_S, Objects
@@ -20,6 +20,7 @@ from app.store.peers import Peers
 from app.store.remote import RemoteBlobs
 from tests.store.making import NAME, artefact, published, received, verdict
 from tests.store.test_remote import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
+from tests.support.house import OpenHouse
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 
@@ -296,3 +297,23 @@ def test_a_mark_of_one_gateway_lapses_too(monkeypatch: pytest.MonkeyPatch) -> No
     with one.deleting(MADE.digest) as go_on:
         assert go_on is not None
         assert go_on()
+
+
+async def test_the_zero_adapter_that_another_removed_before_it_was_claimed_is_there(
+    open_gateway: OpenHouse, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = Peers.keep
+
+    def late(self: Peers, digest: Digest) -> None:
+        with BlobStore(shared, self, shared=True) as another:
+            another.remove(digest)
+        keep(self, digest)
+
+    url = postgres.fresh()
+    async with open_gateway(catalogue_url=url, base_through_noop=True) as running:
+        shared = running.data / "artefacts"
+    monkeypatch.setattr(Peers, "keep", late)
+    async with open_gateway(catalogue_url=url, base_through_noop=True) as running:
+        rooms = running.house.context.pipeline.rooms
+        assert rooms.noop is not None
+        assert rooms.blobs.is_whole(rooms.noop.digest)
