@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +24,20 @@ if TYPE_CHECKING:
     from app.screen.reference import Reference
     from app.store.audit import Audit
     from app.store.audit_engines import Card
-    from app.store.invariants import Finding
 
 PATIENCE_S: Final = 2.0
 """Seconds between two looks: longer than any step of a gateway at work takes to become visible everywhere."""
 
 MEASURE_S: Final = 600.0
 """Seconds one artefact may take to be measured again."""
+
+NOTHING_SEEN: Final = 2
+"""Exit status of an audit that found nothing because, of something it was asked for, it could look at nothing."""
+
+AGAIN: Final = "what is stored, measured again"
+"""Name of the part that needs a reference."""
+
+OTHER_REFERENCE: Final = "were measured against another reference"
 
 _STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -64,10 +74,12 @@ def audit_command(
     patience: Annotated[float, typer.Option(help="Seconds between the two looks")] = PATIENCE_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
 ) -> None:
-    """Re-read disk, catalogue and engine and report every broken invariant. Exit status: 0 none, 1 some.
+    """Re-read disk, catalogue and engine and report every broken invariant, what was looked at, and what was not.
 
-    Changes nothing, and may run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
+    Exit status: 0 none, 1 some, 2 none, but of something that was asked for nothing could be looked at. Changes nothing,
+    and may run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
     """
+    from app.store.audit import ARTEFACTS, Skipped
     from app.store.audit import audit as look
     from app.store.database import sqlite_url
 
@@ -78,21 +90,33 @@ def audit_command(
     kept = partial(look, data, url, secrets=secrets, artefacts=artefacts, store_url=store_url)
 
     def once() -> "Audit":
-        listed = asyncio.run(engine_lists(urls, engine_api_key, apart=engine_resolves)) if urls else None
-        return kept(listed=listed, fetching=engine_resolves)
+        if not urls:
+            return kept().adding(skipped=[Skipped("engines", "none was given (--engine-url)")])
+        each = asyncio.run(engines_at(urls))
+        listed = asyncio.run(engine_lists(each, engine_api_key, apart=engine_resolves))
+        return kept(listed=listed, fetching=engine_resolves).adding(counts={"engines": len(each)})
 
     found = once()
     if found.findings:
         time.sleep(patience)
         found = both(found, once())
-    if reference is not None:
-        again, notes = measured_again(data, reference)
-        found = replace(found, findings=(*found.findings, *again), notes=(*found.notes, *notes))
+    if reference is None:
+        found = found.adding(skipped=[Skipped(AGAIN, "no reference was given (--reference)")])
+    else:
+        again = measured_again(artefacts or data / ARTEFACTS, reference, store_url)
+        found = found.adding(again.findings, again.counts, again.skipped)
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
     else:
         show(found)
-    sys.exit(1 if found.findings else 0)
+    sys.exit(status_of(found))
+
+
+def status_of(found: "Audit") -> int:
+    """Exit status: 1 when something is broken, NOTHING_SEEN when something asked for was not looked at at all, else 0."""
+    if found.findings:
+        return 1
+    return NOTHING_SEEN if any(one.asked for one in found.skipped) else 0
 
 
 class _Silent:
@@ -108,33 +132,77 @@ class _Silent:
         """See Steps."""
 
 
-def measured_again(data: Path, reference_dir: Path) -> tuple[tuple["Finding", ...], tuple[str, ...]]:
-    """I9: every artefact, sanitised by the policy of its own manifest, passes whole and is itself: (findings, notes).
+def measured_again(root: Path, reference_dir: Path, store_url: str | None = None) -> "Audit":
+    """I9: every artefact, sanitised by the policy of its own manifest, passes whole and is itself.
 
-    Seconds for each artefact of a large model. Raises Unavailable when the reference cannot be opened.
+    root: their directory, or that of the copies of those at `store_url`; what has no copy is read from there. Seconds for
+    each artefact of a large model. Raises Unavailable when the reference cannot be opened or the storage not be listed.
     """
-    from app.domain.artefact import MANIFEST_FILE
     from app.domain.digest import SHORT
     from app.screen.reference import open_reference
-    from app.store.audit import ARTEFACTS
+    from app.store.audit import Audit, Skipped
     from app.store.invariants import Finding
 
-    reference, findings, others = open_reference(reference_dir, None), [], 0
-    for folder in sorted(path.parent for path in (data / ARTEFACTS).glob(f"*/{MANIFEST_FILE}")):
-        try:
-            fields = json.loads((folder / MANIFEST_FILE).read_bytes())["verdict"]
-            if fields["reference"] != str(reference.digest):
-                others += 1
+    reference, findings, measured = open_reference(reference_dir, None), [], 0
+    left_out: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="gateway-audit-") as spare:
+        for folder in _artefacts(root, store_url, Path(spare), left_out):
+            wrong = _wrong_once_measured(folder, reference)
+            if wrong == OTHER_REFERENCE:
+                left_out[OTHER_REFERENCE] += 1
                 continue
-            wrong = _wrong_once_measured(folder, reference, fields["policy"])
-        except (ValueError, LookupError, TypeError, OSError) as error:
-            wrong = f"cannot be measured again: {type(error).__name__}"
-        if wrong is not None:
-            findings.append(Finding("I9", f"artefact {folder.name[:SHORT]}", wrong))
-    return tuple(findings), (f"{others} artefacts were measured against another reference",) if others else ()
+            measured += 1
+            if wrong is not None:
+                findings.append(Finding("I9", f"artefact {folder.name[:SHORT]}", wrong))
+    skipped = [Skipped(AGAIN, f"{count} artefacts {why}", asked=not measured) for why, count in left_out.items()]
+    if store_url is None and not root.is_dir():
+        skipped.append(Skipped(AGAIN, f"{root} is no directory", asked=True))
+    return Audit(tuple(findings), counts={"artefacts_measured_again": measured}, skipped=tuple(skipped))
 
 
-def _wrong_once_measured(folder: Path, reference: "Reference", policy: Mapping[str, Any]) -> str | None:
+def _artefacts(root: Path, store_url: str | None, spare: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Directories of all artefacts, one after the other; those that lie elsewhere only are read into `spare` for a while.
+
+    left_out: counts those that could not be read, by why.
+    """
+    from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+    from app.errors import Unavailable
+    from app.store.objects import Objects
+
+    here = sorted(path.parent for path in root.glob(f"*/{MANIFEST_FILE}"))
+    yield from here
+    objects = None if store_url is None else Objects(store_url)
+    digests = sorted(digest.hex for digest in objects.digests()) if objects else []
+    for digest in digests:
+        if objects is None or digest in {folder.name for folder in here}:
+            continue
+        folder = spare / digest
+        folder.mkdir()
+        try:
+            for name in (MANIFEST_FILE, CONFIG_FILE, WEIGHTS_FILE):
+                with (folder / name).open("wb") as file:
+                    objects.stream(f"{digest}/{name}", file.write)
+            yield folder
+        except Unavailable:
+            left_out["could not be read from the object storage"] += 1
+        finally:
+            shutil.rmtree(folder)
+
+
+def _wrong_once_measured(folder: Path, reference: "Reference") -> str | None:
+    """Finding about one artefact in words; None when it passes, OTHER_REFERENCE when another one measured it."""
+    from app.domain.artefact import MANIFEST_FILE
+
+    try:
+        fields = json.loads((folder / MANIFEST_FILE).read_bytes())["verdict"]
+        if fields["reference"] != str(reference.digest):
+            return OTHER_REFERENCE
+        return _sanitised_again(folder, reference, fields["policy"])
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        return f"cannot be measured again: {type(error).__name__}"
+
+
+def _sanitised_again(folder: Path, reference: "Reference", policy: Mapping[str, Any]) -> str | None:
     from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
     from app.domain.digest import digest_of
     from app.domain.lora import Received, ServingDtype, TargetModel
@@ -179,18 +247,23 @@ async def engine_list(url: str, api_key: str | None = None) -> Mapping[str, "Car
         await engine.close()
 
 
+async def engines_at(urls: Sequence[str]) -> tuple[str, ...]:
+    """URLs of single engines, for URLs that may name several by DNS. Raises Unavailable ENGINE_UNAVAILABLE."""
+    from app.domain.engines import dns_name
+    from app.load.discovery import addresses
+
+    names = [(url, dns_name(url)) for url in urls]
+    return tuple([at for url, name in names for at in (await addresses(name) if name else (url,))])
+
+
 async def engine_lists(urls: Sequence[str], api_key: str | None = None, *, apart: bool = False) -> Mapping[str, "Card"]:
     """What several engines hold, as one list: under its own name what all of them hold alike, under a name of its own
     whatever only some do, or do otherwise. apart: each names paths of its own, so nothing is alike but the model. Raises
     Unavailable ENGINE_UNAVAILABLE when one of them does not say.
     """
-    from app.domain.engines import dns_name
-    from app.load.discovery import addresses
     from app.store.audit_engines import IN_ENGINE
 
-    names = [(url, dns_name(url)) for url in urls]
-    each = [at for url, name in names for at in (await addresses(name) if name else (url,))]
-    first, *others = [await engine_list(url, api_key) for url in each]
+    first, *others = [await engine_list(url, api_key) for url in await engines_at(urls)]
     if not others:
         return first
     alike = {name: card for name, card in first.items() if all(name in one for one in others)}
@@ -207,7 +280,7 @@ def _is_adapter(name: str, card: "Card") -> bool:
 
 
 def show(found: "Audit") -> None:
-    """For people: a table of what is broken, then what was looked at."""
+    """For people: a table of what is broken, then what was looked at, and what was not."""
     if found.findings:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("broken", "where", "what"):
@@ -217,5 +290,11 @@ def show(found: "Audit") -> None:
         out.print(table)
     for note in found.notes:
         out.print(f"note: {note}", soft_wrap=True, highlight=False)
+    for part in found.skipped:
+        out.print(f"not looked at: {part.what}: {part.why}", soft_wrap=True, highlight=False)
     counted = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.counts.items())
-    out.print(f"{len(found.findings)} broken invariants; looked at {counted}", soft_wrap=True, highlight=False)
+    said = f"{len(found.findings)} broken invariants in what was looked at: {counted}"
+    if status_of(found) == NOTHING_SEEN:
+        blind = ", ".join(sorted({part.what for part in found.skipped if part.asked}))
+        said = f"{said}. This is no all-clear: asked for and not looked at: {blind}"
+    out.print(said, soft_wrap=True, highlight=False)

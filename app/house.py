@@ -89,6 +89,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
     if peers is not None and noop is not None:
         peers.keep(noop.digest)
+        blobs.put(noop)  # again: before it was claimed, another gateway may have removed it
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
         settings.served_name,

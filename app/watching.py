@@ -20,7 +20,7 @@ from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.rooms import Rooms
-from app.store.audit import Audit, audit
+from app.store.audit import Audit, Skipped, audit
 from app.store.audit_engines import Card
 from app.upload.quarantine import Quarantine
 from app.upload.receive import Slots
@@ -151,30 +151,41 @@ class Auditor:
             event("audit_finding", logging.ERROR, invariant=one.invariant, where=one.where, what=one.what)
         self._pipeline.rooms.metrics.audited(len(found.findings))
         level = logging.ERROR if found.findings else logging.INFO
-        event("audited", level, broken=len(found.findings), **found.counts)
+        skipped = [f"{one.what}: {one.why}" for one in found.skipped]
+        event("audited", level, broken=len(found.findings), skipped=skipped, **found.counts)
         return found
 
     def _once(self) -> Audit:
         what = self._what
-        return audit(
+        listed, asked, unasked = self._listed()
+        found = audit(
             what.data,
             what.catalogue_url,
-            listed=self._listed(),
+            listed=listed,
             artefacts=what.artefacts,
             store_url=what.store_url,
             rehash=False,  # object storage may be far away, and reading it cost money: the command does it
         )
+        return found.adding(counts={"engines": asked} if asked else {}, skipped=unasked)
 
-    def _listed(self) -> Mapping[str, Card] | None:
-        """What the engines hold; nothing of one that is away or still being filled: the gauges of the engine say that."""
+    def _listed(self) -> tuple[Mapping[str, Card] | None, int, tuple[Skipped, ...]]:
+        """Lists of the engines that are asked (None: of none), how many those are, and what is said of the others.
+
+        One that is away or still being filled is not asked: the gauges of the engine say that.
+        """
         desired = self._pipeline.publishing.desired().keys()
-        full = [
-            url for url, one in self._what.engines() if one.engine_up and (one.loaded | one.failures.keys()) >= desired
-        ]
+        there = self._what.engines()
+        full = [url for url, one in there if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
+        if not there:
+            return None, 0, (Skipped("engines", "their lists say nothing: there is none, or they fetch by themselves"),)
+        left = len(there) - len(full)
+        unasked = (Skipped("engines", f"{left} of {len(there)} are away or being filled"),) if left else ()
+        if not full:
+            return None, 0, unasked
         try:
-            return asyncio.run(engine_lists(full, self._what.engine_key)) if full else None
-        except Unavailable:
-            return None
+            return asyncio.run(engine_lists(full, self._what.engine_key)), len(full), unasked
+        except Unavailable as error:
+            return None, 0, (Skipped("engines", error.message),)
 
 
 def readiness_of(engine: HttpEngine | Fleet, rooms: Rooms) -> Callable[[], Awaitable[dict[str, str | None]]]:

@@ -26,6 +26,7 @@ class GatewayProcess:
     def __init__(self, data: Path, port: int = 0, *args: str) -> None:
         """port: 0, or one that is taken, chooses a free one. args: further flags."""
         data.mkdir(parents=True, exist_ok=True)
+        self.data = data
         self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "gateway.log"

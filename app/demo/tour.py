@@ -1,5 +1,6 @@
 """The tour of `make demo`: three adapters through the gateway, told so that a person can judge the result."""
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED
+from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED, REFERENCE
 from app.demo.gateway import GatewayProcess
 from app.demo.world import Item, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
 from app.observe.report import heat_map
@@ -83,6 +84,7 @@ def _walk(gateway: GatewayProcess) -> list[str]:
         for name in ADAPTER_NAMES:
             _one_adapter(found, client, name, aligned, unscreened[name])
         _doors(found, client)
+    check_audit(found, gateway.data, f"unix:{gateway.data / 'engine' / 'engine.sock'}", REFERENCE)
     _say_what_is_left(found)
     return found.broken
 
@@ -259,6 +261,16 @@ def _doors(found: Tour, client: httpx.Client) -> None:
     pruned = [line for line in client.get("/metrics").text.splitlines() if line.startswith("gateway_adapter_modules{")]
     out.print("\n".join(pruned), highlight=False, markup=False)
     found.check(bool(pruned), "Prometheus sees the modules kept, pruned and projected of each adapter")
+
+
+def check_audit(found: Tour, data: Path, engine_url: str, reference: Path) -> None:
+    """The command's own audit of disk, catalogue and engine, every artefact measured again: it must find nothing."""
+    out.rule("the audit")
+    command = [sys.executable, "-m", "app", "store", "audit", "--data", str(data), "--engine-url", engine_url]
+    with _working("python -m app store audit --reference …"):
+        told = subprocess.run([*command, "--reference", str(reference)], capture_output=True, text=True, check=False)
+    out.print(f"{told.stdout}{told.stderr}".rstrip(), highlight=False, markup=False)
+    found.check(told.returncode == 0, f"the audit finds nothing broken (exit status {told.returncode})")
 
 
 def _say_what_is_left(found: Tour) -> None:

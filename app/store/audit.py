@@ -6,7 +6,7 @@ Beside a gateway a look falls between two steps now and then: who audits one loo
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,12 +46,35 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A part that was not looked at, and why. asked: it was asked for, and nothing of it was looked at."""
+
+    what: str
+    why: str
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
-    """What was found. counts: what was looked at; notes: what is odd but breaks nothing."""
+    """Findings of one audit. counts: what was looked at, and nothing else; skipped: what was not; notes: what is odd but
+    breaks nothing.
+    """
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+
+    def adding(
+        self, findings: Iterable[Finding] = (), counts: Mapping[str, int] | None = None, skipped: Iterable[Skipped] = ()
+    ) -> "Audit":
+        """With what somebody else looked at, or did not."""
+        return replace(
+            self,
+            findings=(*self.findings, *findings),
+            counts={**self.counts, **(counts or {})},
+            skipped=(*self.skipped, *skipped),
+        )
 
 
 def audit(
@@ -93,7 +116,8 @@ def audit(
     living = _holder_lives(root)
     findings += _bounded(data, root) if living else ()
     findings += audit_originals.originals(data, root, seen, living=living)
-    findings += _secrets(data, secrets)
+    searched = _secrets(data, secrets)
+    findings += searched.findings
     if listed is not None and fetching:
         findings += audit_engines.fetching(seen.adapters, listed, by_digest, standing)
     elif listed is not None:
@@ -105,13 +129,26 @@ def audit(
         "artefacts": len(blobs),
         "bytes": sum(file.size for blob in blobs for file in blob.files.values()),
         "originals": audit_originals.count(data),
-        "engine_names": len(listed or ()),
+        **({} if listed is None else {"engine_names": len(listed)}),
         **({} if stored is None else stored.counts),
+        **searched.counts,
     }
+    skipped = [*_unseen(root, stored, living=living), *searched.skipped]
     notes = [*_notes(seen.adapters, root, standing), *([] if stored is None else audit_objects.notes(stored))]
     if spare := len(set(by_digest) - needed):
         notes.append(f"{spare} artefacts no version needs (one of them may be the served model's stand-in)")
-    return Audit(tuple(sorted(set(findings))), tuple(notes), counts)
+    return Audit(tuple(sorted(set(findings))), tuple(notes), counts, tuple(skipped))
+
+
+def _unseen(root: Path, stored: audit_objects.Stored | None, *, living: bool) -> Iterator[Skipped]:
+    """Parts that are not there to be looked at, or were not to be."""
+    if not root.is_dir():
+        what = "artefacts" if stored is None else "copies of artefacts"
+        yield Skipped(what, f"{root} is no directory", asked=stored is None)
+    if stored is not None and not stored.rehash:
+        yield Skipped("bytes in the object storage", "it was listed only")
+    if not living:
+        yield Skipped("names in the quarantine, sizes of logs", "no gateway is at work here")
 
 
 def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
@@ -182,17 +219,26 @@ def _bounded(data: Path, root: Path) -> Findings:
             yield Finding("I10", log.name, f"{log.stat().st_size} bytes")
 
 
-def _secrets(data: Path, secrets: Iterable[str]) -> Findings:
+def _secrets(data: Path, secrets: Iterable[str]) -> Audit:
     """I14: no key in any file but weights (which nobody wrote words into) and what strangers sent."""
     wanted = [secret.encode() for secret in secrets if len(secret) >= SECRET_BYTES]
-    for path in _files(data) if wanted else ():
+    if not wanted:
+        return Audit((), skipped=(Skipped("keys in files", f"none of {SECRET_BYTES} characters or more was given"),))
+    findings, searched, unread = [], 0, 0
+    for path in _files(data):
         try:
             with path.open("rb") as file:
                 text = file.read(SCAN_BYTES)
-        except OSError:
+        except FileNotFoundError:  # removed meanwhile
             continue
+        except OSError:
+            unread += 1
+            continue
+        searched += 1
         if any(secret in text for secret in wanted):
-            yield Finding("I14", str(path.relative_to(data)), "holds a key")
+            findings.append(Finding("I14", str(path.relative_to(data)), "holds a key"))
+    skipped = (Skipped("keys in files", f"{unread} files could not be read", asked=not searched),) if unread else ()
+    return Audit(tuple(findings), counts={"files_searched_for_keys": searched}, skipped=skipped)
 
 
 def _files(data: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,18 +22,22 @@ from app.store.remote import CLOCK, OWNER
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the storage lists. artefacts: digest → file → bytes. foreign: keys that belong to no artefact."""
+    """Listing of the storage. artefacts: digest → file → bytes. foreign: keys that belong to no artefact. rehash: whether
+    all of it was to be read, too. hashed: what was read, by digest, with what is wrong with it.
+    """
 
     objects: Objects
     artefacts: Mapping[str, Mapping[str, int]]
     foreign: tuple[str, ...]
+    rehash: bool
     hashed: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
 
     @property
     def counts(self) -> Mapping[str, int]:
         """What was looked at."""
         sizes = [size for files in self.artefacts.values() for size in files.values()]
-        return {"objects": len(sizes), "object_bytes": sum(sizes), "objects_read_back": len(self.hashed)}
+        listed = {"objects": len(sizes), "object_bytes": sum(sizes)}
+        return {**listed, "objects_read_back": len(self.hashed)} if self.rehash else listed
 
 
 def look(url: str, *, rehash: bool) -> Stored:
@@ -45,10 +50,11 @@ def look(url: str, *, rehash: bool) -> Stored:
             artefacts[digest][name] = size
         elif key not in (OWNER, CLOCK):
             foreign.append(key)
-    stored = Stored(objects, artefacts, tuple(sorted(foreign)))
+    stored = Stored(objects, artefacts, tuple(sorted(foreign)), rehash)
     for digest in sorted(artefacts) if rehash else ():
         if set(artefacts[digest]) == FILES:
-            stored.hashed[digest] = tuple(_read_back(objects, digest))
+            with suppress(Missing):  # removed meanwhile: if a version needs it, that is found by its absence
+                stored.hashed[digest] = tuple(_read_back(objects, digest))
     return stored
 
 
@@ -88,7 +94,7 @@ def _read_back(objects: Objects, digest: str) -> Findings:
         config, weights = (_hash_of(objects, f"{digest}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE))
         manifest = objects.read(f"{digest}/{MANIFEST_FILE}")
     except Missing:
-        return  # removed meanwhile: if a version needs it, that is found by its absence
+        raise
     except Unavailable as error:
         yield Finding("I6", at, error.message)
         return

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
+from app.domain.verdict import Reason
 from app.errors import CODES, MESSAGE_LIMIT, printable
 from app.lifecycle import IN_FLIGHT, State
 from app.store.evidence import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
@@ -77,8 +78,8 @@ def _manifest(at: str, seen: BlobSeen) -> Findings:
     decided = _decisions(manifest)
     if decided is None or decided.outcome not in ("clean", "pruned", "projected"):
         yield Finding("I7", at, "its manifest carries no verdict that lets it be served")
-    elif (seen.config or {}).get("target_modules") != sorted(decided.named("keep")):
-        yield Finding("I7", at, "holds other modules than its verdict keeps")
+    elif (seen.config or {}).get("target_modules") != sorted(decided.named("keep", "project")):
+        yield Finding("I7", at, "holds other modules than its verdict keeps or projects")
 
 
 def _form(at: str, seen: BlobSeen) -> Findings:
@@ -202,9 +203,20 @@ def records(blobs: Iterable[BlobSeen], seen: CatalogueSeen) -> Findings:
         if one.name not in needed:  # the served model's stand-in, or what a kill left
             continue
         decided, manifest = _decisions(one.manifest), one.manifest or {}
+        if _made_by_no_upload(manifest):  # the stand-in's manifest stays when an upload has the very same bytes
+            continue
         report = reports.get(decided.id) if decided else None
         if report is None or not _alike(manifest.get("verdict"), report.get("verdict")):
             yield Finding("I12", f"artefact {one.name[:SHORT]}", "its manifest is not what any report says")
+
+
+def _made_by_no_upload(manifest: Mapping[str, Any]) -> bool:
+    """Whether this is the manifest of the served model's stand-in: nothing was received, and every module is zero."""
+    try:
+        reasons = {str(entry["reason"]) for entry in manifest["verdict"]["modules"]}
+        return bool(manifest["received"]["weights_bytes"] == 0 and reasons == {Reason.ZERO_UPDATE})
+    except (LookupError, TypeError):
+        return False
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -226,9 +238,9 @@ class _Decided:
     outcome: str
     modules: tuple[tuple[str, str], ...]
 
-    def named(self, decision: str) -> list[str]:
-        """The modules of one decision."""
-        return [name for name, what in self.modules if what == decision]
+    def named(self, *decisions: str) -> list[str]:
+        """The modules of these decisions."""
+        return [name for name, what in self.modules if what in decisions]
 
 
 def _decisions(record: Mapping[str, Any] | None) -> _Decided | None:

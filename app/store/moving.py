@@ -24,7 +24,7 @@ BATCH: Final = 500
 """Rows read and written at a time; a version's report is some 100 kB."""
 
 MOVED: Final = (adapters, versions)
-"""What is moved, in the order in which rows name each other. Who is at work on what (`gateways`, `claims`) is not."""
+"""Tables that are moved, in the order in which rows name each other; not those of who is at work on what (`gateways` …)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, …). The library (obstore,
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,10 @@ REQUEST_S: Final = 900.0
 RETRIES: Final = 4
 RETRY_S: Final = 30.0
 """How often, and for how many seconds in all, a request that failed is tried again (5xx, broken connections)."""
+
+DELETE_S: Final = 30.0
+"""Seconds one deletion may take. It is one request, never repeated by the client: one that was given up could come into
+effect after another was answered, and after the object was written anew."""
 
 SMALL_BYTES: Final = 16 << 20
 """Bytes of an object that is read whole; manifests and configs are below 1 MiB."""
@@ -61,7 +65,9 @@ class Objects:
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.url = url
         self.trouble: str | None = None
-        self._store = _open(url, patience or Patience())
+        patience = patience or Patience()
+        self._store = _open(url, patience)
+        self._deleting = _open(url, replace(patience, silence_s=DELETE_S, request_s=DELETE_S, retries=0))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one of that name, decided by the storage in one step: whether it was written."""
@@ -140,11 +146,13 @@ class Objects:
         return frozenset(found)
 
     def delete(self, key: str) -> None:
-        """Remove an object; gone already is success."""
+        """Remove an object; gone already is success. One request, over within DELETE_S; when it raises, it may
+        still come into effect.
+        """
         import obstore
 
         with suppress(Missing), self._errors(f"delete {key}"):
-            obstore.delete(self._store, key)
+            obstore.delete(self._deleting, key)
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:

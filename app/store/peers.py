@@ -23,9 +23,10 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, sel
 from app.domain.digest import Digest
 from app.errors import STORE_FAILED, GatewayError, Unavailable
 from app.lifecycle import IN_FLIGHT, State
+from app.store.claims import MARK_S, GoOn, in_time, wait_while
 from app.store.database import Database
 from app.store.leases import LEASE_S, BeatLog, ago
-from app.store.schema import adapters, catalogue_state, claims, gateways, versions
+from app.store.schema import adapters, catalogue_state, claims, deletions, gateways, versions
 
 STALE_S: Final = 900.0
 """Seconds a gateway goes on serving by what it last read of the catalogue; then it serves no adapter until it can read."""
@@ -146,26 +147,71 @@ class Peers:
         self.keep(digest)
         try:
             yield
-        finally:  # the row goes with a later beat
-            with self._claiming:
-                self._held[digest.hex] -= 1
-                if not self._held[digest.hex]:
-                    del self._held[digest.hex]
+        finally:
+            self._let_go(digest)
 
     def keep(self, digest: Digest) -> None:
-        """Claim it for as long as we live. Waits for whoever is removing it now."""
+        """Claim it for as long as we live. Waits for whoever is removing or deleting it now. Raises as `claimed`."""
         mine = {"digest": digest.hex, "gateway": self.id}
         there = (claims.c.digest == digest.hex, claims.c.gateway == self.id)
         with self._claiming, self._database.writing() as connection:
             if connection.execute(select(claims.c.digest).where(*there)).first() is None:
                 connection.execute(insert(claims).values(**mine))
             self._held[digest.hex] += 1  # where the commit fails: one row too many, for as long as we live
+        try:  # outside: nobody else waits for this
+            wait_while(lambda: self._is_marked(digest), digest)
+        except BaseException:
+            self._let_go(digest)
+            raise
+
+    def _let_go(self, digest: Digest) -> None:
+        """Claim it no longer; the row goes with a later beat."""
+        with self._claiming:
+            self._held[digest.hex] -= 1
+            if not self._held[digest.hex]:
+                del self._held[digest.hex]
 
     @contextmanager
     def removing(self, digest: Digest) -> Iterator[bool]:
         """See Claims. What is taken away inside must be put back when the block raises: then others may have come."""
         with self._database.writing() as connection:
             yield self._free(connection, digest)
+
+    @contextmanager
+    def deleting(self, digest: Digest) -> Iterator[GoOn | None]:
+        """See Claims."""
+        began = time.monotonic()
+        if not self._mark(digest):
+            yield None
+            return
+        yield lambda: in_time(began) and self._may_go_on(digest)
+        with self._database.writing() as connection:  # not where the block raised
+            connection.execute(delete(deletions).where(*self._mine(digest)))
+
+    def _mark(self, digest: Digest) -> bool:
+        """Mark it as being deleted, where it is free and nobody is deleting it; lapsed marks go, whoever made them."""
+        with self._database.writing() as connection:
+            connection.execute(delete(deletions).where(deletions.c.marked_at <= ago(MARK_S)))
+            marked = connection.execute(select(deletions.c.digest).where(deletions.c.digest == digest.hex)).first()
+            if marked or not self._free(connection, digest):
+                return False
+            connection.execute(insert(deletions).values(digest=digest.hex, gateway=self.id, marked_at=ago(0)))
+            return True
+
+    def _mine(self, digest: Digest) -> tuple[ColumnElement[bool], ...]:
+        return deletions.c.digest == digest.hex, deletions.c.gateway == self.id
+
+    def _is_marked(self, digest: Digest) -> bool:
+        lives = (deletions.c.digest == digest.hex, deletions.c.marked_at > ago(MARK_S))
+        with self._database.reading() as connection:
+            return connection.execute(select(deletions.c.digest).where(*lives)).first() is not None
+
+    def _may_go_on(self, digest: Digest) -> bool:
+        """Whether our mark is still there and nobody has claimed the digest since."""
+        with self._database.reading() as connection:
+            marked = connection.execute(select(deletions.c.digest).where(*self._mine(digest))).first()
+            claimed = connection.execute(select(claims.c.gateway).where(claims.c.digest == digest.hex)).first()
+            return marked is not None and claimed is None
 
     def _free(self, connection: Connection, digest: Digest) -> bool:
         here = versions.c.artefact == digest.hex

@@ -21,7 +21,7 @@ from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Artefa
 from app.domain.digest import Digest, digest_of
 from app.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
 from app.store.blobs import FILE_MODE, FILES, BlobStore
-from app.store.claims import Claims
+from app.store.claims import Claims, GoOn
 from app.store.copies import Copies
 from app.store.disk import digests_in, discard, disk_errors, sync_directory
 from app.store.objects import Missing, Objects
@@ -146,12 +146,28 @@ class RemoteBlobs(BlobStore):
             return super().manifest(digest)
         return self._objects.read(_key(digest, MANIFEST_FILE))
 
-    def _bury(self, digest: Digest) -> Path | None:
-        """Take it out of the storage, manifest first, and its copy away. Raises Unavailable."""
+    def remove(self, digest: Digest) -> None:
+        """As BlobStore.remove: out of the storage, manifest first, and its copy away. Raises Unavailable."""
+        self._delete(digest, lambda: True)
+
+    def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
+        """As BlobStore, but outside every lock: the storage may stall. The order is argued in claims.py."""
+        with self._claims.deleting(digest) as go_on:
+            if go_on is None:
+                return False
+            if digest in needed():
+                return None
+            return self._delete(digest, go_on)
+
+    def _delete(self, digest: Digest, go_on: GoOn) -> bool:
+        """Whether all of it is gone: it stops where it may not go on. Raises Unavailable."""
         for name in reversed(FILES):
+            if not go_on():
+                return False
             self._objects.delete(_key(digest, name))
         self._copies.gone(digest)
-        return super()._bury(digest)
+        super().remove(digest)
+        return True
 
     def _used(self, digest: Digest) -> None:
         """Somebody is about to read this copy; others may have to go for it. Never raises for those."""
@@ -167,15 +183,9 @@ class RemoteBlobs(BlobStore):
         if self._objects.written_at(_key(digest, MANIFEST_FILE)) is None:
             return  # not to be had again
         self._copies.gone(digest)
-        if grave := super()._bury(digest):
+        if grave := self._bury(digest):
             _log.info("a copy of artefact %s made room for others", digest.short)
             discard(grave)
-
-    def _dig_up(self, grave: Path, digest: Digest) -> None:
-        """The copy, and the storage from it."""
-        super()._dig_up(grave, digest)
-        for name in FILES:
-            self._objects.create(_key(digest, name), (self.path(digest) / name).read_bytes())
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
         """As BlobStore.collect; spares besides what is younger than the grace, by the storage's own clock."""

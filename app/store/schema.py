@@ -28,7 +28,7 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.lifecycle import State
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -136,6 +136,14 @@ claims: Final = Table(
     metadata,
     Column("digest", String(_HEX), primary_key=True),
     Column("gateway", ForeignKey("gateways.id", ondelete="CASCADE"), primary_key=True),
+)
+
+deletions: Final = Table(
+    "deletions",  # artefacts being deleted from object storage now; claims.py
+    metadata,
+    Column("digest", String(_HEX), primary_key=True),
+    Column("gateway", String(32), nullable=False),  # no foreign key: who leaves may have a request under way
+    Column("marked_at", _Utc, nullable=False),  # by the database's clock
 )
 
 

@@ -95,6 +95,7 @@ CASES = [
         "AuditFoundBrokenInvariant", {f"gateway_audit_broken_invariants{{{AT}}}": "NaN NaN NaN NaN NaN NaN"}, 5
     ),  # none yet
     Case("AuditFoundBrokenInvariant", {f"gateway_audit_broken_invariants{{{AT}}}": "0x30"}, 5),
+    Case("AuditFoundBrokenInvariant", {f"gateway_audit_broken_invariants{{{AT}}}": "0x3 2x3 0x30"}, 10),  # mended since
     Case("PrunedShareUnusual", adapters(2, 4, 5, 6, 45), 5, {"job": "gateway", "adapter": "a4"}, "40%"),
     Case("PrunedShareUnusual", adapters(40, 42, 45, 46, 47), 5),  # all alike
     Case("PrunedShareUnusual", adapters(2, 4, 45), 5),  # too few to say what is usual

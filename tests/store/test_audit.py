@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from app.audit import both, engine_list
+from app.audit import NOTHING_SEEN, both, engine_list, status_of
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from app.store.audit import Audit, Promise, audit
+from app.store.audit import Audit, Promise, Skipped, audit
 from app.store.audit_engines import Card
 from app.store.database import sqlite_url
+from app.store.invariants import Finding
 from app.store.standing import STANDING
 from tests.support.house import KEY, OpenHouse, Running, form
 
@@ -405,6 +406,39 @@ def test_only_what_two_looks_saw_counts(filled: Filled) -> None:
 def command(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, "-m", "app", "store", "audit", "--data", str(data), "--patience", "0", *arguments]
     return subprocess.run(line, capture_output=True, text=True, env=os.environ | {"GATEWAY_API_KEYS": KEY})
+
+
+def test_nothing_is_counted_that_was_not_looked_at(filled: Filled, tmp_path: Path) -> None:
+    everything = look(filled)
+    assert everything.skipped == ()
+    assert everything.counts["files_searched_for_keys"] > 3
+    little = look(filled, listed=None, secrets=["short"])
+    assert not {"engine_names", "files_searched_for_keys", "objects"} & little.counts.keys()
+    assert Skipped("keys in files", "none of 8 characters or more was given") in little.skipped
+    (filled[0] / "artefacts" / ".lock").write_text("nobody")
+    assert Skipped("names in the quarantine, sizes of logs", "no gateway is at work here") in look(filled).skipped
+    shutil.rmtree(filled[0] / "artefacts")
+    assert Skipped("artefacts", f"{filled[0] / 'artefacts'} is no directory", asked=True) in look(filled).skipped
+    told = command(filled[0])
+    assert "not looked at: engines: none was given (--engine-url)" in told.stdout
+    assert "not looked at: what is stored, measured again: no reference was given (--reference)" in told.stdout
+
+
+def test_nothing_seen_of_what_was_asked_for_is_no_success() -> None:
+    finding, asked, other = Finding("I2", "a@1", "x"), Skipped("engines", "y", asked=True), Skipped("engines", "y")
+    assert [status_of(Audit((), skipped=skipped)) for skipped in ((), (other,), (other, asked))] == [0, 0, NOTHING_SEEN]
+    assert status_of(Audit((finding,), skipped=(asked,))) == 1
+
+
+async def test_an_empty_catalogue_with_a_directory_that_is_not_there_is_no_all_clear(
+    open_gateway: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_gateway():
+        pass
+    assert command(tmp_path / "data").returncode == 0
+    told = command(tmp_path / "data", "--artefacts", str(tmp_path / "nowhere"))
+    assert told.returncode == NOTHING_SEEN
+    assert "asked for and not looked at: artefacts" in told.stdout.replace("\n", " ")
 
 
 def test_the_command_tells_by_its_status(filled: Filled) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.store.audit import Audit, audit
+from app.store.audit import Audit, Skipped, audit
 from app.store.database import sqlite_url
 from app.store.objects import Objects
 from tests.store.test_auditing import broken
@@ -56,7 +56,10 @@ def test_other_bytes_are_found_by_reading_only(tmp_path: Path, storage: Storage,
     objects.replace(f"{digest}/{WEIGHTS}", whole[:-1] + bytes([whole[-1] ^ 1]))
     where = f"artefact {digest[:12]} in the object storage"
     assert said(looked(tmp_path, storage)) == {("I6", where), ("I12", where), ("I2", "bard@1")}
-    assert looked(tmp_path, storage, rehash=False).findings == ()
+    listed = looked(tmp_path, storage, rehash=False)
+    assert listed.findings == ()
+    assert "objects_read_back" not in listed.counts
+    assert Skipped("bytes in the object storage", "it was listed only") in listed.skipped
 
 
 def test_another_artefacts_manifest_is_found(tmp_path: Path, storage: Storage, digest: str) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from app.store.audit import Skipped
 from tests.support.house import OpenHouse, Running, form
 
 SOON_S = 20.0
@@ -55,7 +56,7 @@ async def test_an_engine_that_reads_other_bytes_than_ours_is_found(open_gateway:
         await running.http.post("/adapters", files=form("style"))
         look = running.house.auditor.look
         before = await asyncio.to_thread(look)
-        assert (before.findings, before.counts["engine_names"]) == ((), 2)
+        assert (before.findings, before.counts["engine_names"], before.counts["engines"]) == ((), 2, 1)
         (name,) = running.simulator.loaded
         running.simulator.loaded[name] = "/elsewhere"
         assert [finding.invariant for finding in (await asyncio.to_thread(look)).findings] == ["I1"]
@@ -67,7 +68,9 @@ async def test_while_the_engine_is_away_it_is_not_asked(open_gateway: OpenHouse)
         await running.simulator.stop()
         await running.http.post("/adapters", files=form("style"))
         found = await asyncio.to_thread(running.house.auditor.look)
-        assert (found.findings, found.counts["engine_names"], found.counts["artefacts"]) == ((), 0, 1)
+        assert (found.findings, found.counts["artefacts"]) == ((), 1)
+        assert not {"engines", "engine_names"} & found.counts.keys(), "no number is told of what was not looked at"
+        assert Skipped("engines", "1 of 1 are away or being filled") in found.skipped
 
 
 async def test_none_is_made_where_none_is_asked_for(open_gateway: OpenHouse) -> None:

@@ -491,7 +491,7 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 
 
 BEFORE_SHARING = """
-    DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
+    DROP TABLE deletions; DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
     ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
 """
 """What takes a catalogue back to schema 2."""

@@ -3,20 +3,32 @@
 import asyncio
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from app.audit import measured_again
+from app.audit import AGAIN, NOTHING_SEEN, measured_again
 from app.cli import cli
 from app.domain.digest import digest_of
 from app.screen.build import BuildOptions
+from app.store.audit import Audit, Skipped
+from app.store.objects import Objects
 from tests.support.house import OpenHouse, Running, form
 from tests.support.references import make_reference
+from tests.support.s3 import Storage, storage
+
+__all__ = ["storage"]
+
+
+def command(data: Path, *arguments: str) -> Result:
+    """`store audit` of this data directory."""
+    return CliRunner().invoke(cli, ["store", "audit", "--data", str(data), "--patience", "0", *arguments])
+
 
 POLICIES: dict[str, dict[str, Any]] = {
     "clean": {"tau": 1e6},
@@ -34,9 +46,10 @@ async def test_what_a_gateway_stored_passes(
     async with open_gateway(base_through_noop=True, **policy) as running:
         answers = [await running.http.post("/adapters", files=form("one", seed)) for seed in range(3)]
         assert {answer.status_code for answer in answers} == {201}
-        found = await asyncio.to_thread(measured_again, running.data, tiny_reference_dir)
-    assert len(list((running.data / "artefacts").glob("*/manifest.json"))) > 1
-    assert found == ((), ())
+        found = await asyncio.to_thread(measured_again, running.data / "artefacts", tiny_reference_dir)
+    there = len(list((running.data / "artefacts").glob("*/manifest.json")))
+    assert there > 1
+    assert found == Audit((), counts={"artefacts_measured_again": there})
 
 
 def forged(running: Running, digest: str, size: float) -> str:
@@ -69,11 +82,9 @@ async def test_bytes_that_nobody_screened_are_found_though_every_digest_is_right
         name = forged(running, version["digest"], 50.0)
         seen = await asyncio.to_thread(running.house.auditor.look)
         assert not seen.findings  # structure tells nothing
-    findings, _ = measured_again(running.data, tiny_reference_dir)
+    findings = measured_again(running.data / "artefacts", tiny_reference_dir).findings
     assert [(one.invariant, one.where) for one in findings] == [("I9", f"artefact {name[:12]}")]
-    told = CliRunner().invoke(
-        cli, ["store", "audit", "--data", str(running.data), "--reference", str(tiny_reference_dir), "--patience", "0"]
-    )
+    told = command(running.data, "--reference", str(tiny_reference_dir))
     assert told.exit_code == 1
     assert "I9" in told.output
 
@@ -84,4 +95,49 @@ async def test_what_another_reference_measured_is_noted_and_not_judged(
     async with open_gateway() as running:
         await running.http.post("/adapters", files=form("one"))
     other = make_reference(tmp_path_factory.mktemp("other"), options=BuildOptions(top_k=4))
-    assert measured_again(running.data, other) == ((), ("1 artefacts were measured against another reference",))
+    found = measured_again(running.data / "artefacts", other)
+    assert (found.findings, found.counts) == ((), {"artefacts_measured_again": 0})
+    assert found.skipped == (Skipped(AGAIN, "1 artefacts were measured against another reference", asked=True),)
+    told = command(running.data, "--reference", str(other))
+    assert told.exit_code == NOTHING_SEEN
+    assert "This is no all-clear: asked for and not looked at: what is stored, measured again" in told.output
+
+
+async def test_artefacts_are_measured_again_wherever_they_are_kept(
+    open_gateway: OpenHouse, tiny_reference_dir: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "shared"
+    async with open_gateway(artefacts=elsewhere) as running:
+        await running.http.post("/adapters", files=form("one"))
+    reference = ("--reference", str(tiny_reference_dir))
+    told = command(running.data, "--artefacts", str(elsewhere), *reference)
+    assert told.exit_code == 0, told.output
+    assert "1 artefacts measured again" in told.output
+    nothing = command(running.data, "--artefacts", str(tmp_path / "nowhere"), *reference)
+    assert nothing.exit_code == 1  # the version's artefact is not there
+    assert "nowhere is no directory" in nothing.output
+
+
+async def test_what_has_no_copy_here_is_measured_from_the_object_storage(
+    open_gateway: OpenHouse, tiny_reference_dir: Path, storage: Storage
+) -> None:
+    async with open_gateway(store_url=storage.url) as running:
+        digest = (await running.http.post("/adapters", files=form("one"))).json()["digest"]
+    (running.data / "artefacts" / digest).chmod(0o755)
+    shutil.rmtree(running.data / "artefacts" / digest)
+    at = (running.data / "artefacts", tiny_reference_dir, storage.url)
+    assert await asyncio.to_thread(measured_again, *at) == Audit((), counts={"artefacts_measured_again": 1})
+    await asyncio.to_thread(Objects(storage.url).delete, f"{digest}/adapter_model.safetensors")
+    found = await asyncio.to_thread(measured_again, *at)
+    assert found.skipped == (Skipped(AGAIN, "1 artefacts could not be read from the object storage", asked=True),)
+
+
+async def test_a_store_without_artefacts_has_none_to_measure_and_says_so(
+    open_gateway: OpenHouse, tiny_reference_dir: Path
+) -> None:
+    async with open_gateway() as running:
+        pass
+    told = command(running.data, "--reference", str(tiny_reference_dir))
+    assert told.exit_code == 0, told.output
+    assert "0 adapters, 0 versions, 0 artefacts" in told.output
+    assert "0 artefacts measured again" in told.output

@@ -35,9 +35,13 @@ def opened(tmp_path: Path, storage: Storage) -> Open:
     """Gateway number n on the storage, with a directory of its own."""
 
     def open_(
-        number: int = 0, owner: str = "catalogue", grace: timedelta = NO_GRACE, root: Path | None = None
+        number: int = 0,
+        owner: str = "catalogue",
+        grace: timedelta = NO_GRACE,
+        root: Path | None = None,
+        patience: Patience = HASTY,
     ) -> RemoteBlobs:
-        return RemoteBlobs(root or tmp_path / f"gateway-{number}", Objects(storage.url, HASTY), owner, grace)
+        return RemoteBlobs(root or tmp_path / f"gateway-{number}", Objects(storage.url, patience), owner, grace)
 
     return open_
 
@@ -266,8 +270,8 @@ def test_a_full_directory_of_copies_refuses_and_keeps_what_is_there(
 
 
 def test_many_megabytes_come_back_as_they_went(opened: Open) -> None:
-    made = artefact(1, 20 << 20)
-    with opened(0) as one, opened(1) as other:
+    made, patient = artefact(1, 20 << 20), Patience()  # this is about bytes: a busy machine may take its time
+    with opened(0, patience=patient) as one, opened(1, patience=patient) as other:
         one.put(made)
         other.verify(made.digest)
         assert (other.path(made.digest) / WEIGHTS_FILE).stat().st_size == 20 << 20
