@@ -41,11 +41,12 @@ class Log:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append; a full disk must not stop the engine."""
-        if self.size + len(data) > self.limit:
-            os.close(self.file)
-            self.file, self.size = self._fresh(), 0
+        """Append; a full disk, or none to begin a new file on, must not stop the engine."""
         with contextlib.suppress(OSError):
+            if self.size + len(data) > self.limit:
+                fresh = self._fresh()
+                os.close(self.file)
+                self.file, self.size = fresh, 0
             self.size += os.write(self.file, data)
 
 

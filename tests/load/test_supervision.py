@@ -229,6 +229,19 @@ def test_a_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
     assert all(path.stat().st_size < 50_000 + (1 << 16) for path in tmp_path.iterdir())
 
 
+def test_a_log_that_cannot_be_begun_anew_does_not_end_the_engine(tmp_path: Path) -> None:
+    """As on a disk without a free inode; here the directory is gone."""
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    home.mkdir()
+    away = f"import os\nos.rename({str(home)!r}, {str(moved)!r})\n"
+    chatter = away + "for i in range(2000): print(i, 'x' * 90)\nraise SystemExit(3)"
+    log = home / "engine.log"
+    command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", "--", sys.executable, "-c", chatter]
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
+        assert leash.wait() == 3
+    assert (moved / "engine.log").stat().st_size < 50_000 + (1 << 16)
+
+
 def test_sockets_go_elsewhere_when_the_path_is_too_long(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * SOCKET_DIR_LIMIT)
     home = socket_home(deep)
