@@ -128,7 +128,7 @@ class Pipeline:
     async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
         self._beginning[name] += 1
-        work = self.rooms.pools.store.start(begin)
+        work = self.rooms.pools.screening.start(begin)  # an artefact may have to be read whole
         work.add_done_callback(lambda _: self._begun(name))
         try:
             return await asyncio.shield(work)
