@@ -187,7 +187,7 @@ class Pipeline:
                 self._at_work(self.rooms.progress.tell(row), _current_task())
             return row, False
         finally:
-            await pools.receiving(upload.close)  # before it is loaded: a slow load must hold no slot
+            await pools.receiving.free(upload.close)  # before it is loaded: a slow load must hold no slot
 
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
