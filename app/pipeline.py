@@ -128,7 +128,7 @@ class Pipeline:
     async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
         self._beginning[name] += 1
-        work = self.rooms.pools.store.start(begin)
+        work = self.rooms.pools.screening.start(begin)  # an artefact may have to be read whole
         work.add_done_callback(lambda _: self._begun(name))
         try:
             return await asyncio.shield(work)
@@ -187,7 +187,7 @@ class Pipeline:
                 self._at_work(self.rooms.progress.tell(row), _current_task())
             return row, False
         finally:
-            await pools.receiving(upload.close)  # before it is loaded: a slow load must hold no slot
+            await pools.receiving.free(upload.close)  # before it is loaded: a slow load must hold no slot
 
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""

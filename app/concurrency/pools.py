@@ -33,6 +33,7 @@ class Pool:
     def __init__(self, name: str, threads: int) -> None:
         self.name: Final = name
         self.threads: Final = threads
+        self._closed = False
         self._executor: Final = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def __call__(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,8 +63,16 @@ class Pool:
                 running.exception()  # looked at, so that the loop does not complain about it
             raise
 
+    async def free(self, release: Callable[[], None]) -> None:
+        """Let go of something large in a thread, to the end; at once where the pool is closed, since chat is over too."""
+        if self._closed:
+            release()
+        else:
+            await self.to_the_end(release)
+
     def close(self, *, wait: bool) -> None:
         """Take no more work and drop what waits. wait: block until what runs has ended, however long that takes."""
+        self._closed = True
         self._executor.shutdown(wait=wait, cancel_futures=True)
 
 

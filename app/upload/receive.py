@@ -137,7 +137,7 @@ class PendingUpload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._sealed is not None:
-            await self._pool.to_the_end(self.take().close)
+            await self._pool.free(self.take().close)
 
 
 async def receive(
@@ -179,7 +179,7 @@ async def _freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
     try:
         yield held
     except BaseException:
-        await pool.to_the_end(held.close)
+        await pool.free(held.close)
         raise
 
 

@@ -131,6 +131,19 @@ async def test_closing_drops_what_waits_and_waits_for_what_runs(monkeypatch: pyt
         await waiting
 
 
+async def test_what_is_large_is_freed_in_a_thread_and_after_the_end_at_once() -> None:
+    pool, threads = Pool("kind", 1), list[int]()
+
+    def release() -> None:
+        threads.append(threading.get_ident())
+
+    await pool.free(release)
+    pool.close(wait=True)
+    await pool.free(release)
+    assert threads[0] != threading.get_ident()
+    assert threads[1:] == [threading.get_ident()]
+
+
 def test_pools_are_bounded_and_named_after_their_work() -> None:
     every = Pools.for_uploads(7)
     assert {field.name: getattr(every, field.name).name for field in fields(every)} == {

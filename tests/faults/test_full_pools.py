@@ -13,7 +13,9 @@ import pytest
 from app.concurrency.pools import Pools
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
+from app.publishing import Publishing
 from app.screen.reference import Reference
+from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from tests.support.holding import Held
 from tests.support.house import OpenHouse, Running, form
@@ -36,6 +38,10 @@ def deletes(running: Running) -> list[Awaitable[Any]]:
     return [running.http.delete("/adapters/doomed") for _ in range(8)]
 
 
+def followed(running: Running) -> list[Awaitable[Any]]:
+    return [*(push(running, f"new{n}", n + 10) for n in range(4)), running.http.delete("/adapters/doomed")]
+
+
 def looks(path: str) -> Callable[[Running], list[Awaitable[Any]]]:
     return lambda running: [running.http.get(path) for _ in range(8)]
 
@@ -53,6 +59,8 @@ class Kind:
 KINDS = {
     "screening": Kind(((Pipeline, "_measure_and_store"), (Pipeline, "_restored")), screenings, 5),
     "changes": Kind(((Catalogue, "delete"),), deletes, 4, frozenset({("DELETE", "/adapters/doomed")})),
+    "following": Kind(((Publishing, "_measure_again"),), followed, 1, frozenset({("DELETE", "/adapters/doomed")})),
+    "fetching": Kind(((BlobStore, "touch"),), looks("/resolve/kept@1"), 4),
     "readiness": Kind(((Reference, "check_unchanged"),), looks("/ready"), 2, frozenset({("GET", "/ready")})),
     "scrapes": Kind(((Metrics, "exposition"),), looks("/metrics"), 1, frozenset({("GET", "/metrics")})),
 }
