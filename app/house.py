@@ -4,6 +4,7 @@ import logging
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from app.api.context import Context
@@ -13,6 +14,7 @@ from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
+from app.errors import MODEL_MISMATCH, Unavailable
 from app.following import Following
 from app.load.command import EngineSpec, cpu_build
 from app.load.discovery import fleet_of
@@ -20,6 +22,7 @@ from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import HttpEngine
 from app.load.fetch import local_model
 from app.load.fleet import Fleet
+from app.load.identity import RECORD, Expected, ModelCheck
 from app.load.keeping import Keeping
 from app.load.member import CheckedEngine
 from app.load.reconcile import Reconciler
@@ -36,6 +39,7 @@ from app.rooms import Rooms
 from app.sandbox import Sandbox
 from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference, short_of_energy
+from app.screen.served import CACHE, difference
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
@@ -43,7 +47,7 @@ from app.store.opening import Place, catalogue_at, open_store
 from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, engines_of, readiness_of, watch_fleet, watch_house
+from app.watching import Audited, Auditor, details_of, engines_of, readiness_of, watch_fleet, watch_house
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -81,6 +85,8 @@ def open_house(settings: Settings) -> House:
 def _wire(settings: Settings, doors: ExitStack) -> House:
     metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
+    spec = None if settings.engine_urls else engine_spec(settings)
+    check = _model_check(settings, reference, spec)
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
     blobs, peers = store.blobs, store.peers
@@ -104,9 +110,10 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
+        identify=check.identify,
     )
     keeper = keeper_for(settings.engine_resolves, lambda: publishing.waiting())  # noqa: PLW0108 - bound below
-    embedded, engine, reconciler = _engines(settings, keeping, metrics, keeper)
+    embedded, engine, reconciler = _engines(settings, spec, keeping, metrics, keeper)
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
@@ -163,6 +170,7 @@ def _context(
         routes=rooms.routes,
         receive=receive,
         readiness=readiness_of(engine, rooms),
+        details=partial(details_of, rooms.reconciler),
         engine_metrics=engine.exposition,
     )
 
@@ -188,6 +196,29 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     metrics.in_force(reference.digest.short, reference.modules, settings.policy)
     event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
     return reference
+
+
+def _model_check(settings: Settings, reference: Reference, spec: EngineSpec | None) -> ModelCheck:
+    """What compares the served model with the reference. Raises Unavailable MODEL_MISMATCH if an embedded one is wrong."""
+    files = None if spec is None else Path(spec.model)
+    differs = partial(difference, manifest=reference.manifest, cache=settings.data / CACHE)
+    expected = Expected(
+        settings.served_name, reference.manifest.aligned, differs, settings.data / RECORD, files, settings.trust_model
+    )
+    check = ModelCheck(expected)
+    if files is not None:
+        event(
+            "comparing_model",
+            path=files,
+            hint="its files are read once, and again when they have changed",
+        )
+        try:
+            found = check.of_files(files).objection
+        except Unavailable as error:
+            found = None if settings.trust_model else error.message
+        if found is not None:
+            raise Unavailable(MODEL_MISMATCH, f"{files}: {found}")
+    return check
 
 
 def _place(settings: Settings, parameters: str) -> Place:
@@ -221,18 +252,18 @@ def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet)
 
 
 def _engines(
-    settings: Settings, keeping: Keeping, metrics: Metrics, keeper: Keeper
+    settings: Settings, spec: EngineSpec | None, keeping: Keeping, metrics: Metrics, keeper: Keeper
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
-    """The embedded engine if it is one; what is asked; what keeps it filled."""
+    """The embedded engine if it is one (spec: how it is started); what is asked; what keeps it filled."""
     urls, key = settings.engine_urls, _engine_key(settings)
     made, say = partial(CheckedEngine, api_key=key), partial(event, "engines")
     if fleet := fleet_of(urls, made, keeping, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
         watch_fleet(metrics, fleet)
         return None, fleet, fleet
-    if urls:
+    if spec is None:
         engine = HttpEngine(urls[0], api_key=key)
         return None, engine, keeper(engine, keeping)
-    embedded = _embedded(settings)
+    embedded = _embedded(settings, spec)
     reconciler = Reconciler(embedded.client, keeping)
     embedded.on_ready = reconciler.poke
     embedded.on_restart = metrics.engine_restarted
@@ -240,8 +271,7 @@ def _engines(
     return embedded, embedded.client, reconciler
 
 
-def _embedded(settings: Settings) -> EmbeddedEngine:
-    spec = engine_spec(settings)
+def _embedded(settings: Settings, spec: EngineSpec) -> EmbeddedEngine:
     return EmbeddedEngine(
         spec,
         socket_home(settings.data / "engine"),

@@ -36,8 +36,8 @@ def difference(path: Path, manifest: Manifest, cache: Path) -> str | None:
     if digest == manifest.aligned:
         return None
     if digest == manifest.base:
-        return "it is the reference's base checkpoint, not its aligned one"
-    return "it is neither the reference's aligned checkpoint nor its base; converted or quantised weights differ too"
+        return "the model is the reference's base checkpoint, not its aligned one"
+    return "the model is neither the reference's aligned checkpoint nor its base; converted or quantised weights differ too"
 
 
 def _odd_module(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
@@ -45,10 +45,10 @@ def _odd_module(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
     for name, info in sorted(manifest.modules.items()):
         shape = checkpoint.shapes.get(f"{name}.weight")
         if shape is None:
-            return f"it has no tensor {name}.weight, which the reference's aligned checkpoint has"
+            return f"the model has no tensor {name}.weight, which the reference's aligned checkpoint has"
         if shape != (info.d_out, info.d_in):
             found, wanted = (" × ".join(map(str, it)) for it in (shape, (info.d_out, info.d_in)))
-            return f"its tensor {name}.weight is {found}, in the reference's aligned checkpoint it is {wanted}"
+            return f"the model's tensor {name}.weight is {found}, in the reference's aligned checkpoint it is {wanted}"
     return None
 
 

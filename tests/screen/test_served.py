@@ -60,7 +60,7 @@ def test_the_aligned_one_is_known_and_read_once(
 def test_the_base_is_called_the_base(pair: tuple[Path, Path], manifest: Manifest, tmp_path: Path) -> None:
     for _ in range(2):  # read, and remembered
         said = difference(pair[0], manifest, tmp_path / CACHE)
-        assert said == "it is the reference's base checkpoint, not its aligned one"
+        assert said == "the model is the reference's base checkpoint, not its aligned one"
 
 
 def test_how_the_tensors_are_spread_over_files_does_not_matter(manifest: Manifest, tmp_path: Path) -> None:
