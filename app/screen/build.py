@@ -33,9 +33,6 @@ Progress = Callable[[str, int, int], None]
 
 PLAN: Final = "plan.json"
 FILE_MODE: Final = 0o444
-CHUNK: Final = 1 << 22
-"""Bytes hashed at a time."""
-
 BLOCK_BYTES: Final = 16 << 20
 """Of a matrix in float64, worked on at a time: a build holds one stored V and a few of these."""
 
@@ -153,8 +150,7 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     if all(info.v_norm == 0.0 for info in infos.values()):
         shutil.rmtree(stage)
         raise fail(
-            f"{pair.aligned.path}: no module differs from {pair.base.path}, so there is no alignment to measure against; "
-            "name the unaligned checkpoint as the base and the aligned one as aligned"
+            f"{pair.aligned.path}: no module differs from {pair.base.path}; name the unaligned checkpoint as base"
         )
     _digest_rest(pair, parts)
     base, aligned = (digest_of_parts(of.items()) for of in parts)
@@ -284,11 +280,8 @@ def _save(stage: Path, file: str, tensors: dict[str, Tensor]) -> FileInfo:
 
 
 def _hash(path: Path) -> str:
-    sha = hashlib.sha256()
     with path.open("rb") as f:
-        while chunk := f.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from app.load import identity
 from app.load.engine import HttpEngine
 from app.load.identity import RECORD, TEXTS, TOLERANCE, Expected, Identity, ModelCheck
 from app.load.objection import Objection
+from tests.support.engine import LiveEngine
 from tests.support.simulator import MODEL, Simulator
 
 CHECKPOINT = digest_of(b"aligned")
@@ -233,3 +234,22 @@ def test_the_tolerance_tells_the_demos_base_from_its_aligned_model_and_no_roundi
         assert identity._distance(exact[path], rounded[path]) < TOLERANCE / 2
     assert sum(map(len, exact[ALIGNED])) > 80  # tokens
     assert json.loads(json.dumps(exact[ALIGNED])) == [list(one) for one in exact[ALIGNED]]  # as the record keeps them
+
+
+@pytest.mark.engine
+def test_the_real_engine_tells_what_transformers_computes(engine: LiveEngine, tmp_path: Path) -> None:
+    async def ask() -> list[Identity]:
+        client = HttpEngine(engine.url)
+        try:
+            by_files = await check(tmp_path, lambda directory: str(directory)).identify(client)
+            return [by_files, *[await check(tmp_path).identify(client) for _ in range(2)]]
+        finally:
+            await client.close()
+
+    by_files, first, again = engine.run(ask())
+    assert by_files.objection == str(engine.model_dir)  # its `root` is a directory of this machine
+    assert first.note.startswith("not compared: its answers were recorded")
+    assert again.compared
+    recorded = identity._read(tmp_path / "data" / RECORD, CHECKPOINT)
+    assert recorded is not None
+    assert identity._distance(recorded, answers(engine.model_dir, torch.float32)) < TOLERANCE / 10

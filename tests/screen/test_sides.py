@@ -85,7 +85,7 @@ def test_the_build_says_each_sign_before_it_begins_and_goes_on(tmp_path: Path) -
 def test_equal_checkpoints_make_no_reference(tmp_path: Path, copied: bool) -> None:
     base, _ = make_pair(tmp_path)
     aligned = Path(shutil.copytree(base, tmp_path / "copy")) if copied else base
-    with pytest.raises(Unavailable, match=r"no module differs from .*name the unaligned checkpoint as the base"):
+    with pytest.raises(Unavailable, match=r"no module differs from .*name the unaligned checkpoint as base"):
         build_reference(base, aligned, tmp_path / "r" / "out")
     assert not any((tmp_path / "r").iterdir())  # nothing to open, and nothing to go on with
 
