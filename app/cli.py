@@ -157,8 +157,11 @@ def reference_build(
         def show(name: str, done: int, total: int) -> None:
             bar.update(task, description=name, completed=done, total=total)
 
+        def suspect(sign: str) -> None:
+            err.print(f"warning: are --base and --aligned swapped? {sign}", highlight=False, soft_wrap=True)
+
         options = BuildOptions(top_k=top_k, modules=modules, compact=compact)
-        digest = build_reference(base, aligned, out_dir, options, show)
+        digest = build_reference(base, aligned, out_dir, options, show, suspect)
     out.print(f"{out_dir}\nGATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
 
 

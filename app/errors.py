@@ -137,6 +137,12 @@ ORIGINAL_NOT_KEPT = _code(
 RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening has ended.", retryable=True)
 
 # load and serve
+MODEL_MISMATCH = _code(
+    "model_mismatch",
+    500,
+    _L,
+    "The operator must serve the reference's aligned checkpoint, or know better and set GATEWAY_TRUST_MODEL=true.",
+)
 ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
 LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
 MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")

@@ -10,20 +10,18 @@ from app.api.context import Context
 from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.concurrency.pools import Pools
+from app.domain.artefact import Artefact
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
 from app.following import Following
-from app.load.command import EngineSpec, cpu_build
-from app.load.discovery import fleet_of
-from app.load.embedded import EmbeddedEngine, socket_home
+from app.load.command import cpu_build
+from app.load.embedded import EmbeddedEngine
 from app.load.engine import HttpEngine
-from app.load.fetch import local_model
 from app.load.fleet import Fleet
 from app.load.keeping import Keeping
-from app.load.member import CheckedEngine
 from app.load.reconcile import Reconciler
-from app.load.resolving import Keeper, keeper_for
+from app.load.resolving import keeper_for
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
@@ -39,11 +37,12 @@ from app.screen.reference import Reference, check_policy, open_reference, short_
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
-from app.store.opening import Place, catalogue_at, open_store
+from app.store.opening import Place, Store, catalogue_at, open_store
 from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
-from app.watching import Audited, Auditor, engines_of, readiness_of, watch_fleet, watch_house
+from app.watching import Audited, Auditor, details_of, engines_of, readiness_of, watch_house
+from app.wiring_engines import engine_key, engines, served_model
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What loopback is called in a Host header."""
@@ -81,15 +80,13 @@ def open_house(settings: Settings) -> House:
 def _wire(settings: Settings, doors: ExitStack) -> House:
     metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
+    model = served_model(settings, reference)
     parameters = _parameters(settings, reference)
     store = open_store(_place(settings, parameters), doors)
     blobs, peers = store.blobs, store.peers
     pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
-    noop = publish_noop(target, reference, settings.policy, blobs) if _through_noop(settings) else None
-    if peers is not None and noop is not None:
-        peers.keep(noop.digest)
-        blobs.put(noop)  # again: before it was claimed, another gateway may have removed it
+    noop = _noop(settings, target, reference, store)
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
         settings.served_name,
@@ -105,9 +102,10 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
         after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
+        identify=model.identify,
     )
     keeper = keeper_for(settings.engine_resolves, lambda: publishing.waiting())  # noqa: PLW0108 - bound below
-    embedded, engine, reconciler = _engines(settings, keeping, metrics, keeper)
+    embedded, engine, reconciler = engines(settings, model.spec, keeping, metrics, keeper)
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
@@ -135,7 +133,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     publishing.open()
     pipeline = Pipeline(rooms, publishing)
     auditor = _auditor(settings, pipeline, engine)
-    front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
+    front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
     context = _context(settings, pipeline, engine, front, receiver(settings, rooms, doors))
     following = Following(peers, publishing, pools) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
@@ -164,6 +162,7 @@ def _context(
         routes=rooms.routes,
         receive=receive,
         readiness=readiness_of(engine, rooms),
+        details=partial(details_of, rooms.reconciler),
         engine_metrics=engine.exposition,
     )
 
@@ -209,62 +208,12 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
-def _engine_key(settings: Settings) -> str | None:
-    return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
-
-
 def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Auditor:
     asked = partial(engines_of, engine, pipeline.rooms.reconciler)
     engines = (lambda: ()) if settings.engine_resolves else asked  # their lists name paths of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
-    what = Audited(settings.data, catalogue_url, engines, _engine_key(settings), settings.artefacts, settings.store_url)
+    what = Audited(settings.data, catalogue_url, engines, engine_key(settings), settings.artefacts, settings.store_url)
     return Auditor(pipeline, what, settings.audit_seconds)
-
-
-def _engines(
-    settings: Settings, keeping: Keeping, metrics: Metrics, keeper: Keeper
-) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
-    """The embedded engine if it is one; what is asked; what keeps it filled."""
-    urls, key = settings.engine_urls, _engine_key(settings)
-    made, say = partial(CheckedEngine, api_key=key), partial(event, "engines")
-    if fleet := fleet_of(urls, made, keeping, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
-        watch_fleet(metrics, fleet)
-        return None, fleet, fleet
-    if urls:
-        engine = HttpEngine(urls[0], api_key=key)
-        return None, engine, keeper(engine, keeping)
-    embedded = _embedded(settings)
-    reconciler = Reconciler(embedded.client, keeping)
-    embedded.on_ready = reconciler.poke
-    embedded.on_restart = metrics.engine_restarted
-    embedded.hangs = reconciler.hangs
-    return embedded, embedded.client, reconciler
-
-
-def _embedded(settings: Settings) -> EmbeddedEngine:
-    spec = engine_spec(settings)
-    return EmbeddedEngine(
-        spec,
-        socket_home(settings.data / "engine"),
-        settings.data / "engine.log",
-        say=lambda line: event("engine", says=line),
-    )
-
-
-def engine_spec(settings: Settings) -> EngineSpec:
-    """The engine these settings embed. Raises Unavailable when the model is a hub id that cannot be had."""
-    return EngineSpec(
-        model=local_model(settings.model),
-        served_name=settings.served_name,
-        dtype=settings.dtype.value,
-        max_loras=settings.max_loras,
-        max_lora_rank=settings.max_lora_rank,
-        max_cpu_loras=settings.max_cpu_loras,
-        max_model_len=settings.max_model_len,
-        kv_cache_gib=settings.kv_cache_gib,
-        threads=settings.engine_threads,
-        tool_call_parser=settings.tool_call_parser,
-    )
 
 
 def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
@@ -276,6 +225,17 @@ def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox 
     doors.callback(sandbox.close)
     sandbox.start()
     return sandbox
+
+
+def _noop(settings: Settings, target: TargetModel, reference: Reference, store: Store) -> Artefact | None:
+    """The zero adapter through which the served model answers; None where it answers by itself."""
+    if not _through_noop(settings):
+        return None
+    noop = publish_noop(target, reference, settings.policy, store.blobs)
+    if store.peers is not None:
+        store.peers.keep(noop.digest)
+        store.blobs.put(noop)  # again: before it was claimed, another gateway may have removed it
+    return noop
 
 
 def _through_noop(settings: Settings) -> bool:

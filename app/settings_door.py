@@ -19,6 +19,11 @@ class DoorSettings(BaseSettings):
     served_model_name: str | None = Field(None, description="Name clients use for it; default: the last part of model")
     reference: Path = Field(description="Reference directory made by `python -m app reference build`")
     reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
+    trust_model: bool = Field(
+        False,
+        description="Serve a model that is not the reference's aligned checkpoint, as one that was quantised or converted; "
+        "the log and /ready say so",
+    )
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
     store_url: str | None = Field(
         None,

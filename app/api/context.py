@@ -20,7 +20,7 @@ class Context:
     """Everything a route may touch.
 
     receive: turns a request's body into a sealed upload. readiness: name of a part → None or what is wrong with it.
-    engine_metrics: the engine's own, in Prometheus text format.
+    details: what /ready says besides. engine_metrics: the engine's own, in Prometheus text format.
     """
 
     keys: Keys
@@ -32,6 +32,7 @@ class Context:
     routes: Routes
     receive: Callable[[Request], Awaitable[PendingUpload]]
     readiness: Callable[[], Awaitable[dict[str, str | None]]]
+    details: Callable[[], dict[str, str]]
     engine_metrics: Callable[[], Awaitable[bytes]]
 
 

@@ -144,7 +144,8 @@ _RESPONSE: Final = {
     "text/event-stream": {},
 }
 _EMBEDDINGS: Final = {_JSON: {"schema": _object({"data": _list({"type": "object"}), "model": _TEXT}, more=True)}}
-_PARTS: Final = _object({"status": _TEXT, "parts": {"type": "object", "additionalProperties": _TEXT}})
+_TEXTS: Final[Schema] = {"type": "object", "additionalProperties": _TEXT}
+_PARTS: Final = _object({"status": _TEXT, "parts": _TEXTS, "details": _TEXTS})
 
 
 _RESOLVED: Final = _object(

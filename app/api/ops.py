@@ -25,7 +25,8 @@ async def ready(ctx: Annotated[Context, Depends(context)]) -> JSONResponse:
     """200 when reference, store and engine are in order; else 503 and what is missing."""
     parts = await ctx.readiness()
     status = "ready" if all(wrong is None for wrong in parts.values()) else "not ready"
-    body = {"status": status, "parts": {name: wrong or "ok" for name, wrong in parts.items()}}
+    told = {name: wrong or "ok" for name, wrong in parts.items()}
+    body = {"status": status, "parts": told, "details": ctx.details()}
     return JSONResponse(body, 200 if status == "ready" else 503)
 
 

@@ -26,7 +26,6 @@ from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Artefa
 from app.domain.digest import digest_of
 from app.domain.lora import Adapter, Received, TargetModel
 from app.domain.policy import Policy
-from app.house import engine_spec
 from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine
 from app.prune.canonical import canonicalise
@@ -35,6 +34,7 @@ from app.screen.reference import open_reference
 from app.screen.screen import screen
 from app.settings import Settings
 from app.validate.adapter import ValidateLimits, validate
+from app.wiring_engines import engine_spec
 
 TOKENS: Final = 64
 """Decoded at each request; the end token is ignored."""

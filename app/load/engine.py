@@ -95,6 +95,9 @@ class Engine(Protocol):
     async def models(self) -> frozenset[str]:
         """Names it answers to now."""
 
+    async def cards(self) -> Cards:
+        """The same names, each with the path it reads (`root`) and, for an adapter, the model it rides on (`parent`)."""
+
     async def load(self, name: str, path: Path) -> None:
         """Make it answer to `name` with the adapter in `path`; done already is success.
 
@@ -181,9 +184,7 @@ class HttpEngine:
         return frozenset(await self.cards())
 
     async def cards(self) -> Cards:
-        """Names it answers to now, each with the path it reads (`root`) and, for an adapter, the model it rides on
-        (`parent`). Raises Unavailable ENGINE_UNAVAILABLE.
-        """
+        """See Engine.cards. Raises Unavailable ENGINE_UNAVAILABLE."""
         size, reader = 0, CardReader()
         try:
             async with self._request("GET", MODELS_PATH) as response:

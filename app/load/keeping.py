@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.load.hung import SILENT_S
+from app.load.identity import Identify, unidentified
 
 
 async def _nothing() -> None:
@@ -20,7 +21,7 @@ class Keeping:
     seconds that an engine may owe answers and bring nothing of any before it is suspected (hung.py). idle: whether
     an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. on_try: told
     of each try to load, whether it did. on_lost: told how many loaded adapters the engine has forgotten. after_pass:
-    awaited after each pass that found the engine up.
+    awaited after each pass that found the engine up. identify: says whether the engine's model is the right one.
     """
 
     desired: Callable[[], Mapping[str, Path]]
@@ -32,3 +33,4 @@ class Keeping:
     on_try: Callable[[bool], None] = lambda _: None
     on_lost: Callable[[int], None] = lambda _: None
     after_pass: Callable[[], Awaitable[None]] = _nothing
+    identify: Identify = unidentified

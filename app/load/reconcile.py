@@ -67,7 +67,7 @@ class Reconciler:
         self._in_work: frozenset[str] = frozenset()  # names being loaded or unloaded now
         self._up = False
         self._caught_up = False
-        self.objection = Objection()
+        self.objection = Objection(keeping.identify)
         self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
         self.number = 1  # its engine's, where there are several
@@ -193,9 +193,11 @@ class Reconciler:
         except Unavailable:
             self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
             return
+        fresh = bool(before) and not before & listed  # another process answers at its URL, which was never away
+        if (fresh or not self._up) and await self.objection.stands(self._engine):
+            self._set(up=False, loaded=self._loaded)
+            return
         if not self._up:
-            if await self.objection.stands(self._engine):
-                return
             self._failures = {}  # what failed on the old engine may work on this one
         self._held = listed
         desired = self._keeping.desired()

@@ -25,6 +25,7 @@ from torch import Tensor
 from app.domain.digest import Digest, digest_of, digest_of_parts
 from app.screen.checkpoint import Checkpoint, fail
 from app.screen.manifest import FORMAT, MANIFEST, FileInfo, Manifest, ModuleInfo, dump, module_from, module_json
+from app.screen.sides import signs_of_swap
 from app.screen.spectrum import spectrum_of
 
 Progress = Callable[[str, int, int], None]
@@ -32,9 +33,6 @@ Progress = Callable[[str, int, int], None]
 
 PLAN: Final = "plan.json"
 FILE_MODE: Final = 0o444
-CHUNK: Final = 1 << 22
-"""Bytes hashed at a time."""
-
 BLOCK_BYTES: Final = 16 << 20
 """Of a matrix in float64, worked on at a time: a build holds one stored V and a few of these."""
 
@@ -71,15 +69,19 @@ def build_reference(
     out: Path,
     options: BuildOptions | None = None,
     progress: Progress = lambda module, done, total: None,
+    warn: Callable[[str], None] = lambda sign: None,
 ) -> Digest:
     """Build the reference of a base and an aligned checkpoint (directories or hub ids) at `out`; return its digest.
 
-    Raises Unavailable BAD_REFERENCE, naming the tensor, when architectures or shapes differ or a value is not finite.
+    warn: called with each sign that the two were swapped, before anything is measured. Raises Unavailable BAD_REFERENCE,
+    naming the tensor, when architectures or shapes differ, a value is not finite, or no module differs.
     """
     options = options or BuildOptions()
     if out.exists():
         raise fail(f"{out}: already exists; remove it or choose another directory")
     pair = _open_pair(base, aligned, options)
+    for sign in signs_of_swap(pair.base.path, pair.aligned.path):
+        warn(sign)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _stage(out.parent / f".{out.name}.building", _plan(pair)) as stage:
@@ -145,6 +147,11 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
         infos[name] = info
         for of, digest in zip(parts, digests, strict=True):
             of[f"{name}.weight"] = digest
+    if all(info.v_norm == 0.0 for info in infos.values()):
+        shutil.rmtree(stage)
+        raise fail(
+            f"{pair.aligned.path}: no module differs from {pair.base.path}; name the unaligned checkpoint as base"
+        )
     _digest_rest(pair, parts)
     base, aligned = (digest_of_parts(of.items()) for of in parts)
     kind = str(pair.options.dtype).removeprefix("torch.")
@@ -273,11 +280,8 @@ def _save(stage: Path, file: str, tensors: dict[str, Tensor]) -> FileInfo:
 
 
 def _hash(path: Path) -> str:
-    sha = hashlib.sha256()
     with path.open("rb") as f:
-        while chunk := f.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from app.domain.lora import Shape
 from app.errors import BAD_REFERENCE, Unavailable
 
 INDEX: Final = "model.safetensors.index.json"
-PATTERNS: Final = ("*.safetensors", INDEX, "config.json")
-"""What is fetched of a hub repository: no pickles, no code."""
+PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
+"""Files fetched of a hub repository: the weights, and what tells a base from an aligned one. No pickles, no code."""
 
 LINEAR: Final = re.compile(r"((?:[A-Za-z0-9_]+\.)*layers\.[0-9]+\.(?:[A-Za-z0-9_]+\.)*[a-z_]*_proj)\.weight")
 """Weights of the linear modules LoRA adapts in Llama, Mistral, Qwen, Gemma and Phi-3 (fused ones too): inside a decoder
@@ -72,7 +73,7 @@ class Entry:
 
 
 class Checkpoint:
-    """The tensors of one checkpoint by name, read in parts.
+    """The tensors of one checkpoint by name, read in parts, from any thread.
 
     Raises Unavailable BAD_REFERENCE naming file and tensor when a file is missing, truncated or no safetensors.
     """
@@ -81,6 +82,7 @@ class Checkpoint:
         self.path: Final = resolve(checkpoint)
         self._entries: Final = self._scan()
         self._fds: Final[dict[str, int]] = {}
+        self._opening: Final = threading.Lock()
         self.shapes: Final[Mapping[str, tuple[int, ...]]] = {name: e.shape for name, e in self._entries.items()}
         self.modules: Final[Mapping[str, Shape]] = {
             module: Shape(*shape)
@@ -177,14 +179,19 @@ class Checkpoint:
         return Digest(sha.hexdigest())
 
     def fingerprint(self) -> str:
-        """Names, sizes and times of the files: whether a build may go on where it stopped."""
+        """Identity of the files without reading them: equal as long as nobody has written or replaced one.
+
+        Inodes and change times too: two checkpoints of one architecture are equally large, and archives and images set
+        modification times as they please.
+        """
         stats = [(file, os.stat(self.path / file)) for file in sorted({e.file for e in self._entries.values()})]
-        return json.dumps([[file, s.st_size, s.st_mtime_ns] for file, s in stats])
+        return json.dumps([[file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in stats])
 
     def _fd(self, file: str) -> int:
-        if file not in self._fds:
-            self._fds[file] = os.open(self.path / file, os.O_RDONLY)
-        return self._fds[file]
+        with self._opening:
+            if file not in self._fds:
+                self._fds[file] = os.open(self.path / file, os.O_RDONLY)
+            return self._fds[file]
 
     def close(self) -> None:
         """Let go of the files."""

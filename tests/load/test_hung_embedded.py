@@ -65,9 +65,10 @@ def _impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest_asyncio.fixture
-async def running(open_gateway: OpenHouse, tmp_path: Path) -> AsyncIterator[Running]:
+async def running(open_gateway: OpenHouse, tiny_reference_dir: Path) -> AsyncIterator[Running]:
     """A gateway with an engine of its own, and two adapters in it."""
-    own = {"engine_url": None, "model": str(tmp_path), "served_model_name": SERVED, "base_through_noop": False}
+    model = str(tiny_reference_dir.parent / "aligned")
+    own = {"engine_url": None, "model": model, "served_model_name": SERVED, "base_through_noop": False}
     async with open_gateway(**own, engine_silent_seconds=0.3) as made:
         await until(lambda: made.house.reconciler.engine_up)
         for seed, name in enumerate(NAMES):

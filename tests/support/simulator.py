@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from aiohttp import web
 
@@ -68,6 +69,10 @@ class Simulator:
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.embeds = False
+        self.root = "/models/tiny"  # the directory that it says it serves
+        self.checkpoint: str | None = "aligned"  # which model its log-probabilities are of; None: it tells none
+        self.rounding = 0.0  # nats that they are off, this way or that
+        self.compared = 0  # requests for log-probabilities of texts, which are not among `seen`
         self.developers = False  # VLLM_SERVER_DEV_MODE
         self.steps = 0  # of the core
         self._cached = 0.0  # share of the KV cache in use, more with each look while a long prompt is read
@@ -142,7 +147,7 @@ class Simulator:
         return web.Response(text="" if "metrics" in self.faults else text, content_type="text/plain")
 
     async def _models(self, _: web.Request) -> web.StreamResponse:
-        cards = [{"id": self.model, "object": "model", "root": "/models/tiny", "parent": None}]
+        cards = [{"id": self.model, "object": "model", "root": self.root, "parent": None}]
         cards += [{"id": n, "object": "model", "root": p, "parent": self.model} for n, p in self.loaded.items()]
         return web.json_response({"object": "list", "data": cards})
 
@@ -195,6 +200,9 @@ class Simulator:
 
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
+        if body.get("echo") and isinstance(body["prompt"], list):
+            self.compared += 1
+            return self._echo(body)
         self.seen.append(body)
         self.request_ids.append(request.headers.get("x-request-id", ""))
         if self.resolver is not None and body["model"] not in {self.model, *self.loaded}:
@@ -213,6 +221,23 @@ class Simulator:
             if body.get("stream"):
                 return await self._stream(request, body, fault)
             return await self._whole(request, body, fault, chat=chat)
+
+    def _echo(self, body: Mapping[str, Any]) -> web.StreamResponse:
+        """The log-probability of each word of several texts, as the gateway asks for them to know the model again."""
+        if body["model"] != self.model:
+            return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+        if self.checkpoint is None:
+            return _error(400, "logprobs are disabled", "BadRequestError", "logprobs")
+        choices = [
+            {"index": index, "text": text, "logprobs": {"token_logprobs": [None, *self._log_probabilities(text)]}}
+            for index, text in enumerate(body["prompt"])
+        ]
+        return web.json_response({"id": "cmpl-1", "model": self.model, "choices": choices})
+
+    def _log_probabilities(self, text: str) -> list[float]:
+        """One for each word but the first: 0 to −8 nats, other ones for another checkpoint."""
+        numbers = (crc32(f"{self.checkpoint} {word}".encode()) for word in text.split()[1:])
+        return [-8 * n / 2**32 + (self.rounding if n % 2 else -self.rounding) for n in numbers]
 
     async def core(self) -> None:
         """Wait until the core computes."""
