@@ -241,7 +241,7 @@ def test_the_real_engine_tells_what_transformers_computes(engine: LiveEngine, tm
     async def ask() -> list[Identity]:
         client = HttpEngine(engine.url)
         try:
-            by_files = await check(tmp_path, lambda directory: str(directory)).identify(client)
+            by_files = await check(tmp_path, str).identify(client)
             return [by_files, *[await check(tmp_path).identify(client) for _ in range(2)]]
         finally:
             await client.close()
