@@ -12,6 +12,7 @@ from app.api.rates import Kind, Rates
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
+from app.domain.shares import Resource, Shares
 from app.domain.verdict import METRIC_VERSION
 from app.following import Following
 from app.load.command import EngineSpec, cpu_build
@@ -136,13 +137,19 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     pipeline = Pipeline(rooms, publishing)
     auditor = _auditor(settings, pipeline, engine)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front, receiver(settings, rooms, doors))
+    shares = Shares(settings.keys, {Resource.UPLOADS: settings.max_uploads})
+    context = _context(settings, pipeline, engine, front, shares, receiver(settings, rooms, shares, doors))
     following = Following(peers, publishing, pools) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
 def _context(
-    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, receive: Receive
+    settings: Settings,
+    pipeline: Pipeline,
+    engine: HttpEngine | Fleet,
+    front: HttpEngine | None,
+    shares: Shares,
+    receive: Receive,
 ) -> Context:
     rooms = pipeline.rooms
     if front:
@@ -157,6 +164,7 @@ def _context(
     return Context(
         keys=Keys(settings.keys, open_door=settings.open),
         rates=Rates(per_minute),
+        shares=shares,
         metrics=rooms.metrics,
         pipeline=pipeline,
         rescreening=Rescreening(pipeline),
