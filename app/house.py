@@ -12,7 +12,6 @@ from app.api.rates import Kind, Rates
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
-from app.domain.shares import Resource, Shares
 from app.domain.verdict import METRIC_VERSION
 from app.following import Following
 from app.load.command import EngineSpec, cpu_build
@@ -31,7 +30,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
-from app.receiving import Receive, receiver
+from app.receiving import receiver, shares_of
 from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox.client import Sandbox
@@ -137,21 +136,15 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     pipeline = Pipeline(rooms, publishing)
     auditor = _auditor(settings, pipeline, engine)
     front = HttpEngine(settings.requests_url, api_key=_engine_key(settings)) if settings.requests_url else None
-    shares = Shares(settings.keys, {Resource.UPLOADS: settings.max_uploads})
-    context = _context(settings, pipeline, engine, front, shares, receiver(settings, rooms, shares, doors))
+    context = _context(settings, pipeline, engine, front, doors)
     following = Following(peers, publishing, pools) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
 def _context(
-    settings: Settings,
-    pipeline: Pipeline,
-    engine: HttpEngine | Fleet,
-    front: HttpEngine | None,
-    shares: Shares,
-    receive: Receive,
+    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
 ) -> Context:
-    rooms = pipeline.rooms
+    rooms, shares = pipeline.rooms, shares_of(settings)
     if front:
         choose = only(front)
     else:
@@ -170,7 +163,7 @@ def _context(
         rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
-        receive=receive,
+        receive=receiver(settings, rooms, shares, doors),
         readiness=readiness_of(engine, rooms),
         engine_metrics=engine.exposition,
     )

@@ -1,11 +1,12 @@
-"""How the gateway takes uploads in: its limits, its places, its quarantine, and who shares them."""
+"""Settings → what callers share, and what takes uploads in: its limits and its quarantine."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 from fastapi import Request
 
-from app.domain.shares import Shares
+from app.domain.shares import SHARED, Resource, Shares
+from app.observe.open_files import half_of_open_files
 from app.rooms import Rooms
 from app.settings import Settings
 from app.upload.limits import MIB, UploadLimits
@@ -15,6 +16,12 @@ from app.watching import watch_waiting
 
 Receive = Callable[[Request], Awaitable[PendingUpload]]
 """A request's body → a sealed upload."""
+
+
+def shares_of(settings: Settings) -> Shares:
+    """The table of shared resources, with what these settings and this system allow."""
+    connections = half_of_open_files(SHARED[Resource.CONNECTIONS].limit)
+    return Shares(settings.keys, {Resource.UPLOADS: settings.max_uploads, Resource.CONNECTIONS: connections})
 
 
 def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack) -> Receive:

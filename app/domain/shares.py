@@ -27,6 +27,7 @@ class Resource(StrEnum):
     WATCHERS = "watchers"
     BODIES = "bodies"
     REQUESTS = "requests"
+    UNREAD = "unread"
     CONNECTIONS = "connections"
 
 
@@ -54,7 +55,9 @@ SHARED: Final[Mapping[Resource, Row]] = {
     Resource.BODIES: Row(256 << 20, "bytes of request bodies", SHARE_TAKEN, None),
     # Somewhat below the 1,024 connections to an engine, of which the gateway itself needs a few.
     Resource.REQUESTS: Row(960, "requests to the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
-    # By address. A load balancer is one address: it may hold half.
+    # Bytes that were written and that the client does not take: 8 of the largest answers, thousands of streams.
+    Resource.UNREAD: Row(256 << 20, "bytes of answers that lie unread", SHARE_TAKEN, None),
+    # By address; where the system allows few open files, half of those. A load balancer is one address: it may hold half.
     Resource.CONNECTIONS: Row(8192, "connections", SHARE_TAKEN, None),
 }
 """Every resource that callers share."""
