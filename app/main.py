@@ -67,7 +67,7 @@ def build_app(house: House) -> FastAPI:
     app = FastAPI(
         title="LoRA gateway",
         version=__version__,
-        lifespan=lambda _: _started(house),
+        lifespan=lambda _: started(house),
         middleware=middleware(house),
         docs_url="/docs" if open_door else None,  # a browser sends no key
         redoc_url=None,
@@ -101,7 +101,7 @@ def middleware(house: House) -> list[Middleware]:
 
 
 @contextlib.asynccontextmanager
-async def _started(house: House) -> AsyncIterator[None]:
+async def started(house: House) -> AsyncIterator[None]:
     """The house's parts, running. Each is stopped, the last first, whatever becomes of the others: when the block ends, and
     when one of them does not start.
     """

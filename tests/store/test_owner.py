@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from app.errors import STORE_FAILED, Unavailable
-from app.store import disk
 from app.store.database import sqlite_url
 from app.store.opening import OWNER_FILE, owner_of
 from app.store.staging import MARK, mark_of
@@ -35,7 +34,7 @@ def test_what_is_damaged_is_refused_and_stays_as_it_is(
     tmp_path: Path, read: Callable[[Path], str], file: str, held: str
 ) -> None:
     (tmp_path / file).write_text(held, encoding="utf-8")
-    with pytest.raises(Unavailable, match="damaged.*backup") as refused:
+    with pytest.raises(Unavailable, match=r"damaged.*backup") as refused:
         read(tmp_path)
     assert refused.value.code is STORE_FAILED
     assert file in refused.value.message
@@ -52,13 +51,21 @@ def test_a_crash_before_the_disk_has_it_leaves_nothing(
     def lost(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
+    def fsynced(fd: int) -> None:
+        steps.append("fsync")
+        fsync(fd)
+
+    def linked(one: Path, other: Path) -> None:
+        steps.append("link")
+        link(one, other)
+
     with monkeypatch.context() as broken:
-        broken.setattr(disk.os, "fsync", lost)
+        broken.setattr(os, "fsync", lost)
         with pytest.raises(Unavailable):
             read(tmp_path)
     assert os.listdir(tmp_path) == []
-    monkeypatch.setattr(disk.os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(disk.os, "link", lambda one, other: (steps.append("link"), link(one, other)))
+    monkeypatch.setattr(os, "fsync", fsynced)
+    monkeypatch.setattr(os, "link", linked)
     read(tmp_path)
     assert steps == ["fsync", "link", "fsync"]
 
@@ -68,7 +75,7 @@ def test_who_comes_second_takes_the_firsts(
     tmp_path: Path, read: Callable[[Path], str], file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
-    theirs = []
+    theirs: list[str] = []
 
     def overtaken(one: Path, other: Path) -> None:
         if not theirs:
@@ -76,6 +83,6 @@ def test_who_comes_second_takes_the_firsts(
             theirs[0] = read(tmp_path)
         link(one, other)
 
-    monkeypatch.setattr(disk.os, "link", overtaken)
+    monkeypatch.setattr(os, "link", overtaken)
     assert read(tmp_path) == theirs[0]
     assert os.listdir(tmp_path) == [file]

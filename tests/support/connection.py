@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.api.wire import Wire, wire
+from app.api.wire import wire
 from app.domain.shares import Shares
 from app.observe.metrics import Metrics
 
@@ -107,20 +107,24 @@ class Request:
     complete: bool
 
 
+class Recorded(wire(METRICS, Shares())):  # type: ignore[misc]  # a class made at run time
+    """The protocol, which keeps what it begins."""
+
+    cycles: list[RequestResponseCycle]
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.cycles.append(self.cycle)
+
+
 class Connection:
     """One connection. requests: all that were begun, in order."""
 
     def __init__(self, *, answers: bool, shares: Shares | None = None) -> None:
         self.loop, self.transport, self.answers = Loop(), Transport(), answers
-        self._cycles: list[RequestResponseCycle] = []
-        cycles = self._cycles
-
-        class Recorded(wire(METRICS, shares or Shares())):  # type: ignore[misc]
-            def on_headers_complete(self) -> None:
-                super().on_headers_complete()
-                cycles.append(self.cycle)
-
-        self.protocol: Wire = Recorded(CONFIG, ServerState(), {}, self.loop)
+        self.protocol = Recorded(CONFIG, ServerState(), {}, self.loop)
+        self.protocol.cycles = []
+        self.protocol.shares = shares or Shares()
         self.protocol.connection_made(self.transport)
 
     def feed(self, pieces: Sequence[bytes]) -> None:
@@ -142,7 +146,7 @@ class Connection:
                 bytes(cycle.body),
                 not cycle.more_body,
             )
-            for cycle in self._cycles
+            for cycle in self.protocol.cycles
         ]
 
     @property
