@@ -136,7 +136,10 @@ class Shares:
         if free < 0:
             raise Refused(row.code, f"there is room for {limit} {row.unit}, and too little of it is free")
         if resource not in self._sole and mine > free + 1:
-            raise Refused(row.code, f"one caller cannot hold {mine} of {limit} {row.unit} now: others share them")
+            others = "addresses" if row.roles is None else "keys"
+            raise Refused(
+                row.code, f"{mine} of {limit} {row.unit} for one caller; what is free is kept for other {others}"
+            )
 
 
 def address_holder(host: str) -> str:
