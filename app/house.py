@@ -178,8 +178,7 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     pinned = Digest(settings.reference_digest) if settings.reference_digest else None
     reference = open_reference(settings.reference, pinned, device=settings.screen_device)
     check_policy(reference, settings.policy)
-    short = short_of_energy(reference, settings.policy)
-    if short:
+    if short := short_of_energy(reference, settings.policy):
         event(
             "reference_holds_less_than_energy",
             logging.WARNING,

@@ -5,7 +5,7 @@ time, so that no upload, however shaped, holds up anybody's chat.
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
