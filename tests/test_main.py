@@ -1,5 +1,6 @@
 """The composition root: the order of middleware, and that whatever was started is stopped."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -43,7 +44,9 @@ class Parts:
             "auditor": self.part("auditor", "start", "stop"),
             "sandbox": self.part("sandbox", "warm"),
         }
-        self.house = cast(House, SimpleNamespace(**each, doors=doors))
+        pools = SimpleNamespace(screening=asyncio.to_thread)
+        context = SimpleNamespace(pipeline=SimpleNamespace(rooms=SimpleNamespace(pools=pools)))
+        self.house = cast(House, SimpleNamespace(**each, context=context, doors=doors))
 
     def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:
         methods: dict[str, Any] = {verb: self.says(f"{name}.{verb}") for verb in plain}
