@@ -65,6 +65,9 @@ READ_TIMEOUT = _code("read_timeout", 408, _D, "Read the answer as it comes; this
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
 NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
+SHARE_TAKEN = _code(
+    "share_taken", 429, _D, "Wait until other requests of yours have ended; others share what is left.", retryable=True
+)
 TOO_MANY_FOLLOWERS = _code(
     "too_many_followers", 429, _D, "Ask for the version itself, or wait until others stop watching.", retryable=True
 )

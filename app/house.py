@@ -28,7 +28,7 @@ from app.observe.progress import Progress
 from app.observe.traces import open_traces
 from app.pipeline import Pipeline, policy_objection, publish_noop
 from app.publishing import Publishing, noop_engine_name
-from app.receiving import Receive, receiver
+from app.receiving import receiver, shares_of
 from app.rescreening import Rescreening
 from app.rooms import Rooms
 from app.sandbox.client import Sandbox
@@ -134,15 +134,15 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     pipeline = Pipeline(rooms, publishing)
     auditor = _auditor(settings, pipeline, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front, receiver(settings, rooms, doors))
+    context = _context(settings, pipeline, engine, front, doors)
     following = Following(peers, publishing, pools) if peers else None
     return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
 
 
 def _context(
-    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, receive: Receive
+    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
 ) -> Context:
-    rooms = pipeline.rooms
+    rooms, shares = pipeline.rooms, shares_of(settings)
     if front:
         choose = only(front)
     else:
@@ -155,12 +155,13 @@ def _context(
     return Context(
         keys=Keys(settings.keys, open_door=settings.open),
         rates=Rates(per_minute),
+        shares=shares,
         metrics=rooms.metrics,
         pipeline=pipeline,
         rescreening=Rescreening(pipeline),
         relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
         routes=rooms.routes,
-        receive=receive,
+        receive=receiver(settings, rooms, shares, doors),
         readiness=readiness_of(engine, rooms),
         details=partial(details_of, rooms.reconciler),
         engine_metrics=engine.exposition,
@@ -176,8 +177,7 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
     pinned = Digest(settings.reference_digest) if settings.reference_digest else None
     reference = open_reference(settings.reference, pinned, device=settings.screen_device)
     check_policy(reference, settings.policy)
-    short = short_of_energy(reference, settings.policy)
-    if short:
+    if short := short_of_energy(reference, settings.policy):
         event(
             "reference_holds_less_than_energy",
             logging.WARNING,

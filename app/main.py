@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import uvicorn
 from fastapi import Depends, FastAPI
+from starlette.middleware import Middleware
 
 from app import __version__
 from app.api import adapters, errors, events, fleet, openai, ops, rescreening
@@ -52,7 +53,7 @@ def server_options(house: House) -> dict[str, Any]:
     return {
         "log_level": "warning",
         "access_log": False,
-        "http": wire(house.context.metrics),
+        "http": wire(house.context.metrics, house.context.shares),
         "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "timeout_keep_alive": KEEP_ALIVE_S,
@@ -62,20 +63,12 @@ def server_options(house: House) -> dict[str, Any]:
 def build_app(house: House) -> FastAPI:
     """The FastAPI application over an open house; its lifespan starts engine and reconciler, and closes the house."""
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with house.doors:
-            await _start(house)
-            try:
-                yield
-            finally:
-                await _stop(house)
-
     open_door = house.context.keys.open_door
     app = FastAPI(
         title="LoRA gateway",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=lambda _: started(house),
+        middleware=middleware(house),
         docs_url="/docs" if open_door else None,  # a browser sends no key
         redoc_url=None,
         openapi_url="/openapi.json" if open_door else None,
@@ -84,44 +77,52 @@ def build_app(house: House) -> FastAPI:
     describe(app)
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
-    app.add_middleware(RequestIds, traces=house.context.metrics.traces)
     app.state.context = house.context
-    app.add_middleware(Front, hosts=house.hosts)
     errors.install(app)
     # Routes are tried one by one for every request: those of inference come first.
     for router in (openai.router, ops.router, adapters.router, rescreening.router, events.router, fleet.router):
         app.include_router(router)
-    _mount_console(app)
+    for router in (pages.public, pages.router):
+        app.include_router(router)
     return app
 
 
-def _mount_console(app: FastAPI) -> None:
-    for router in (pages.public, pages.router):
-        app.include_router(router)
-    app.add_middleware(CookieToKey)
+def middleware(house: House) -> list[Middleware]:
+    """Every middleware, outermost first.
+
+    Ids come first, so that every refusal has one. The cookie becomes a key only behind the checks of what other sites'
+    pages send: they spare whoever sends a key, for no browser does that by itself.
+    """
+    return [
+        Middleware(RequestIds, traces=house.context.metrics.traces),
+        Middleware(Front, hosts=house.hosts),
+        Middleware(CookieToKey),
+    ]
 
 
-async def _start(house: House) -> None:
-    if house.embedded is not None:
-        try:
-            await house.embedded.start()
-        except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
-            event("engine_missing", logging.ERROR, why=error.message)
-    house.reconciler.start()
-    if house.following is not None:
-        house.following.start()
-    house.auditor.start()
-    in_thread = house.context.pipeline.rooms.pools.screening
-    await in_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
-
-
-async def _stop(house: House) -> None:
-    house.auditor.stop()
-    if house.following is not None:
-        await house.following.stop()
-    await house.reconciler.stop()
-    await house.engine.close()
-    if house.front is not None:
-        await house.front.close()
-    if house.embedded is not None:
-        await house.embedded.stop()
+@contextlib.asynccontextmanager
+async def started(house: House) -> AsyncIterator[None]:
+    """The house's parts, running. Each is stopped, the last first, whatever becomes of the others: when the block ends, and
+    when one of them does not start.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(house.doors)
+        if house.embedded is not None:
+            stack.push_async_callback(house.embedded.stop)
+            try:
+                await house.embedded.start()
+            except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
+                event("engine_missing", logging.ERROR, why=error.message)
+        if house.front is not None:
+            stack.push_async_callback(house.front.close)
+        stack.push_async_callback(house.engine.close)
+        stack.push_async_callback(house.reconciler.stop)
+        house.reconciler.start()
+        if house.following is not None:
+            stack.push_async_callback(house.following.stop)
+            house.following.start()
+        stack.callback(house.auditor.stop)
+        house.auditor.start()
+        in_thread = house.context.pipeline.rooms.pools.screening
+        await in_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
+        yield

@@ -1,27 +1,31 @@
-"""How the gateway takes uploads in: its limits, its places, its quarantine, and who shares them."""
+"""Settings → what callers share, and what takes uploads in: its limits and its quarantine."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import Final
 
 from fastapi import Request
 
-from app.domain.keys import Role
+from app.domain.shares import SHARED, Resource, Shares
+from app.observe.open_files import half_of_open_files
 from app.rooms import Rooms
 from app.settings import Settings
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
-from app.upload.receive import PendingUpload, Slots, receive
+from app.upload.receive import PendingUpload, receive
 from app.watching import watch_waiting
-
-UPLOADERS: Final = frozenset({Role.UPLOAD})
 
 Receive = Callable[[Request], Awaitable[PendingUpload]]
 """A request's body → a sealed upload."""
 
 
-def receiver(settings: Settings, rooms: Rooms, doors: ExitStack) -> Receive:
-    """What turns a request's body into a sealed upload. Where several keys may upload, they share the places."""
+def shares_of(settings: Settings) -> Shares:
+    """The table of shared resources, with what these settings and this system allow."""
+    connections = half_of_open_files(SHARED[Resource.CONNECTIONS].limit)
+    return Shares(settings.keys, {Resource.UPLOADS: settings.max_uploads, Resource.CONNECTIONS: connections})
+
+
+def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack) -> Receive:
+    """What turns a request's body into a sealed upload."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
         max_concurrent=settings.max_uploads,
@@ -29,13 +33,10 @@ def receiver(settings: Settings, rooms: Rooms, doors: ExitStack) -> Receive:
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
     doors.callback(quarantine.close)
-    slots = Slots(limits.max_concurrent)
-    watch_waiting(rooms.metrics, slots, quarantine, limits.free_disk_floor_bytes)
-
-    shared = sum(key.may(UPLOADERS) for key in settings.keys) > 1
+    watch_waiting(rooms.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> PendingUpload:
-        who = request.state.key if shared else None
-        return await receive(request.stream(), request.headers, limits, quarantine, slots, rooms.pools.receiving, who)
+        who, pool = request.state.key, rooms.pools.receiving
+        return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, who)
 
     return receive_body

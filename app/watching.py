@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from app.audit import PATIENCE_S, both, engine_lists
+from app.domain.shares import Resource, Shares
 from app.errors import GatewayError, Unavailable
 from app.load.engine import HttpEngine
 from app.load.fleet import Fleet
@@ -23,7 +24,6 @@ from app.rooms import Rooms
 from app.store.audit import Audit, Skipped, audit
 from app.store.audit_engines import Card
 from app.upload.quarantine import Quarantine
-from app.upload.receive import Slots
 
 FIRST_AUDIT_S: Final = 60.0
 """Seconds from the start to the first audit: the engine is loaded first, most of the time."""
@@ -32,11 +32,11 @@ MAX_LOGGED: Final = 100
 """Findings logged one by one; their number is always told whole."""
 
 
-def watch_waiting(metrics: Metrics, slots: Slots, quarantine: Quarantine, floor_bytes: int) -> None:
+def watch_waiting(metrics: Metrics, shares: Shares, quarantine: Quarantine, floor_bytes: int) -> None:
     """Uploads under way, and the room they wait in. floor_bytes: uploads are refused when less is free."""
     gauges = metrics.uploads
     gauges.store_reserve.set(floor_bytes)
-    metrics.watch(gauges.in_progress, lambda: slots.in_use)
+    metrics.watch(gauges.in_progress, lambda: shares.in_use(Resource.UPLOADS))
     metrics.watch(gauges.quarantine_files, lambda: quarantine.open_files)
     metrics.watch(gauges.quarantine_bytes, lambda: quarantine.open_bytes)
 

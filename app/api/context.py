@@ -7,6 +7,7 @@ from fastapi import Request
 
 from app.api.keys import Keys
 from app.api.rates import Rates
+from app.domain.shares import Shares, address_holder
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.rescreening import Rescreening
@@ -25,6 +26,7 @@ class Context:
 
     keys: Keys
     rates: Rates
+    shares: Shares
     metrics: Metrics
     pipeline: Pipeline
     rescreening: Rescreening
@@ -46,3 +48,9 @@ def context_of(request: Request) -> Context:
 async def context(request: Request) -> Context:
     """The same as a dependency. Async, though nothing is waited for: others are called in a thread, at every request."""
     return context_of(request)
+
+
+def holder_of(request: Request) -> str:
+    """Name under which the caller holds shared resources: its key's where the route asks for one, else its address."""
+    key = getattr(request.state, "key", None)
+    return key or address_holder(request.client.host if request.client else "")

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.adapters import MAX_NUMBER
-from app.api.context import Context, context
+from app.api.context import Context, context, holder_of
 from app.api.guard import guarded
 from app.domain.names import AdapterName
+from app.domain.shares import Resource
 from app.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
 from app.observe.progress import Follower
 from app.pipeline import Pipeline
@@ -29,18 +31,18 @@ HEADERS: Final = {
 
 
 class _Events(StreamingResponse):
-    """Sends the steps, and gives the watcher's place back however that ends."""
+    """Response that sends the steps, and closes what the watcher holds however that ends."""
 
-    def __init__(self, follower: Follower, name: str, after: int) -> None:
+    def __init__(self, follower: Follower, name: str, after: int, held: ExitStack) -> None:
         super().__init__(_lines(follower, name, after), media_type="text/event-stream", headers=HEADERS)
-        self._follower = follower
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._follower.close()
+            self._held.close()
 
 
 @router.get(
@@ -49,6 +51,7 @@ class _Events(StreamingResponse):
     responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def events(
+    request: Request,
     name: str,
     ctx: Annotated[Context, Depends(context)],
     after: Annotated[
@@ -63,13 +66,12 @@ async def events(
     waits = after is not None
     if waits:
         AdapterName.parse(name)
-    follower = ctx.pipeline.rooms.progress.follower()
-    try:
+    with ExitStack() as held:
+        held.enter_context(ctx.shares.take(Resource.WATCHERS, holder_of(request)))
+        follower = ctx.pipeline.rooms.progress.follower()
+        held.callback(follower.close)
         await ctx.pipeline.rooms.pools.reading(_tell_where_it_stands, ctx.pipeline, name, after or 0, waits=waits)
-    except BaseException:
-        follower.close()
-        raise
-    return _Events(follower, name, after or 0)
+        return _Events(follower, name, after or 0, held.pop_all())
 
 
 def _tell_where_it_stands(pipeline: Pipeline, name: str, after: int, *, waits: bool) -> None:

@@ -1,5 +1,5 @@
-"""What is refused of any request before a route is looked for: a Host, a path or an encoding that is no plain one, and
-what another site's page made a browser send (sites.py).
+"""Checks of every request before a route is looked for: Host, headers that stand twice, path, encoding, and what another
+site's page made a browser send (sites.py).
 
 Routing works on the decoded path, proxies before us on the raw one. What the two could read differently (`//`, `%2f`, dot
 segments) is therefore no path of ours at all, whoever asks.
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import refuse
 from app.api.sites import check_site
-from app.errors import BAD_HOST, NOT_FOUND, UNSUPPORTED_ENCODING, Refused
+from app.errors import BAD_HOST, BAD_REQUEST, NOT_FOUND, UNSUPPORTED_ENCODING, Refused
 
 MAX_HOST_CHARS: Final = 255
 """Characters of a Host header: a DNS name's length, and a port."""
@@ -28,8 +28,21 @@ _TRICK = re.compile(rb"%(?:2[fF]|5[cC]|2[eE]|25|[01][0-9A-Fa-f]|7[fF]|[89A-Fa-f]
 """Encoded: slash, backslash, dot, percent, controls, anything not ASCII; and a percent sign that encodes nothing."""
 
 
+SINGLE: Final = frozenset(
+    {
+        *(b"authorization", b"content-length", b"content-type", b"cookie", b"origin", b"sec-fetch-site"),
+        *(b"x-console", b"x-request-id", b"x-weights-sha256"),
+    }
+)
+"""Headers that are read here and may stand once: of two, one reader takes the first and another the last. Host too, with a
+refusal of its own; every Content-Encoding is looked at; the server's parser minds what it reads itself."""
+
+
 class Front:
-    """ASGI middleware before all others. hosts: names accepted (lower case, no port); empty: every well-formed one."""
+    """ASGI middleware that refuses what no route may see.
+
+    hosts: names accepted (lower case, no port); empty: every well-formed one.
+    """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
         self._app = app
@@ -52,6 +65,7 @@ class Front:
             raise Refused(BAD_HOST, f"{len(hosts)} Host headers", param="host")
         for host in hosts:
             self._check_host(host.decode("latin-1"))
+        self._check_single(scope)
         path = scope.get("raw_path") or scope["path"].encode()
         if not _PATH.fullmatch(path) or _TRICK.search(path) or {b".", b".."} & set(path.split(b"/")):
             raise Refused(NOT_FOUND, f"the path {path[:80].decode('latin-1')!r} is not in plain form")
@@ -59,6 +73,12 @@ class Front:
         codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
         if any(value.strip().lower() not in (b"", b"identity") for value in codings):
             raise Refused(UNSUPPORTED_ENCODING, "the body has a Content-Encoding", param="content-encoding")
+
+    def _check_single(self, scope: Scope) -> None:
+        names = [name for name, _ in scope["headers"] if name in SINGLE]
+        if len(names) != len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1).decode()
+            raise Refused(BAD_REQUEST, f"the header {twice} stands there more than once", param=twice)
 
     def _check_host(self, host: str) -> None:
         found = _HOST.fullmatch(host) if len(host) <= MAX_HOST_CHARS else None

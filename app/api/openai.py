@@ -3,16 +3,18 @@ engine has them.
 """
 
 import asyncio
-from typing import Annotated, Any, Final
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import Context, context, context_of
+from app.api.bodies import body_of
+from app.api.context import Context, context, context_of, holder_of
 from app.api.guard import guarded
-from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
+from app.domain.shares import Resource
 from app.observe.request import REQUEST_ID
 from app.serve.hooks import CLIENT_GONE
 from app.serve.models import model_payload, models_payload
@@ -21,8 +23,6 @@ from app.serve.request import MAX_BODY_BYTES, Kind
 from app.serve.stream import Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
-BODY_S: Final = 60.0
-"""Seconds a request's body may take to arrive: 4 MiB at half a megabit."""
 
 Ctx = Annotated[Context, Depends(context)]
 
@@ -65,12 +65,21 @@ async def embeddings(request: Request) -> Response:
 
 async def _answer(request: Request, kind: Kind) -> Response:
     """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
-    relay = context_of(request).relay  # not a dependency: FastAPI takes long over each
-    work = asyncio.ensure_future(relay.complete(kind, await _body(request), REQUEST_ID.get()))
-    gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message says that the client left
+    ctx = context_of(request)  # not a dependency: FastAPI takes long over each
+    async with body_of(request, MAX_BODY_BYTES) as raw:
+        with ExitStack() as held:
+            held.enter_context(ctx.shares.take(Resource.REQUESTS, holder_of(request)))
+            answer = await _unless_gone(request, ctx.relay.complete(kind, raw, REQUEST_ID.get()))
+            return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
+
+
+async def _unless_gone(request: Request, asking: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """The answer; None where the client left first. The body is read, so the next message says that it did."""
+    work = asyncio.ensure_future(asking)
+    gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return _response(work.result()) if work.done() else Response(status_code=CLIENT_GONE)
+        return work.result() if work.done() else None
     except asyncio.CancelledError:
         work.add_done_callback(_discard)
         raise
@@ -87,39 +96,26 @@ def _discard(work: "asyncio.Future[Answer]") -> None:
             body.close()
 
 
-async def _body(request: Request) -> bytes:
-    """The body, never more than the cap in memory."""
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise Refused(REQUEST_TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
-                chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise Refused(UPLOAD_INCOMPLETE, "the client left before its request ended") from error
-    except TimeoutError as error:
-        raise Refused(UPLOAD_TIMEOUT, f"the request did not arrive within {BODY_S:.0f} s") from error
-    return b"".join(chunks)
-
-
 class _Streaming(StreamingResponse):
-    """Sends a Stream, and closes it however sending ends, so that the engine stops working for nobody."""
+    """Response that sends a Stream, and closes it however that ends, so that the engine stops working for nobody.
 
-    def __init__(self, stream: Stream, status: int, headers: dict[str, str], media_type: str) -> None:
+    held: what else the request holds until then.
+    """
+
+    def __init__(self, stream: Stream, status: int, headers: dict[str, str], media_type: str, held: ExitStack) -> None:
         super().__init__(stream, status, headers, media_type)
-        self._stream = stream
+        self._stream, self._held = stream, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         try:
-            await super().__call__(scope, receive, send)
+            with self._held:
+                await super().__call__(scope, receive, send)
         finally:
             await self._stream.aclose()
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: Answer, held: ExitStack) -> Response:
     headers = {"x-gateway-overhead-ms": f"{answer.overhead_s * 1e3:.3f}"}
     if answer.target.version is not None:
         headers["x-adapter-version"] = str(answer.target.version)
@@ -127,4 +123,5 @@ def _response(answer: Answer) -> Response:
         headers["x-adapter-digest"] = answer.target.digest
     if isinstance(answer.body, bytes):
         return Response(answer.body, answer.status, headers, answer.content_type)
-    return _Streaming(answer.body, answer.status, headers | {"cache-control": "no-store"}, answer.content_type)
+    headers["cache-control"] = "no-store"
+    return _Streaming(answer.body, answer.status, headers, answer.content_type, held.pop_all())

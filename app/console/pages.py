@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 
 from app.api.adapters import MAX_NUMBER
+from app.api.bodies import body_of
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.console.heatmap import fate, heat_map, ratio
@@ -202,12 +203,8 @@ def _require_script(request: Request) -> None:
 
 
 async def _posted_key(request: Request) -> str:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            raise Refused(REQUEST_TOO_LARGE, f"a key is at most {MAX_KEY_BYTES} bytes")
-    key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0].strip()
+    async with body_of(request, MAX_FORM_BYTES) as body:
+        key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0].strip()
     if len(key.encode()) > MAX_KEY_BYTES:
         raise Refused(REQUEST_TOO_LARGE, f"a key is at most {MAX_KEY_BYTES} bytes")
     return key

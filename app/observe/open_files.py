@@ -24,6 +24,12 @@ def raise_open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def half_of_open_files(most: int) -> int:
+    """Half of the open files that are allowed now, at most `most`: each client's connection may need one to the engine."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if soft < 0 else min(most, soft // 2)
+
+
 def tell_open_files() -> None:
     """Raise it, and say so in the log when it stays low."""
     files = raise_open_files()

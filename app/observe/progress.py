@@ -1,6 +1,6 @@
 """What becomes of each upload while it happens: the stages its version reached, in memory, for whoever watches.
 
-Bounded: the newest MAX_VERSIONS versions, a handful of steps each, and MAX_FOLLOWERS watchers. What is forgotten, or was
+Bounded: the newest MAX_VERSIONS versions, a handful of steps each. What is forgotten, or was
 before a restart, still stands in the catalogue; only its times are gone.
 """
 
@@ -13,14 +13,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from app.errors import CODES, TOO_MANY_FOLLOWERS, Refused
+from app.errors import CODES
 from app.lifecycle import IN_FLIGHT, State
 
 MAX_VERSIONS: Final = 1024
 """Versions whose steps are kept; more than are ever under way at once, at about a kilobyte each."""
-
-MAX_FOLLOWERS: Final = 128
-"""Watchers at the same time; each is an open connection that is mostly idle."""
 
 KEEP_ALIVE_S: Final = 15.0
 """Seconds of silence after which something is sent: proxies cut a connection that says nothing for 30 to 60 s."""
@@ -192,11 +189,9 @@ class Progress:
             return self._steps.get((name, version), ())
 
     def follower(self) -> Follower:
-        """A place to watch from, in this event loop. Raises Refused TOO_MANY_FOLLOWERS."""
+        """A place to watch from, in this event loop. The caller bounds their number (Resource.WATCHERS)."""
+        follower = Follower(self)
         with self._lock:
-            if len(self._followers) >= MAX_FOLLOWERS:
-                raise Refused(TOO_MANY_FOLLOWERS, f"{MAX_FOLLOWERS} are watching uploads already")
-            follower = Follower(self)
             self._followers.add(follower)
         return follower
 

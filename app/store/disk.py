@@ -60,6 +60,18 @@ def write_durably(path: Path, data: bytes, mode: int) -> None:
         os.close(fd)
 
 
+def create_once(path: Path, data: bytes, mode: int) -> None:
+    """Create `path` with all of `data`, or not at all; where another was faster, what it wrote stands. Raises OSError."""
+    fresh = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
+    try:
+        write_durably(fresh, data, mode)
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Wait until the disk has the names in this directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,5 +1,6 @@
 """Which kinds of catalogue and store two URLs mean, opened together."""
 
+import re
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from app.store.copies import Copies
 from app.store.database import is_shared, sqlite_url
-from app.store.disk import disk_errors
+from app.store.disk import create_once, disk_errors
 from app.store.objects import Objects
 from app.store.peers import Peers
 from app.store.remote import RemoteBlobs
@@ -22,6 +23,9 @@ from app.store.staging import mark_of
 ARTEFACTS: Final = "artefacts"
 OWNER_FILE: Final = "store-owner"
 """In the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
+
+_OWNER: Final = re.compile(r"file:[0-9a-f]{32}")
+_OWNER_MODE: Final = 0o644
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +105,12 @@ def owner_of(data: Path, catalogue_url: str) -> str:
     with disk_errors(str(file)):
         data.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.write_text(f"file:{secrets.token_hex(16)}", encoding="ascii")
-        return file.read_text(encoding="ascii")
+            create_once(file, f"file:{secrets.token_hex(16)}".encode(), _OWNER_MODE)
+        owner = file.read_text(encoding="ascii", errors="replace")
+    if not _OWNER.fullmatch(owner):
+        raise Unavailable(
+            STORE_FAILED,
+            f"{file} is damaged: it must hold the name by which the object storage knows this catalogue (file: and 32 "
+            f"hexadecimal digits) and holds {len(owner)} other characters; restore it from a backup of this directory",
+        )
+    return owner

@@ -2,15 +2,18 @@
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from app.store.disk import disk_errors
+from app.errors import STORE_FAILED, Unavailable
+from app.store.disk import create_once, disk_errors
 
 MARK: Final = ".store"
+_MARK: Final = re.compile(r"[0-9a-f]{32}\n?")
 _MARK_MODE: Final = 0o444
 
 
@@ -73,16 +76,19 @@ def _sweep(entry: "os.DirEntry[str]") -> None:
 
 
 def mark_of(root: Path) -> str:
-    """What tells this directory of artefacts from any other; made the first time. Raises Unavailable."""
+    """Random word that tells this directory of artefacts from any other; made the first time.
+
+    Raises Unavailable; STORE_FAILED too when the file that holds it is damaged.
+    """
     path = root / MARK
     with disk_errors(f"mark {root}"):
-        fresh = root / f"{MARK}-{secrets.token_hex(8)}"
         if not path.exists():
-            try:
-                fresh.write_text(f"{secrets.token_hex(16)}\n", encoding="ascii")
-                fresh.chmod(_MARK_MODE)
-                with suppress(FileExistsError):  # another was faster: its mark stands
-                    os.link(fresh, path)
-            finally:
-                fresh.unlink(missing_ok=True)
-        return path.read_text(encoding="ascii").strip()[:32]
+            create_once(path, f"{secrets.token_hex(16)}\n".encode(), _MARK_MODE)
+        mark = path.read_text(encoding="ascii", errors="replace")
+    if not _MARK.fullmatch(mark):
+        raise Unavailable(
+            STORE_FAILED,
+            f"{path} is damaged: it must hold 32 hexadecimal digits and holds {len(mark)} other characters; restore it "
+            "from a backup: the catalogue has it too",
+        )
+    return mark.strip()

@@ -5,19 +5,17 @@ time, so that no upload, however shaped, holds up anybody's chat.
 """
 
 import hmac
-import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 from app.concurrency.pools import Pool
 from app.domain.digest import digest_of
 from app.domain.lora import Received
-from app.errors import DIGEST_MISMATCH, TOO_LARGE, TOO_MANY_UPLOADS, UPLOAD_INCOMPLETE, Refused
+from app.domain.shares import Resource, Shares
+from app.errors import DIGEST_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE, Refused
 from app.upload.announced import DIGEST_HEADER, Announced
 from app.upload.form import Form
 from app.upload.limits import KIB, MIB, UploadLimits
@@ -30,49 +28,6 @@ refused early."""
 
 BATCH_BYTES: Final = MIB
 """Bytes collected for one trip to a thread. Much more than the trip costs, little enough to hold."""
-
-
-class Slots:
-    """How many uploads may be under way; who finds none free is refused, not queued.
-
-    Keys share them by a dynamic threshold (Choudhury and Hahne 1998, of shared buffers): whoever holds n gets another only
-    while n more stay free behind it, so that no key, however many uploads it keeps open, takes the last place from others.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._held: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    @property
-    def in_use(self) -> int:
-        """Slots taken now."""
-        return self._taken
-
-    def take(self, who: str | None = None) -> Callable[[], None]:
-        """Take one and return what gives it back. who: the key that shares; None: nobody else is there to share with.
-
-        Raises Refused TOO_MANY_UPLOADS.
-        """
-        with self._lock:
-            free = self._limit - self._taken
-            if free < 1:
-                raise Refused(TOO_MANY_UPLOADS, f"{self._limit} uploads are under way")
-            if who is not None:
-                if self._held[who] > free - 1:
-                    mine = f"{self._held[who]} uploads of this key are under way"
-                    raise Refused(TOO_MANY_UPLOADS, f"{mine}; what is free is kept for other keys")
-                self._held[who] += 1
-            self._taken += 1
-        return partial(self._give_back, who)
-
-    def _give_back(self, who: str | None) -> None:
-        with self._lock:
-            self._taken -= 1
-            if who is not None:
-                self._held[who] -= 1
-                self._held += Counter()  # keys that hold none are forgotten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,22 +100,22 @@ async def receive(
     headers: Mapping[str, str],
     limits: UploadLimits,
     quarantine: Quarantine,
-    slots: Slots,
+    shares: Shares,
     pool: Pool,
-    who: str | None = None,
+    who: str,
 ) -> PendingUpload:
     """Read one multipart body with the parts name, config and weights, within the limits.
 
-    pool: threads that write, and free what is refused. who: as `Slots.take` has it.
+    pool: threads that write, and free what is refused. who: holds its share of uploads.
 
     Raises Refused BAD_MULTIPART, MISSING_PART, UNEXPECTED_PART, BAD_NAME, TOO_LARGE, UNSUPPORTED_ENCODING,
     UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE (also when the client went away), TOO_MANY_UPLOADS, DIGEST_MISMATCH, or
     Unavailable NO_SPACE. Then, and when cancelled, file and slot are free again.
     """
     announced = Announced.parse(headers, limits)
-    give_back = slots.take(who)
+    holding = shares.take(Resource.UPLOADS, who)
     async with _freed_in(pool) as held:
-        held.callback(give_back)
+        held.callback(holding.close)
         quarantine.check_space(announced.length or 0)
         form = Form(announced.boundary, limits, quarantine.new())
         held.callback(form.weights.discard)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.observe.progress import MAX_FOLLOWERS
+from app.domain.shares import SHARED, Resource
 from tests.support.house import OpenHouse, Running, form
 
 HAPPY = ["received", "validated", "screened", "stored", "ready"]
@@ -110,10 +110,10 @@ async def test_the_stream_asks_for_a_key(running: Running) -> None:
 
 async def test_too_many_watchers_are_refused_and_places_are_given_back(running: Running) -> None:
     await running.http.post("/adapters", files=form("first"))
-    progress = running.house.context.pipeline.rooms.progress
+    shares = running.house.context.shares
     for _ in range(3):
         await steps(running, "first")
-    held = [progress.follower() for _ in range(MAX_FOLLOWERS)]  # all places are free again
+    held = [shares.take(Resource.WATCHERS, "x") for _ in range(SHARED[Resource.WATCHERS].limit)]  # all are free again
     answer = await running.http.get("/adapters/first/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_followers")
     held[0].close()

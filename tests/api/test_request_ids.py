@@ -78,3 +78,20 @@ async def test_the_headers_say_which_version_answered_and_what_it_cost(running: 
     assert answer.headers["x-adapter-version"] == "1"
     assert answer.headers["x-adapter-digest"] == made["digest"]
     assert 0 <= float(answer.headers["x-gateway-overhead-ms"]) < 1000
+
+
+BEFORE_ROUTING = {
+    "bad_host": ("GET", "/health", {"Host": "a/?x="}),
+    "not_found": ("GET", "/v1%2fchat", {}),
+    "cross_site": ("POST", "/adapters", {"Authorization": "", "Sec-Fetch-Site": "cross-site"}),
+    "unsupported_encoding": ("POST", "/adapters", {"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("code", BEFORE_ROUTING)
+async def test_what_is_refused_before_routing_has_one_too(running: Running, code: str) -> None:
+    method, path, headers = BEFORE_ROUTING[code]
+    given = await running.http.request(method, path, headers={**headers, "X-Request-Id": "mine"})
+    assert (given.json()["error"]["code"], given.headers.get_list("x-request-id")) == (code, ["mine"])
+    ours = await running.http.request(method, path, headers=headers)
+    assert OURS.fullmatch(ours.headers["x-request-id"])

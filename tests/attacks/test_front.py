@@ -1,13 +1,17 @@
 """Hosts, paths, methods, encodings that are no plain ones (hostile.md U15, P09, U10): one envelope, no route reached."""
 
+import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from app.api.front import SINGLE
 from tests.support.house import OpenHouse, Running
 
+ROOT = Path(__file__).parents[2]
 HOSTS = {
     "U15_badhost_query": b"a/?x=",
     "U15_badhost_fragment": b"a#x",
@@ -61,6 +65,58 @@ async def test_an_operator_may_name_the_hosts(open_gateway: OpenHouse) -> None:
             "gateway": 400,
         }.items():
             assert (await running.http.get("/health", headers={"Host": host})).status_code == status, host
+
+
+TWICE = {
+    "authorization": "Bearer a-key-for-the-tests",
+    "content-type": "application/json",
+    "cookie": "a=b",
+    "origin": "http://gateway",
+    "sec-fetch-site": "none",
+    "x-console": "1",
+    "x-request-id": "mine",
+    "x-weights-sha256": "0" * 64,
+}
+
+
+@pytest.mark.parametrize("second", ["same", "other"])
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.hostile("U24")
+async def test_a_header_that_is_read_stands_there_once(running: Running, name: str, second: str) -> None:
+    """Of two, one reader takes the first and another the last."""
+    others = [(key, value) for key, value in running.http.headers.raw if key.lower() != name.encode()]
+    twice = [(name.encode(), value.encode()) for value in (TWICE[name], TWICE[name] if second == "same" else "x")]
+    for method, path in (("GET", "/adapters"), ("POST", "/v1/chat/completions"), ("POST", "/adapters"), ("GET", "/")):
+        request = running.http.build_request(method, path)
+        request.headers = httpx.Headers([(b"host", b"gateway"), *others, *twice])
+        answer = await running.http.send(request)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "bad_request", name), answer.text
+        assert answer.headers["connection"] == "close"
+    assert not running.simulator.seen
+
+
+def test_every_header_that_the_code_reads_stands_in_the_list() -> None:
+    """By the names that stand in the code; of these others, why not."""
+    elsewhere = {
+        "host": "a refusal of its own",
+        "content-encoding": "every one is looked at",
+        "cache-control": "only sent",
+        "connection": "only sent",
+        "x-accel-buffering": "only sent",
+        "www-authenticate": "only sent",
+        "x-adapter-version": "only sent",
+        "x-adapter-digest": "only sent",
+        "x-gateway-overhead-ms": "only sent",
+    }
+    known = {*elsewhere, *(name.decode() for name in SINGLE)}
+    reads = re.compile(r"""headers(?:\.get|\.getlist)?[(\[]["']([a-zA-Z-]+)["']|b?["']((?:x|sec)-[a-z0-9-]+)["']""")
+    rooms = [ROOT / "app" / room for room in ("api", "console", "upload")]
+    files = [path for room in rooms for path in room.glob("*.py")]
+    found = {name.lower() for path in files for pair in reads.findall(path.read_text()) for name in pair if name}
+    assert "authorization" in found
+    assert "x-console" in found
+    assert found <= known
 
 
 PATHS = [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.house import OpenHouse, form
+from tests.support.house import KEY, OpenHouse, Running, form
 
 OURS = {
     "a program": {},
@@ -91,3 +91,25 @@ async def test_an_open_gateway_on_loopback_knows_no_other_name(open_gateway: Ope
             assert (await running.http.get("/adapters", headers={"Host": host})).status_code == status, host
     async with open_gateway(host="127.0.0.1") as running:
         assert (await running.http.get("/adapters", headers={"Host": "any.example"})).status_code == 200
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+@pytest.mark.hostile("U26")
+async def test_a_session_is_no_excuse_for_another_sites_page(running: Running, request_of: str) -> None:
+    """The cookie became a key before the check, which spares whoever sends a key."""
+    running.http.headers.pop("authorization")
+    method, path, sent = REQUESTS[request_of]
+    console = {"X-Console": "1", "Sec-Fetch-Site": "same-origin"}
+    signed_in = await running.http.post("/console/session", data={"key": KEY}, headers=console)
+    assert signed_in.status_code == 204
+    assert (await running.http.get("/adapters", headers=console)).status_code == 200  # the client keeps the cookie
+    for theirs in THEIRS.values():
+        if "Authorization" in theirs:
+            continue
+        headers = {**sent.get("headers", {}), "X-Console": "1", **theirs}
+        answer = await running.http.request(method, path, **{**sent, "headers": headers})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site"), answer.text
+        assert answer.headers["x-request-id"]
+    assert not running.simulator.seen
+    ours = await running.http.post("/v1/chat/completions", json={**CHAT, "model": "served"}, headers=console)
+    assert ours.status_code == 200

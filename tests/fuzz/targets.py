@@ -246,6 +246,13 @@ def answer(data: bytes) -> None:
     run(data)
 
 
+def framing(data: bytes) -> None:
+    """A connection's bytes; see `framing_target`."""
+    from tests.fuzz.framing_target import framing as run  # FastAPI and uvicorn come with it
+
+    run(data)
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "header": header,
     "config": config,
@@ -254,6 +261,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "multipart": multipart,
     "chat": chat,
     "answer": answer,
+    "framing": framing,
 }
 
 MAX_BYTES: Final[Mapping[str, int]] = {
@@ -264,6 +272,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     "multipart": 320,
     "chat": 2048,
     "answer": 4096,
+    "framing": 1024,
 }
 """The longest input tried: room for several of everything, short enough to be fast."""
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.errors import TOO_MANY_FOLLOWERS, Refused
 from app.lifecycle import State
 from app.observe import progress as module
-from app.observe.progress import MAX_FOLLOWERS, MAX_VERSIONS, Progress
+from app.observe.progress import MAX_VERSIONS, Progress
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,6 @@ async def test_memory_is_bounded_whatever_is_told() -> None:
     assert progress.newest("n1", 0) is None
     assert progress.newest(f"n{MAX_VERSIONS}", 0) == MAX_VERSIONS
     assert len(progress._steps) == len(progress._started) == MAX_VERSIONS
-
-
-async def test_watchers_are_counted_and_give_their_place_back() -> None:
-    progress = Progress()
-    followers = [progress.follower() for _ in range(MAX_FOLLOWERS)]
-    with pytest.raises(Refused) as refused:
-        progress.follower()
-    assert refused.value.code is TOO_MANY_FOLLOWERS
-    followers[0].close()
-    progress.follower()
 
 
 async def test_silence_is_told_and_a_watch_ends_some_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,9 @@ class Line:
 
 
 @asynccontextmanager
-async def line(port: int) -> AsyncIterator[Line]:
-    """Connect."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def line(port: int, source: str = "127.0.0.1") -> AsyncIterator[Line]:
+    """Connect. source: the client's address."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
     try:
         async with asyncio.timeout(30):
             yield Line(reader, writer)

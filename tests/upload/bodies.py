@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.concurrency.pools import Pool
+from app.domain.shares import Resource, Shares
 from app.upload.limits import KIB, UploadLimits
 from app.upload.quarantine import Quarantine
-from app.upload.receive import SealedUpload, Slots, receive
+from app.upload.receive import SealedUpload, receive
 
 BOUNDARY = b"------------------------d74496d66958873e"
 HEADERS = {"content-type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
@@ -61,33 +62,39 @@ async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 
 @dataclass
 class Door:
-    """A quarantine with its slots: what one gateway has."""
+    """A quarantine with its shares: what one gateway has."""
 
     directory: Path
     quarantine: Quarantine
-    slots: Slots
+    shares: Shares
     limits: UploadLimits
     pool: Pool
 
     @classmethod
     def at(cls, directory: Path, limits: UploadLimits = SMALL) -> "Door":
         """Open a door in an empty directory."""
-        quarantine, slots = Quarantine(directory, limits.free_disk_floor_bytes), Slots(limits.max_concurrent)
-        return cls(directory, quarantine, slots, limits, Pool("receiving", limits.max_concurrent))
+        quarantine = Quarantine(directory, limits.free_disk_floor_bytes)
+        shares = Shares(limits={Resource.UPLOADS: limits.max_concurrent})
+        return cls(directory, quarantine, shares, limits, Pool("receiving", limits.max_concurrent))
+
+    @property
+    def in_use(self) -> int:
+        """Uploads under way."""
+        return self.shares.in_use(Resource.UPLOADS)
 
     async def take(
         self, stream: AsyncIterator[bytes] | bytes, headers: Mapping[str, str] = HEADERS, size: int = 1000
     ) -> SealedUpload:
         """Receive one body."""
         chunks = pieces(stream, size) if isinstance(stream, bytes) else stream
-        pending = await receive(chunks, headers, self.limits, self.quarantine, self.slots, self.pool)
+        pending = await receive(chunks, headers, self.limits, self.quarantine, self.shares, self.pool, "somebody")
         return pending.take()
 
     def assert_empty(self) -> None:
         """Nothing of any upload is left: no file, no descriptor, no slot."""
         assert list(self.directory.iterdir()) == []
         assert self.quarantine.open_files == 0
-        assert self.slots.in_use == 0
+        assert self.in_use == 0
         assert not [link for link in open_links() if str(self.directory) in link and "deleted" in link]
 
 

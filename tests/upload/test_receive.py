@@ -5,7 +5,7 @@ import hashlib
 import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from app.errors import (
     Refused,
 )
 from app.upload.limits import KIB, MIB, UploadLimits
-from app.upload.receive import Slots
 from tests.upload.bodies import CLOSING, HEADERS, SMALL, Door, body, form, part, pieces
 
 
@@ -60,7 +59,7 @@ async def test_three_parts_arrive_as_they_were_sent(door: Door, size: int) -> No
         assert upload.received.weights_digest == digest_of(weights)
         assert upload.received.config_digest == digest_of(b'{"r": 4}')
         assert (upload.received.weights_bytes, upload.received.config_bytes) == (len(weights), 8)
-        assert door.slots.in_use == 1
+        assert door.in_use == 1
     upload.close()
     door.assert_empty()
 
@@ -352,7 +351,7 @@ async def test_slots_bound_what_is_under_way(door: Door) -> None:
     first.close()
     first.close()
     third = await door.take(body())
-    assert door.slots.in_use == 2
+    assert door.in_use == 2
     second.close()
     third.close()
     door.assert_empty()
@@ -365,7 +364,7 @@ async def test_many_at_once_never_exceed_the_slots(door: Door) -> None:
                 await asyncio.sleep(0)
                 return "taken"
         except Refused as error:
-            assert door.slots.in_use <= SMALL.max_concurrent
+            assert door.in_use <= SMALL.max_concurrent
             return error.code.name
 
     outcomes = await asyncio.gather(*(one() for _ in range(52)))
@@ -439,32 +438,3 @@ async def test_a_form_of_boundaries_that_nearly_are_ends_quickly(tmp_path: Path)
     with await door.take(pieces(data, 64 * KIB), headers) as upload:
         assert upload.weights.size == 600_000
     assert time.process_time() - start < 5
-
-
-def test_one_key_cannot_take_the_last_place_from_the_others() -> None:
-    """Of four places a greedy key gets two, another greedy one gets one, and a third still finds one."""
-    slots = Slots(4)
-
-    def greedy(who: str) -> list[Callable[[], None]]:
-        taken: list[Callable[[], None]] = []
-        try:
-            while True:
-                taken.append(slots.take(who))
-        except Refused as refused:
-            assert refused.code is TOO_MANY_UPLOADS
-        return taken
-
-    first, second, third = greedy("first"), greedy("second"), greedy("third")
-    assert [len(first), len(second), len(third)] == [2, 1, 1]
-    for give_back in (*first, *second, *third):
-        give_back()
-    assert slots.in_use == 0
-    assert [len(greedy(who)) for who in ("second", "first")] == [2, 1]
-
-
-def test_a_gateway_with_one_key_gives_it_every_place() -> None:
-    slots = Slots(4)
-    for _ in range(4):
-        slots.take()
-    with pytest.raises(Refused):
-        slots.take()

@@ -1,0 +1,156 @@
+"""Shared resources: one table of all that callers hold in common, and one place that says how much of it each may hold.
+
+Callers share each resource by a dynamic threshold (Choudhury and Hahne 1998, of shared buffers): what one holds must never
+be more than what it leaves free, but for one unit. However much a caller asks for, others always find some.
+
+A resource is added as a `Resource` and its row in `SHARED`, and taken with
+`with shares.take(Resource.X, holder, amount):`; tests/attacks/test_shares.py then asks for a way to exceed it over HTTP.
+"""
+
+import ipaddress
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Final, Self
+
+from app.domain.keys import Key, Role
+from app.errors import SHARE_TAKEN, TOO_MANY_FOLLOWERS, TOO_MANY_UPLOADS, Code, Refused
+
+
+class Resource(StrEnum):
+    """What is shared."""
+
+    UPLOADS = "uploads"
+    WATCHERS = "watchers"
+    BODIES = "bodies"
+    REQUESTS = "requests"
+    UNREAD = "unread"
+    CONNECTIONS = "connections"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One shared resource.
+
+    limit: the most of it that all callers may hold together. unit: what is counted, in the plural.
+    code: the refusal. roles: keys with one of these hold it, and where there is one such key it may hold all; None: anyone
+    holds it, without a key by address.
+    """
+
+    limit: int
+    unit: str
+    code: Code
+    roles: frozenset[Role] | None
+
+
+SHARED: Final[Mapping[Resource, Row]] = {
+    # The setting max_uploads stands in for this limit, its default.
+    Resource.UPLOADS: Row(4, "uploads under way", TOO_MANY_UPLOADS, frozenset({Role.UPLOAD})),
+    # Each is an open connection that is mostly idle.
+    Resource.WATCHERS: Row(128, "watchers of uploads", TOO_MANY_FOLLOWERS, frozenset({Role.UPLOAD})),
+    # 64 of the largest requests; most have a few thousand bytes.
+    Resource.BODIES: Row(256 << 20, "bytes of request bodies", SHARE_TAKEN, None),
+    # Somewhat below the 1,024 connections to an engine, of which the gateway itself needs a few.
+    Resource.REQUESTS: Row(960, "requests to the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
+    # Bytes that were written and that the client does not take: 8 of the largest answers, thousands of streams.
+    Resource.UNREAD: Row(256 << 20, "bytes of answers that lie unread", SHARE_TAKEN, None),
+    # By address; where the system allows few open files, half of those. A load balancer is one address: it may hold half.
+    Resource.CONNECTIONS: Row(8192, "connections", SHARE_TAKEN, None),
+}
+"""Every resource that callers share."""
+
+
+class Holding:
+    """What one caller holds of one resource, until closed. May be closed more than once."""
+
+    def __init__(self, shares: "Shares", resource: Resource, who: str) -> None:
+        self._shares, self._resource, self._who = shares, resource, who
+        self._amount = 0
+
+    def more(self, amount: int = 1) -> None:
+        """Hold more of it. Raises Refused with the row's code; what was held is held still."""
+        self._shares._move(self._resource, self._who, amount)
+        self._amount += amount
+
+    def close(self) -> None:
+        """Give all of it back."""
+        amount, self._amount = self._amount, 0
+        if amount:
+            self._shares._move(self._resource, self._who, -amount)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Shares:
+    """Who holds how much of every shared resource. Safe for threads; who finds too little is refused, not queued."""
+
+    def __init__(self, keys: Iterable[Key] = (), limits: Mapping[Resource, int] | None = None) -> None:
+        """keys: all there are. limits: instead of the table's."""
+        self._limits = {resource: row.limit for resource, row in SHARED.items()} | dict(limits or {})
+        known = tuple(keys)
+        self._sole = frozenset(  # one key alone leaves nothing free for anybody
+            resource
+            for resource, row in SHARED.items()
+            if row.roles is not None and sum(key.may(row.roles) for key in known) < 2
+        )
+        self._held: dict[Resource, Counter[str]] = {resource: Counter() for resource in SHARED}
+        self._taken = dict.fromkeys(SHARED, 0)
+        self._lock = threading.Lock()
+
+    def limit(self, resource: Resource) -> int:
+        """The most that all callers may hold together."""
+        return self._limits[resource]
+
+    def in_use(self, resource: Resource) -> int:
+        """What all callers hold now."""
+        return self._taken[resource]
+
+    def take(self, resource: Resource, who: str, amount: int = 1) -> Holding:
+        """Hold `amount` for the caller `who`: a key's name, or `address_holder`. Raises Refused with the row's code."""
+        holding = Holding(self, resource, who)
+        holding.more(amount)
+        return holding
+
+    def _move(self, resource: Resource, who: str, amount: int) -> None:
+        held, limit = self._held[resource], self._limits[resource]
+        with self._lock:
+            if amount > 0:
+                self._check(resource, held[who] + amount, limit - self._taken[resource] - amount)
+            held[who] += amount
+            self._taken[resource] += amount
+            if not held[who]:
+                del held[who]  # callers that hold nothing are forgotten
+
+    def _check(self, resource: Resource, mine: int, free: int) -> None:
+        """mine, free: as they would be."""
+        row, limit = SHARED[resource], self._limits[resource]
+        if free < 0:
+            raise Refused(row.code, f"there is room for {limit} {row.unit}, and too little of it is free")
+        if resource not in self._sole and mine > free + 1:
+            others = "addresses" if row.roles is None else "keys"
+            raise Refused(
+                row.code, f"{mine} of {limit} {row.unit} for one caller; what is free is kept for other {others}"
+            )
+
+
+def address_holder(host: str) -> str:
+    """The holder that stands for callers without a key: their address; of IPv6 the network of 64 bits, all one caller's.
+
+    No key has such a name: a colon is in it.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a Unix socket, or a test's client
+        return f"address:{host}"
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False).network_address
+    return f"address:{address}"

@@ -1,0 +1,114 @@
+"""The composition root: the order of middleware, and that whatever was started is stopped."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.api.front import Front
+from app.api.request_ids import RequestIds
+from app.console.session import CookieToKey
+from app.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.house import House
+from app.main import middleware, started
+from tests.support.house import Running
+
+STOPS = ["auditor.stop", "following.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]
+"""In this order: what asks before what is asked."""
+
+
+def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
+    """Ids on every refusal; the checks of other sites' pages before the cookie is a key, which they spare."""
+    order: list[Any] = [RequestIds, Front, CookieToKey]
+    assert [each.cls for each in middleware(running.house)] == order
+    assert [each.cls for each in running.app.user_middleware] == order
+
+
+class Parts:
+    """A house whose parts write down what they are told, and fail where wanted. failing: names such as `engine.close`."""
+
+    def __init__(self, **failing: Exception) -> None:
+        self.told: list[str] = []
+        self.failing = {name.replace("_", ".", 1): error for name, error in failing.items()}
+        doors = ExitStack()
+        doors.callback(self.says("doors"))
+        each = {
+            "embedded": self.part("embedded", aio=("start", "stop")),
+            "engine": self.part("engine", aio=("close",)),
+            "front": self.part("front", aio=("close",)),
+            "reconciler": self.part("reconciler", "start", aio=("stop",)),
+            "following": self.part("following", "start", aio=("stop",)),
+            "auditor": self.part("auditor", "start", "stop"),
+            "sandbox": self.part("sandbox", "warm"),
+        }
+        pools = SimpleNamespace(screening=asyncio.to_thread)
+        context = SimpleNamespace(pipeline=SimpleNamespace(rooms=SimpleNamespace(pools=pools)))
+        self.house = cast(House, SimpleNamespace(**each, context=context, doors=doors))
+
+    def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:
+        methods: dict[str, Any] = {verb: self.says(f"{name}.{verb}") for verb in plain}
+        for verb in aio:
+            methods[verb] = self.awaits(f"{name}.{verb}")
+        return SimpleNamespace(**methods)
+
+    def says(self, what: str) -> Callable[[], None]:
+        def say() -> None:
+            self.told.append(what)
+            if what in self.failing:
+                raise self.failing[what]
+
+        return say
+
+    def awaits(self, what: str) -> Callable[[], Any]:
+        say = self.says(what)
+
+        async def wait() -> None:
+            say()
+
+        return wait
+
+    @property
+    def stopped(self) -> list[str]:
+        return [each for each in self.told if each in STOPS]
+
+
+async def test_whatever_was_started_is_stopped_the_last_first() -> None:
+    parts = Parts()
+    async with started(parts.house):
+        assert not parts.stopped
+        assert next(each for each in parts.told if each.endswith("start")) == "embedded.start"
+    assert parts.stopped == STOPS
+
+
+@pytest.mark.parametrize("what", [name for name in STOPS if name not in {"embedded.stop", "doors"}])
+async def test_what_fails_to_stop_leaves_nothing_running(what: str) -> None:
+    """The embedded engine above all: it would hold its memory until the next start."""
+    parts = Parts(**{what.replace(".", "_"): RuntimeError(what)})
+    with pytest.raises(RuntimeError, match=what):
+        async with started(parts.house):
+            pass
+    assert parts.stopped == STOPS
+
+
+@pytest.mark.parametrize(
+    "what", ["embedded_start", "reconciler_start", "following_start", "auditor_start", "sandbox_warm"]
+)
+async def test_a_start_that_fails_stops_what_was_started(what: str) -> None:
+    parts = Parts(**{what: RuntimeError(what)})
+    with pytest.raises(RuntimeError, match=what):
+        async with started(parts.house):
+            pytest.fail("it started")
+    begun = {each.partition(".")[0] for each in parts.told if each.endswith(".start")}
+    ended = {each.partition(".")[0] for each in parts.stopped}
+    assert begun <= ended
+    assert parts.told[-1] == "doors"
+
+
+async def test_an_engine_that_does_not_start_is_no_reason_not_to_serve() -> None:
+    parts = Parts(embedded_start=Unavailable(ENGINE_UNAVAILABLE, "no engine"))
+    async with started(parts.house):
+        assert "auditor.start" in parts.told
+    assert parts.stopped == STOPS
