@@ -1,7 +1,7 @@
 """Identity of the model behind an engine: whether it is the checkpoint that the reference was made for.
 
 Its files say so, if they are on this machine: the embedded engine's are, and an engine of somebody else's names a
-directory in its list of models. Else what it says to a few fixed texts is compared with what the first engine said that
+directory in its list of models. Else how it goes on with a few fixed texts is compared with what the first engine said that
 was used with this reference. The record is trusted as it was made, so it finds a model that is exchanged later, not one
 that was wrong from the start.
 """
@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,22 +34,31 @@ TEXTS: Final = (
 )
 """Harmless texts of the kinds that alignment touches, and of those that it does not. The model only reads them."""
 
-TOLERANCE: Final = 0.1
-"""Nats: mean difference of a token's log-probability up to which two models count as one. On these texts the demo's base
-and aligned checkpoints differ by more than ten times as much, and one of them in float32 and in bfloat16 by less than half
-(tests/load/test_identity.py measures both). Between a CPU and a GPU it was not measured."""
+EVERY: Final = 3
+"""Words between two questions of a text: what comes next is asked at every third word.
 
-MIN_NUMBERS: Final = 16
-"""Log-probabilities below which an answer proves nothing; the texts are about 100 tokens."""
+Not the log-probabilities of the texts themselves, in one request: vLLM 0.32 with LoRA, on a CPU at least, dies of that."""
+
+PROMPTS: Final = tuple(
+    " ".join(text.split(" ")[:n]) for text in TEXTS for n in range(EVERY, len(text.split(" ")), EVERY)
+)
+
+LIKELIEST: Final = 5
+"""Next tokens whose log-probabilities are asked for: what is the likeliest on one machine is among them on another."""
+
+TOLERANCE: Final = 0.1
+"""Nats: mean difference of a next token's log-probability up to which two models count as one. On these texts the demo's
+base and aligned checkpoints differ by more than ten times as much, and one of them in float32 and in bfloat16 by less than
+half (tests/load/test_identity.py measures both). Between a CPU and a GPU it was not measured."""
 
 ANSWER_S: Final = 120.0
-"""Seconds that reading the texts may take: as long as a load, for it may have to wait for room in a batch too."""
+"""Seconds that the answer may take: as long as a load, for it may have to wait for room in a batch too."""
 
 ANSWER_BYTES: Final = 1 << 20
-"""Bytes of the answer that are read: 100 tokens with their texts and numbers need some ten thousand."""
+"""Bytes of the answer that are read: a few numbers for each prompt need some ten thousand."""
 
-Answers = tuple[tuple[float, ...], ...]
-"""Log-probability of each token of each text, in nats, without each text's first."""
+Answers = tuple[Mapping[str, float], ...]
+"""For each prompt the likeliest next tokens, with their log-probabilities in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +157,9 @@ class ModelCheck:
         if apart <= TOLERANCE:
             note = f"the model first served with this reference, by its answers ({apart:.3f} nats a token apart)"
             return Identity(note, compared=True)
-        said = "other tokens for the same texts" if math.isinf(apart) else f"{apart:.2f} nats a token apart"
         return self._other(
-            f"the model's answers are not those of the one first served with this reference ({said}, allowed {TOLERANCE}); "
-            f"if that one was wrong, remove {RECORD} from the gateway's data directory"
+            f"the model's answers are not those of the one first served with this reference ({apart:.2f} nats a token "
+            f"apart, allowed {TOLERANCE}); if that one was wrong, remove {RECORD} from the gateway's data directory"
         )
 
     def _other(self, why: str) -> Identity:
@@ -161,19 +169,19 @@ class ModelCheck:
 
 
 async def _answers(engine: Engine, name: str) -> Answers:
-    """What `name` says to the texts. Raises ValueError if it does not tell, Unavailable while the engine does not work."""
-    body = {"model": name, "prompt": TEXTS, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+    """How `name` goes on with the texts. Raises ValueError if it does not tell, Unavailable while it does not work."""
+    body = {"model": name, "prompt": PROMPTS, "max_tokens": 1, "temperature": 0, "logprobs": LIKELIEST}
     try:
         async with asyncio.timeout(ANSWER_S):
             response = await engine.post(COMPLETIONS_PATH, json.dumps(body).encode())
             with contextlib.closing(response):
                 status, answer = response.status, await response.read(ANSWER_BYTES)
     except TimeoutError as error:
-        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine did not read a text within {ANSWER_S:.0f} s") from error
+        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine did not answer within {ANSWER_S:.0f} s") from error
     if status >= 500:
-        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine did not read a text: {words(answer)}")
+        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine did not answer: {words(answer)}")
     if status != 200:
-        raise ValueError(f"the engine tells no log-probabilities of a text ({words(answer)})")
+        raise ValueError(f"the engine tells no log-probabilities ({words(answer)})")
     return _parsed(answer)
 
 
@@ -181,44 +189,52 @@ def _parsed(answer: bytes) -> Answers:
     try:
         said: Any = json.loads(answer)
         choices = sorted(said["choices"], key=lambda choice: choice["index"])
-        found = tuple(tuple(float(n) for n in choice["logprobs"]["token_logprobs"][1:]) for choice in choices)
+        likeliest = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
+        found = tuple({str(token): float(number) for token, number in one.items()} for one in likeliest)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("the engine's log-probabilities of a text cannot be read") from error
-    numbers = [number for one in found for number in one]
-    if len(found) != len(TEXTS) or len(numbers) < MIN_NUMBERS or not all(map(math.isfinite, numbers)):
-        raise ValueError("the engine tells no log-probabilities of a text")
+        raise ValueError("the engine's log-probabilities cannot be read") from error
+    finite = all(one and all(map(math.isfinite, one.values())) for one in found)
+    if len(found) != len(PROMPTS) or not finite:
+        raise ValueError("the engine tells no log-probabilities")
     return found
 
 
 def _distance(before: Answers, now: Answers) -> float:
-    """Mean difference of a token's log-probability, nats; infinite if the texts were divided into other tokens."""
-    if [len(one) for one in before] != [len(one) for one in now]:
-        return math.inf
-    apart = [abs(x - y) for one, other in zip(before, now, strict=True) for x, y in zip(one, other, strict=True)]
+    """Mean difference of log-probability, nats, over the tokens that were, or are, the likeliest."""
+    apart = [
+        abs(_of(token, one) - _of(token, other))
+        for one, other in zip(before, now, strict=True)
+        for token in {max(one, key=one.__getitem__), max(other, key=other.__getitem__)}
+    ]
     return sum(apart) / len(apart)
 
 
-def _asked(texts: Sequence[str]) -> str:
-    """Digest of the texts: answers to others cannot be compared."""
-    return digest_of(json.dumps(texts).encode()).hex
+def _of(token: str, likeliest: Mapping[str, float]) -> float:
+    """A token's log-probability; of one that is not listed, the most that it may have."""
+    return likeliest.get(token, min(likeliest.values()))
+
+
+def _asked(prompts: Sequence[str]) -> str:
+    """Digest of the prompts: answers to others cannot be compared."""
+    return digest_of(json.dumps(prompts).encode()).hex
 
 
 def _read(record: Path, checkpoint: Digest) -> Answers | None:
     """The answers recorded for this checkpoint; None if there are none."""
     try:
         found = json.loads(record.read_bytes())
-        if (found["checkpoint"], found["texts"]) != (checkpoint.hex, _asked(TEXTS)):
+        if (found["checkpoint"], found["prompts"]) != (checkpoint.hex, _asked(PROMPTS)):
             return None
-        return tuple(tuple(float(number) for number in one) for one in found["answers"])
+        return tuple({token: float(number) for token, number in one.items()} for one in found["answers"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logging.getLogger("gateway").warning("%s cannot be read and is made anew: %s", record, error)
         return None
 
 
 def _write(record: Path, checkpoint: Digest, answers: Answers) -> None:
-    found = {"checkpoint": checkpoint.hex, "texts": _asked(TEXTS), "answers": answers}
+    found = {"checkpoint": checkpoint.hex, "prompts": _asked(PROMPTS), "answers": answers}
     beside = record.with_name(f"{record.name}.{os.getpid()}.new")
     record.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(found), encoding="utf-8")

@@ -200,9 +200,9 @@ class Simulator:
 
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
-        if body.get("echo") and isinstance(body["prompt"], list):
+        if not chat and isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str):
             self.compared += 1
-            return self._echo(body)
+            return self._go_on(body)
         self.seen.append(body)
         self.request_ids.append(request.headers.get("x-request-id", ""))
         if self.resolver is not None and body["model"] not in {self.model, *self.loaded}:
@@ -222,22 +222,22 @@ class Simulator:
                 return await self._stream(request, body, fault)
             return await self._whole(request, body, fault, chat=chat)
 
-    def _echo(self, body: Mapping[str, Any]) -> web.StreamResponse:
-        """The log-probability of each word of several texts, as the gateway asks for them to know the model again."""
+    def _go_on(self, body: Mapping[str, Any]) -> web.StreamResponse:
+        """The likeliest next tokens of several texts, as the gateway asks for them to know the model again."""
         if body["model"] != self.model:
             return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
         if self.checkpoint is None:
             return _error(400, "logprobs are disabled", "BadRequestError", "logprobs")
         choices = [
-            {"index": index, "text": text, "logprobs": {"token_logprobs": [None, *self._log_probabilities(text)]}}
+            {"index": index, "text": "w", "logprobs": {"top_logprobs": [self._log_probabilities(text)]}}
             for index, text in enumerate(body["prompt"])
         ]
         return web.json_response({"id": "cmpl-1", "model": self.model, "choices": choices})
 
-    def _log_probabilities(self, text: str) -> list[float]:
-        """One for each word but the first: 0 to −8 nats, other ones for another checkpoint."""
-        numbers = (crc32(f"{self.checkpoint} {word}".encode()) for word in text.split()[1:])
-        return [-8 * n / 2**32 + (self.rounding if n % 2 else -self.rounding) for n in numbers]
+    def _log_probabilities(self, text: str) -> Any:
+        """Five tokens, 0 to −8 nats; others for another checkpoint."""
+        numbers = [crc32(f"{self.checkpoint} {n} {text}".encode()) for n in range(5)]
+        return {f"w{n % 50}": -8 * n / 2**32 + (self.rounding if n % 2 else -self.rounding) for n in numbers}
 
     async def core(self) -> None:
         """Wait until the core computes."""
