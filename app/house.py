@@ -10,7 +10,6 @@ from app.api.context import Context
 from app.api.keys import Keys
 from app.api.rates import Kind, Rates
 from app.concurrency.pools import Pools
-from app.domain.artefact import Artefact
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
@@ -37,7 +36,7 @@ from app.screen.reference import Reference, check_policy, open_reference, short_
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
-from app.store.opening import Place, Store, catalogue_at, open_store
+from app.store.opening import Place, catalogue_at, open_store
 from app.store.originals import ORIGINALS, Originals
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
@@ -86,7 +85,7 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     blobs, peers = store.blobs, store.peers
     pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
-    noop = _noop(settings, target, reference, store)
+    noop = publish_noop(target, reference, settings.policy, store) if _through_noop(settings) else None
     # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
     routes = Routes(
         settings.served_name,
@@ -225,17 +224,6 @@ def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox 
     doors.callback(sandbox.close)
     sandbox.start()
     return sandbox
-
-
-def _noop(settings: Settings, target: TargetModel, reference: Reference, store: Store) -> Artefact | None:
-    """The zero adapter through which the served model answers; None where it answers by itself."""
-    if not _through_noop(settings):
-        return None
-    noop = publish_noop(target, reference, settings.policy, store.blobs)
-    if store.peers is not None:
-        store.peers.keep(noop.digest)
-        store.blobs.put(noop)  # again: before it was claimed, another gateway may have removed it
-    return noop
 
 
 def _through_noop(settings: Settings) -> bool:

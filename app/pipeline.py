@@ -38,7 +38,7 @@ from app.sanitise import accepting
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
 from app.showing import VersionRefused
-from app.store.blobs import BlobStore
+from app.store.opening import Store
 from app.store.peers import TakenOver
 from app.store.schema import VersionRow
 from app.tracking import Tracking, whose
@@ -312,13 +312,15 @@ def _refusal(row: VersionRow) -> VersionRefused:
     return VersionRefused(kind(code, row.error_message or "it failed before"), row)
 
 
-def publish_noop(target: TargetModel, reference: Reference, policy: Policy, blobs: BlobStore) -> Artefact:
-    """Store the zero adapter. It goes the way of every other: screened, stamped, canonical, stored."""
+def publish_noop(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
+    """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
     nothing = digest_of(b"")
     adapter = noop_adapter(target)
     verdict = screen(adapter, reference, policy)
     artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
-    blobs.put(artefact)
+    if store.peers is not None:  # no row will ever name it
+        store.peers.keep(artefact.digest)
+    store.blobs.put(artefact)
     return artefact
 
 

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_each_schema_version_has_one_revision() -> None:
 def test_a_catalogue_from_before_alembic_opens_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     catalogue = Catalogue(sqlite_url(path))
-    row = published(catalogue)
+    row = replace(published(catalogue), revision=0)  # what was there before changes were numbered
     catalogue.close()
     other = sqlite3.connect(path)
     other.executescript(f"{BEFORE_SHARING} DROP TABLE alembic_version")
