@@ -46,6 +46,14 @@ CANCELLED: Final = 2.0**-12
 """Least share of the largest ‖bᵢ‖·‖aᵢ‖ that ‖ΔW‖₂ must have: below it the factors cancel, which no training leaves
 and no 16-bit engine can follow."""
 
+RANGE: Final = 128.0
+"""Least √‖ΔW‖₂ in terms of the dtype's smallest normal number: what x·A loses below that number, for inputs of
+entries about 1, is then under a hundredth of ΔW's answer a pair. In float16 that is ‖ΔW‖₂ = 6e-5: smaller updates are
+served as none."""
+
+SMALLEST: Final = 2.0**-50
+"""Least √‖ΔW‖₂ in any dtype: products of two factors lie within float32's range, in which the engine adds."""
+
 LOST: Final = 2.0**-4
 """Most of a factor's length that may lie in numbers too small for the dtype: what loses more is no direction any
 more."""
@@ -58,18 +66,20 @@ ALIKE: Final = 2.0
 more."""
 
 
+Whole = NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pairs:
     """r pairs of a column of B and a row of A, all as rows of magnitude below 1 times a power of two, in float64.
 
-    a (r, d_in), b (r, d_out); exponents (r,), whole numbers, of the two together; tilt (r,) of a over b. gram_a, gram_b
-    (r, r).
+    a (r, d_in), b (r, d_out) without, and exponents ea, eb (r,) of, the powers of two; gram_a, gram_b (r, r) of a and b.
     """
 
     a: Tensor
     b: Tensor
-    exponents: Array
-    tilt: Array
+    ea: Whole
+    eb: Whole
     gram_a: Array
     gram_b: Array
 
@@ -77,15 +87,14 @@ class _Pairs:
         """The chosen pairs, by index."""
         pick = torch.from_numpy(chosen)
         grams = (g[np.ix_(chosen, chosen)] for g in (self.gram_a, self.gram_b))
-        return _Pairs(self.a[pick], self.b[pick], self.exponents[chosen], self.tilt[chosen], *grams)
+        return _Pairs(self.a[pick], self.b[pick], self.ea[chosen], self.eb[chosen], *grams)
 
     @property
-    def sizes(self) -> tuple[Array, Array]:
-        """‖bᵢ‖·‖aᵢ‖ as shares of the largest power of two among them, and ‖aᵢ‖/‖bᵢ‖."""
-        a, b = (np.sqrt(np.diagonal(g)) for g in (self.gram_a, self.gram_b))
-        top = self.exponents.max(initial=-(1 << 20))
-        ratio = np.ldexp(np.divide(a, b, out=np.zeros_like(a), where=b > 0.0), self.tilt)
-        return np.ldexp(a * b, self.exponents - top), ratio
+    def lengths(self) -> tuple[Array, Array]:
+        """‖aᵢ‖ and ‖bᵢ‖, (r,) each: no product of two leaves float64's range."""
+        of = ((self.gram_a, self.ea), (self.gram_b, self.eb))
+        a, b = (np.ldexp(np.sqrt(np.diagonal(g)), e) for g, e in of)
+        return a, b
 
 
 def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: float | None = None) -> Adapter:
@@ -150,15 +159,19 @@ def _trimmed(module: LoraModule) -> LoraModule:
 def _pairs(module: LoraModule) -> _Pairs:
     a, ea = by_rows(module.a.double())
     b, eb = by_rows(module.b.double().T.contiguous())
-    exponents, tilt = (ea + eb).numpy(), (ea - eb).numpy()
-    return _Pairs(a, b, exponents, tilt, gram(a, GRAM_SLICES).numpy(), gram(b, GRAM_SLICES).numpy())
+    return _Pairs(a, b, ea.numpy(), eb.numpy(), gram(a, GRAM_SLICES).numpy(), gram(b, GRAM_SLICES).numpy())
 
 
-def _resolved(pairs: _Pairs, dtype: torch.dtype) -> Array:
-    """Which pairs are of similar length and long enough beside the longest: (r,) of bool."""
-    size, ratio = pairs.sizes
-    alike = (ratio >= 1.0 / ALIKE) & (ratio <= ALIKE)
-    found: Array = alike & (size > 0.0) & (size >= 0.5 * resolution(dtype) * size.max(initial=0.0))
+def _resolved(pairs: _Pairs, dtype: torch.dtype) -> NDArray[np.bool_]:
+    """Which pairs are of similar length and within the dtype's resolution of the longest: (r,).
+
+    None is where the longest is too short for the dtype's range.
+    """
+    a, b = pairs.lengths
+    longest = float((a * b).max(initial=0.0))
+    within = longest >= max(RANGE * float(torch.finfo(dtype).tiny), SMALLEST) ** 2
+    similar = (a <= ALIKE * b) & (b <= ALIKE * a)
+    found: NDArray[np.bool_] = within & similar & (a * b >= 0.5 * resolution(dtype) * longest) & (a * b > 0.0)
     return found
 
 
@@ -183,16 +196,16 @@ def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor
     With Gram matrices Â·Âᵀ = L_A·L_Aᵀ and B̂ᵀ·B̂ = L_B·L_Bᵀ, D the powers of two and L_Bᵀ·D·L_A = P·Σ·Qᵀ:
     √s·Wᵀ = Σ^−½·Pᵀ·L_Bᵀ·D·Â and U·√s = B̂·D·L_A·Q·Σ^−½ (the square-root method of balanced truncation).
     """
-    alive = np.flatnonzero(pairs.sizes[0] > 0.0)
+    a, b = pairs.lengths
+    alive = np.flatnonzero(a * b > 0.0)
     if len(alive) == 0:
         return pairs.a[:0], pairs.b[:0]
-    pairs = pairs.only(alive)
-    top = int(pairs.exponents.max())
-    even = top + top % 2
-    scale = np.ldexp(1.0, pairs.exponents - even)[:, None]  # D, as shares of 2^even
+    pairs, exponents = pairs.only(alive), (pairs.ea + pairs.eb)[alive]
+    even = 2 * (int(exponents.max() + 1) // 2)
+    scale = np.ldexp(1.0, exponents - even)[:, None]  # D, as shares of 2^even
     left, right = cholesky(pairs.gram_b), cholesky(pairs.gram_a)
     found = core_svd(multiply(np.ascontiguousarray(left.T), scale * right))
-    least = CANCELLED * math.ldexp(float(pairs.sizes[0].max()), top - even)
+    least = CANCELLED * math.ldexp(float((a * b).max()), -even)
     if found is None or not found[1].max(initial=0.0) > least:
         raise _refused(module.name, "its factors cancel: what is left is less than rounding them may change")
     p, s, q = found
