@@ -46,11 +46,12 @@ def honest(reference: Reference) -> tuple[Tensor, Tensor]:
 
 def hiding(reference: Reference) -> tuple[Tensor, Tensor]:
     """(b, a) of which the engine reads half as zero."""
-    b, a = honest(reference)
+    b, a = (x.double() for x in honest(reference))
     b = b * 2.0**-10  # so that 2¹³³ times it is still in range
-    signs = (torch.randint(0, 2, a.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1).bfloat16()
-    groups = ((b, signs * 2.0**-113, 113), (-b, signs * 2.0**-133, 133), (b * 2.0**-10, a * 2.0**-113, 113))
-    return torch.cat([x * 2.0**k for x, _, k in groups], 1), torch.cat([y for _, y, _ in groups])
+    signs = torch.randint(0, 2, a.shape, generator=torch.Generator().manual_seed(1)) * 2.0 - 1.0
+    groups = ((b, signs, 113), (-b, signs, 133), (b * 2.0**-6, a, 113))
+    columns, rows = [x * 2.0**k for x, _, k in groups], [y * 2.0**-k for _, y, k in groups]
+    return torch.cat(columns, 1).bfloat16(), torch.cat(rows).bfloat16()
 
 
 def folder(at: Path, reference: Reference, factors: tuple[Tensor, Tensor]) -> Path:
