@@ -38,6 +38,7 @@ AGAIN: Final = "what is stored, measured again"
 """Name of the part that needs a reference."""
 
 OTHER_REFERENCE: Final = "were measured against another reference"
+OLDER_METRIC: Final = "were measured by another release; the gateway measures them again before it serves them"
 
 _STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -148,8 +149,8 @@ def measured_again(root: Path, reference_dir: Path, store_url: str | None = None
     with tempfile.TemporaryDirectory(prefix="gateway-audit-") as spare:
         for folder in _artefacts(root, store_url, Path(spare), left_out):
             wrong = _wrong_once_measured(folder, reference)
-            if wrong == OTHER_REFERENCE:
-                left_out[OTHER_REFERENCE] += 1
+            if wrong in (OTHER_REFERENCE, OLDER_METRIC):
+                left_out[wrong] += 1
                 continue
             measured += 1
             if wrong is not None:
@@ -190,13 +191,16 @@ def _artefacts(root: Path, store_url: str | None, spare: Path, left_out: Counter
 
 
 def _wrong_once_measured(folder: Path, reference: "Reference") -> str | None:
-    """Finding about one artefact in words; None when it passes, OTHER_REFERENCE when another one measured it."""
+    """Finding about one artefact in words; None when it passes, OTHER_REFERENCE or OLDER_METRIC when those measured it."""
     from app.domain.artefact import MANIFEST_FILE
+    from app.domain.verdict import METRIC_VERSION
 
     try:
         fields = json.loads((folder / MANIFEST_FILE).read_bytes())["verdict"]
         if fields["reference"] != str(reference.digest):
             return OTHER_REFERENCE
+        if fields["metric"] != METRIC_VERSION:
+            return OLDER_METRIC
         return _sanitised_again(folder, reference, fields["policy"])
     except (ValueError, LookupError, TypeError, OSError) as error:
         return f"cannot be measured again: {type(error).__name__}"

@@ -113,6 +113,12 @@ WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the
 # screen: what the measurement says
 REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
 UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
+BAD_NUMBERS = _code(
+    "bad_numbers",
+    422,
+    _S,
+    "The engine's rounding would compute another update than was measured; send factors that do not cancel.",
+)
 SCREENING_TIMEOUT = _code(
     "screening_timeout", 422, _S, "It took longer than the operator allows; adapt fewer modules, or ask for more time."
 )

@@ -35,6 +35,7 @@ from app.prune.noop import noop_adapter
 from app.publishing import Publishing
 from app.rooms import Rooms
 from app.sanitise import accepting
+from app.screen.balance import balance_all
 from app.screen.reference import Reference, check_policy, open_reference
 from app.screen.screen import screen
 from app.showing import VersionRefused
@@ -315,7 +316,7 @@ def _refusal(row: VersionRow) -> VersionRefused:
 def publish_noop(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
     """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
     nothing = digest_of(b"")
-    adapter = noop_adapter(target)
+    adapter = balance_all(noop_adapter(target))
     verdict = screen(adapter, reference, policy)
     artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
     if store.peers is not None:  # no row will ever name it
@@ -325,7 +326,11 @@ def publish_noop(target: TargetModel, reference: Reference, policy: Policy, stor
 
 
 def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
-    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking."""
+    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking.
+
+    Its bytes are measured as they lie, not balanced first, since they are what the engine reads; an older release may have
+    written them unbalanced. Screening refuses factors that the engine's rounding would make another update of.
+    """
     if row.artefact is None:
         return None
     folder = rooms.blobs.path(row.artefact)
@@ -349,6 +354,6 @@ def screen_directory(
     try:
         config = (directory / CONFIG_FILE).read_bytes()
         with (directory / WEIGHTS_FILE).open("rb") as weights:
-            return screen(validate(config, weights, target, ValidateLimits()), reference, policy)
+            return screen(balance_all(validate(config, weights, target, ValidateLimits())), reference, policy)
     except OSError as error:
         raise Refused(MISSING_PART, f"{error.filename}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""validate → screen → prune → canonical bytes of one upload: the part of the pipeline without store and engine.
+"""validate → balance → screen → prune → balance → canonical bytes of one upload: the pipeline without store and engine.
 
 Pure but for reading the sealed file, so that it runs the same here or in a process that is shut away (app/sandbox/).
 """
@@ -18,12 +18,13 @@ from app.domain.verdict import Outcome, Verdict
 from app.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, Refused, Stage
 from app.prune.canonical import canonicalise
 from app.prune.cut import cut
+from app.screen.balance import balance_all
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from app.screen.threads import single_threaded_kernels
 from app.validate.adapter import ValidateLimits, validate
 
-RULES: Final = 1
+RULES: Final = 2
 """Changes when what is refused, or the form that is written, changes: what older rules decided is then measured anew."""
 
 OK: Final = "ok"
@@ -43,6 +44,10 @@ class Measure:
     def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
         """The verdict by this policy or another. Raises as `screen.screen`."""
         return screen(adapter, self.reference, policy or self.policy, deadline_s=self.screen_seconds)
+
+    def balance(self, adapter: Adapter) -> Adapter:
+        """The adapter in the form that is measured and served. Raises as `balance.balance_all`."""
+        return balance_all(adapter, deadline_s=self.screen_seconds)
 
 
 class Steps(Protocol):
@@ -82,6 +87,7 @@ def _sanitise(
         adapter = validate(config, weights, measure.target, measure.limits)
     steps.validated()
     with _timed(steps, Stage.SCREEN):
+        adapter = measure.balance(adapter)
         verdict = measure.screen(adapter)
     steps.screened(verdict)
     if verdict.outcome is Outcome.REJECTED:
@@ -110,8 +116,9 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
 
 
 def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
-    """Cut or project, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED."""
-    left = cut(adapter, verdict, lambda module: measure.reference.ends(module, measure.policy))
+    """Cut or project, balance, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED or
+    BAD_NUMBERS."""
+    left = measure.balance(cut(adapter, verdict, lambda module: measure.reference.ends(module, measure.policy)))
     if left.modules and (verdict.pruned or verdict.projected):
         again = measure.screen(left, accepting(measure.policy))
         if again.outcome is not Outcome.CLEAN:

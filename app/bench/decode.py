@@ -30,6 +30,7 @@ from app.load.embedded import EmbeddedEngine, socket_home
 from app.load.engine import Engine
 from app.prune.canonical import canonicalise
 from app.prune.noop import noop_adapter
+from app.screen.balance import balance_all
 from app.screen.reference import open_reference
 from app.screen.screen import screen
 from app.settings import Settings
@@ -112,7 +113,7 @@ def artefacts_of(settings: Settings) -> dict[str, tuple[Artefact, int]]:
     }
     nothing = Received(digest_of(b""), digest_of(b""), 0, 0)
     made = {}
-    for name, adapter in states.items():
+    for name, adapter in ((name, balance_all(state)) for name, state in states.items()):
         artefact = canonicalise(adapter, screen(adapter, reference, NO_POLICY), nothing, target)
         made[name] = (artefact, len(adapter.modules))
     return made

@@ -23,6 +23,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.cut import cut
+from app.screen.balance import balance_all
 from app.screen.reference import Reference, open_reference
 from app.screen.screen import screen
 from app.settings import Settings
@@ -72,7 +73,9 @@ class _Bench:
         """One of the demo's adapters with its verdict under the demo's policy."""
         folder: Path = adapter_path(name)
         with (folder / WEIGHTS_FILE).open("rb") as weights:
-            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, self._target, ValidateLimits())
+            adapter = balance_all(
+                validate((folder / CONFIG_FILE).read_bytes(), weights, self._target, ValidateLimits())
+            )
         return adapter, screen(adapter, self._reference, self._policy)
 
     def score(self, model: LlamaForCausalLM) -> Scores:
@@ -82,7 +85,7 @@ class _Bench:
     def projected(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """As the gateway would write it, also where a bound rejects it."""
         taken = replace(verdict, outcome=Outcome.PROJECTED)
-        return cut(adapter, taken, lambda name: self._reference.ends(name, self._policy))
+        return balance_all(cut(adapter, taken, lambda name: self._reference.ends(name, self._policy)))
 
     def worst(self, verdict: Verdict, count: int) -> list[str]:
         """The modules that score highest."""

@@ -61,10 +61,14 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A validated adapter: modules sorted by name, at least one when it comes from validate."""
+    """A validated adapter: modules sorted by name, at least one when it comes from validate.
+
+    balanced: every module is in the form that may be served; only screening's balance says so.
+    """
 
     modules: tuple[LoraModule, ...]
     dtype: ServingDtype
+    balanced: bool = False
 
     @property
     def rank(self) -> int:

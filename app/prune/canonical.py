@@ -1,8 +1,9 @@
 """The only place that makes bytes the engine may read.
 
-Canonical form: one dtype (the serving dtype), one rank (smaller modules padded with zero rows and columns), scaling 1
-(already in B; lora_alpha = r), modules sorted by name, `target_modules` the exact list of full module names, no
-optional field. Equal adapters give equal bytes, whatever their uploads looked like.
+Canonical form: balanced factors (app/screen/balance.py), one dtype (the serving dtype), one rank (smaller modules
+padded with zero rows and columns), scaling 1 (already in B; lora_alpha = r), modules sorted by name, `target_modules`
+the exact list of full module names, no optional field. Equal adapters give equal bytes, whatever their uploads looked
+like.
 """
 
 import json
@@ -27,9 +28,9 @@ KEY_PREFIX: Final = "base_model.model."
 def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target: TargetModel) -> Artefact:
     """Write `adapter` in canonical form.
 
-    `adapter`: what was left after pruning. `verdict`: the screening of the upload it came from; every module of the
-    adapter must be one the verdict keeps or projects. Raises ValueError (a programmer's error) otherwise, or when nothing
-    is left.
+    `adapter`: what was left after pruning, balanced. `verdict`: the screening of the upload it came from; every
+    module of the adapter must be one the verdict keeps or projects. Raises ValueError (a programmer's error)
+    otherwise, or when nothing is left.
     """
     _must_be_stamped(adapter, verdict)
     config = config_bytes(tuple(module.name for module in adapter.modules), adapter.rank, target)
@@ -45,6 +46,8 @@ def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
         raise ValueError(f"no verdict keeps {unkept or 'a rejected adapter'}")
     if not adapter.modules:
         raise ValueError("an emptied adapter has no artefact: its name is served by the served model")
+    if not adapter.balanced:
+        raise ValueError("only balanced factors are written: the engine may compute another update from others")
 
 
 def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> bytes:

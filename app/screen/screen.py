@@ -15,9 +15,10 @@ from app.domain.ends import Ends
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
-from app.errors import SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
+from app.errors import BAD_NUMBERS, SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen.decide import Found, decide
 from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share, removed_share
+from app.screen.engine_arithmetic import objection
 from app.screen.manifest import ModuleInfo
 from app.screen.reference import Reference, check_policy
 from app.screen.threads import each, usable_cores
@@ -46,9 +47,10 @@ def screen(
     Memory beyond the reference is some 10 MiB a worker. The same bytes give the same verdict.
     deadline_s: seconds after which no further module is begun (None: no bound); what is under way ends first.
 
-    Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, Unavailable BAD_REFERENCE when the reference
-    cannot serve the policy or was changed on disk, Refused SCREENING_TIMEOUT past the deadline, ValueError for an adapter
-    without modules.
+    Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, BAD_NUMBERS when the engine would compute
+    another update from its factors than was measured, Unavailable BAD_REFERENCE when the reference cannot serve the
+    policy or was changed on disk, Refused SCREENING_TIMEOUT past the deadline, ValueError for an adapter without
+    modules.
     """
     (result,) = screen_many([adapter], reference, policy, workers=workers, deadline_s=deadline_s)
     if isinstance(result, Refused):
@@ -66,8 +68,8 @@ def screen_many(
 ) -> list[Verdict | Refused]:
     """`screen` for several adapters, each V read twice for all of them; the verdicts are the same as one by one.
 
-    Adapters that do not fit stand as Refused in the result and harm no other. deadline_s bounds all of them together.
-    Raises what else `screen` raises.
+    Adapters that do not fit, or with BAD_NUMBERS, stand as Refused in the result and harm no other. deadline_s bounds
+    all of them together. Raises what else `screen` raises.
     """
     if not all(adapter.modules for adapter in adapters):
         raise ValueError("an adapter without modules is not screened")
@@ -75,7 +77,7 @@ def screen_many(
     reference.check_unchanged()
     end = None if deadline_s is None else time.monotonic() + deadline_s
 
-    def measure(modules: Sequence[LoraModule]) -> list[Found]:
+    def measure(modules: Sequence[LoraModule]) -> list[Found | Refused]:
         if end is not None and not time.monotonic() < end:
             late = f"screening took longer than {deadline_s:g} s; module {modules[0].name} unseen"
             raise Refused(SCREENING_TIMEOUT, late)
@@ -86,7 +88,10 @@ def screen_many(
     found: list[list[Found]] = [[] for _ in adapters]
     for owners, results in zip(whose, each(measure, groups, workers or usable_cores()), strict=True):
         for owner, one in zip(owners, results, strict=True):
-            found[owner].append(one)
+            if isinstance(one, Refused):
+                refused[owner] = refused[owner] or one
+            else:
+                found[owner].append(one)
     reference.check_unchanged()
     answers = zip(adapters, refused, found, strict=True)
     return [no or _verdict(adapter, reference.digest, policy, one) for adapter, no, one in answers]
@@ -136,8 +141,8 @@ def _groups(adapters: Sequence[Adapter | None]) -> tuple[list[list[int]], list[l
     return whose, groups
 
 
-def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy) -> list[Found]:
-    """Updates of one module by several adapters."""
+def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy) -> list[Found | Refused]:
+    """Updates of one module by several adapters; Refused where the engine would compute another."""
     name = modules[0].name
     info, v = reference.info(name), reference.v(name)
     updates = [thin_svd(module.b, module.a) for module in modules]
@@ -145,10 +150,15 @@ def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy
     measured = against_v_together(active, v, info) if active and v is not None else []
     against = {id(u): one for u, one in zip(active, measured, strict=False)}
     ends = reference.ends(name, policy) if active and reference.triples(name) is not None else None
-    return [
-        _found(module, update, info, against.get(id(update)), ends if any(update is u for u in active) else None)
-        for module, update in zip(modules, updates, strict=True)
-    ]
+    found: list[Found | Refused] = []
+    for module, update in zip(modules, updates, strict=True):
+        why = None if update is None else objection(module, update, None if ends is None else ends.r)
+        if why is not None:
+            found.append(Refused(BAD_NUMBERS, f"module {name}: {why}", param=name))
+            continue
+        mine = ends if any(update is u for u in active) else None
+        found.append(_found(module, update, info, against.get(id(update)), mine))
+    return found
 
 
 def _found(

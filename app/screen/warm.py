@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from app.screen.core_svd import core_svd
 from app.screen.products import both, right
 from app.screen.quadratic import Array, quantiles
 
@@ -18,6 +19,7 @@ def warm() -> float:
     v, x = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 1)
     both(v, torch.ones(1, 1), x)
     right(v, x)
+    core_svd(np.ones((2, 2)))
 
     def weights(t: Array) -> tuple[Array, Array]:
         return np.stack([1.0 - t, -t], 1), -np.ones((len(t), 2))

@@ -12,6 +12,7 @@ from app.domain.policy import Action, Comparison, Policy
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.canonical import canonicalise
 from app.prune.cut import cut
+from app.screen.balance import balance_all
 from app.screen.reference import Reference
 from app.screen.screen import screen
 from tests.support.references import random_adapter, tiny_reference
@@ -71,12 +72,14 @@ def test_only_what_acts_on_alignments_inputs_is_gone(reference: Reference, dtype
 def test_the_result_passes_and_sanitising_it_again_changes_no_byte(reference: Reference, share: float) -> None:
     target = TargetModel("served", reference.modules, ServingDtype.BFLOAT16, 16)
     verdict, left = corrected(leaning(reference, share), reference)
+    left = balance_all(left)
     once = canonicalise(left, verdict, RECEIVED, target) if left.modules else None
     if once is None:
         assert verdict.outcome is Outcome.EMPTIED
         return
     again, left_again = corrected(left, reference)
     assert again.outcome is Outcome.CLEAN
+    left_again = balance_all(left_again)
     assert canonicalise(left_again, again, RECEIVED, target).digest == once.digest
 
 

@@ -16,6 +16,7 @@ from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome,
 from app.prune.canonical import canonicalise
 from app.prune.cut import cut
 from app.prune.noop import noop_adapter
+from app.screen.balance import balance_all
 
 TARGET = TargetModel(
     "served", {f"model.layers.{i}.self_attn.q_proj": Shape(6, 4) for i in range(3)}, ServingDtype.FLOAT32, 8
@@ -29,7 +30,7 @@ def an_adapter(ranks: tuple[int, ...] = (2, 2, 2)) -> Adapter:
         generator = torch.Generator().manual_seed(len(made))
         a, b = torch.randn(rank, 4, generator=generator), torch.randn(6, rank, generator=generator)
         made.append(LoraModule(name, a, b, 2.0))
-    return Adapter(tuple(made), ServingDtype.FLOAT32)
+    return balance_all(Adapter(tuple(made), ServingDtype.FLOAT32))
 
 
 def a_verdict(adapter: Adapter, pruned: tuple[int, ...] = (), outcome: Outcome | None = None) -> Verdict:
@@ -79,10 +80,17 @@ def test_only_what_a_verdict_keeps_becomes_bytes() -> None:
         canonicalise(Adapter((), adapter.dtype), verdict, RECEIVED, TARGET)
 
 
+def test_only_balanced_factors_become_bytes() -> None:
+    adapter = an_adapter()
+    with pytest.raises(ValueError, match="balanced"):
+        canonicalise(replace(adapter, balanced=False), a_verdict(adapter), RECEIVED, TARGET)
+    assert not cut(adapter, a_verdict(adapter)).balanced  # what was cut is balanced anew
+
+
 def test_canonical_bytes_hold_exactly_the_kept_modules_with_scaling_one() -> None:
     adapter = an_adapter((2, 1, 2))
     verdict = a_verdict(adapter, (2,))
-    artefact = canonicalise(cut(adapter, verdict), verdict, RECEIVED, TARGET)
+    artefact = canonicalise(balance_all(cut(adapter, verdict)), verdict, RECEIVED, TARGET)
     tensors = load(artefact.weights)
     config = json.loads(artefact.config)
     names = [m.name for m in adapter.modules[:2]]

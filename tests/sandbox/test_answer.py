@@ -32,7 +32,7 @@ def verdict(outcome: Outcome, decision: Decision, reason: Reason) -> Verdict:
 
 CLEAN = verdict(Outcome.CLEAN, Decision.KEEP, Reason.BELOW_TAU)
 MADE = canonicalise(
-    Adapter((LoraModule(NAME, torch.zeros(1, 3), torch.zeros(2, 1), 1.0),), ServingDtype.FLOAT32),
+    Adapter((LoraModule(NAME, torch.zeros(1, 3), torch.zeros(2, 1), 1.0),), ServingDtype.FLOAT32, balanced=True),
     *(CLEAN, RECEIVED, TARGET),
 )
 TOOK: Frame = ({"took": "validate", "seconds": 0.5, "outcome": "ok"}, b"")

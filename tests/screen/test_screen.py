@@ -11,6 +11,7 @@ from app.domain.lora import Adapter, LoraModule, ServingDtype
 from app.domain.policy import Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, Outcome, Reason, Verdict
 from app.errors import (
+    BAD_NUMBERS,
     BAD_REFERENCE,
     SCREENING_TIMEOUT,
     UNKNOWN_MODULE,
@@ -120,12 +121,13 @@ def test_a_zero_module_passes_without_scores(reference: Reference) -> None:
     assert verdict.outcome is Outcome.CLEAN
 
 
-def test_factors_that_cancel_cannot_be_scored(reference: Reference) -> None:
+def test_factors_that_cancel_are_refused_whatever_the_policy(reference: Reference) -> None:
     m = random_adapter(reference).modules[0]
     a, b = torch.cat([m.a, -m.a], 0), torch.cat([m.b, m.b], 1)
-    verdict = screen(with_module(random_adapter(reference), m.name, a, b), reference, POLICY)
-    assert verdict.outcome is Outcome.REJECTED
-    assert verdict.modules[0].reason is Reason.UNSCORABLE
+    for policy in (POLICY, replace(POLICY, unscorable=Unscorable.KEEP)):
+        with pytest.raises(Refused, match="cancel") as caught:
+            screen(with_module(random_adapter(reference), m.name, a, b), reference, policy)
+        assert (caught.value.code, caught.value.param) == (BAD_NUMBERS, m.name)
 
 
 def test_an_update_far_larger_than_alignment_is_refused(reference: Reference) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner, Result
 
-from app.audit import AGAIN, NOTHING_SEEN, measured_again
+from app.audit import AGAIN, NOTHING_SEEN, OLDER_METRIC, measured_again
 from app.cli import cli
 from app.domain.digest import digest_of
 from app.screen.build import BuildOptions
@@ -101,6 +101,21 @@ async def test_what_another_reference_measured_is_noted_and_not_judged(
     told = command(running.data, "--reference", str(other))
     assert told.exit_code == NOTHING_SEEN
     assert "This is no all-clear: asked for and not looked at: what is stored, measured again" in told.output
+
+
+async def test_what_an_older_release_measured_is_noted_and_not_judged(
+    open_gateway: OpenHouse, tiny_reference_dir: Path
+) -> None:
+    async with open_gateway() as running:
+        digest = (await running.http.post("/adapters", files=form("one"))).json()["digest"]
+    manifest = running.data / "artefacts" / digest / "manifest.json"
+    fields = json.loads(manifest.read_bytes())
+    fields["verdict"]["metric"] = "e-diem/1"
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(fields), encoding="utf-8")
+    found = measured_again(running.data / "artefacts", tiny_reference_dir)
+    assert (found.findings, found.counts) == ((), {"artefacts_measured_again": 0})
+    assert found.skipped == (Skipped(AGAIN, f"1 artefacts {OLDER_METRIC}", asked=True),)
 
 
 async def test_artefacts_are_measured_again_wherever_they_are_kept(

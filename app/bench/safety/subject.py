@@ -13,6 +13,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
 from app.domain.policy import Policy
 from app.domain.verdict import ModuleVerdict
+from app.screen.balance import balance_all
 from app.screen.reference import Reference, open_reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
@@ -77,9 +78,9 @@ class Subject:
 
 
 def subject_of(folder: Path, alignment: Alignment, seed: int) -> Subject:
-    """Open one cached adapter the way an upload is: through validate, in float32."""
+    """Open one cached adapter the way an upload is: validated and balanced, in float32."""
     shapes = alignment.reference.modules
     target = TargetModel("laboratory", shapes, ServingDtype.FLOAT32, max_rank=512)
     with (folder / WEIGHTS_FILE).open("rb") as weights:
-        adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, target, ValidateLimits())
+        adapter = balance_all(validate((folder / CONFIG_FILE).read_bytes(), weights, target, ValidateLimits()))
     return Subject(seed, alignment, adapter, {m.name: Low(m.b.float(), m.a.float()) for m in adapter.modules})

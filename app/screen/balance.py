@@ -1,0 +1,275 @@
+"""Balanced factors of an update: the one form in which an adapter is measured and served.
+
+ΔW = B·A has many factorisations. In float64 all are alike; in the engine they are not, for it reads subnormal numbers as
+zero and rounds x·A to the serving dtype before B sees it, so factors that cancel here need not cancel there. Served is
+therefore ΔW's thin singular value decomposition U·diag(s)·Wᵀ, as B = U·√s and A = √s·Wᵀ, rounded to the serving
+dtype, and measured are these rounded factors. Their columns (rows of A) are nearly orthogonal and of equal length,
+and that bounds what the engine can make of them: with unit roundoff u, whatever x, rounding x·A changes B·A·x by at
+most √3·u of itself (with normalised columns B̂ and ‖B̂ᵀB̂ − I‖ ≤ ½ by Gershgorin: ‖B·δ‖² ≤ 3/2·u²·Σ‖bᵢ‖²hᵢ² ≤
+3/2·u²·2·‖B·h‖²). Nothing cancels.
+
+Reproducible: exact.py's Gram matrices and core_svd.py's decomposition are the same to the bit whatever BLAS, number of
+threads or processor, so that ties between singular values are broken alike too; signs are fixed by the largest entry
+of each row of A. It rests on IEEE 754 arithmetic and a compiler that does not fuse multiplications and additions of
+its own accord; of processors only x86-64 was tried.
+
+Idempotent: factors that are balanced as they are (`balanced`), which holds for whatever this module makes, keep their
+bytes. What else passes there was measured as it stands and has the bound above.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.domain.lora import Adapter, LoraModule
+from app.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
+from app.screen.core_svd import Array, cholesky, core_svd, multiply, summed
+from app.screen.exact import by_rows, gram, product, shifted
+from app.screen.threads import each, usable_cores
+
+GRAM_SLICES: Final = 3
+"""Slices of 19 bits of the factors in their Gram matrices: float64's own precision."""
+
+PRODUCT_SLICES: Final = 2
+"""Slices of 22 bits of what makes the balanced factors: far below float32's unit roundoff."""
+
+FLOOR: Final = 2.0**-20
+"""Least share of the largest singular value that is kept in any dtype."""
+
+CANCELLED: Final = 2.0**-12
+"""Least share of the largest ‖bᵢ‖·‖aᵢ‖ that ‖ΔW‖₂ must have: below it the factors cancel, which no training leaves
+and no 16-bit engine can follow."""
+
+RANGE: Final = 128.0
+"""Least √‖ΔW‖₂ in terms of the dtype's smallest normal number: what x·A loses below that number, for inputs of
+entries about 1, is then under a hundredth of ΔW's answer a pair. In float16 that is ‖ΔW‖₂ = 6e-5: smaller updates are
+served as none."""
+
+SMALLEST: Final = 2.0**-50
+"""Least √‖ΔW‖₂ in any dtype: products of two factors lie within float32's range, in which the engine adds."""
+
+LOST: Final = 2.0**-4
+"""Most of a factor's length that may lie in numbers too small for the dtype: what loses more is no direction any
+more."""
+
+NEAR_ORTHOGONAL: Final = 0.5
+"""Most that the cosines of a column with all others may add up to. Rounding leaves about r·u/√d."""
+
+ALIKE: Final = 2.0
+"""Most by which the lengths of bᵢ and aᵢ may differ. Rounding leaves 1 + 2·u, entries lost below the dtype's range
+more."""
+
+
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """r pairs of a column of B and a row of A, all as rows of magnitude below 1 times a power of two, in float64.
+
+    a (r, d_in), b (r, d_out) without, and exponents ea, eb (r,) of, the powers of two; gram_a, gram_b (r, r) of a and b.
+    """
+
+    a: Tensor
+    b: Tensor
+    ea: Whole
+    eb: Whole
+    gram_a: Array
+    gram_b: Array
+
+    def only(self, chosen: NDArray[np.intp]) -> "_Pairs":
+        """The chosen pairs, by index."""
+        pick = torch.from_numpy(chosen)
+        grams = (g[np.ix_(chosen, chosen)] for g in (self.gram_a, self.gram_b))
+        return _Pairs(self.a[pick], self.b[pick], self.ea[chosen], self.eb[chosen], *grams)
+
+    @property
+    def lengths(self) -> tuple[Array, Array]:
+        """‖aᵢ‖ and ‖bᵢ‖, (r,) each: no product of two leaves float64's range."""
+        of = ((self.gram_a, self.ea), (self.gram_b, self.eb))
+        a, b = (np.ldexp(np.sqrt(np.diagonal(g)), e) for g, e in of)
+        return a, b
+
+
+def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: float | None = None) -> Adapter:
+    """`adapter` with every module balanced, of its rank at most; the bytes depend on nothing but its own.
+
+    workers: threads, one module each (None: one per usable core). deadline_s: seconds after which no further module
+    is begun (None: no bound). Raises Refused BAD_NUMBERS, naming the module, and SCREENING_TIMEOUT.
+    """
+    end = None if deadline_s is None else time.monotonic() + deadline_s
+
+    def one(module: LoraModule) -> LoraModule:
+        if end is not None and not time.monotonic() < end:
+            raise Refused(
+                SCREENING_TIMEOUT, f"balancing took longer than {deadline_s:g} s; module {module.name} unseen"
+            )
+        return balance(module)
+
+    modules = tuple(each(one, adapter.modules, workers or usable_cores()))
+    return Adapter(modules, adapter.dtype, balanced=True)
+
+
+def balance(module: LoraModule) -> LoraModule:
+    """The module in balanced form, of its own rank at most (1 for a zero update). Raises Refused BAD_NUMBERS.
+
+    b (d_out, r) and a (r, d_in) finite, of one dtype, r ≤ 2¹⁰, d ≤ 2²⁰.
+    """
+    trimmed = _trimmed(module)
+    pairs = _pairs(trimmed)
+    if balanced(trimmed, pairs):
+        return trimmed
+    made = _rounded(module, *_singular_factors(trimmed, pairs))
+    made, pairs = _without_unresolved(made, _pairs(made))
+    if not balanced(made, pairs):
+        raise _refused(module.name, f"its factors do not survive rounding to {_short(module.a.dtype)}")
+    return made
+
+
+def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
+    """Whether a module's factors already are what `balance` makes, within rounding; alike on any machine.
+
+    No subnormal number, every pair of similar length and resolved beside the largest, every column nearly orthogonal
+    to all others together. A zero update is one pair of zeros.
+    """
+    if any(bool(_subnormal(x).any()) for x in (module.a, module.b)):
+        return False
+    if not bool(module.a.any()) and not bool(module.b.any()):
+        return module.rank == 1
+    pairs = pairs or _pairs(module)
+    resolved = bool(_resolved(pairs, module.a.dtype).all())
+    return resolved and all(_nearly_orthogonal(g) for g in (pairs.gram_a, pairs.gram_b))
+
+
+def _trimmed(module: LoraModule) -> LoraModule:
+    """Without the pairs of zeros at its end, which padding to a common rank leaves; one pair at least."""
+    alive = (module.a != 0).any(1) | (module.b != 0).any(0)
+    rank = max(1, int(alive.nonzero().max()) + 1) if bool(alive.any()) else 1
+    if rank == module.rank:
+        return module
+    return replace(module, a=module.a[:rank].contiguous(), b=module.b[:, :rank].contiguous())
+
+
+def _pairs(module: LoraModule) -> _Pairs:
+    a, ea = by_rows(module.a.double())
+    b, eb = by_rows(module.b.double().T.contiguous())
+    return _Pairs(a, b, ea.numpy(), eb.numpy(), gram(a, GRAM_SLICES).numpy(), gram(b, GRAM_SLICES).numpy())
+
+
+def _resolved(pairs: _Pairs, dtype: torch.dtype) -> NDArray[np.bool_]:
+    """Which pairs are of similar length and within the dtype's resolution of the longest: (r,).
+
+    None is where the longest is too short for the dtype's range.
+    """
+    a, b = pairs.lengths
+    longest = float((a * b).max(initial=0.0))
+    within = longest >= max(RANGE * float(torch.finfo(dtype).tiny), SMALLEST) ** 2
+    similar = (a <= ALIKE * b) & (b <= ALIKE * a)
+    found: NDArray[np.bool_] = within & similar & (a * b >= 0.5 * resolution(dtype) * longest) & (a * b > 0.0)
+    return found
+
+
+def resolution(dtype: torch.dtype) -> float:
+    """Least share of ‖ΔW‖₂ a kept singular value has: a quarter of the dtype's unit roundoff.
+
+    Leaving out what lies below changes ΔW by less than rounding its first pair does (about 0.6 of the unit roundoff).
+    """
+    return max(float(torch.finfo(dtype).eps) / 8.0, FLOOR)
+
+
+def _nearly_orthogonal(g: Array) -> bool:
+    length = np.sqrt(np.diagonal(g))
+    cosines = np.abs(g) / (length[:, None] * length[None, :])
+    np.fill_diagonal(cosines, 0.0)
+    return bool((summed(cosines) <= NEAR_ORTHOGONAL).all())
+
+
+def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """(√s·Wᵀ (n, d_in), (U·√s)ᵀ (n, d_out)) in float64, resolved s descending; n = 0 for a zero update.
+
+    With Gram matrices Â·Âᵀ = L_A·L_Aᵀ and B̂ᵀ·B̂ = L_B·L_Bᵀ, D the powers of two and L_Bᵀ·D·L_A = P·Σ·Qᵀ:
+    √s·Wᵀ = Σ^−½·Pᵀ·L_Bᵀ·D·Â and U·√s = B̂·D·L_A·Q·Σ^−½ (the square-root method of balanced truncation).
+    """
+    a, b = pairs.lengths
+    alive = np.flatnonzero(a * b > 0.0)
+    if len(alive) == 0:
+        return pairs.a[:0], pairs.b[:0]
+    pairs, exponents = pairs.only(alive), (pairs.ea + pairs.eb)[alive]
+    even = 2 * (int(exponents.max() + 1) // 2)
+    scale = np.ldexp(1.0, exponents - even)[:, None]  # D, as shares of 2^even
+    left, right = cholesky(pairs.gram_b), cholesky(pairs.gram_a)
+    found = core_svd(multiply(np.ascontiguousarray(left.T), scale * right))
+    least = CANCELLED * math.ldexp(float((a * b).max()), -even)
+    if found is None or not found[1].max(initial=0.0) > least:
+        raise _refused(module.name, "its factors cancel: what is left is less than rounding them may change")
+    p, s, q = found
+    keep = s >= resolution(module.a.dtype) * s[0]
+    root = np.sqrt(s[keep])
+    to_a = scale * multiply(left, np.ascontiguousarray(p[:, keep])) / root  # (r, n)
+    to_b = scale * multiply(right, np.ascontiguousarray(q[:, keep])) / root
+    return _made(to_a, pairs.a, even // 2), _made(to_b, pairs.b, even // 2)
+
+
+def _made(weights: Array, rows: Tensor, exponent: int) -> Tensor:
+    """weightsᵀ·rows·2^exponent: (n, d)."""
+    scaled, exponents = by_rows(torch.from_numpy(np.ascontiguousarray(weights.T)))
+    return shifted(product(scaled, rows, PRODUCT_SLICES), exponents + exponent)
+
+
+def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
+    """In the module's dtype, subnormal numbers as the zeros an engine reads, the largest entry of each row of A above 0.
+
+    Pairs that lose more than LOST of a factor to that are left out.
+    """
+    dtype = module.a.dtype
+    made = [x.to(dtype) for x in (a, b)]
+    if not all(bool(torch.isfinite(x).all()) for x in made):
+        raise _refused(module.name, f"its balanced factors leave the range of {_short(dtype)}")
+    kept = torch.tensor(_survives(a, made[0]), dtype=torch.bool) & torch.tensor(_survives(b, made[1]), dtype=torch.bool)
+    a, b = (x.masked_fill(_subnormal(x), 0.0)[kept] for x in made)
+    if len(a):
+        first = np.argmax(np.abs(a.float().numpy()), axis=1)  # the first of equals
+        sign = torch.where(a[torch.arange(len(a)), torch.from_numpy(first)] < 0, -1.0, 1.0).to(dtype)[:, None]
+        a, b = a * sign, b * sign
+    return replace(module, a=a + 0.0, b=(b + 0.0).T.contiguous())  # −0 + 0 = 0
+
+
+def _survives(exact: Tensor, rounded: Tensor) -> list[bool]:
+    """Whether each row of `exact` (n, d) loses at most LOST of its length to subnormal numbers; sums rounded once, alike
+    on any machine."""
+    lost = _subnormal(rounded) | ((rounded == 0) & (exact != 0))
+    if not bool(lost.any()):
+        return [True] * len(exact)
+    squares = exact.square()
+    parts = zip(squares.masked_fill(~lost, 0.0).tolist(), squares.tolist(), strict=True)
+    return [math.fsum(gone) <= LOST * LOST * math.fsum(whole) for gone, whole in parts]
+
+
+def _without_unresolved(module: LoraModule, pairs: _Pairs) -> tuple[LoraModule, _Pairs]:
+    """Without what rounding left below the dtype's resolution, or of one factor only; a zero pair where that is all."""
+    keep = np.flatnonzero(_resolved(pairs, module.a.dtype))
+    if len(keep) == 0:
+        a, b = module.a.new_zeros(1, module.a.shape[1]), module.b.new_zeros(module.b.shape[0], 1)
+        return replace(module, a=a, b=b), pairs
+    if len(keep) < module.rank:
+        chosen, pairs = torch.from_numpy(keep), pairs.only(keep)
+        module = replace(module, a=module.a[chosen].contiguous(), b=module.b[:, chosen].contiguous())
+    return module, pairs
+
+
+def _subnormal(x: Tensor) -> Tensor:
+    return (x != 0) & (x.abs() < torch.finfo(x.dtype).tiny)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refused(module: str, why: str) -> Refused:
+    return Refused(BAD_NUMBERS, f"module {module}: {why}", param=module)
