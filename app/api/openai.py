@@ -17,9 +17,10 @@ from app.api.guard import guarded
 from app.domain.shares import Resource
 from app.observe.request import REQUEST_ID
 from app.serve.hooks import CLIENT_GONE
+from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
-from app.serve.request import MAX_BODY_BYTES, Kind
+from app.serve.request import Kind
 from app.serve.stream import Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])

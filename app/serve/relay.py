@@ -9,15 +9,17 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
 from app.load.engine import JSON_HEADERS, EngineResponse, words
 from app.load.response import NotReached
 from app.serve.hooks import Clock, Hooks, NoHooks
+from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.label import refusal, relabel
-from app.serve.request import Inference, Kind, parse
+from app.serve.request import Inference, Kind, addressed, parse
 from app.serve.response_stream import ResponseStream
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
@@ -36,6 +38,9 @@ MAX_ANSWER_BYTES: Final = 32 << 20
 
 MAX_ERROR_BYTES: Final = 1 << 20
 """Bytes of an engine's error that are read."""
+
+READERS: Final = 2
+"""Threads that read and check large bodies and answers. Python runs one at a time: more would only hold more memory."""
 
 NOT_FOUND: Final = 404
 
@@ -104,6 +109,7 @@ class Relay:
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="bodies")
 
     async def complete(self, kind: Kind, raw: bytes, request_id: str | None = None) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
@@ -115,9 +121,9 @@ class Relay:
         when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
         """
         began = time.monotonic()
-        inference = parse(kind, raw)
+        inference, written = await self._read(kind, raw)
         target = self._routes.resolve(inference.model)
-        body = inference.encode(target.engine_name)
+        body = addressed(written, target.engine_name)
         clock = Clock(self._hooks, target, began)
         self._routes.depart(target.engine_name)
         streaming = False
@@ -139,6 +145,12 @@ class Relay:
         finally:
             if not streaming:
                 self._routes.land(target.engine_name)
+
+    async def _read(self, kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
+        """The request, and its body for the engine but for the name. Raises Refused."""
+        if is_small(raw):
+            return _read(kind, raw)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, _read, kind, raw)
 
     async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
         """The answer, and the engine that gives it: the first where the request could run."""
@@ -173,11 +185,14 @@ class Relay:
             response.close()
             clock.work()
         try:
-            said = strict_json(answer)
-            body = relabel(answer, said, target)
+            if len(answer) <= SMALL_BYTES:
+                usage, body = _relabelled(answer, target)
+            else:
+                loop = asyncio.get_running_loop()
+                usage, body = await loop.run_in_executor(self._readers, _relabelled, answer, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
-        clock.over(200, usage_of(said))
+        clock.over(200, usage)
         return Answer(200, JSON_TYPE, body, target, clock.worked)
 
     async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
@@ -192,6 +207,17 @@ class Relay:
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
         return refusal(response.status, said)
+
+
+def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
+    inference = parse(kind, raw)
+    return inference, inference.written()
+
+
+def _relabelled(answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:
+    """An answer's token counts, and the answer under the name that was asked. Raises ValueError, Unavailable."""
+    said = strict_json(answer)
+    return usage_of(said), relabel(answer, said, target)
 
 
 def _headers(request_id: str | None) -> Mapping[str, str]:

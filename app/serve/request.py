@@ -3,25 +3,18 @@
 The engine never sees a byte a stranger sent: not an unknown field, not a duplicate key, not a number JSON does not have.
 """
 
-import gc
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
 from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.serve import json_body
 from app.serve.checks import Check
 from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
 from app.serve.more_fields import EMBEDDINGS, RESPONSES
+from app.serve.sse import dump
 
 Kind = Literal["chat", "completions", "responses", "embeddings"]
-
-MAX_BODY_BYTES: Final = 4 << 20
-"""Bytes of a request: about a million tokens of text."""
-
-COLLECTED_BYTES: Final = 64 << 10
-"""Bytes of a body that is decoded without further ado."""
 
 _TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "chat": CHAT,
@@ -58,10 +51,14 @@ class Inference:
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
     def encode(self, engine_name: str) -> bytes:
-        """The body for the engine, which is always asked for token counts: we count them, whether or not the caller does.
+        """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
+        return addressed(self.written(), engine_name)
 
-        It is asked for them once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
-        Raises Refused INVALID_REQUEST for text that is not Unicode.
+    def written(self) -> bytes:
+        """The same but for `model`.
+
+        The engine is always asked for token counts: we count them, whether or not the caller does. It is asked for them
+        once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
         """
         fields = self.fields
         if self.kind == "responses":
@@ -70,15 +67,17 @@ class Inference:
             asked = {**(fields.get("stream_options") or {}), "include_usage": True}
             asked.pop("continuous_usage_stats", None)  # without include_usage, vLLM does not do it
             fields = {**fields, "stream_options": asked}
-        try:
-            return _ENCODE({"model": engine_name, **fields}).encode()
-        except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
-            raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
+        return json_body.write(fields)
+
+
+def addressed(written: bytes, engine_name: str) -> bytes:
+    """`written`, which has members, to the version called `engine_name` in the engine."""
+    return b'{"model":' + dump(engine_name) + b"," + written[1:]
 
 
 def parse(kind: Kind, raw: bytes) -> Inference:
     """Read a stranger's body. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE, naming the field."""
-    body = _read(raw)
+    body = json_body.read(raw)
     table = _TABLES[kind]
     fields = {}
     for name, value in body.items():
@@ -90,11 +89,11 @@ def parse(kind: Kind, raw: bytes) -> Inference:
         if name == "messages" and isinstance(value, list) and len(value) > MAX_MESSAGES:
             raise Refused(REQUEST_TOO_LARGE, f"{len(value)} messages, the cap is {MAX_MESSAGES}", param=name)
         try:
-            check(value)
+            passed = check(value)
         except ValueError as error:
             raise Refused(INVALID_REQUEST, f"{name}: {error}", param=name) from error
         if name not in UNHEARD:
-            fields[name] = value
+            fields[name] = passed
     model = fields.pop("model", None)
     _complete(kind, fields)
     return Inference(kind, model, fields)
@@ -109,48 +108,3 @@ def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
     if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
-
-
-def _read(raw: bytes) -> dict[str, Any]:
-    if len(raw) > MAX_BODY_BYTES:
-        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
-    try:
-        with _no_collection(len(raw)):
-            body = _DECODE(raw.decode())
-    except RecursionError as error:
-        raise Refused(INVALID_REQUEST, "the body is nested too deeply") from error
-    except ValueError as error:  # not UTF-8, not JSON, a duplicate key, NaN, an integer of thousands of digits
-        raise Refused(INVALID_REQUEST, f"the body is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise Refused(INVALID_REQUEST, "the body must be a JSON object")
-    return body
-
-
-@contextmanager
-def _no_collection(size: int) -> Iterator[None]:
-    """Keep the cyclic collector out of the decoding of a large body: a million lists in it made it run for seconds."""
-    off = size > COLLECTED_BYTES and gc.isenabled()
-    if off:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if off:
-            gc.enable()
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None, which is false
-        raise ValueError(f"key {twice[:64]!r} stands there twice")
-    return found
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
-
-
-_DECODE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
-_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
