@@ -39,6 +39,12 @@ MAX_CHOICES: Final = 16
 MAX_PROMPTS: Final = 64
 """Prompts in one completion request."""
 
+MAX_SEQUENCES: Final = 64
+"""Prompts × n of one request: each is a place in the engine's batch."""
+
+MAX_ALL_TOKENS: Final = 1 << 20
+"""Prompts × n × tokens asked for, of one request."""
+
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 """Stop strings, and characters of each; OpenAI takes 4 strings."""

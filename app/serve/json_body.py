@@ -24,8 +24,8 @@ SMALL_VALUES: Final = 2048
 _SLICE: Final = 1 << 18
 """Bytes that are counted in one go."""
 
-_FEW: Final = 16
-"""Objects of a list that are written in one go; each may have MAX_PARTS members."""
+_FEW: Final = 1
+"""Objects of a list that are written in one go; each may hold a schema of ten thousand fractions."""
 
 _MANY: Final = 1 << 13
 """Numbers or strings of a list that are written in one go."""

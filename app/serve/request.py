@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
 from app.serve import json_body
 from app.serve.checks import Check
-from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.fields import CHAT, COMPLETIONS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES, UNHEARD
+from app.serve.grammar_cost import MAX_COST, TooCostly, schema_cost
 from app.serve.more_fields import EMBEDDINGS, RESPONSES
 from app.serve.sse import dump
 
@@ -32,6 +33,22 @@ _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
 """Where a stream says token counts only when asked; in the other it always does."""
 
 
+TOKENS_UNSAID: Final = 1024
+"""Tokens that a sequence is thought to take where the request does not say: an answer of some length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request asks of the engine.
+
+    sequences: prompts × n. tokens: those that it may write in all of them. schemas: cost of what is compiled for it.
+    """
+
+    sequences: int = 1
+    tokens: int = TOKENS_UNSAID
+    schemas: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """One request, checked. model: as sent, not resolved yet. fields: what goes on to the engine, without `model`."""
@@ -39,6 +56,7 @@ class Inference:
     kind: Kind
     model: object
     fields: Mapping[str, Any]
+    load: Load = Load()
 
     @property
     def stream(self) -> bool:
@@ -96,7 +114,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
             fields[name] = passed
     model = fields.pop("model", None)
     _complete(kind, fields)
-    return Inference(kind, model, fields)
+    return Inference(kind, model, fields, _load(kind, fields))
 
 
 def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
@@ -108,3 +126,62 @@ def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
     if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
+
+
+def _load(kind: Kind, fields: Mapping[str, Any]) -> Load:
+    """Raises Refused INVALID_REQUEST for caps that multiply, SCHEMA_TOO_COSTLY."""
+    prompts = fields.get("prompt") if kind == "completions" else fields.get("input") if kind == "embeddings" else None
+    listed = isinstance(prompts, list) and not isinstance(prompts[0], int)
+    count, answers = len(prompts) if listed and isinstance(prompts, list) else 1, fields.get("n", 1)
+    sequences = count * answers
+    if sequences > MAX_SEQUENCES:
+        raise Refused(INVALID_REQUEST, f"{count} prompts × n {answers}: the cap is {MAX_SEQUENCES}", param="n")
+    if kind == "embeddings":
+        return Load(sequences, 0)
+    asked = next((name for name in _TOKENS if name in fields), None)
+    tokens = sequences * (TOKENS_UNSAID if asked is None else fields[asked])
+    if tokens > MAX_ALL_TOKENS:
+        raise Refused(
+            INVALID_REQUEST, f"{tokens} tokens in {sequences} sequences: the cap is {MAX_ALL_TOKENS}", param=asked
+        )
+    return Load(sequences, tokens, _schemas(kind, fields))
+
+
+_TOKENS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def _schemas(kind: Kind, fields: Mapping[str, Any]) -> int:
+    """Cost of the schemas that the engine compiles: the format's, and the tools' where one of them must be called.
+
+    Those of tools that may be called are part of the prompt, and are held to the caps on their parts all the same.
+    """
+    flat = kind == "responses"
+    asked = (fields.get("text") or {}).get("format") if flat else fields.get("response_format")
+    total = 0
+    if asked is not None:
+        schema, where = (
+            (asked, "text.format") if flat else (asked.get("json_schema") or {}, "response_format.json_schema")
+        )
+        total += _cost(schema.get("schema"), f"{where}.schema")
+    tools = 0
+    for number, tool in enumerate(fields.get("tools", ())):
+        function, where = (tool, f"tools.{number}") if flat else (tool["function"], f"tools.{number}.function")
+        tools += _cost(function.get("parameters"), f"{where}.parameters")
+    if fields.get("tool_choice") not in (None, "none", "auto"):
+        total += tools
+    if total > MAX_COST:
+        raise Refused(
+            SCHEMA_TOO_COSTLY,
+            f"schemas that cost {total} to compile, the cap is {MAX_COST}",
+            param="tools" if tools else where,
+        )
+    return total
+
+
+def _cost(schema: Any, where: str) -> int:
+    if schema is None:
+        return 0
+    try:
+        return schema_cost(schema)
+    except TooCostly as error:
+        raise Refused(SCHEMA_TOO_COSTLY, f"{where}{error.path}: {error}", param=f"{where}{error.path}") from error

@@ -105,7 +105,9 @@ def _written() -> Iterator[Body]:
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
     yield _body("tools", "chat", **hello, tools=[tool] * 20, tool_choice="required")
     yield _body("biases", "chat", **hello, logit_bias={str(i): 1.5 for i in range(100_000)})
-    fractions = {"type": "object", "enum": [1.2345678901234567e-30] * 9000}
+    fractions = {"type": "object", "default": [1.2345678901234567e-30] * 9000}
+    tool = {"type": "function", "function": {"name": "f", "parameters": fractions}}
+    yield _body("tools with fractions", "chat", **hello, tools=[tool] * 13)
     format_ = {"type": "json_schema", "json_schema": {"name": "s", "schema": fractions}}
     yield _body("fractions in a schema", "chat", **hello, response_format=format_)
 
