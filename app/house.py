@@ -34,6 +34,7 @@ from app.rooms import Rooms
 from app.sandbox.client import Sandbox
 from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference, short_of_energy
+from app.serve.admission import Admission
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
@@ -156,6 +157,7 @@ def _context(
         keys=Keys(settings.keys, open_door=settings.open),
         rates=Rates(per_minute),
         shares=shares,
+        admission=Admission(shares),
         metrics=rooms.metrics,
         pipeline=pipeline,
         rescreening=Rescreening(pipeline),

@@ -125,6 +125,12 @@ class Settings(DoorSettings):
     base_through_noop: bool | None = Field(
         None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
     )
+    max_sequences: int = Field(
+        256,
+        ge=2,
+        description="Sequences (prompts times n) in the engines at the same time; one key of several may hold half of what "
+        "is left. A CPU engine answers others sooner with 32",
+    )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
     engine_silent_seconds: float = Field(
         60.0,

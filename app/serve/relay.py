@@ -8,7 +8,7 @@ at all, or came to an engine that has forgotten the adapter, goes on to the next
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -19,7 +19,7 @@ from app.load.response import NotReached
 from app.serve.hooks import Clock, Hooks, NoHooks
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.label import refusal, relabel
-from app.serve.request import Inference, Kind, addressed, parse
+from app.serve.request import Inference, Kind, Load, addressed, parse
 from app.serve.response_stream import ResponseStream
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
@@ -63,6 +63,10 @@ class Asked(Protocol):
 
 Choose = Callable[[str], Sequence[Asked]]
 """Engine name → engines that answer to it now, in the order to try; at least one. Raises Unavailable."""
+
+
+Admit = Callable[[Load], Awaitable[None]]
+"""Waits until the engine may be asked for so much. Raises Refused."""
 
 
 def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
@@ -111,20 +115,27 @@ class Relay:
         self._missing = missing
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="bodies")
 
-    async def complete(self, kind: Kind, raw: bytes, request_id: str | None = None) -> Answer:
+    async def complete(
+        self, kind: Kind, raw: bytes, request_id: str | None = None, admit: Admit | None = None
+    ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
         request_id: what the caller calls this request; the engine gets it with a random end, for two callers may choose
-        the same.
+        the same. admit: is told what the request asks of the engine before the engine is, and may wait or refuse.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
         """
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
-        target = self._routes.resolve(inference.model)
+        self._routes.resolve(inference.model)
+        asked = time.monotonic()
+        if admit is not None:
+            await admit(inference.load)
+        waited = time.monotonic() - asked
+        target = self._routes.resolve(inference.model)  # another version, it may be, than before the wait
         body = addressed(written, target.engine_name)
-        clock = Clock(self._hooks, target, began)
+        clock = Clock(self._hooks, target, began, waited)
         self._routes.depart(target.engine_name)
         streaming = False
         try:

@@ -288,3 +288,26 @@ def test_nothing_but_a_refusal_escapes(kind: Kind, field: str, value: Any) -> No
     assert again.pop("model") == "engine"
     assert again.pop("store", False) is False
     assert set(again) <= set(TABLES[kind]) - set(UNHEARD)
+
+
+@pytest.mark.hostile("P16")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt": ["x"] * 64, "n": 2},
+        {"prompt": ["x"] * 5, "n": 16},
+        {"prompt": [[1]] * 33, "n": 2},
+        {"prompt": ["x"] * 64, "max_tokens": (1 << 14) + 1},
+        {"prompt": "x", "n": 16, "max_tokens": 1 << 17},
+    ],
+)
+def test_caps_that_multiply_have_a_cap_on_their_product(more: dict[str, Any]) -> None:
+    error = refused("completions", completion(**more))
+    assert (error.code, error.param) == (INVALID_REQUEST, "max_tokens" if "max_tokens" in more else "n")
+
+
+def test_a_request_says_what_it_asks_of_the_engine() -> None:
+    load = parse("completions", completion(prompt=["x"] * 4, n=2, max_tokens=7)).load
+    assert (load.sequences, load.tokens, load.schemas) == (8, 56, 0)
+    assert parse("chat", chat(n=3, max_completion_tokens=5, max_tokens=9)).load.tokens == 15
+    assert parse("embeddings", b'{"model":"a","input":["x","y"]}').load.sequences == 2
