@@ -9,10 +9,10 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
 from app.load.engine import JSON_HEADERS, EngineResponse, words
 from app.load.response import NotReached
@@ -38,9 +38,6 @@ MAX_ANSWER_BYTES: Final = 32 << 20
 
 MAX_ERROR_BYTES: Final = 1 << 20
 """Bytes of an engine's error that are read."""
-
-READERS: Final = 2
-"""Threads that read and check large bodies and answers. Python runs one at a time: more would only hold more memory."""
 
 NOT_FOUND: Final = 404
 
@@ -98,7 +95,8 @@ class Answer:
 class Relay:
     """Answers requests through the engines that `choose` names, `only(engine)` where there is one.
 
-    missing: called with an engine name that could not be answered although it was thought loaded.
+    missing: called with an engine name that could not be answered although it was thought loaded. pool: threads that read
+    large bodies and answers.
     """
 
     def __init__(
@@ -108,12 +106,13 @@ class Relay:
         *,
         hooks: Hooks | None = None,
         missing: Callable[[str], None] = lambda _: None,
+        pool: Pool | None = None,
     ) -> None:
         self._choose = choose
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="bodies")
+        self._pool = pool or Pool("bodies", 1)
 
     async def complete(
         self, kind: Kind, raw: bytes, request_id: str | None = None, admit: Admit | None = None
@@ -161,7 +160,7 @@ class Relay:
         """The request, and its body for the engine but for the name. Raises Refused."""
         if is_small(raw):
             return _read(kind, raw)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, _read, kind, raw)
+        return await self._pool(_read, kind, raw)
 
     async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
         """The answer, and the engine that gives it: the first where the request could run."""
@@ -199,8 +198,7 @@ class Relay:
             if len(answer) <= SMALL_BYTES:
                 usage, body = _relabelled(answer, target)
             else:
-                loop = asyncio.get_running_loop()
-                usage, body = await loop.run_in_executor(self._readers, _relabelled, answer, target)
+                usage, body = await self._pool(_relabelled, answer, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
         clock.over(200, usage)
