@@ -164,6 +164,12 @@ INVALID_REQUEST = _code(
     "invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps."
 )
 REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
+SCHEMA_TOO_COSTLY = _code(
+    "schema_too_costly",
+    400,
+    _R,
+    "Simplify the schema where `param` says: shorter patterns, fewer different lengths and references.",
+)
 ENGINE_REFUSED = _code("engine_refused", 400, _R, "The engine did not take the request; its words are in the message.")
 UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try again.", retryable=True)
 INTERNAL = _code("internal_error", 500, _D, "Our fault; the gateway's log has the details.", retryable=True)

@@ -33,6 +33,7 @@ from app.rooms import Rooms
 from app.sandbox.client import Sandbox
 from app.sanitise import RULES, Measure, sanitise
 from app.screen.reference import Reference, check_policy, open_reference, short_of_energy
+from app.serve.admission import Admission
 from app.serve.relay import Relay, only
 from app.serve.routes import Routes
 from app.settings import LOOPBACK, Settings
@@ -155,10 +156,17 @@ def _context(
         keys=Keys(settings.keys, open_door=settings.open),
         rates=Rates(per_minute),
         shares=shares,
+        admission=Admission(shares),
         metrics=rooms.metrics,
         pipeline=pipeline,
         rescreening=Rescreening(pipeline),
-        relay=Relay(choose, rooms.routes, hooks=rooms.metrics, missing=lambda _: rooms.reconciler.poke()),
+        relay=Relay(
+            choose,
+            rooms.routes,
+            hooks=rooms.metrics,
+            missing=lambda _: rooms.reconciler.poke(),
+            pool=rooms.pools.bodies,
+        ),
         routes=rooms.routes,
         receive=receiver(settings, rooms, shares, doors),
         readiness=readiness_of(engine, rooms),

@@ -21,7 +21,12 @@ Receive = Callable[[Request], Awaitable[PendingUpload]]
 def shares_of(settings: Settings) -> Shares:
     """The table of shared resources, with what these settings and this system allow."""
     connections = half_of_open_files(SHARED[Resource.CONNECTIONS].limit)
-    return Shares(settings.keys, {Resource.UPLOADS: settings.max_uploads, Resource.CONNECTIONS: connections})
+    limits = {
+        Resource.UPLOADS: settings.max_uploads,
+        Resource.CONNECTIONS: connections,
+        Resource.SEQUENCES: settings.max_sequences,
+    }
+    return Shares(settings.keys, limits)
 
 
 def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack) -> Receive:

@@ -110,6 +110,12 @@ class Settings(DoorSettings):
     max_cpu_loras: int = Field(64, ge=1, description="Adapters kept in host memory (vLLM --max-cpu-loras)")
     max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU engine, GiB")
+    engine_memory_mib: int | None = Field(
+        None,
+        ge=1024,
+        description="Memory that an embedded engine's processes may hold together, MiB; above it the engine is ended and "
+        "started again; default: four fifths of the machine's, or of the container's",
+    )
     engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
     tool_call_parser: str | None = Field(
         None,
@@ -118,6 +124,12 @@ class Settings(DoorSettings):
     )
     base_through_noop: bool | None = Field(
         None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
+    )
+    max_sequences: int = Field(
+        256,
+        ge=2,
+        description="Sequences (prompts times n) in the engines at the same time; one key of several may hold half of what "
+        "is left. A CPU engine answers others sooner with 32",
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
     engine_silent_seconds: float = Field(

@@ -99,6 +99,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         kv_cache_gib=settings.kv_cache_gib,
         threads=settings.engine_threads,
         tool_call_parser=settings.tool_call_parser,
+        memory_bytes=settings.engine_memory_mib and settings.engine_memory_mib << 20,
     )
 
 

@@ -11,6 +11,7 @@ from app.domain.shares import Shares, address_holder
 from app.observe.metrics import Metrics
 from app.pipeline import Pipeline
 from app.rescreening import Rescreening
+from app.serve.admission import Admission
 from app.serve.relay import Relay
 from app.serve.routes import Routes
 from app.upload.receive import PendingUpload
@@ -27,6 +28,7 @@ class Context:
     keys: Keys
     rates: Rates
     shares: Shares
+    admission: Admission
     metrics: Metrics
     pipeline: Pipeline
     rescreening: Rescreening

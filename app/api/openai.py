@@ -5,6 +5,7 @@ engine has them.
 import asyncio
 from collections.abc import Coroutine
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -17,9 +18,10 @@ from app.api.guard import guarded
 from app.domain.shares import Resource
 from app.observe.request import REQUEST_ID
 from app.serve.hooks import CLIENT_GONE
+from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
-from app.serve.request import MAX_BODY_BYTES, Kind
+from app.serve.request import Kind
 from app.serve.stream import Stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
@@ -68,8 +70,10 @@ async def _answer(request: Request, kind: Kind) -> Response:
     ctx = context_of(request)  # not a dependency: FastAPI takes long over each
     async with body_of(request, MAX_BODY_BYTES) as raw:
         with ExitStack() as held:
-            held.enter_context(ctx.shares.take(Resource.REQUESTS, holder_of(request)))
-            answer = await _unless_gone(request, ctx.relay.complete(kind, raw, REQUEST_ID.get()))
+            who = holder_of(request)
+            held.enter_context(ctx.shares.take(Resource.REQUESTS, who))
+            admit = partial(ctx.admission.admit, who, held=held)
+            answer = await _unless_gone(request, ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit))
             return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
 
 

@@ -84,7 +84,8 @@ class Pools:
     the quarantine's disk, and freeing it. store: changes to the catalogue. reading: what GET routes read. following: the
     catalogue's state into the routes, where versions may be measured again. background: garbage, possibly in object
     storage. fetching: artefacts that an engine asks for, possibly from there. heartbeat: signs of life to the other
-    gateways. readiness: /ready. metrics: /metrics, one scrape at a time.
+    gateways. readiness: /ready. metrics: /metrics, one scrape at a time. bodies: large bodies of inference requests, read
+    and checked, and large answers.
     """
 
     screening: Pool
@@ -97,6 +98,7 @@ class Pools:
     heartbeat: Pool
     readiness: Pool
     metrics: Pool
+    bodies: Pool
 
     @classmethod
     def for_uploads(cls, uploads: int) -> Self:
@@ -112,6 +114,7 @@ class Pools:
             heartbeat=Pool("heartbeat", 3),  # a thread for each task of following.py: none waits for another's
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
+            bodies=Pool("bodies", 2),  # Python runs one at a time: more would only hold more memory
         )
 
     def close(self) -> None:

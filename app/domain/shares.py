@@ -29,6 +29,9 @@ class Resource(StrEnum):
     REQUESTS = "requests"
     UNREAD = "unread"
     CONNECTIONS = "connections"
+    SEQUENCES = "sequences"
+    TOKENS = "tokens"
+    SCHEMAS = "schemas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,12 @@ SHARED: Final[Mapping[Resource, Row]] = {
     Resource.REQUESTS: Row(960, "requests to the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
     # Bytes that were written and that the client does not take: 8 of the largest answers, thousands of streams.
     Resource.UNREAD: Row(256 << 20, "bytes of answers that lie unread", SHARE_TAKEN, None),
+    # Prompts × n, places in the engines' batches. The setting max_sequences stands in for this limit.
+    Resource.SEQUENCES: Row(256, "sequences in the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
+    # Tokens that those may write in all. Four requests of the most that one may ask for.
+    Resource.TOKENS: Row(4 << 20, "tokens asked of the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
+    # Cost of schemas being compiled (serve/grammar_cost): two of the most costly, or hundreds of common ones.
+    Resource.SCHEMAS: Row(200_000, "units of schemas to compile", SHARE_TAKEN, frozenset({Role.CHAT})),
     # By address; where the system allows few open files, half of those. A load balancer is one address: it may hold half.
     Resource.CONNECTIONS: Row(8192, "connections", SHARE_TAKEN, None),
 }
@@ -109,6 +118,15 @@ class Shares:
     def limit(self, resource: Resource) -> int:
         """The most that all callers may hold together."""
         return self._limits[resource]
+
+    def most(self, resource: Resource) -> int:
+        """The most that one caller may hold while nobody else holds any."""
+        limit = self._limits[resource]
+        return limit if resource in self._sole else (limit + 1) // 2
+
+    def held(self, resource: Resource, who: str) -> int:
+        """What one caller holds now."""
+        return self._held[resource][who]
 
     def in_use(self, resource: Resource) -> int:
         """What all callers hold now."""

@@ -1,7 +1,9 @@
 """How vLLM is started: its command line and the only environment it gets."""
 
+import contextlib
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +39,14 @@ request that asks for log-probabilities, as our probe does. Without a C++ compil
 ends the engine, --enforce-eager or not; with one it costs 7 s on two idle cores, 29 s on busy ones, and gains nothing."""
 
 
+MEMORY_SHARE: Final = 0.8
+"""Of the machine's memory, or of the container's: the engine's if nothing else is said. The rest is the gateway's, the
+screening sandbox's and the page cache's."""
+
+CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a container says how much memory it has, under cgroup v2 and v1."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What vLLM serves and within which bounds; the names are vLLM's flags.
@@ -45,7 +55,7 @@ class EngineSpec:
     of 1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens.
     kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
     itself to all cores but one. tool_call_parser: how the model writes its calls of tools, in vLLM's words; None: it makes
-    none. extra: further flags.
+    none. memory_bytes: that its processes may hold together; None: default_memory(). extra: further flags.
     """
 
     model: Path | str
@@ -58,6 +68,7 @@ class EngineSpec:
     kv_cache_gib: int = 1
     threads: int | None = None
     tool_call_parser: str | None = None
+    memory_bytes: int | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -100,6 +111,15 @@ def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:
     if spec.threads is not None:
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads)}
     return env
+
+
+def default_memory() -> int:
+    """Bytes of memory that an engine's processes may hold here."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            most = min(most, int(limit.read_text(encoding="ascii")))
+    return int(most * MEMORY_SHARE)
 
 
 def cpu_build() -> bool:

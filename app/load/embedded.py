@@ -18,8 +18,9 @@ from typing import Final
 from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.load import session
-from app.load.command import GRACE_S, EngineSpec, arguments, environment, missing_library
+from app.load.command import GRACE_S, EngineSpec, arguments, default_memory, environment, missing_library
 from app.load.engine import HttpEngine
+from app.load.leash import OVER_MEMORY
 
 LEASH: Final = Path(__file__).with_name("leash.py")
 SOCKET: Final = "engine.sock"
@@ -136,7 +137,8 @@ class EmbeddedEngine:
             if stale.is_socket():
                 stale.unlink(missing_ok=True)
         self._leash = await asyncio.create_subprocess_exec(
-            *session.python("-I", str(LEASH), str(self.log_path.absolute()), str(LOG_BYTES), str(GRACE_S), "--"),
+            *session.python("-I", str(LEASH), str(self.log_path.absolute()), str(LOG_BYTES), str(GRACE_S)),
+            *(str(self.spec.memory_bytes or default_memory()), "--"),
             *arguments(self.spec, self.socket),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
@@ -174,6 +176,8 @@ class EmbeddedEngine:
             misses, hung_s = 0, 0.0
             while misses < HEALTH_MISSES:
                 done, _ = await asyncio.wait({died}, timeout=HEALTH_S)
+                if done and self._leash.returncode == OVER_MEMORY:
+                    return "the engine held more memory than GATEWAY_ENGINE_MEMORY_MIB allows and was ended"
                 if done:
                     return "the engine died"
                 hung_s = hung_s + HEALTH_S if self.hangs() else 0.0

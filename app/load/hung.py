@@ -9,6 +9,8 @@ wait behind a full batch: such an engine is not suspected before its answers are
 import asyncio
 import contextlib
 import logging
+import re
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +34,18 @@ PROGRESS: Final = (b"vllm:kv_cache_usage_perc", b"vllm:prompt_tokens_total", b"v
 """Of vLLM's metrics those that only the core's steps move, the first also in the midst of a prompt."""
 
 
+DEFERRED: Final = re.compile(
+    rb'^vllm:num_requests_waiting_by_reason\{[^}]*reason="deferred"[^}]*\} ([0-9.e+]+)', re.MULTILINE
+)
+"""Requests that the core leaves aside while something else is done for them: a schema compiled, above all."""
+
+DEFERRED_S: Final = 60.0
+"""Seconds for which requests may wait deferred before that is said: what is compiled costs ten by its estimate."""
+
+DEFERRED_LOOK_S: Final = 20.0
+"""Seconds between looks at them."""
+
+
 class HungWatch:
     """Watches one engine.
 
@@ -44,13 +58,19 @@ class HungWatch:
         self._silent_s = silent_s
         self._on_change = on_change
         self._progress: bytes | None = None
+        self._deferred_since: float | None = None
+        self._deferred_said = False
 
     async def run(self) -> None:
         """Look for ever."""
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(AGAIN_S if self.hung else LOOK_S)
             try:
                 await self.look()
+                if time.monotonic() - looked >= DEFERRED_LOOK_S:
+                    looked = time.monotonic()
+                    await self.look_at_deferred(looked)
             except Exception:  # a bug must not end the watch
                 logging.getLogger("gateway").exception("watching for a hung engine broke")
 
@@ -65,6 +85,30 @@ class HungWatch:
         elif pulse.silent_s >= self._patience:
             await self._ask()
         self._set(pulse.silent_s >= self._patience)
+
+    async def look_at_deferred(self, now: float) -> None:
+        """Look once at requests that wait deferred, while others are answered; `now` by the monotonic clock.
+
+        Only said: the engine answers all that bring no schema, and ending it would end those.
+        """
+        waiting = 0.0
+        if self._engine.pulse.waiting:
+            with contextlib.suppress(Unavailable):
+                waiting = sum(map(float, DEFERRED.findall(await self._engine.exposition())))
+        if not waiting:
+            if self._deferred_said:
+                logging.getLogger("gateway").warning("engine deferred: no request waits deferred any more")
+            self._deferred_since, self._deferred_said = None, False
+            return
+        self._deferred_since = now if self._deferred_since is None else self._deferred_since
+        if now - self._deferred_since >= DEFERRED_S and not self._deferred_said:
+            self._deferred_said = True
+            logging.getLogger("gateway").warning(
+                "engine deferred: %.0f requests wait deferred, some for over %.0f s: its compiler of schemas is busy or "
+                "stuck, and all that bring a schema wait for it",
+                waiting,
+                DEFERRED_S,
+            )
 
     @property
     def _patience(self) -> float:

@@ -1,10 +1,16 @@
-"""What a value from a stranger must be: small checks that combine. Each raises ValueError saying what it wants."""
+"""Small checks, which combine, of the values in a stranger's request.
+
+Each returns what goes on to the engine, built anew, or raises ValueError saying what it wants.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-Check = Callable[[Any], None]
-"""Raises ValueError, saying what it wants, unless the value will do."""
+Check = Callable[[Any], Any]
+"""Returns the value to pass on, DROPPED for none. Raises ValueError, saying what it wants, unless the value will do."""
+
+DROPPED: Final = object()
+"""Stands for a value that was read and does not go on to the engine."""
 
 MAX_SCHEMA_DEPTH: Final = 32
 """Levels of a JSON schema, or of anything else free in form."""
@@ -19,17 +25,20 @@ def need(condition: bool, wanted: str) -> None:
         raise ValueError(wanted)
 
 
-def boolean(value: Any) -> None:
+def boolean(value: Any) -> Any:
     """true or false."""
     need(isinstance(value, bool), "must be true or false")
+    return value
 
 
 def integer(low: int, high: int) -> Check:
     """A whole number within bounds."""
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        need(ok, f"must be an integer from {low} to {high}")
+        if not ok:  # not need(): a prompt has a hundred thousand of them, and the words would be made for each
+            raise ValueError(f"must be an integer from {low} to {high}")
+        return value
 
     return check
 
@@ -37,9 +46,10 @@ def integer(low: int, high: int) -> Check:
 def number(low: float, high: float) -> Check:
     """A finite number within bounds."""
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
         need(ok and low <= value <= high, f"must be a number from {low:g} to {high:g}")
+        return value
 
     return check
 
@@ -47,9 +57,10 @@ def number(low: float, high: float) -> Check:
 def text(limit: int | None = None) -> Check:
     """A string, of at most `limit` characters."""
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         need(isinstance(value, str), "must be a string")
         need(limit is None or len(value) <= limit, f"must have at most {limit} characters")
+        return value
 
     return check
 
@@ -57,8 +68,9 @@ def text(limit: int | None = None) -> Check:
 def one_of(*words: str) -> Check:
     """One of these strings."""
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         need(isinstance(value, str) and value in words, f"must be one of {', '.join(words)}")
+        return value
 
     return check
 
@@ -66,26 +78,37 @@ def one_of(*words: str) -> Check:
 def list_of(check_item: Check, low: int, high: int) -> Check:
     """A list of `low` to `high` items, each of which passes."""
 
-    def check(value: Any) -> None:
+    def check(value: Any) -> Any:
         need(isinstance(value, list) and low <= len(value) <= high, f"must be a list of {low} to {high} items")
-        for item in value:
-            check_item(item)
+        return [check_item(item) for item in value]
 
     return check
 
 
-def members(value: Any, allowed: Mapping[str, Check], required: frozenset[str] = frozenset()) -> None:
+def dropped(check: Check) -> Check:
+    """What passes `check` and is not passed on, because the engine's answer does not depend on it."""
+
+    def check_and_drop(value: Any) -> Any:
+        check(value)
+        return DROPPED
+
+    return check_and_drop
+
+
+def members(value: Any, allowed: Mapping[str, Check], required: frozenset[str] = frozenset()) -> dict[str, Any]:
     """An object with only these members, none of the required ones missing. A null member says nothing."""
     need(isinstance(value, dict), "must be an object")
+    found = {}
     for key, item in value.items():
         need(key in allowed or item is None, f"has an unknown member {str(key)[:64]!r}")
-        if item is not None:
-            _within(key, allowed[key], item)
+        if item is not None and (passed := _within(key, allowed[key], item)) is not DROPPED:
+            found[key] = passed
     for key in required:
         need(value.get(key) is not None, f"lacks {key!r}")
+    return found
 
 
-def free(value: Any) -> None:
+def free(value: Any) -> Any:
     """Anything, but neither deep nor endless."""
     level, nodes = [value], 0
     for _ in range(MAX_SCHEMA_DEPTH):
@@ -93,7 +116,7 @@ def free(value: Any) -> None:
         nodes += len(level)
         need(nodes <= MAX_SCHEMA_NODES, f"must have at most {MAX_SCHEMA_NODES} values")
         if not level:
-            return
+            return value
     raise ValueError(f"must be at most {MAX_SCHEMA_DEPTH} levels deep")
 
 
@@ -103,9 +126,9 @@ def _children(node: Any) -> list[Any]:
     return node if isinstance(node, list) else []
 
 
-def _within(key: str, check: Check, value: Any) -> None:
+def _within(key: str, check: Check, value: Any) -> Any:
     try:
-        check(value)
+        return check(value)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

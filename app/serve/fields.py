@@ -1,14 +1,28 @@
 """Every field a request may have, what it must be, and how much of it: one table for chat, one for completions.
 
 OpenAI's fields and vLLM's sampling extras. What is not in the table is refused, because vLLM reads some seventy more, among
-them templates, paths and cache keys (hostile.md P05). A check raises ValueError with what it wants.
+them templates, paths and cache keys (hostile.md P05). What goes on is what passed, built anew, in shapes that vLLM's own
+classes take: each item that they do not take costs them up to 100 KB, in words about it.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.serve.checks import Check, boolean, free, integer, list_of, members, need, number, object_of, one_of, text
+from app.serve.checks import (
+    Check,
+    boolean,
+    free,
+    integer,
+    list_of,
+    members,
+    need,
+    number,
+    object_of,
+    one_of,
+    text,
+)
+from app.serve.json_body import MAX_VALUES
 
 MAX_MESSAGES: Final = 4096
 """Messages in one conversation."""
@@ -24,6 +38,12 @@ MAX_CHOICES: Final = 16
 
 MAX_PROMPTS: Final = 64
 """Prompts in one completion request."""
+
+MAX_SEQUENCES: Final = 64
+"""Prompts × n of one request: each is a place in the engine's batch."""
+
+MAX_ALL_TOKENS: Final = 1 << 20
+"""Prompts × n × tokens asked for, of one request."""
 
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
@@ -53,78 +73,95 @@ _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
-def function_name(value: Any) -> None:
+def function_name(value: Any) -> Any:
     """A name as functions and schemas have."""
     need(isinstance(value, str) and bool(_FUNCTION_NAME.fullmatch(value)), "must be 1 to 64 of A-Z a-z 0-9 _ . -")
+    return value
 
 
-def schema(value: Any) -> None:
+def schema(value: Any) -> Any:
     """A JSON schema, as free as that is, neither deep nor endless."""
     need(isinstance(value, dict), "must be an object")
-    free(value)
+    return free(value)
 
 
-def _stop(value: Any) -> None:
+def _stop(value: Any) -> Any:
     values = [value] if isinstance(value, str) else value
     list_of(text(MAX_STOP_CHARS), 0, MAX_STOPS)(values)
     need(all(values), "must not hold an empty string")
+    return value
 
 
-def logit_bias(value: Any) -> None:
+def logit_bias(value: Any) -> Any:
     """Token ids, as JSON writes keys, to numbers."""
     need(isinstance(value, dict) and len(value) <= MAX_BIASES, f"must be an object of at most {MAX_BIASES} entries")
     for key, bias in value.items():
         need(bool(_TOKEN_ID.fullmatch(key)), "must map token ids to numbers")
         number(-100, 100)(bias)
+    return value
 
 
-def prompt(value: Any) -> None:
+def prompt(value: Any) -> Any:
     """A string, token ids, or a list of either."""
     if isinstance(value, str):
         need(value != "", "must not be empty")
-        return
+        return value
     need(isinstance(value, list) and len(value) > 0, "must be a string, token ids, or a list of those")
     if isinstance(value[0], int):
-        list_of(integer(0, MAX_ID), 1, MAX_TOKENS)(value)
-        return
-    each: Check = list_of(integer(0, MAX_ID), 1, MAX_TOKENS) if isinstance(value[0], list) else text()
-    list_of(each, 1, MAX_PROMPTS)(value)
+        return _token_ids(value)
+    return list_of(_token_ids if isinstance(value[0], list) else text(), 1, MAX_PROMPTS)(value)
 
 
-def _content(value: Any) -> None:
+_token_ids = list_of(integer(0, MAX_ID), 1, MAX_VALUES)
+
+
+def _content(value: Any) -> Any:
     if isinstance(value, str):
-        return
+        return value
     need(isinstance(value, list) and 1 <= len(value) <= MAX_PARTS, f"must be text or 1 to {MAX_PARTS} text parts")
-    for part in value:
-        need(isinstance(part, dict) and part.get("type") == "text", "takes only parts of type text")
-        members(part, _TEXT_PART, frozenset({"text"}))
+    return [_part(part) for part in value]
+
+
+def _part(value: Any) -> Any:
+    need(isinstance(value, dict) and value.get("type") == "text", "takes only parts of type text")
+    return members(value, _TEXT_PART, frozenset({"text"}))
 
 
 _TEXT_PART: Final[Mapping[str, Check]] = {"type": one_of("text"), "text": text()}
 _CALL = object_of({"name": function_name, "arguments": text()}, "name", "arguments")
-_TOOL_CALL = object_of({"id": text(MAX_USER_CHARS), "type": one_of("function"), "function": _CALL}, "function")
+_TOOL_CALL_MEMBERS = object_of({"id": text(MAX_USER_CHARS), "type": one_of("function"), "function": _CALL}, "function")
+
+
+def _tool_call(value: Any) -> Any:
+    """A call without id or type is given some: vLLM refuses it otherwise."""
+    return {"id": "", "type": "function", **_TOOL_CALL_MEMBERS(value)}
+
+
 _MESSAGE: Final[Mapping[str, Check]] = {
     "role": one_of(*sorted(ROLES)),
     "content": _content,
     "name": text(64),
-    "tool_calls": list_of(_TOOL_CALL, 0, MAX_TOOLS),
+    "tool_calls": list_of(_tool_call, 0, MAX_TOOLS),
     "tool_call_id": text(MAX_USER_CHARS),
     "refusal": text(),
 }
 
 
-def _message(value: Any) -> None:
-    members(value, _MESSAGE, frozenset({"role"}))
-    need(value["role"] == "assistant" or value.get("content") is not None, "lacks 'content'")
+def _message(value: Any) -> Any:
+    found = members(value, _MESSAGE, frozenset({"role"}))
+    need(found["role"] == "assistant" or "content" in found, "lacks 'content'")
+    return found
 
 
-def _messages(value: Any) -> None:
+def _messages(value: Any) -> Any:
     need(isinstance(value, list) and len(value) > 0, "must be a list of messages")
+    found = []
     for index, message in enumerate(value):
         try:
-            _message(message)
+            found.append(_message(message))
         except ValueError as error:
             raise ValueError(f"message {index}: {error}") from error
+    return found
 
 
 _FUNCTION = object_of(
@@ -135,8 +172,8 @@ _TOOL = object_of({"type": one_of("function"), "function": _FUNCTION}, "type", "
 _CHOSEN = object_of({"type": one_of("function"), "function": object_of({"name": function_name}, "name")}, "function")
 
 
-def _tool_choice(value: Any) -> None:
-    (one_of("none", "auto", "required") if isinstance(value, str) else _CHOSEN)(value)
+def _tool_choice(value: Any) -> Any:
+    return (one_of("none", "auto", "required") if isinstance(value, str) else _CHOSEN)(value)
 
 
 _JSON_SCHEMA = object_of(
@@ -150,7 +187,7 @@ _TOKEN_IDS = list_of(integer(0, MAX_ID), 0, MAX_TOKEN_LIST)
 
 _BOTH: Final[Mapping[str, Check]] = {
     # OpenAI's
-    "model": lambda _: None,  # routes.resolve judges it
+    "model": lambda value: value,  # routes.resolve judges it
     "max_tokens": integer(0, MAX_TOKENS),
     "temperature": number(0, 2),
     "top_p": number(0, 1),

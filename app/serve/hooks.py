@@ -57,14 +57,14 @@ class Clock:
 
     __slots__ = ("_arrived", "_began", "_first", "_hooks", "_last", "_own", "_pieces", "_target", "_working")
 
-    def __init__(self, hooks: Hooks, target: Target, began: float) -> None:
-        """began: time.monotonic() when the body had been read; we have been working since."""
+    def __init__(self, hooks: Hooks, target: Target, began: float, waited: float = 0.0) -> None:
+        """began: time.monotonic() when the body had been read; we have been working since, but for `waited` seconds."""
         self._hooks = hooks
         self._target = target
         self._began = began
         self._arrived = began  # when our work last began: with the body, or with what the engine sent
         self._working = True
-        self._own = 0.0
+        self._own = -waited
         self._last: float | None = None
         self._first = self._pieces = 0
 

@@ -7,7 +7,7 @@ conversation. `store` is therefore false whatever is asked for by default, and w
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.serve.checks import Check, boolean, free, integer, list_of, members, need, number, object_of, one_of, text
+from app.serve.checks import Check, boolean, dropped, integer, list_of, members, need, number, object_of, one_of, text
 from app.serve.fields import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
@@ -20,6 +20,7 @@ from app.serve.fields import (
     prompt,
     schema,
 )
+from app.serve.json_body import MAX_VALUES
 
 MAX_DIMENSIONS: Final = 1 << 16
 """Numbers of one embedding."""
@@ -27,8 +28,13 @@ MAX_DIMENSIONS: Final = 1 << 16
 KEPT_NOTHING: Final = "the gateway keeps no responses: send the whole conversation as `input`"
 
 
-def _nothing_kept(value: Any) -> None:
+def _nothing_kept(value: Any) -> Any:
     need(value is False, KEPT_NOTHING)
+    return value
+
+
+def _anything(value: Any) -> Any:
+    return value
 
 
 _LABEL = text(MAX_USER_CHARS)
@@ -37,56 +43,77 @@ _INPUT_TEXT: Final[Mapping[str, Check]] = {"type": one_of("input_text"), "text":
 _OUTPUT_TEXT: Final[Mapping[str, Check]] = {
     "type": one_of("output_text"),
     "text": text(),
-    "annotations": list_of(free, 0, MAX_PARTS),
-    "logprobs": list_of(free, 0, MAX_TOKENS),
+    "annotations": dropped(list_of(_anything, 0, MAX_PARTS)),
+    "logprobs": dropped(list_of(_anything, 0, MAX_VALUES)),
 }
-_THOUGHT = object_of({"type": one_of("summary_text", "reasoning_text"), "text": text()}, "type", "text")
+"""Annotations and log-probabilities of an earlier answer do not reach the model: whatever they hold ends here."""
 
 
-def _part(value: Any) -> None:
+def _thoughts(kind: str) -> Check:
+    return list_of(object_of({"type": one_of(kind), "text": text()}, "type", "text"), 0, MAX_PARTS)
+
+
+def _part(value: Any) -> Any:
     need(isinstance(value, dict) and value.get("type") in ("input_text", "output_text"), "takes only text parts")
-    members(value, _INPUT_TEXT if value["type"] == "input_text" else _OUTPUT_TEXT, frozenset({"text"}))
+    if value["type"] == "input_text":
+        return members(value, _INPUT_TEXT, frozenset({"text"}))
+    return {**members(value, _OUTPUT_TEXT, frozenset({"text"})), "annotations": []}
 
 
-def _content(value: Any) -> None:
-    if not isinstance(value, str):
-        list_of(_part, 1, MAX_PARTS)(value)
+def _content(value: Any) -> Any:
+    return value if isinstance(value, str) else list_of(_part, 1, MAX_PARTS)(value)
 
 
 _COMMON: Final[Mapping[str, Check]] = {"type": text(64), "id": _LABEL, "status": _STATUS}
+_MESSAGE = object_of(
+    {
+        **_COMMON,
+        "role": one_of("user", "assistant", "system", "developer"),
+        "content": _content,
+        "phase": one_of("commentary", "final_answer"),
+    },
+    "role",
+    "content",
+)
+
+
+def _message(value: Any) -> Any:
+    """In one of the two forms that vLLM's classes take; for an item in another they write a megabyte about it."""
+    found = _MESSAGE(value)
+    parts = () if isinstance(found["content"], str) else found["content"]
+    kinds = {part["type"] for part in parts}
+    if "output_text" not in kinds:
+        return {"type": "message", **{key: found[key] for key in ("role", "content", "phase") if key in found}}
+    need(len(kinds) == 1, "content: takes parts of one type")
+    need(found["role"] == "assistant", "content: takes parts of type output_text from an assistant only")
+    return {"id": "msg", "status": "completed", **found, "type": "message"}
+
+
+_REASONING = object_of(
+    {**_COMMON, "summary": _thoughts("summary_text"), "content": _thoughts("reasoning_text")}, "summary"
+)
 _ITEMS: Final[Mapping[str, Check]] = {
-    "message": object_of(
-        {
-            **_COMMON,
-            "role": one_of("user", "assistant", "system", "developer"),
-            "content": _content,
-            "phase": text(64),
-        },
-        "role",
-        "content",
-    ),
+    "message": _message,
     "function_call": object_of(
         {**_COMMON, "call_id": _LABEL, "name": function_name, "arguments": text()}, "call_id", "name", "arguments"
     ),
     "function_call_output": object_of({**_COMMON, "call_id": _LABEL, "output": text()}, "call_id", "output"),
-    "reasoning": object_of(
-        {**_COMMON, "summary": list_of(_THOUGHT, 0, MAX_PARTS), "content": list_of(_THOUGHT, 0, MAX_PARTS)}, "summary"
-    ),
+    "reasoning": lambda value: {"id": "rs", **_REASONING(value)},
 }
 
 
-def _item(value: Any) -> None:
+def _item(value: Any) -> Any:
     need(isinstance(value, dict), "must hold objects")
     kind = value.get("type", "message")
     need(isinstance(kind, str) and kind in _ITEMS, f"takes only items of type {', '.join(_ITEMS)}")
-    _ITEMS[kind](value)
+    return _ITEMS[kind](value)
 
 
-def _input(value: Any) -> None:
+def _input(value: Any) -> Any:
     if isinstance(value, str):
         need(value != "", "must not be empty")
-        return
-    list_of(_item, 1, MAX_MESSAGES)(value)
+        return value
+    return list_of(_item, 1, MAX_MESSAGES)(value)
 
 
 _TOOL = object_of(
@@ -103,8 +130,8 @@ _TOOL = object_of(
 _CHOSEN = object_of({"type": one_of("function"), "name": function_name}, "type", "name")
 
 
-def _tool_choice(value: Any) -> None:
-    (one_of("none", "auto", "required") if isinstance(value, str) else _CHOSEN)(value)
+def _tool_choice(value: Any) -> Any:
+    return (one_of("none", "auto", "required") if isinstance(value, str) else _CHOSEN)(value)
 
 
 _FORMAT = object_of(
@@ -120,7 +147,7 @@ _FORMAT = object_of(
 _EFFORTS = one_of("none", "minimal", "low", "medium", "high")
 
 RESPONSES: Final[Mapping[str, Check]] = {
-    "model": lambda _: None,  # routes.resolve judges it
+    "model": lambda value: value,  # routes.resolve judges it
     "input": _input,
     "instructions": text(),
     "max_output_tokens": integer(1, MAX_TOKENS),
@@ -149,7 +176,7 @@ RESPONSES: Final[Mapping[str, Check]] = {
 }
 
 EMBEDDINGS: Final[Mapping[str, Check]] = {
-    "model": lambda _: None,
+    "model": lambda value: value,
     "input": prompt,
     "encoding_format": one_of("float", "base64"),
     "dimensions": integer(1, MAX_DIMENSIONS),

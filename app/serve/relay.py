@@ -8,16 +8,18 @@ at all, or came to an engine that has forgotten the adapter, goes on to the next
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
 from app.load.engine import JSON_HEADERS, EngineResponse, words
 from app.load.response import NotReached
 from app.serve.hooks import Clock, Hooks, NoHooks
+from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.label import refusal, relabel
-from app.serve.request import Inference, Kind, parse
+from app.serve.request import Inference, Kind, Load, addressed, parse
 from app.serve.response_stream import ResponseStream
 from app.serve.routes import Routes, Target
 from app.serve.sse import strict_json
@@ -60,6 +62,10 @@ Choose = Callable[[str], Sequence[Asked]]
 """Engine name → engines that answer to it now, in the order to try; at least one. Raises Unavailable."""
 
 
+Admit = Callable[[Load], Awaitable[None]]
+"""Waits until the engine may be asked for so much. Raises Refused."""
+
+
 def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
     """Where there is one engine. up: whether it answered when last asked; one that hangs is not waited for again."""
     one = (engine,)
@@ -89,7 +95,8 @@ class Answer:
 class Relay:
     """Answers requests through the engines that `choose` names, `only(engine)` where there is one.
 
-    missing: called with an engine name that could not be answered although it was thought loaded.
+    missing: called with an engine name that could not be answered although it was thought loaded. pool: threads that read
+    large bodies and answers.
     """
 
     def __init__(
@@ -99,26 +106,35 @@ class Relay:
         *,
         hooks: Hooks | None = None,
         missing: Callable[[str], None] = lambda _: None,
+        pool: Pool | None = None,
     ) -> None:
         self._choose = choose
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
+        self._pool = pool or Pool("bodies", 1)
 
-    async def complete(self, kind: Kind, raw: bytes, request_id: str | None = None) -> Answer:
+    async def complete(
+        self, kind: Kind, raw: bytes, request_id: str | None = None, admit: Admit | None = None
+    ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
         request_id: what the caller calls this request; the engine gets it with a random end, for two callers may choose
-        the same.
+        the same. admit: is told what the request asks of the engine before the engine is, and may wait or refuse.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
         """
         began = time.monotonic()
-        inference = parse(kind, raw)
-        target = self._routes.resolve(inference.model)
-        body = inference.encode(target.engine_name)
-        clock = Clock(self._hooks, target, began)
+        inference, written = await self._read(kind, raw)
+        self._routes.resolve(inference.model)
+        asked = time.monotonic()
+        if admit is not None:
+            await admit(inference.load)
+        waited = time.monotonic() - asked
+        target = self._routes.resolve(inference.model)  # another version, it may be, than before the wait
+        body = addressed(written, target.engine_name)
+        clock = Clock(self._hooks, target, began, waited)
         self._routes.depart(target.engine_name)
         streaming = False
         try:
@@ -139,6 +155,12 @@ class Relay:
         finally:
             if not streaming:
                 self._routes.land(target.engine_name)
+
+    async def _read(self, kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
+        """The request, and its body for the engine but for the name. Raises Refused."""
+        if is_small(raw):
+            return _read(kind, raw)
+        return await self._pool(_read, kind, raw)
 
     async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
         """The answer, and the engine that gives it: the first where the request could run."""
@@ -173,11 +195,13 @@ class Relay:
             response.close()
             clock.work()
         try:
-            said = strict_json(answer)
-            body = relabel(answer, said, target)
+            if len(answer) <= SMALL_BYTES:
+                usage, body = _relabelled(answer, target)
+            else:
+                usage, body = await self._pool(_relabelled, answer, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
-        clock.over(200, usage_of(said))
+        clock.over(200, usage)
         return Answer(200, JSON_TYPE, body, target, clock.worked)
 
     async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
@@ -192,6 +216,17 @@ class Relay:
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
         return refusal(response.status, said)
+
+
+def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
+    inference = parse(kind, raw)
+    return inference, inference.written()
+
+
+def _relabelled(answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:
+    """An answer's token counts, and the answer under the name that was asked. Raises ValueError, Unavailable."""
+    said = strict_json(answer)
+    return usage_of(said), relabel(answer, said, target)
 
 
 def _headers(request_id: str | None) -> Mapping[str, str]:

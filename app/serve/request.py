@@ -3,25 +3,19 @@
 The engine never sees a byte a stranger sent: not an unknown field, not a duplicate key, not a number JSON does not have.
 """
 
-import gc
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
+from app.serve import json_body
 from app.serve.checks import Check
-from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.fields import CHAT, COMPLETIONS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES, UNHEARD
+from app.serve.grammar_cost import MAX_COST, TooCostly, schema_cost
 from app.serve.more_fields import EMBEDDINGS, RESPONSES
+from app.serve.sse import dump
 
 Kind = Literal["chat", "completions", "responses", "embeddings"]
-
-MAX_BODY_BYTES: Final = 4 << 20
-"""Bytes of a request: about a million tokens of text."""
-
-COLLECTED_BYTES: Final = 64 << 10
-"""Bytes of a body that is decoded without further ado."""
 
 _TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "chat": CHAT,
@@ -39,6 +33,22 @@ _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
 """Where a stream says token counts only when asked; in the other it always does."""
 
 
+TOKENS_UNSAID: Final = 1024
+"""Tokens that a sequence is thought to take where the request does not say: an answer of some length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request asks of the engine.
+
+    sequences: prompts × n. tokens: those that it may write in all of them. schemas: cost of what is compiled for it.
+    """
+
+    sequences: int = 1
+    tokens: int = TOKENS_UNSAID
+    schemas: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """One request, checked. model: as sent, not resolved yet. fields: what goes on to the engine, without `model`."""
@@ -46,6 +56,7 @@ class Inference:
     kind: Kind
     model: object
     fields: Mapping[str, Any]
+    load: Load = Load()
 
     @property
     def stream(self) -> bool:
@@ -58,10 +69,14 @@ class Inference:
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
     def encode(self, engine_name: str) -> bytes:
-        """The body for the engine, which is always asked for token counts: we count them, whether or not the caller does.
+        """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
+        return addressed(self.written(), engine_name)
 
-        It is asked for them once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
-        Raises Refused INVALID_REQUEST for text that is not Unicode.
+    def written(self) -> bytes:
+        """The same but for `model`.
+
+        The engine is always asked for token counts: we count them, whether or not the caller does. It is asked for them
+        once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
         """
         fields = self.fields
         if self.kind == "responses":
@@ -70,15 +85,17 @@ class Inference:
             asked = {**(fields.get("stream_options") or {}), "include_usage": True}
             asked.pop("continuous_usage_stats", None)  # without include_usage, vLLM does not do it
             fields = {**fields, "stream_options": asked}
-        try:
-            return _ENCODE({"model": engine_name, **fields}).encode()
-        except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
-            raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
+        return json_body.write(fields)
+
+
+def addressed(written: bytes, engine_name: str) -> bytes:
+    """`written`, which has members, to the version called `engine_name` in the engine."""
+    return b'{"model":' + dump(engine_name) + b"," + written[1:]
 
 
 def parse(kind: Kind, raw: bytes) -> Inference:
     """Read a stranger's body. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE, naming the field."""
-    body = _read(raw)
+    body = json_body.read(raw)
     table = _TABLES[kind]
     fields = {}
     for name, value in body.items():
@@ -90,14 +107,14 @@ def parse(kind: Kind, raw: bytes) -> Inference:
         if name == "messages" and isinstance(value, list) and len(value) > MAX_MESSAGES:
             raise Refused(REQUEST_TOO_LARGE, f"{len(value)} messages, the cap is {MAX_MESSAGES}", param=name)
         try:
-            check(value)
+            passed = check(value)
         except ValueError as error:
             raise Refused(INVALID_REQUEST, f"{name}: {error}", param=name) from error
         if name not in UNHEARD:
-            fields[name] = value
+            fields[name] = passed
     model = fields.pop("model", None)
     _complete(kind, fields)
-    return Inference(kind, model, fields)
+    return Inference(kind, model, fields, _load(kind, fields))
 
 
 def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
@@ -111,46 +128,60 @@ def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
 
 
-def _read(raw: bytes) -> dict[str, Any]:
-    if len(raw) > MAX_BODY_BYTES:
-        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
+def _load(kind: Kind, fields: Mapping[str, Any]) -> Load:
+    """Raises Refused INVALID_REQUEST for caps that multiply, SCHEMA_TOO_COSTLY."""
+    prompts = fields.get("prompt") if kind == "completions" else fields.get("input") if kind == "embeddings" else None
+    listed = isinstance(prompts, list) and not isinstance(prompts[0], int)
+    count, answers = len(prompts) if listed and isinstance(prompts, list) else 1, fields.get("n", 1)
+    sequences = count * answers
+    if sequences > MAX_SEQUENCES:
+        raise Refused(INVALID_REQUEST, f"{count} prompts × n {answers}: the cap is {MAX_SEQUENCES}", param="n")
+    if kind == "embeddings":
+        return Load(sequences, 0)
+    asked = next((name for name in _TOKENS if name in fields), None)
+    tokens = sequences * (TOKENS_UNSAID if asked is None else fields[asked])
+    if tokens > MAX_ALL_TOKENS:
+        raise Refused(
+            INVALID_REQUEST, f"{tokens} tokens in {sequences} sequences: the cap is {MAX_ALL_TOKENS}", param=asked
+        )
+    return Load(sequences, tokens, _schemas(kind, fields))
+
+
+_TOKENS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def _schemas(kind: Kind, fields: Mapping[str, Any]) -> int:
+    """Cost of the schemas that the engine compiles: the format's, and the tools' where one of them must be called.
+
+    Those of tools that may be called are part of the prompt, and are held to the caps on their parts all the same.
+    """
+    flat = kind == "responses"
+    asked = (fields.get("text") or {}).get("format") if flat else fields.get("response_format")
+    total = 0
+    if asked is not None:
+        schema, where = (
+            (asked, "text.format") if flat else (asked.get("json_schema") or {}, "response_format.json_schema")
+        )
+        total += _cost(schema.get("schema"), f"{where}.schema")
+    tools = 0
+    for number, tool in enumerate(fields.get("tools", ())):
+        function, where = (tool, f"tools.{number}") if flat else (tool["function"], f"tools.{number}.function")
+        tools += _cost(function.get("parameters"), f"{where}.parameters")
+    if fields.get("tool_choice") not in (None, "none", "auto"):
+        total += tools
+    if total > MAX_COST:
+        raise Refused(
+            SCHEMA_TOO_COSTLY,
+            f"schemas that cost {total} to compile, the cap is {MAX_COST}",
+            param="tools" if tools else where,
+        )
+    return total
+
+
+def _cost(schema: Any, where: str) -> int:
+    if schema is None:
+        return 0
     try:
-        with _no_collection(len(raw)):
-            body = _DECODE(raw.decode())
-    except RecursionError as error:
-        raise Refused(INVALID_REQUEST, "the body is nested too deeply") from error
-    except ValueError as error:  # not UTF-8, not JSON, a duplicate key, NaN, an integer of thousands of digits
-        raise Refused(INVALID_REQUEST, f"the body is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise Refused(INVALID_REQUEST, "the body must be a JSON object")
-    return body
-
-
-@contextmanager
-def _no_collection(size: int) -> Iterator[None]:
-    """Keep the cyclic collector out of the decoding of a large body: a million lists in it made it run for seconds."""
-    off = size > COLLECTED_BYTES and gc.isenabled()
-    if off:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if off:
-            gc.enable()
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None, which is false
-        raise ValueError(f"key {twice[:64]!r} stands there twice")
-    return found
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
-
-
-_DECODE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
-_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
+        return schema_cost(schema)
+    except TooCostly as error:
+        raise Refused(SCHEMA_TOO_COSTLY, f"{where}{error.path}: {error}", param=f"{where}{error.path}") from error

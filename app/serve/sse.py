@@ -11,6 +11,9 @@ DONE: Final = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES: Final = 4 << 20
 """Bytes of one event: a chunk with 20 log-probabilities for each of some hundred tokens is far below."""
 
+LARGE_BYTES: Final = 64 << 10
+"""Bytes of JSON above which the decoder comes back to Python for each object and fraction: other threads wait meanwhile."""
+
 _DATA: Final = b"data:"
 _END: Final = b"\n\n"
 
@@ -54,7 +57,7 @@ def _data(event: bytes) -> bytes | None:
 def strict_json(data: bytes) -> dict[str, Any]:
     """A JSON object with finite numbers. Raises ValueError otherwise."""
     try:
-        found = _DECODE(data.decode())
+        found = (_DECODE if len(data) <= LARGE_BYTES else _DECODE_LARGE)(data.decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
@@ -81,5 +84,14 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
+def _fraction(digits: str) -> float:
+    return float(digits)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(pairs)
+
+
 _DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+_DECODE_LARGE = json.JSONDecoder(object_pairs_hook=_members, parse_float=_fraction, parse_constant=_no_constant).decode
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

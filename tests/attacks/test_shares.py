@@ -3,10 +3,12 @@
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from app.api import bodies
 from app.api.guard import ROUTES
 from app.domain.keys import Role, new_key
 from app.domain.shares import SHARED, Resource
+from app.serve.grammar_cost import schema_cost
+from app.serve.request import TOKENS_UNSAID
 from app.upload.limits import UploadLimits
 from tests.support.house import OpenHouse, Running
 from tests.support.served import AUTH, Line, line, on_a_port
@@ -22,8 +26,15 @@ GREEDY, OTHER = (new_key(name, [Role.UPLOAD, Role.CHAT]) for name in ("greedy", 
 ADDRESSES = {GREEDY[0]: "127.0.0.1", OTHER[0]: "127.0.0.2"}
 BODY = b'{"model": "served", "messages": [{"role": "user", "content": "hello"}]}'
 FLOOD = BODY.replace(b"}]}", b'}], "stream": true}')
+SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["x" * 1600]}}}
+WITH_SCHEMA = BODY.replace(b"}]}", b'}], "response_format": %s}' % json.dumps(SCHEMA).encode())
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
-UNITS = {Resource.BODIES: len(BODY), Resource.UNREAD: 128 << 10}
+UNITS = {
+    Resource.BODIES: len(BODY),
+    Resource.UNREAD: 128 << 10,
+    Resource.TOKENS: TOKENS_UNSAID,
+    Resource.SCHEMAS: schema_cost(SCHEMA["json_schema"]["schema"]),
+}
 PLACES = 8
 """Units instead of each row's own limit, so that a test reaches it."""
 
@@ -44,10 +55,16 @@ ASKED: Mapping[Resource, Callable[[str], bytes]] = {
     Resource.REQUESTS: lambda key: chat(key, BODY),
     Resource.UNREAD: lambda key: chat(key, FLOOD),
     Resource.CONNECTIONS: lambda _: b"GET /hea",
+    Resource.SEQUENCES: lambda key: chat(key, BODY),
+    Resource.TOKENS: lambda key: chat(key, BODY),
+    Resource.SCHEMAS: lambda key: chat(key, WITH_SCHEMA),
 }
 """Bytes that hold at least one unit of each for as long as the connection is open."""
 
-ENGINE: Mapping[Resource, str] = {Resource.REQUESTS: "hang", Resource.UNREAD: "flood"}
+ENGINE: Mapping[Resource, str] = {
+    Resource.UNREAD: "flood",
+    **dict.fromkeys((Resource.REQUESTS, Resource.SEQUENCES, Resource.TOKENS, Resource.SCHEMAS), "hang"),
+}
 """Fault of the engine that it takes to hold it."""
 
 

@@ -45,6 +45,8 @@ KEYS: Final = (
         "tools",
         "role",
     ),
+    *("input", "summary", "annotations", "call_id", "arguments", "parameters", "schema", "properties", "items", "enum"),
+    *("$ref", "$defs", "allOf", "anyOf", "pattern", "patternProperties", "maxLength", "minItems"),
     *("content", "type", "text", "response_format", "tool_choice", "logprobs", "top_logprobs", "chat_template", "seed"),
 )
 

@@ -4,6 +4,7 @@ A target takes bytes and returns, or raises AssertionError where an invariant br
 refusal must be a row of the table that the parser may answer; what is taken is held against a second, slower reading.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -27,6 +28,7 @@ from app.errors import (
     MISSING_PART,
     REQUEST_TOO_LARGE,
     RESERVED_NAME,
+    SCHEMA_TOO_COSTLY,
     TOO_LARGE,
     UNEXPECTED_PART,
     UNSUPPORTED_CONFIG,
@@ -38,6 +40,8 @@ from app.errors import (
     Refused,
 )
 from app.serve.fields import CHAT, COMPLETIONS
+from app.serve.grammar_cost import MAX_COST, MAX_PATTERN_COST, pattern_cost
+from app.serve.more_fields import RESPONSES
 from app.serve.request import parse as parse_request
 from app.upload.limits import UploadLimits
 from app.upload.multipart import FormReader, boundary_of
@@ -227,7 +231,7 @@ def chat(data: bytes) -> None:
         found = parse_request("chat" if kind == "chat" else "completions", data)
         encoded = found.encode("engine@0123456789ab")
     except GatewayError as error:
-        return _known(error, INVALID_REQUEST, REQUEST_TOO_LARGE)
+        return _known(error, INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY)
     sent = json.loads(encoded)
     assert sent.pop("model") == "engine@0123456789ab"
     assert sent.keys() <= table.keys() - {"model"}
@@ -235,7 +239,69 @@ def chat(data: bytes) -> None:
     said = json.loads(data)
     if sent.get("stream"):  # the gateway counts tokens of every stream, asked for or not
         assert sent.pop("stream_options")["include_usage"] is True
-    assert all(said[field] == value for field, value in sent.items())
+    assert all(_said(said[field]) == _said(value) for field, value in sent.items())
+    return None
+
+
+_ADDED: Final[Mapping[str, Any]] = {"id": "", "type": "function"}
+"""Members of a call of a tool that vLLM wants and callers leave out."""
+
+
+def _said(value: Any) -> Any:
+    """Without members that are null, which say nothing, and with those that are added."""
+    if isinstance(value, dict):
+        told = {key: _said(item) for key, item in value.items() if item is not None}
+        return {**_ADDED, **told} if isinstance(told.get("function"), dict) else told
+    return [_said(item) for item in value] if isinstance(value, list) else value
+
+
+def responses(data: bytes) -> None:
+    """The body of a request to /v1/responses: nothing that was not said goes on, in forms that vLLM's classes take."""
+    try:
+        encoded = parse_request("responses", data).encode("engine@0123456789ab")
+    except GatewayError as error:
+        return _known(error, INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY)
+    sent, said = json.loads(encoded), json.loads(data)
+    assert sent.pop("model") == "engine@0123456789ab"
+    assert sent.pop("store") is False
+    assert sent.keys() <= RESPONSES.keys() & said.keys()
+    assert _finite(sent)
+    if isinstance(sent["input"], str):
+        assert sent["input"] == said["input"]
+        return None
+    for item, original in zip(sent["input"], said["input"], strict=True):
+        for key, value in item.items():
+            if key == "content" and isinstance(value, list):
+                _parts(item, value, original[key])
+            elif original.get(key) is not None:
+                assert value == original[key]
+            else:
+                assert key in ("type", "id", "status")
+    return None
+
+
+def _parts(item: Mapping[str, Any], parts: list[Any], said: list[Any]) -> None:
+    """Texts of one item, all of one kind, with nothing else in them."""
+    assert [part["text"] for part in parts] == [part["text"] for part in said]
+    assert len({part["type"] for part in parts}) <= 1
+    for part in parts:
+        assert part.keys() - {"annotations"} == {"type", "text"}
+        assert part.get("annotations", []) == []
+        assert part["type"] != "output_text" or item["role"] == "assistant"
+
+
+def schema(data: bytes) -> None:
+    """A JSON schema, or, after a byte that is no JSON, a regular expression: a cost, or a refusal that says where."""
+    if not data.startswith(b"{"):
+        with contextlib.suppress(ValueError):
+            assert 0 <= pattern_cost(data.decode("latin-1")) <= MAX_PATTERN_COST
+        return None
+    whole = b'{"model":"m","input":"x","text":{"format":{"type":"json_schema","name":"n","schema":%s}}}' % data
+    try:
+        load = parse_request("responses", whole).load
+    except GatewayError as error:
+        return _known(error, INVALID_REQUEST, SCHEMA_TOO_COSTLY)
+    assert 1 <= load.schemas <= MAX_COST
     return None
 
 
@@ -261,6 +327,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "multipart": multipart,
     "chat": chat,
     "answer": answer,
+    "responses": responses,
+    "schema": schema,
     "framing": framing,
 }
 
@@ -272,9 +340,11 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     "multipart": 320,
     "chat": 2048,
     "answer": 4096,
+    "responses": 2048,
+    "schema": 1024,
     "framing": 1024,
 }
 """The longest input tried: room for several of everything, short enough to be fast."""
 
-JSON_AFTER: Final[Mapping[str, int]] = {"header": 3, "config": 0, "json": 0, "chat": 0}
+JSON_AFTER: Final[Mapping[str, int]] = {"header": 3, "config": 0, "json": 0, "chat": 0, "responses": 0, "schema": 0}
 """Where the input is JSON, and after how many bytes it begins: there the fuzzer changes values too, not only bytes."""

@@ -5,14 +5,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 import pytest_asyncio
 
 from app.load import hung as hung_module
+from app.load.engine import Engine
 from app.load.fleet import Fleet
+from app.load.hung import HungWatch
 from app.load.pulse import Pulse
 from tests.support.house import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
@@ -281,3 +283,40 @@ def test_only_time_that_somebody_waits_in_is_silence(monkeypatch: pytest.MonkeyP
     pulse.leave()
     pulse.heard()
     assert later(9) == 0
+
+
+class Deferring:
+    """An engine's metrics that say how many requests wait deferred, as vLLM 0.32 writes them."""
+
+    def __init__(self) -> None:
+        self.pulse = Pulse()
+        self.deferred = 0
+
+    async def exposition(self) -> bytes:
+        line = b'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="%s"} %d.0\n'
+        return line % (b"capacity", 7) + line % (b"deferred", self.deferred)
+
+
+@pytest.mark.hostile("P15")
+async def test_requests_that_wait_deferred_for_long_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Others may be answered all the while: silence does not show them."""
+    engine = Deferring()
+    watch = HungWatch(cast("Engine", engine), 60.0, lambda: None)
+    engine.pulse.wait()
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if "deferred" in record.message]
+
+    await watch.look_at_deferred(0.0)
+    engine.deferred = 2
+    for now in (20.0, 40.0, 60.0):
+        await watch.look_at_deferred(now)
+    assert said() == []
+    for now in (81.0, 101.0):
+        await watch.look_at_deferred(now)
+    assert len(said()) == 1
+    assert "2 requests wait deferred" in said()[0]
+    engine.deferred = 0
+    await watch.look_at_deferred(121.0)
+    assert "no request waits deferred any more" in said()[1]
+    assert not watch.hung

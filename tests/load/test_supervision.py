@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load import command as command_module
 from app.load import embedded as embedded_module
 from app.load import session
-from app.load.command import EngineSpec
+from app.load.command import EngineSpec, default_memory
 from app.load.embedded import SOCKET_DIR_LIMIT, EmbeddedEngine, last_lines, make_private, socket_home
 from tests.support.engine import LiveEngine, tiny_spec
 
@@ -50,6 +52,15 @@ async def main():
     print(engine.pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
+"""
+
+
+AMPLE = str(1 << 40)
+GREEDY = """
+import subprocess, sys, time
+child = "held = bytearray(b'x') * (300 << 20); import time; time.sleep(600)"
+children = [subprocess.Popen([sys.executable, "-c", child]) for _ in range(2)]
+time.sleep(600)
 """
 
 
@@ -222,7 +233,19 @@ async def test_where_vllm_cannot_run_start_says_so(tmp_path: Path, monkeypatch: 
 def test_a_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     chatter = "import sys\nfor i in range(2000): print(i, 'x' * 90)\nsys.exit(3)"
-    command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", "--", sys.executable, "-c", chatter]
+    command = [
+        sys.executable,
+        "-I",
+        embedded_module.LEASH,
+        log,
+        "50000",
+        "1",
+        AMPLE,
+        "--",
+        sys.executable,
+        "-c",
+        chatter,
+    ]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
         assert leash.wait() == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.log", "engine.log.1", "engine.log.2"]
@@ -236,10 +259,57 @@ def test_a_log_that_cannot_be_begun_anew_does_not_end_the_engine(tmp_path: Path)
     away = f"import os\nos.rename({str(home)!r}, {str(moved)!r})\n"
     chatter = away + "for i in range(2000): print(i, 'x' * 90)\nraise SystemExit(3)"
     log = home / "engine.log"
-    command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", "--", sys.executable, "-c", chatter]
+    command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", AMPLE, "--", sys.executable, "-c", chatter]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
         assert leash.wait() == 3
     assert (moved / "engine.log").stat().st_size < 50_000 + (1 << 16)
+
+
+@pytest.mark.hostile("P13")
+async def test_an_engine_over_its_memory_is_ended_whole_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process of it holds so much by itself; and it does not listen to SIGTERM."""
+    script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + GREEDY
+    engine = supervise(tmp_path, script, monkeypatch)
+    engine.spec = replace(engine.spec, memory_bytes=450 << 20)
+    await engine.start()
+    first = engine.pid
+    assert first is not None
+    with pytest.raises(Unavailable, match=r"its processes hold [0-9]+ MiB, the limit is 450 MiB"):
+        await engine.ready()
+    async with asyncio.timeout(30):
+        while engine.pid in (first, None):
+            await asyncio.sleep(0.05)
+    assert not in_session(first)
+    await engine.stop()
+
+
+async def test_the_kernel_would_end_the_engine_before_anybody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = supervise(tmp_path, FAMILY, monkeypatch)
+    await engine.start()
+    leader = engine.pid
+    assert leader is not None
+    await asyncio.to_thread(wait_for, lambda: len(in_session(leader)) == 4)
+    scores = {pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in in_session(leader)}
+    assert scores.pop(leader) == int(Path("/proc/self/oom_score_adj").read_text())
+    assert set(scores.values()) == {500}
+    await engine.stop()
+
+
+def test_an_engine_has_most_of_the_machine_unless_it_is_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = default_memory()
+    assert 1 << 28 < everything < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = tmp_path / "memory.max", tmp_path / "none"
+    monkeypatch.setattr(command_module, "CGROUP_LIMITS", limits)
+    limits[0].write_text("max\n")
+    assert default_memory() >= everything
+    limits[0].write_text("1000000\n")
+    assert default_memory() == 800_000
 
 
 def test_sockets_go_elsewhere_when_the_path_is_too_long(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve.checks import MAX_SCHEMA_DEPTH
 from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.more_fields import EMBEDDINGS, RESPONSES
-from app.serve.request import MAX_BODY_BYTES, Kind, parse
+from app.serve.request import Kind, parse
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -84,6 +85,7 @@ GOOD_CHAT: list[dict[str, Any]] = [
 def test_openais_fields_and_vllms_extras_pass(more: dict[str, Any]) -> None:
     written = json.loads(parse("chat", chat(**more)).encode("x"))
     passed = {key: value for key, value in ({"messages": MESSAGES} | more).items() if key not in UNHEARD}
+    passed["messages"] = [{key: said for key, said in one.items() if said is not None} for one in passed["messages"]]
     assert written == {"model": "x"} | passed
 
 
@@ -286,3 +288,26 @@ def test_nothing_but_a_refusal_escapes(kind: Kind, field: str, value: Any) -> No
     assert again.pop("model") == "engine"
     assert again.pop("store", False) is False
     assert set(again) <= set(TABLES[kind]) - set(UNHEARD)
+
+
+@pytest.mark.hostile("P16")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt": ["x"] * 64, "n": 2},
+        {"prompt": ["x"] * 5, "n": 16},
+        {"prompt": [[1]] * 33, "n": 2},
+        {"prompt": ["x"] * 64, "max_tokens": (1 << 14) + 1},
+        {"prompt": "x", "n": 16, "max_tokens": 1 << 17},
+    ],
+)
+def test_caps_that_multiply_have_a_cap_on_their_product(more: dict[str, Any]) -> None:
+    error = refused("completions", completion(**more))
+    assert (error.code, error.param) == (INVALID_REQUEST, "max_tokens" if "max_tokens" in more else "n")
+
+
+def test_a_request_says_what_it_asks_of_the_engine() -> None:
+    load = parse("completions", completion(prompt=["x"] * 4, n=2, max_tokens=7)).load
+    assert (load.sequences, load.tokens, load.schemas) == (8, 56, 0)
+    assert parse("chat", chat(n=3, max_completion_tokens=5, max_tokens=9)).load.tokens == 15
+    assert parse("embeddings", b'{"model":"a","input":["x","y"]}').load.sequences == 2

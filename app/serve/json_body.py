@@ -1,0 +1,120 @@
+"""Bounded JSON for inference bodies: counted before anything is built from it, read strictly, written in pieces.
+
+Python's JSON decoder and encoder keep the interpreter's lock through one call, in whatever thread it is made, so that a
+call may not be long: the decoder comes back to Python for each object and fraction, the encoder gets a piece at a time.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+
+MAX_BODY_BYTES: Final = 4 << 20
+"""Bytes of a request: about a million tokens of text."""
+
+MAX_VALUES: Final = 1 << 17
+"""JSON values in a request, members' names left out: a prompt of as many token ids as common models have context. Each
+costs some hundred bytes here, and in the engine up to a few thousand (a text part of a Responses item)."""
+
+SMALL_BYTES: Final = 64 << 10
+SMALL_VALUES: Final = 2048
+"""Bytes and values of a body that is read on the event loop: a few milliseconds of work at most."""
+
+_SLICE: Final = 1 << 18
+"""Bytes that are counted in one go."""
+
+_FEW: Final = 1
+"""Objects of a list that are written in one go; each may hold a schema of ten thousand fractions."""
+
+_MANY: Final = 1 << 13
+"""Numbers or strings of a list that are written in one go."""
+
+_STARTS: Final = b",[{"
+"""A value stands after each of these; one more is the body itself."""
+
+
+def is_small(raw: bytes) -> bool:
+    """Whether reading `raw` takes so little that the event loop may do it. Counts separators in strings too."""
+    return len(raw) <= SMALL_BYTES and _separators(raw) < SMALL_VALUES
+
+
+def values_in(raw: bytes) -> int:
+    """JSON values in `raw` if it is JSON, else some number; an empty list or object counts twice.
+
+    Stops, with more than MAX_VALUES, as soon as there are so many.
+    """
+    if (most := 1 + _separators(raw)) <= MAX_VALUES:
+        return most
+    count, inside, rest = 1, False, b""
+    for start in range(0, len(raw), _SLICE):
+        part = rest + raw[start : start + _SLICE]
+        odd = (len(part) - len(part.rstrip(b"\\"))) % 2  # a backslash at the end belongs to what follows it
+        part, rest = part[: len(part) - odd], part[len(part) - odd :]
+        pieces = part.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        count += _separators(b"".join(pieces[inside::2]))
+        inside ^= len(pieces) % 2 == 0
+        if count > MAX_VALUES:
+            break
+    return count
+
+
+def read(raw: bytes) -> dict[str, Any]:
+    """The object that `raw` is. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE."""
+    if len(raw) > MAX_BODY_BYTES:
+        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
+    whole = raw.strip(b" \t\r\n")
+    if not (whole.startswith(b"{") and whole.endswith(b"}")):
+        raise Refused(INVALID_REQUEST, "the body must be a JSON object")
+    if values_in(whole) > MAX_VALUES:
+        raise Refused(REQUEST_TOO_LARGE, f"the body has over {MAX_VALUES} JSON values, the cap; send prompts as text")
+    try:
+        body = _DECODE(whole.decode())
+    except RecursionError as error:
+        raise Refused(INVALID_REQUEST, "the body is nested too deeply") from error
+    except ValueError as error:  # not UTF-8, not JSON, a duplicate key, NaN, an integer of thousands of digits
+        raise Refused(INVALID_REQUEST, f"the body is not valid JSON: {error}") from error
+    assert isinstance(body, dict)  # it begins with a brace
+    return body
+
+
+def write(fields: Mapping[str, Any]) -> bytes:
+    """`fields` as one JSON object. Raises Refused INVALID_REQUEST for what JSON cannot carry."""
+    try:
+        members = [f"{_ENCODE(name)}:{_written(value)}" for name, value in fields.items()]
+        return f"{{{','.join(members)}}}".encode()
+    except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
+        raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, list) or len(value) <= _FEW:
+        return _ENCODE(value)
+    step = _FEW if isinstance(value[0], dict | list) else _MANY
+    pieces = (_ENCODE(value[start : start + step])[1:-1] for start in range(0, len(value), step))
+    return f"[{','.join(pieces)}]"
+
+
+def _separators(raw: bytes) -> int:
+    return len(raw) - len(raw.translate(None, _STARTS))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None, which is false
+        raise ValueError(f"key {twice[:64]!r} stands there twice")
+    return found
+
+
+def _fraction(digits: str) -> float:
+    return float(digits)
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODE = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_fraction, parse_constant=_no_constant).decode
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False).encode
