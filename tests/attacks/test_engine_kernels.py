@@ -18,7 +18,7 @@ from tests.screen.emulated import strays
 ROOT = Path(__file__).parents[2]
 D_OUT, D_IN, INPUTS = 64, 96, 16
 BOUND = 2.0**-6
-"""As TOLERANCE of app/screen/engine_arithmetic.py."""
+"""Twice √3·2⁻⁸, what rounding A·x to bfloat16 may do to balanced factors; the answer is rounded too."""
 
 KERNELS = """
 import sys
