@@ -96,7 +96,8 @@ def test_a_directory_is_screened_in_balanced_form(where: Path, reference: Refere
 def test_the_zero_adapter_goes_the_same_way(reference: Reference) -> None:
     stored: list[Artefact] = []
     target = TargetModel("served", reference.modules, ServingDtype.BFLOAT16, 64)
-    made = publish_noop(target, reference, POLICY, cast("Any", SimpleNamespace(put=stored.append)))
+    store = SimpleNamespace(peers=None, blobs=SimpleNamespace(put=stored.append))
+    made = publish_noop(target, reference, POLICY, cast("Any", store))
     assert stored == [made]
     tensors = load(made.weights)
     a, b = sorted(tensors.items())
