@@ -259,7 +259,19 @@ def test_a_log_that_cannot_be_begun_anew_does_not_end_the_engine(tmp_path: Path)
     away = f"import os\nos.rename({str(home)!r}, {str(moved)!r})\n"
     chatter = away + "for i in range(2000): print(i, 'x' * 90)\nraise SystemExit(3)"
     log = home / "engine.log"
-    command = [sys.executable, "-I", embedded_module.LEASH, log, "50000", "1", AMPLE, "--", sys.executable, "-c", chatter]
+    command = [
+        sys.executable,
+        "-I",
+        embedded_module.LEASH,
+        log,
+        "50000",
+        "1",
+        AMPLE,
+        "--",
+        sys.executable,
+        "-c",
+        chatter,
+    ]
     with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
         assert leash.wait() == 3
     assert (moved / "engine.log").stat().st_size < 50_000 + (1 << 16)
