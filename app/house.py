@@ -166,6 +166,7 @@ def _context(
             hooks=rooms.metrics,
             missing=lambda _: rooms.reconciler.poke(),
             pool=rooms.pools.bodies,
+            prompt_logprobs=settings.prompt_logprobs,
         ),
         routes=rooms.routes,
         receive=receiver(settings, rooms, shares, doors),

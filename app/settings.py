@@ -117,6 +117,11 @@ class Settings(DoorSettings):
         "started again; default: four fifths of the machine's, or of the container's",
     )
     engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
+    prompt_logprobs: bool = Field(
+        False,
+        description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build ends over those of "
+        "several prompts at once, other builds were not tried",
+    )
     tool_call_parser: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from app.concurrency.pools import Pool
-from app.errors import ENGINE_UNAVAILABLE, NOT_OFFERED, UPSTREAM_FAILED, GatewayError, Refused, Unavailable
+from app.errors import (
+    ENGINE_UNAVAILABLE,
+    INVALID_REQUEST,
+    NOT_OFFERED,
+    UPSTREAM_FAILED,
+    GatewayError,
+    Refused,
+    Unavailable,
+)
 from app.load.engine import JSON_HEADERS, EngineResponse, words
 from app.load.response import NotReached
 from app.serve.hooks import Clock, Hooks, NoHooks
@@ -96,7 +104,8 @@ class Relay:
     """Answers requests through the engines that `choose` names, `only(engine)` where there is one.
 
     missing: called with an engine name that could not be answered although it was thought loaded. pool: threads that read
-    large bodies and answers.
+    large bodies and answers. prompt_logprobs: whether the engine may be asked for log-probabilities of a prompt; vLLM
+    0.32's CPU build, with adapters, ends over those of several prompts in one batch.
     """
 
     def __init__(
@@ -107,12 +116,14 @@ class Relay:
         hooks: Hooks | None = None,
         missing: Callable[[str], None] = lambda _: None,
         pool: Pool | None = None,
+        prompt_logprobs: bool = False,
     ) -> None:
         self._choose = choose
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
         self._pool = pool or Pool("bodies", 1)
+        self._prompt_logprobs = prompt_logprobs
 
     async def complete(
         self, kind: Kind, raw: bytes, request_id: str | None = None, admit: Admit | None = None
@@ -127,6 +138,8 @@ class Relay:
         """
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
+        if inference.scores_prompt and not self._prompt_logprobs:
+            raise Refused(INVALID_REQUEST, "echo with logprobs is not offered here; ask for one of them", param="echo")
         self._routes.resolve(inference.model)
         asked = time.monotonic()
         if admit is not None:

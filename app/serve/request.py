@@ -68,6 +68,11 @@ class Inference:
         """Whether the caller asked for token counts at the end of a stream."""
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt itself are asked for, not of the answer only."""
+        return bool(self.fields.get("echo")) and "logprobs" in self.fields
+
     def encode(self, engine_name: str) -> bytes:
         """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
         return addressed(self.written(), engine_name)

@@ -104,6 +104,28 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.hostile("P17")
+@pytest.mark.parametrize("logprobs", [0, 1])
+async def test_log_probabilities_of_a_prompt_are_not_asked_of_an_engine_that_ends_over_them(
+    house: House, simulator: Simulator, logprobs: int
+) -> None:
+    """vLLM 0.32's CPU build: punica_cpu.add_lora_logits fails for a batch of such prompts, and the core ends."""
+    sent = json.dumps({"model": "a", "prompt": ["one", "two"], "echo": True, "logprobs": logprobs}).encode()
+    with pytest.raises(Refused) as caught:
+        await house.relay.complete("completions", sent)
+    assert (caught.value.code, caught.value.param) == (INVALID_REQUEST, "echo")
+    assert not simulator.seen
+
+
+async def test_log_probabilities_of_a_prompt_are_asked_for_where_the_operator_says_so(
+    house: House, simulator: Simulator, simulated_client: HttpEngine
+) -> None:
+    house.relay = Relay(only(simulated_client), house.routes, prompt_logprobs=True)
+    sent = {"model": "a", "prompt": "one", "echo": True, "logprobs": 1}
+    assert (await house.relay.complete("completions", json.dumps(sent).encode())).status == 200
+    assert simulator.seen[-1]["echo"] is True
+
+
 # ---- answers that are not streamed -------------------------------------------------------------------------------------
 
 
