@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from app.settings import Settings
 from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 GUARDED = [
     ("GET", "/adapters"),
@@ -48,7 +49,7 @@ async def test_readiness_needs_no_key_and_says_what_is_missing(running: Running,
         answer = await running.http.get(path, headers={"Authorization": ""})
         return answer.status_code, answer.json()["parts"]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await parts())[0] != 200:  # until the first pass over the engine
             await asyncio.sleep(0.02)
     assert await parts() == (200, {"reference": "ok", "store": "ok", "engine": "ok"})

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 
 import httpx
 import pytest
@@ -13,6 +12,7 @@ from app.errors import CODES
 from app.store.audit import audit
 from app.store.opening import catalogue_at
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import until
 
 
 async def push(running: Running, name: str, seed: int) -> str:
@@ -24,12 +24,6 @@ async def push(running: Running, name: str, seed: int) -> str:
 async def chat(running: Running, model: str) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
     return await running.http.post("/v1/chat/completions", json=body)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from app.domain.names import AdapterName
 from app.store.catalogue import Catalogue
 from tests.store.making import received, stored
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 LENIENT = {"tau": 1e9, "max_pruned_share": 1.0}
 
@@ -110,7 +111,7 @@ async def test_it_is_told_whether_the_engine_holds_a_version_and_when_it_was_use
     told = adapter["versions"][0]["engine"]
     assert before <= datetime.fromisoformat(told["last_used"]) <= datetime.now(UTC)
     await running.simulator.stop()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(STUCK_S):
         while (await page(running))["adapters"][0]["versions"][0]["engine"]["loaded"]:
             await asyncio.sleep(0.02)
 

@@ -9,6 +9,7 @@ import pytest
 
 from app.load import engine as engine_module
 from tests.support.house import KEY, Running, form
+from tests.support.waiting import STUCK_S
 
 SERVED = "served"
 """What the house calls the model itself."""
@@ -40,7 +41,7 @@ async def test_a_client_that_leaves_before_the_answer_stops_the_engines_work(run
     }
     target = running.house.context.routes.resolve("first").engine_name
     request = asyncio.ensure_future(running.app(scope, receive, send))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(STUCK_S):
         while running.house.context.routes.idle(target):
             await asyncio.sleep(0.01)
     began = time.monotonic()
@@ -60,7 +61,7 @@ async def test_a_hung_engine_costs_nobody_a_wait_once_it_is_known(
     assert (await running.http.post("/v1/chat/completions", json=asked)).status_code == 200
     for route in ("models", "chat"):
         running.simulator.faults[route] = "hang"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(STUCK_S):
         while (await running.http.get("/ready")).status_code == 200:
             await asyncio.sleep(0.02)
     for model in (SERVED, "first"):
@@ -70,7 +71,7 @@ async def test_a_hung_engine_costs_nobody_a_wait_once_it_is_known(
         assert "retry-after" in refused.headers
         assert time.monotonic() - began < 1.0
     running.simulator.faults.clear()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await running.http.post("/v1/chat/completions", json=asked)).status_code != 200:
             await asyncio.sleep(0.02)
 

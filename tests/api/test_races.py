@@ -11,6 +11,7 @@ import torch
 from app.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
 from app.lifecycle import IN_FLIGHT
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 
 async def chat(running: Running, model: str, **fields: Any) -> int:
@@ -19,7 +20,7 @@ async def chat(running: Running, model: str, **fields: Any) -> int:
 
 
 async def until(running: Running, model: str, status: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while await chat(running, model) != status:
             await asyncio.sleep(0.02)
 
@@ -99,7 +100,7 @@ async def test_stored_and_then_refused_by_the_engine_is_failed_with_its_words(ru
     running.simulator.faults["load"] = "500"
     answer = await running.http.post("/adapters", files=form("first"), params={"wait": "false"})
     assert answer.status_code == 202
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await running.http.get("/adapters/first/versions/1")).json()["state"] != "failed":
             await asyncio.sleep(0.02)
     error = (await running.http.get("/adapters/first/versions/1")).json()["error"]

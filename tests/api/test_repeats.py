@@ -16,6 +16,7 @@ from app.showing import VersionRefused
 from app.store.audit import Promise
 from tests.support.audited import rested
 from tests.support.house import Running, form
+from tests.support.waiting import STUCK_S
 
 REPEATS = 5
 AT_ONCE = 4  # uploads one key may have under way
@@ -32,7 +33,7 @@ async def numbers(running: Running) -> list[int]:
 
 
 async def until_ready(running: Running, number: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await running.http.get("/adapters/style")).json()["active_version"] != number:
             await asyncio.sleep(0.02)
 

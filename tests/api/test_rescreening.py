@@ -22,6 +22,7 @@ from app.lifecycle import IN_FLIGHT, State
 from app.main import server_options
 from tests.support.audited import rested
 from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 LENIENT = {"tau": 1e9, "max_pruned_share": 1.0}
 EMPTYING = {"tau": -1e9, "max_pruned_share": 1.0, "unscorable": "prune"}
@@ -112,7 +113,7 @@ async def test_what_does_not_pass_changes_nothing(open_gateway: OpenHouse) -> No
         assert (await chat(running, "style")).status_code == 200
     async with open_gateway(keep_originals=True, **REJECTING) as running:
         await rested(running)  # what is withheld now has left the engine
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while running.simulator.loaded:
                 await asyncio.sleep(0.02)
         before = await shown(running, "style")
@@ -214,7 +215,7 @@ async def test_with_the_engine_away_it_is_stored_and_loaded_later(open_gateway: 
         status, answer = await rescreen(running, "style")
         assert (status, answer["state"]) == (202, "stored")
         await running.simulator.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while (await shown(running, "style"))["active_version"] != 2:
                 await asyncio.sleep(0.02)
 
@@ -277,7 +278,7 @@ async def test_who_leaves_takes_no_file_from_under_the_screening(open_gateway: O
         work.cancel()
         await asyncio.wait({work})
         left.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while (row := rooms.catalogue.version(AdapterName("style"), 2)).state in IN_FLIGHT:
                 await asyncio.sleep(0.01)
         assert (row.state, row.error_message) == (State.STORED, None)
@@ -293,7 +294,7 @@ async def test_a_run_cancelled_anywhere_leaves_things_in_order(open_gateway: Ope
             await asyncio.sleep(delay)
             work.cancel()
             await asyncio.wait({work})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(STUCK_S):
                 while not await every_one_done(running, 3):  # one may still be at work, which ends by itself
                     await asyncio.sleep(0.01)
             await rested(running)

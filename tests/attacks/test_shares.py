@@ -21,6 +21,7 @@ from app.serve.request import TOKENS_UNSAID
 from app.upload.limits import UploadLimits
 from tests.support.house import OpenHouse, Running
 from tests.support.served import AUTH, Line, line, on_a_port
+from tests.support.waiting import STUCK_S
 
 GREEDY, OTHER = (new_key(name, [Role.UPLOAD, Role.CHAT]) for name in ("greedy", "other"))
 ADDRESSES = {GREEDY[0]: "127.0.0.1", OTHER[0]: "127.0.0.2"}
@@ -74,7 +75,7 @@ def refusals(running: Running, resource: Resource) -> float:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(STUCK_S):
         while not what():
             await asyncio.sleep(0.01)
 

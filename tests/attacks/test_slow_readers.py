@@ -12,6 +12,7 @@ from app.api import wire
 from app.main import KEEP_ALIVE_S
 from tests.support.house import Running
 from tests.support.served import AUTH, line, on_a_port
+from tests.support.waiting import STUCK_S
 
 HOST = b"Host: gateway\r\n"
 BODY = b'{"model":"served","messages":[{"role":"user","content":"hi"}],"stream":true}'
@@ -36,7 +37,7 @@ async def unread(port: int) -> AsyncIterator[socket.socket]:
 
 async def held_back(running: Running) -> int:
     """Waits until the engine can write no more; chunks it has written."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(STUCK_S):
         while True:
             before = running.simulator.chunks
             await asyncio.sleep(QUIET_S)
@@ -45,7 +46,7 @@ async def held_back(running: Running) -> int:
 
 
 async def freed(running: Running) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(STUCK_S):
         while running.simulator.running:
             await asyncio.sleep(0.02)
 
@@ -79,7 +80,7 @@ async def test_who_takes_too_little_is_cut_off_and_the_engine_freed(
         reading = asyncio.create_task(trickle(plain))
         while not running.simulator.running:
             await asyncio.sleep(0.01)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(STUCK_S):
             while running.simulator.running:
                 await asyncio.sleep(0.02)
         reading.cancel()
@@ -96,7 +97,7 @@ async def test_who_pauses_and_reads_on_gets_everything(running: Running, monkeyp
     loop = asyncio.get_running_loop()
     async with on_a_port(running) as port, unread(port) as plain:
         chunks = await held_back(running)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(STUCK_S):
             while running.simulator.chunks < 2 * chunks:
                 assert await loop.sock_recv(plain, 1 << 16)
         assert 'code="read_timeout"' not in (await running.http.get("/metrics")).text

@@ -11,6 +11,7 @@ from app.upload.receive import SealedUpload
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 AWAITS = 400
 
@@ -41,12 +42,12 @@ async def test_an_upload_cancelled_at_any_await(open_gateway: OpenHouse, kind: s
         assert n > 3, "an upload awaits more often than that"
         running.simulator.faults.clear()
         assert (await running.http.post("/adapters", files=form("after", 999))).status_code in (201, 202)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while running.house.context.pipeline._working:
                 await asyncio.sleep(0.02)
         await rested(running, [Promise("known", 1)])
         assert not list((running.data / "quarantine").iterdir())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while running.house.context.pipeline.rooms.catalogue.unfinished():
                 await asyncio.sleep(0.02)
 
@@ -70,7 +71,7 @@ async def test_a_dry_run_whose_client_leaves_keeps_its_file_until_it_is_measured
     with pytest.raises(asyncio.CancelledError):
         await asked
     go_on.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while list((running.data / "quarantine").iterdir()) or not open_still:
             await asyncio.sleep(0.02)
     assert open_still == [True]

@@ -13,6 +13,7 @@ from app.store.catalogue import Catalogue
 from app.upload.quarantine import SealedFile, UnsealedFile
 from tests.support.cancelling import Moment, ends_before
 from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 CHAT = {"model": SERVED, "messages": [{"role": "user", "content": "hello"}], "stream": True}
 
@@ -131,7 +132,7 @@ async def test_what_arrived_is_freed_off_the_event_loop_when_its_request_is_canc
                 break
         else:
             raise AssertionError("it never came through")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while running.house.context.pipeline.working or list((running.data / "quarantine").iterdir()):
                 await asyncio.sleep(0.02)
         freed.off_the_loop()
@@ -152,7 +153,7 @@ async def test_chat_streams_while_a_refused_upload_is_freed(open_gateway: OpenHo
         freed.before_each = free_slowly
         ask, status = ENDS[end]
         refused = asyncio.ensure_future(ask(running))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(STUCK_S):
             while not freeing.is_set():
                 await asyncio.sleep(0.01)
             async with running.http.stream("POST", "/v1/chat/completions", json=CHAT) as answer:

@@ -19,6 +19,7 @@ from app.store.blobs import BlobStore
 from app.store.catalogue import Catalogue
 from tests.support.holding import Held
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 PATIENCE_S = 10.0
 """Seconds that a request may take beside the held work; on a busy machine too."""
@@ -135,7 +136,7 @@ async def test_garbage_that_takes_for_ever_stops_no_reconcile_pass(
             finally:
                 held.go_on.set()
         artefacts = running.data / "artefacts"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while len([path for path in artefacts.iterdir() if path.name[0] != "." and path.is_dir()]) > 2:
                 await asyncio.sleep(0.02)
 

@@ -13,6 +13,7 @@ from app.store.peers import Peers
 from tests.faults.test_peers import Join, join, push  # noqa: F401 - `join` is a fixture
 from tests.support.holding import Held
 from tests.support.house import Running
+from tests.support.waiting import STUCK_S
 
 BEATS: Counter[str] = Counter()
 """Signs of life that came through, by gateway."""
@@ -39,7 +40,7 @@ async def still_beats(running: Running) -> None:
     peers = running.house.context.pipeline.rooms.peers
     assert peers is not None
     before = BEATS[peers.id]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while BEATS[peers.id] < before + 3:
             await asyncio.sleep(0.02)
 

@@ -25,6 +25,7 @@ from tests.support.audited import rested
 from tests.support.house import KEY, SERVED, Running, form, gateway
 from tests.support.postgres import Server
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S
 
 KILLS = 9
 
@@ -66,13 +67,13 @@ async def answers(running: Running, model: str) -> int:
 
 
 async def agree(gateways: list[Running], model: str, status: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while {await answers(running, model) for running in gateways} != {status}:
             await asyncio.sleep(0.05)
 
 
 async def mean(gateways: list[Running], version: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while {targets(running)["style"].version for running in gateways} != {version}:
             await asyncio.sleep(0.05)
 
@@ -91,7 +92,7 @@ async def test_what_one_takes_in_all_serve_and_what_one_takes_back_none(three: l
     await agree(three, "style", 200)
     assert (await first.http.delete("/adapters/style")).status_code in (200, 204)
     await agree(three, "style", 404)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(STUCK_S):
         while any(path.name[0] != "." for path in (first.data.parent / "artefacts").iterdir()):
             await asyncio.sleep(0.1)
     assert not any("style@" in name for running in three for name in running.simulator.loaded)
@@ -197,7 +198,7 @@ async def test_an_artefact_stays_while_another_gateways_engine_may_read_it(three
     await asyncio.sleep(6)  # longer than a beat
     assert (first.data.parent / "artefacts" / version["digest"]).is_dir()
     del third.simulator.faults["models"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(STUCK_S):
         while (first.data.parent / "artefacts" / version["digest"]).exists():
             await asyncio.sleep(0.1)
 
@@ -224,7 +225,7 @@ async def test_a_gateway_with_another_policy_measures_again_what_the_others_took
     assert await answers(lenient, "style") == 200
     pipeline = strict.house.context.pipeline
     version = await asyncio.to_thread(pipeline.rooms.catalogue.version, "style", row["version"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while pipeline.publishing.withheld(version) is None:
             assert await answers(strict, "style") == 404, "not served before it was measured"
             await asyncio.sleep(0.02)
@@ -271,7 +272,7 @@ async def test_three_gateways_under_upload_rollback_and_kill(
             ]
             for running in three:
                 await rested(running, kept, url, tmp_path / "artefacts")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(STUCK_S):
                 while not targets(three[0]) == targets(three[1]) == targets(three[2]):
                     await asyncio.sleep(0.1)
         catalogue = Catalogue(url)

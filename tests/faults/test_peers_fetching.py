@@ -10,6 +10,7 @@ from tests.load.test_resolving import Fetching, chat, up
 from tests.support.house import Running, form, gateway
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
+from tests.support.waiting import STUCK_S
 
 __all__ = ["storage"]
 
@@ -55,7 +56,7 @@ async def test_what_one_took_in_the_other_serves_and_what_it_deleted_goes_from_t
                     await asyncio.sleep(0.1)
         assert not any(engine.loads for engine in engines)
         assert (await two.http.delete("/adapters/bard")).status_code == 204
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while await chat(one, "bard") != 404:
                 await asyncio.sleep(0.1)
         for each in (one, two):

@@ -19,6 +19,7 @@ from app.store.database import sqlite_url
 from app.store.evidence import read_catalogue
 from tests.support.audited import rested
 from tests.support.house import OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 
 async def push(running: Running, name: str, seed: int = 0) -> Any:
@@ -31,7 +32,7 @@ async def chat(running: Running, model: str) -> int:
 
 
 async def until(running: Running, model: str, status: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while await chat(running, model) != status:
             await asyncio.sleep(0.02)
 
@@ -97,7 +98,7 @@ async def test_nothing_the_engine_still_holds_is_collected(open_gateway: OpenHou
         assert artefact.exists(), "removed at start, while the engine may read it"
         await rested(running)
         del running.simulator.faults["unload"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while artefact.exists():
                 await asyncio.sleep(0.02)
         assert [name for name in running.simulator.loaded if "@" in name] == []
@@ -116,7 +117,7 @@ async def test_an_engine_that_is_silent_may_read_anything(open_gateway: OpenHous
         await asyncio.sleep(0.3)
         assert artefact.exists()
         running.simulator.faults.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while artefact.exists():
                 await asyncio.sleep(0.02)
 
@@ -126,13 +127,13 @@ async def test_deleted_adapters_give_their_disk_back_without_a_restart(running: 
         assert (await push(running, "style", seed=round_)).status_code == 201
         artefact = only_artefact(running)
         assert (await running.http.delete("/adapters/style")).status_code == 204
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while artefact.exists():
                 await asyncio.sleep(0.02)
         assert (await push(running, "style", seed=round_)).status_code == 201, "the same bytes, at once"
         await until(running, "style", 200)
         assert (await running.http.delete("/adapters/style")).status_code == 204
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STUCK_S):
             while any(not path.name.startswith(".") for path in (running.data / "artefacts").iterdir()):
                 await asyncio.sleep(0.02)
     await rested(running)

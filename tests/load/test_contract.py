@@ -14,6 +14,7 @@ from app.load.hung import PROGRESS
 from app.load.probe import probe
 from tests.support.engine import AnyEngine, LiveEngine
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S
 
 CHAT = "/v1/chat/completions"
 LIMIT = 1 << 20
@@ -130,7 +131,7 @@ async def test_a_core_that_hangs_shows_in_nothing_but_answers_that_do_not_come(
     async for _ in chunks:
         pass
     stream.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while await progress() == before:
             await asyncio.sleep(0.05)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from app.store.schema import VersionRow
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.postgres import free_port
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S, until
 
 
 class Addressed(Simulator):
@@ -90,12 +91,6 @@ class Named:
         text = (await self.running.http.get("/metrics")).text
         lines = [line for line in text.splitlines() if line.startswith("gateway_fleet_engine_up{")]
         return {line.partition('engine="')[2].partition('"')[0] for line in lines}
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture
@@ -208,7 +203,7 @@ async def test_before_any_is_found_uploads_wait_and_requests_are_told(named: Nam
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
     assert (await named.running.http.get("/ready")).status_code == 503
     await named.lead_to(named.two)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await named.chat("a")).status_code != 200:
             await asyncio.sleep(0.05)
     assert named.fleet.known
@@ -314,10 +309,10 @@ async def test_a_version_is_published_though_the_engine_that_had_it_goes_meanwhi
     await named.lead_to()
     await asyncio.sleep(0.1)  # the keeper of the one that went is stopped
     go_on.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await named.running.http.get("/adapters/style")).json()["active_version"] != 1:
             await asyncio.sleep(0.02)
     await named.lead_to(named.two)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while (await named.chat("style")).status_code != 200:
             await asyncio.sleep(0.02)

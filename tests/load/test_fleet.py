@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.load.fleet import CROWDED_MORE, Fleet
 from app.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
+from tests.support.waiting import until
 
 
 class Several:
@@ -58,12 +59,6 @@ class Several:
             if line.startswith(f"{name}{{{labels}}} "):
                 return float(line.rpartition(" ")[2])
         return 0.0
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture
@@ -218,7 +213,7 @@ async def test_one_engine_that_refuses_an_adapter_keeps_it_from_no_other(several
         assert (await several.chat("a")).status_code == 200
     assert (await several.asked())[2] == 0
     several.engines[2].faults.clear()
-    await until(lambda: bool(several.engines[2].loaded), 10)
+    await until(lambda: bool(several.engines[2].loaded))
 
 
 async def test_an_adapter_that_every_engine_refuses_fails(several: Several) -> None:

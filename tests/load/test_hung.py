@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from app.load.hung import HungWatch
 from app.load.pulse import Pulse
 from tests.support.house import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S, until
 
 SILENT_S = 0.3
 
@@ -53,12 +54,6 @@ async def chat(running: Running, model: str = "style", **more: Any) -> httpx.Res
 
 def asking(running: Running, model: str = "style", **more: Any) -> "asyncio.Task[httpx.Response]":
     return asyncio.create_task(chat(running, model, **more))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def found(running: Running) -> None:
@@ -134,7 +129,7 @@ async def test_a_streams_head_comes_from_the_server_and_tells_nothing(watched: R
 async def test_what_the_server_refuses_by_itself_does_not_hide_it(watched: Running) -> None:
     with core(watched.simulator):
         waiting = asking(watched)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(STUCK_S):
             while watched.house.reconciler.engine_up:
                 assert (await chat(watched, max_tokens=100_000)).status_code in (400, 503)
                 await asyncio.sleep(SILENT_S / 10)
@@ -160,7 +155,7 @@ async def test_uploads_do_not_wait_for_it(watched: Running) -> None:
         assert (answer.status_code, answer.json()["state"]) == (202, "stored")
         assert time.monotonic() - began < 5
     await waiting
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(STUCK_S):
         while (await watched.http.get("/adapters/late")).json()["active_version"] != 1:
             await asyncio.sleep(0.02)
 

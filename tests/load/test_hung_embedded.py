@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from app.load import session
 from app.load.embedded import EmbeddedEngine
 from tests.support import tally
 from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,12 +78,6 @@ async def running(open_gateway: OpenHouse, tiny_reference_dir: Path) -> AsyncIte
         yield made
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 def engine_of(running: Running) -> EmbeddedEngine:
     assert running.house.embedded is not None
     return running.house.embedded
@@ -109,7 +104,7 @@ async def chat(running: Running, model: str) -> httpx.Response:
 async def hung(running: Running) -> "asyncio.Task[httpx.Response]":
     """Its core hangs, and is found so; a request that waits for it."""
     tell(running, signal.SIGUSR1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(STUCK_S):
         while (waiting := asyncio.create_task(chat(running, "one"))) in (await asyncio.wait({waiting}, timeout=0.1))[0]:
             pass  # answered before the signal came
     await until(lambda: not running.house.reconciler.engine_up)

@@ -16,6 +16,7 @@ from app.load.engine import HttpEngine
 from app.load.keeping import Keeping
 from app.load.reconcile import Reconciler
 from tests.support.simulator import MODEL, Simulator
+from tests.support.waiting import until
 
 A, B, C = "a@000000000001", "b@000000000002", "c@000000000003"
 
@@ -65,12 +66,6 @@ async def house(
     made = House(simulated_client, tiny_adapter)
     yield made
     await made.reconciler.stop()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_pass_loads_what_is_desired(house: House, simulator: Simulator) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app.settings import Settings
 from tests.support.house import SERVED, OpenHouse, Running, form
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S
 
 
 class Fetching(Simulator):
@@ -52,7 +53,7 @@ async def chat(running: Running, model: str) -> int:
 
 
 async def up(running: Running, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while [one.engine_up for one in running.house.reconciler.each].count(True) != count:
             await asyncio.sleep(0.01)
 
@@ -97,7 +98,7 @@ async def test_a_version_that_no_engine_could_fetch_waits_and_one_whose_numbers_
         assert pushed.json()["state"] == "stored", pushed.text
         assert await chat(running, "bard") == 404
         one.resolver = fetch
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(STUCK_S):
             while (await running.http.get("/adapters/bard")).json()["versions"][0]["state"] != "ready":
                 await asyncio.sleep(0.05)
         assert await chat(running, "bard") == 200

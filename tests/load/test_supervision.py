@@ -21,6 +21,7 @@ from app.load import session
 from app.load.command import EngineSpec, default_memory
 from app.load.embedded import SOCKET_DIR_LIMIT, EmbeddedEngine, last_lines, make_private, socket_home
 from tests.support.engine import LiveEngine, tiny_spec
+from tests.support.waiting import STUCK_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,7 +208,7 @@ async def test_what_a_dead_server_leaves_is_ended_before_another_starts(
     assert first is not None
     with pytest.raises(Unavailable, match="status 7"):
         await engine.ready()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while engine.pid in (first, None):
             await asyncio.sleep(0.05)
     assert not in_session(first)
@@ -290,7 +291,7 @@ async def test_an_engine_over_its_memory_is_ended_whole_and_started_again(
     assert first is not None
     with pytest.raises(Unavailable, match=r"its processes hold [0-9]+ MiB, the limit is 450 MiB"):
         await engine.ready()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(STUCK_S):
         while engine.pid in (first, None):
             await asyncio.sleep(0.05)
     assert not in_session(first)

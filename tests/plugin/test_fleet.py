@@ -23,6 +23,7 @@ from tests.support.plugin_engine import SAY, PluginEngine, files, plugin_referen
 from tests.support.s3 import Storage, storage
 from tests.support.served import on_a_port
 from tests.support.simulator import Simulator
+from tests.support.waiting import STUCK_S
 
 __all__ = ["plugin_reference", "storage"]
 
@@ -69,7 +70,7 @@ async def says(http: httpx.AsyncClient, model: str) -> Any:
 
 
 async def back(member: Member) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(STUCK_S):
         while not (member.keeper.engine_up and member.caught_up):
             await asyncio.sleep(0.1)
 

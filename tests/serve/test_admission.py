@@ -12,6 +12,7 @@ from app.errors import INVALID_REQUEST, SHARE_TAKEN, Refused
 from app.serve import admission as admission_module
 from app.serve.admission import MAX_WAITING, Admission
 from app.serve.request import Load
+from tests.support.waiting import STUCK_S
 
 KEYS = tuple(new_key(name, [Role.CHAT])[1] for name in ("greedy", "other", "third"))
 
@@ -38,7 +39,7 @@ class Engine:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(STUCK_S):
         while not what():
             await asyncio.sleep(0)
 

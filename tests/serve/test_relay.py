@@ -30,6 +30,7 @@ from app.serve.relay import Relay, only
 from app.serve.routes import Routes, Served, Target
 from app.serve.stream import Stream
 from tests.support.simulator import MODEL, Simulator
+from tests.support.waiting import until
 
 ENGINE_NAME = "a@000000000001"
 
@@ -96,12 +97,6 @@ def events(sent: bytes) -> list[Any]:
 
 async def drained(stream: Stream) -> list[Any]:
     return events(b"".join([piece async for piece in stream]))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.hostile("P17")

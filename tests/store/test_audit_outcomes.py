@@ -20,6 +20,7 @@ from tests.support.adapters import Upload
 from tests.support.house import SERVED, OpenHouse, Running, form
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
+from tests.support.waiting import STUCK_S
 
 __all__ = ["storage"]
 
@@ -64,7 +65,7 @@ async def push(running: Running, parts: Any, status: int = 201) -> dict[str, Any
 
 async def nothing_is_broken(running: Running, reference: Path, artefacts: int) -> None:
     """The gateway's own audit, the command's with the engine's list, and every artefact measured again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(STUCK_S):
         while not running.house.context.pipeline.publishing.desired().keys() <= running.simulator.loaded.keys():
             running.house.reconciler.poke()
             await asyncio.sleep(0.02)

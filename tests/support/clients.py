@@ -3,11 +3,14 @@
 Made the first time from the pins in tests/clients/ and kept under the user's cache, one folder for each set of pins.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +30,10 @@ def python_with(client: str) -> Path:
     pins = HOME / f"{client}.txt"
     folder = _folder(client, pins)
     python = folder / "bin" / "python"
-    if not (folder / MADE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _do(sys.executable, "-m", "venv", folder)
-        _do(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", pins)
-        (folder / MADE).touch()
+    with _to_be_made(folder) as missing:
+        if missing:
+            _do(sys.executable, "-m", "venv", folder)
+            _do(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", pins)
     return python
 
 
@@ -42,13 +44,12 @@ def node_with_openai() -> tuple[Path, Path]:
         pytest.skip("Node is not installed: nothing to run the openai package for Node with")
     lock = HOME / "package-lock.json"
     folder = _folder("node", lock)
-    if not (folder / MADE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for file in (HOME / "package.json", lock):
-            shutil.copy(file, folder)
-        _do(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
-        (folder / MADE).touch()
+    with _to_be_made(folder) as missing:
+        if missing:
+            folder.mkdir(parents=True)
+            for file in (HOME / "package.json", lock):
+                shutil.copy(file, folder)
+            _do(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
     return Path(node), folder
 
 
@@ -63,6 +64,21 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 def _folder(name: str, pins: Path) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return KEPT / f"{name}-{version}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+
+
+@contextmanager
+def _to_be_made(folder: Path) -> Iterator[bool]:
+    """Whether the environment in `folder` is missing; it counts as made once the block has ended. One run of the tests at a
+    time: the others wait.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = not (folder / MADE).exists()
+        if missing:
+            shutil.rmtree(folder, ignore_errors=True)
+        yield missing
+        (folder / MADE).touch()
 
 
 def _do(*command: str | Path, cwd: Path | None = None) -> None:

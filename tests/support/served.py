@@ -10,6 +10,7 @@ import uvicorn
 
 from app.main import server_options
 from tests.support.house import KEY, Running
+from tests.support.waiting import STUCK_S
 
 AUTH = f"Authorization: Bearer {KEY}\r\n".encode()
 
@@ -20,7 +21,7 @@ async def on_a_port(running: Running) -> AsyncIterator[int]:
     options = {**server_options(running.house), "lifespan": "off", "host": "127.0.0.1", "port": 0}
     server = uvicorn.Server(uvicorn.Config(running.app, **options))
     serving = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(STUCK_S):
         while not server.started:
             await asyncio.sleep(0.01)
     try:
