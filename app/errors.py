@@ -89,7 +89,7 @@ BAD_NAME = _code(
     "bad_name", 400, _U, "Use 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or digit: my-adapter.v2"
 )
 RESERVED_NAME = _code("reserved_name", 409, _U, "Choose another name; this one belongs to the gateway.")
-NAME_TAKEN = _code("name_taken", 409, _U, "A name that differs only in case exists; use that one or another.")
+NAME_TAKEN = _code("name_taken", 409, _U, "It is another owner's name, or one but for its case; use another name.")
 
 # validate: is it a LoRA adapter for this model?
 BAD_CONFIG = _code("bad_config", 400, _V, "Send the adapter_config.json that PEFT's save_pretrained wrote.")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import digest_of
+from app.domain.keys import NOBODY, Uploader
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
@@ -18,6 +19,7 @@ from app.domain.verdict import Outcome, Verdict
 from app.errors import (
     CODES,
     MISSING_PART,
+    NAME_TAKEN,
     REJECTED,
     RESCREEN_FAILED,
     SCREENING_FAILED,
@@ -70,21 +72,23 @@ class Pipeline:
         self._working: dict[tuple[str, int], asyncio.Future[Any]] = {}
         self._beginning: Counter[str] = Counter()  # names whose versions are being found or begun, and by how many
 
-    async def register(self, upload: PendingUpload, *, wait: bool, after: int | None = None) -> tuple[VersionRow, bool]:
+    async def register(
+        self, upload: PendingUpload, *, wait: bool, after: int | None = None, by: Uploader = NOBODY
+    ) -> tuple[VersionRow, bool]:
         """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
-        the engine holds it. after: refuse a new version unless the newest so far has this number. Raises Refused or
-        Unavailable; what was refused stays in the catalogue with its report.
+        the engine holds it. after: refuse a new version unless the newest so far has this number. by: whose upload it
+        is. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
         r = self.rooms
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
         given = (name, upload.received, r.parameters)
-        row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after))
+        row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after, by=by))
         if not created:
-            row, created = await self._came_before(row, after)
+            row, created = await self._came_before(row, after, by)
         if created and row.state is State.RECEIVED:
-            row, created = await self._work(r.progress.tell(row), upload, after)
+            row, created = await self._work(r.progress.tell(row), upload, after, by)
             r.metrics.uploaded(str(row.outcome) if created else "known")
             await self.publishing.stored(row)
         else:
@@ -95,7 +99,7 @@ class Pipeline:
         at_once = wait or row.emptied  # an emptied version waits for no engine
         return (await self.publishing.load(row) if at_once else row), created
 
-    async def _came_before(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+    async def _came_before(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
         """The version there is of these bytes, once nobody works on it, and whether this call tries it again: where it
         failed, under its own number, for repeating must not fill the catalogue and the disk.
 
@@ -109,17 +113,17 @@ class Pipeline:
         slow = self._worker((str(row.name), row.number))
         if slow is not None:  # given up by another gateway: let it come to its end
             await asyncio.wait({slow})
-        row, mine = await self._begin(str(row.name), partial(self._again, row, after))
+        row, mine = await self._begin(str(row.name), partial(self._again, row, after, by))
         if mine and row.state is State.STORED:
             await self.publishing.stored(row)
         if not mine and (row := await self._when_done(row)).state in ENDED:
             raise self._counted(_refusal(row))
         return row, mine
 
-    def _again(self, row: VersionRow, after: int | None) -> tuple[VersionRow, bool]:
+    def _again(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
         """Blocking."""
         whole = row.artefact is not None and self.rooms.blobs.is_whole(row.artefact)
-        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after)
+        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after, by=by)
         return (self.rooms.progress.tell_again(again) if mine else again), mine
 
     def _counted(self, error: VersionRefused) -> VersionRefused:
@@ -150,12 +154,14 @@ class Pipeline:
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
             self._at_work(row, self.rooms.pools.store.start(self._failed, row, why))
 
-    async def _work(self, row: VersionRow, upload: PendingUpload, after: int | None) -> tuple[VersionRow, bool]:
+    async def _work(
+        self, row: VersionRow, upload: PendingUpload, after: int | None, by: Uploader
+    ) -> tuple[VersionRow, bool]:
         """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it.
 
         Gives the version, and whether it was made here: another gateway may have made it, see `_to_the_end`.
         """
-        work = asyncio.ensure_future(self._to_the_end(row, upload.take(), after))
+        work = asyncio.ensure_future(self._to_the_end(row, upload.take(), after, by))
         self._at_work(row, work)
         return await asyncio.shield(work)
 
@@ -169,7 +175,9 @@ class Pipeline:
         work = self._working.get(at)
         return None if work is asyncio.current_task() else work
 
-    async def _to_the_end(self, row: VersionRow, upload: SealedUpload, after: int | None) -> tuple[VersionRow, bool]:
+    async def _to_the_end(
+        self, row: VersionRow, upload: SealedUpload, after: int | None, by: Uploader
+    ) -> tuple[VersionRow, bool]:
         """One upload's way to the store. Where another gateway, which took this one for dead, gave the version up, it is
         begun again here; where that one or a third has begun it again, what becomes of it there is this upload's answer.
         """
@@ -182,7 +190,7 @@ class Pipeline:
                     event("taken_over", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
                     if not left:
                         raise
-                row, mine = await self._came_before(row, after)
+                row, mine = await self._came_before(row, after, by)
                 if not mine or row.state is not State.RECEIVED:
                     break
                 self._at_work(self.rooms.progress.tell(row), _current_task())
@@ -298,10 +306,14 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
+_NOT_OF_BYTES: Final = frozenset({SCREENING_KILLED, SCREENING_TIMEOUT, NAME_TAKEN})
+"""Refusals that the same bytes may escape another time."""
+
+
 def _known_refusal(row: VersionRow) -> VersionRefused | None:
     """What refused a version for its bytes, by the parameters in force; None where another try may end otherwise."""
     code = CODES.get(row.error_code or "")  # None: of another release of this program
-    if row.state is not State.REJECTED or code is None or code in (SCREENING_KILLED, SCREENING_TIMEOUT):
+    if row.state is not State.REJECTED or code is None or code in _NOT_OF_BYTES:
         return None
     return _refusal(row)
 

@@ -119,6 +119,14 @@ def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> No
         _answer(client.delete(f"/adapters/{name}"))
 
 
+@adapters.command("transfer")
+def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Give an adapter to another owner: a key's name, or the label that several keys share."""
+    with _client(url, key) as client:
+        told = _answer(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
+    out.print(f"{told['name']}  belongs to {told['owner']}", highlight=False)
+
+
 @adapters.command("rescreen")
 def rescreen(
     name: Annotated[str | None, typer.Argument(help="One adapter; or --all")] = None,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from app.domain.keys import Uploader
 from app.errors import (
     ADAPTER_NOT_FOUND,
     CODES,
@@ -60,10 +61,11 @@ class Rescreened:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The version whose upload is to be screened again, and the newest there was when it was chosen."""
+    """The version whose upload is to be screened again, the newest there was then, and the adapter's owner."""
 
     row: VersionRow
     newest: int
+    by: Uploader
 
 
 class Rescreening:
@@ -110,15 +112,17 @@ class Rescreening:
             opening.add_done_callback(self._abandoned)
             raise
         async with PendingUpload(upload, pools.receiving) as pending:
-            row, created = await self._pipeline.register(pending, wait=True, after=source.newest)
+            row, created = await self._pipeline.register(pending, wait=True, after=source.newest, by=source.by)
         return Rescreened(name, Result.NEW if created else Result.UNCHANGED, row)
 
     def _source(self, name: str) -> _Source:
         rooms = self._pipeline.rooms
-        active, rows = rooms.catalogue.adapter(name).active, rooms.catalogue.versions(name)
+        adapter, rows = rooms.catalogue.adapter(name), rooms.catalogue.versions(name)
         if flying := [row for row in rows if row.state in IN_FLIGHT]:
             raise Refused(VERSION_NOT_READY, f"{name} version {flying[-1].number} is being screened now")
-        chosen = next((row for row in reversed(rows) if row.state is State.STORED or row.number == active), None)
+        chosen = next(
+            (row for row in reversed(rows) if row.state is State.STORED or row.number == adapter.active), None
+        )
         if chosen is None:
             raise Refused(VERSION_NOT_READY, f"no version of {name} was ever accepted")
         if not rooms.originals.has(chosen.received):
@@ -127,7 +131,7 @@ class Rescreening:
         if same is not None and same.state is State.REJECTED:  # it would be again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(Refused(code, same.error_message or "it was refused before"), same)
-        return _Source(chosen, rows[-1].number)
+        return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True))
 
     def _upload(self, source: _Source) -> SealedUpload:
         """As if it had just arrived; digests checked."""

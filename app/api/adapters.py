@@ -3,17 +3,19 @@
 import asyncio
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.api.views import adapters_page, one_adapter, one_version
+from app.domain.keys import OWNER_LIMIT, check_owner
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
-from app.errors import GatewayError, Stage, envelope
+from app.errors import BAD_REQUEST, GatewayError, Refused, Stage, envelope
 from app.lifecycle import State
+from app.observe.log import event
 from app.pipeline import Pipeline
 from app.upload.receive import PendingUpload, SealedUpload
 from app.warming import warm
@@ -77,7 +79,7 @@ async def upload(
         ctx.metrics.upload_refused(error)
         raise
     async with received as sealed:
-        row, created = await ctx.pipeline.register(sealed, wait=wait)
+        row, created = await ctx.pipeline.register(sealed, wait=wait, by=request.state.uploader)
     view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(row.name), row.number)
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
@@ -153,6 +155,20 @@ async def warm_up(
             for one in done.engines
         ],
     }
+
+
+@router.put("/adapters/{name}/owner")
+async def transfer(
+    name: str, owner: Annotated[str, Body(embed=True, max_length=OWNER_LIMIT)], ctx: Ctx
+) -> dict[str, Any]:
+    """Give an adapter to another owner: from now on that owner's keys may push to it, besides administrators'."""
+    try:
+        check_owner(owner)
+    except ValueError as error:
+        raise Refused(BAD_REQUEST, str(error), param="owner") from error
+    row = await ctx.pipeline.rooms.pools.store(ctx.pipeline.rooms.catalogue.transfer, name, owner)
+    event("transferred", adapter=row.name, owner=owner)
+    return {"name": str(row.name), "owner": row.key_owner}
 
 
 @router.delete("/adapters/{name}", status_code=204)

@@ -21,13 +21,16 @@ def new(
     role: Annotated[
         list[Role], typer.Option(help="upload, chat, metrics, engine or admin; may be given several times")
     ],
+    owner: Annotated[
+        str | None, typer.Option(help="Label of the keys that own the same adapters; default: the key's own name")
+    ] = None,
 ) -> None:
     """Print a new key, once, to standard error, and the line for GATEWAY_API_KEYS_FILE to standard output.
 
     So `python -m app keys new --name ci --role upload >> keys` stores the line and shows the key.
     """
     try:
-        key, stored = new_key(name, role)
+        key, stored = new_key(name, role, owner)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error

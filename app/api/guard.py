@@ -8,7 +8,7 @@ from fastapi import Request
 
 from app.api.context import context_of
 from app.api.rates import Kind
-from app.domain.keys import Role
+from app.domain.keys import NOBODY, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,
     ("POST", "/rescreen"): ADMIN_ONLY,
     ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
+    ("PUT", "/adapters/{name}/owner"): ADMIN_ONLY,
     ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
     ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console"): _for(Role.UPLOAD, Role.CHAT),
@@ -77,5 +78,6 @@ async def guarded(request: Request) -> None:
         return
     key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
     request.state.key = key.name
+    request.state.uploader = NOBODY if ctx.keys.open_door else key.uploader
     if rule.rate is not None:
         ctx.rates.take(key.name, rule.rate)

@@ -25,7 +25,11 @@ MIN_KEY_CHARS: Final = 16
 MAX_KEYS: Final = 10_000
 """Lines of a keys file; each is compared with at every request."""
 
+OWNER_LIMIT: Final = 63
+"""Characters of an owner's label, as of a key's name, which is its default."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_OWNER: Final = "owner="
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -41,11 +45,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. name: what logs and rate limits call it. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes."""
+    """One key. name: what logs and rate limits call it. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes.
+
+    owner: label that keys share which own the same adapters; None: the key's name.
+    """
 
     name: str
     roles: frozenset[Role]
     digest: bytes
+    owner: str | None = None
 
     def may(self, roles: frozenset[Role]) -> bool:
         """Whether it has one of these roles; with `admin`, always."""
@@ -54,7 +62,26 @@ class Key:
     @property
     def line(self) -> str:
         """As it stands in a keys file."""
-        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}"
+        label = "" if self.owner is None else f" {_OWNER}{self.owner}"
+        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}{label}"
+
+    @property
+    def uploader(self) -> "Uploader":
+        """Owner and rights of what this key uploads."""
+        return Uploader(self.owner or self.name, admin=Role.ADMIN in self.roles)
+
+
+@dataclass(frozen=True, slots=True)
+class Uploader:
+    """Owner and rights of an upload. owner: label that a new name will belong to, None: nobody's. admin: may push to any
+    name."""
+
+    owner: str | None
+    admin: bool = False
+
+
+NOBODY: Final = Uploader(None, admin=True)
+"""The gateway itself, and whoever comes to an open one: all of it is allowed to anybody, and nothing is owned."""
 
 
 def digest_of_key(key: str) -> bytes:
@@ -62,10 +89,10 @@ def digest_of_key(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def new_key(name: str, roles: Iterable[Role]) -> tuple[str, Key]:
+def new_key(name: str, roles: Iterable[Role], owner: str | None = None) -> tuple[str, Key]:
     """A fresh random key, to be shown once, and what to store of it. Raises ValueError for a bad name or no role."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    return key, _checked(Key(name, frozenset(roles), digest_of_key(key)))
+    return key, _checked(Key(name, frozenset(roles), digest_of_key(key), owner))
 
 
 def key_for_all(key: str, number: int) -> Key:
@@ -76,7 +103,8 @@ def key_for_all(key: str, number: int) -> Key:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """A keys file: one `name role[,role] sha256:<hex>` a line; empty lines and those that begin with # say nothing.
+    """A keys file: one `name role[,role] sha256:<hex> [owner=label]` a line. Empty lines and those that begin
+    with # say nothing.
 
     Raises ValueError naming the line, for anything else, and for a name or a key that stands there twice.
     """
@@ -100,18 +128,28 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 def _parse(line: str) -> Key:
     words = line.split()
-    if len(words) != 3 or not (digest := _DIGEST.fullmatch(words[2])):
-        raise ValueError("must read: name role[,role] sha256:<64 hex digits>")
+    labelled = len(words) == 4 and words[3].startswith(_OWNER)
+    if not (len(words) == 3 or labelled) or not (digest := _DIGEST.fullmatch(words[2])):
+        raise ValueError("must read: name role[,role] sha256:<64 hex digits> [owner=label]")
     known = {role.value for role in Role}
     roles = words[1].split(",")
     if unknown := [role for role in roles if role not in known]:
         raise ValueError(f"no such role: {unknown[0][:40]!r}; there are {', '.join(sorted(known))}")
-    return _checked(Key(words[0], frozenset(map(Role, roles)), bytes.fromhex(digest[1])))
+    owner = words[3].removeprefix(_OWNER) if labelled else None
+    return _checked(Key(words[0], frozenset(map(Role, roles)), bytes.fromhex(digest[1]), owner))
+
+
+def check_owner(label: str) -> None:
+    """Raise ValueError for what is no owner's label."""
+    if not _NAME.fullmatch(label):
+        raise ValueError("an owner's label is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
 
 
 def _checked(key: Key) -> Key:
     if not _NAME.fullmatch(key.name):
         raise ValueError("a key's name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+    if key.owner is not None:
+        check_owner(key.owner)
     if not key.roles:
         raise ValueError("a key needs a role")
     return key

@@ -4,22 +4,24 @@ Every method is one transaction, on the disk when it returns. States move only t
 addressed by its adapter's name, exactly as it is written, and its number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from app.domain.digest import Digest
+from app.domain.keys import NOBODY, Uploader
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.verdict import Verdict
-from app.errors import NAME_TAKEN, SCREENING_FAILED, STORE_BUSY, GatewayError, Refused, Unavailable
+from app.errors import SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
 from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.store.beginning import again, not_ready, nothing_since
 from app.store.database import BUSY_SECONDS, Database
 from app.store.leases import BeatLog
+from app.store.naming import Claim, bind, claim_of, spelled
 from app.store.peers import TakenOver, next_revision, orphaned
 from app.store.queries import (
     Name,
@@ -33,7 +35,7 @@ from app.store.queries import (
     versions_where,
 )
 from app.store.reading import CatalogueReader
-from app.store.schema import AdapterRecord, VersionRow, adapters, measured, versions
+from app.store.schema import AdapterRecord, AdapterRow, VersionRow, adapters, measured, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +81,45 @@ class Catalogue(CatalogueReader):
         self._database.close()
 
     def begin_version(
-        self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
+        self,
+        name: AdapterName,
+        received: Received,
+        parameters: str = "",
+        *,
+        after: int | None = None,
+        by: Uploader = NOBODY,
     ) -> VersionRow:
         """Give an upload its number, in state `received`; make the adapter when the name is new or was deleted.
 
         parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. after: the number the
-        newest version must have. Raises Refused NAME_TAKEN when another adapter's name differs only in case,
-        VERSION_NOT_READY when a newer version was begun.
+        newest version must have. Raises Refused NAME_TAKEN where a version of the name was stored in another spelling, or
+        for another owner, VERSION_NOT_READY when a newer version was begun.
         """
         with self._database.writing() as connection:
-            return self._begin(connection, name, received, parameters, after)
+            return self._begin(connection, name, received, parameters, after, claim_of(connection, name, by))
 
     def find_or_begin(
-        self, name: AdapterName, received: Received, parameters: str = "", *, after: int | None = None
+        self,
+        name: AdapterName,
+        received: Received,
+        parameters: str = "",
+        *,
+        after: int | None = None,
+        by: Uploader = NOBODY,
     ) -> tuple[VersionRow, bool]:
         """`find_same`, else the newest of these bytes that ended, else `begin_version`, in one step; True when it is new.
 
-        Of any number of equal uploads at the same moment exactly one gets True.
+        Of any number of equal uploads of one owner at the same moment exactly one gets True. Raises as begin_version.
         """
         with self._database.writing() as connection:
-            same = same_version(connection, name, received, parameters, failed=True)
+            claim = claim_of(connection, name, by)
+            same = same_version(connection, name, received, parameters, *_for_whom(claim), failed=True)
             if same is not None:
                 return same, False
-            return self._begin(connection, name, received, parameters, after), True
+            return self._begin(connection, name, received, parameters, after, claim), True
 
     def begin_again(
-        self, name: Name, number: int, *, whole: bool = False, after: int | None = None
+        self, name: Name, number: int, *, whole: bool = False, after: int | None = None, by: Uploader = NOBODY
     ) -> tuple[VersionRow, bool]:
         """Try a version once more that failed or was rejected, because its bytes came again; True when this call did it.
 
@@ -112,15 +127,17 @@ class Catalogue(CatalogueReader):
         has the name or may get it, so that it would not stay with this one, it gets a new number. Raises as begin_version.
         """
         with self._database.writing() as connection:
-            adapter = adapter_named(connection, name, lock=True)
+            claim = claim_of(connection, version_numbered(connection, name, number).name, by)
             row = version_numbered(connection, name, number)
-            latest = same_version(connection, row.name, row.received, row.parameters, failed=True) or row
+            mine = _for_whom(claim)
+            latest = same_version(connection, row.name, row.received, row.parameters, *mine, failed=True) or row
             if latest.number != number or row.state not in ENDED:
                 return latest, False
+            adapter = spelled(connection, row.name)
             if overtaken(connection, adapter, number):
-                return self._begin(connection, row.name, row.received, row.parameters, after), True
+                return self._begin(connection, row.name, row.received, row.parameters, after, claim), True
             nothing_since(name, adapter.next_version, after)
-            self._set(connection, row, owner=self._gateway, **again(row, whole=whole))
+            self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, whole=whole))
             return version_numbered(connection, name, number), True
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
@@ -138,12 +155,14 @@ class Catalogue(CatalogueReader):
         """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
 
         The engine name is `<adapter>@<digest12>`; where any version ever had that (even a deleted one), `-<number>`
-        follows. Raises ValueError (a programmer's error) when outcome and artefact do not fit each other.
+        follows. Raises Refused NAME_TAKEN as `bind`, and ValueError (a programmer's error) when outcome and artefact do not
+        fit each other.
         """
         with self._database.writing() as connection:
             row = self._my_work(connection, name, number)
             if row.emptied is not (artefact is None):
                 raise ValueError(f"outcome {row.outcome} does not fit artefact {artefact}")
+            bind(connection, row)
             values: dict[str, Any] = {}
             if artefact is not None:
                 values = {"artefact": artefact.hex, "engine_name": free_engine_name(connection, row, artefact)}
@@ -225,9 +244,18 @@ class Catalogue(CatalogueReader):
             rows = versions_where(connection, versions.c.adapter_id == adapter.id)
             for row in rows:
                 self._set(connection, row, state=advance(row.state, Event.DELETE))
-            gone = update(adapters).where(adapters.c.id == adapter.id).values(deleted=True, active_version=None)
+            gone = update(adapters).where(adapters.c.id == adapter.id).values(_GONE)
             connection.execute(gone)
             return rows
+
+    def transfer(self, name: Name, owner: str) -> AdapterRow:
+        """Give an adapter to another owner. Raises Refused ADAPTER_NOT_FOUND, VERSION_NOT_READY: nobody owns it yet."""
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            if not adapter.bound:
+                raise Refused(VERSION_NOT_READY, f"no version of {adapter.name} was ever stored: nobody owns the name")
+            connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(key_owner=owner))
+            return adapter_named(connection, name).public
 
     def recover(self) -> Recovered:
         """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded.
@@ -244,7 +272,13 @@ class Catalogue(CatalogueReader):
             return Recovered(tuple(failed), versions_where(connection, versions.c.state == State.STORED))
 
     def _begin(
-        self, connection: Connection, name: AdapterName, received: Received, parameters: str, after: int | None
+        self,
+        connection: Connection,
+        name: AdapterName,
+        received: Received,
+        parameters: str,
+        after: int | None,
+        claim: Claim,
     ) -> VersionRow:
         adapter, number = self._numbered(connection, name)
         nothing_since(name, number, after)
@@ -261,20 +295,20 @@ class Catalogue(CatalogueReader):
             "created_at": now,
             "updated_at": now,
             "owner": self._gateway,
+            "key_owner": claim.owner,
+            "spelling": name.text,
             "revision": next_revision(connection),
         }
         connection.execute(insert(versions).values(values))
         return version_numbered(connection, name, number)
 
     def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:
-        """The adapter's id and its next version number, now used up."""
+        """The adapter's id and its next version number, now used up. Until it is bound it is spelled as last asked."""
         found = adapter_keyed(connection, name)
         if found is None:
             values = {"name": name.text, "name_key": name.key, "created_at": self._now(), "next_version": 2}
             made = connection.execute(insert(adapters).values(**values, deleted=False).returning(adapters.c.id))
             return int(made.scalar_one()), 1
-        if not found.deleted and found.name != name:
-            raise Refused(NAME_TAKEN, f"{name.text!r} differs from {found.name.text!r} only in case", param="name")
         values = {"name": name.text, "deleted": False, "next_version": found.next_version + 1}
         connection.execute(update(adapters).where(adapters.c.id == found.id).values(values))
         return found.id, found.next_version
@@ -301,7 +335,7 @@ class Catalogue(CatalogueReader):
 
     def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
         """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
-        adapter = select(adapters.c.id).where(adapters.c.name == row.name.text).scalar_subquery()
+        adapter = select(adapters.c.id).where(adapters.c.name_key == row.name.key).scalar_subquery()
         where = (
             versions.c.adapter_id == adapter,
             versions.c.number == row.number,
@@ -312,6 +346,15 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
+
+
+_GONE: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
+"""Columns of a deleted adapter: the name is anybody's again."""
+
+
+def _for_whom(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """Equal bytes are one version to whoever may push to a name; until it is bound, only to those of one owner."""
+    return () if claim.bound else (versions.c.key_owner.is_not_distinct_from(claim.owner),)
 
 
 def _said(error: GatewayError) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def page_of(connection: Connection, contains: str, offset: int, limit: int) -> P
         or_(versions.c.number == adapters.c.active_version, versions.c.number == newest.scalar_subquery()),
     )
     found: dict[AdapterName, tuple[VersionRow, ...]] = {record.name: () for record in records}
+    spelled = {name.key: name for name in found}
     for row in rows:
-        found[row.name] = (*found[row.name], row)
+        name = spelled[row.name.key]
+        found[name] = (*found[name], row)
     return Page(matching, tuple(record.public for record in records), found)

@@ -24,14 +24,13 @@ def adapters_after(connection: Connection, after: str, limit: int) -> Chapter:
     """
     fits = (adapters.c.deleted.is_(False), adapters.c.name_key > after.casefold())
     some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()
-    own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"))
+    own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"), some.c.key_owner.label("whose"))
     living = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)
-    theirs = [column for column in VERSION_COLUMNS if column.table is versions]
-    query = select(*own, *theirs).select_from(some.outerjoin(versions, living))
+    query = select(*own, *VERSION_COLUMNS).select_from(some.outerjoin(versions, living))
     found: dict[str, tuple[AdapterRow, list[VersionRow]]] = {}
     for row in connection.execute(query.order_by(some.c.name_key, versions.c.id)):
         if row.name not in found:
-            found[row.name] = (AdapterRow(AdapterName(row.name), row.active_version, row.begun_at), [])
+            found[row.name] = (AdapterRow(AdapterName(row.name), row.active_version, row.begun_at, row.whose), [])
         if row.number is not None:  # an adapter whose first upload is just beginning has none
             found[row.name][1].append(version_row(row))
     page = [(adapter, tuple(rows)) for adapter, rows in found.values()]

@@ -26,7 +26,7 @@ from app.lifecycle import IN_FLIGHT, State
 from app.store.claims import MARK_S, GoOn, in_time, wait_while
 from app.store.database import Database
 from app.store.leases import LEASE_S, BeatLog, ago
-from app.store.schema import adapters, catalogue_state, claims, deletions, gateways, versions
+from app.store.schema import catalogue_state, claims, deletions, gateways, versions
 
 STALE_S: Final = 900.0
 """Seconds a gateway goes on serving by what it last read of the catalogue; then it serves no adapter until it can read."""
@@ -115,8 +115,8 @@ class Peers:
 
     def at_work_elsewhere(self, name: str, number: int) -> bool:
         """Whether another gateway, which lives, is at work on this version."""
-        mine = (adapters.c.name == name, versions.c.number == number, versions.c.owner != self.id)
-        query = select(versions.c.id).join_from(versions, adapters).where(*mine, ~orphaned(self.beats))
+        mine = (versions.c.spelling == name, versions.c.number == number, versions.c.owner != self.id)
+        query = select(versions.c.id).where(*mine, ~orphaned(self.beats))
         with self._database.reading() as connection:
             return connection.execute(query.where(versions.c.state.in_(IN_FLIGHT))).first() is not None
 

@@ -35,10 +35,10 @@ def versions_where(connection: Connection, *where: ColumnElement[bool]) -> tuple
 
 
 def version_numbered(connection: Connection, name: Name, number: int) -> VersionRow:
-    """One version. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
-    adapter = adapter_named(connection, name)
-    rows = versions_where(connection, versions.c.adapter_id == adapter.id, versions.c.number == number)
+    """One version, by the name as its upload spelled it. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
+    rows = versions_where(connection, versions.c.spelling == str(name), versions.c.number == number)
     if not rows:
+        adapter = adapter_named(connection, name)
         raise Refused(VERSION_NOT_FOUND, f"no version {number} of {adapter.name}", param="version")
     return rows[0]
 
@@ -57,7 +57,12 @@ def version_before(connection: Connection, adapter: AdapterRecord) -> int:
 
 
 def same_version(
-    connection: Connection, name: Name, received: Received, parameters: str | None, *, failed: bool = False
+    connection: Connection,
+    name: Name,
+    received: Received,
+    parameters: str | None,
+    *where: ColumnElement[bool],
+    failed: bool = False,
 ) -> VersionRow | None:
     """The newest version of this name with these received digests that has not failed; parameters None: any.
 
@@ -65,7 +70,8 @@ def same_version(
     """
     rows = versions_where(
         connection,
-        adapters.c.name == str(name),
+        *where,
+        versions.c.spelling == str(name),
         versions.c.config_digest == received.config_digest.hex,
         versions.c.weights_digest == received.weights_digest.hex,
         *([] if parameters is None else [versions.c.parameters == parameters]),

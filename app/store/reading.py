@@ -70,8 +70,7 @@ class CatalogueReader:
         """A version's report (JSON text), None while there is none."""
         with self._database.reading() as connection:
             row = version_numbered(connection, name, number)
-            query = select(versions.c.report).join_from(versions, adapters)
-            query = query.where(adapters.c.name == row.name.text, versions.c.number == number)
+            query = select(versions.c.report).where(versions.c.spelling == row.name.text, versions.c.number == number)
             report: str | None = connection.execute(query).scalar_one()
             return report
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 from app.domain.digest import Digest
@@ -28,7 +29,7 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.lifecycle import State
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -81,6 +82,8 @@ adapters: Final = Table(
     Column("active_version", Integer),  # the alias: a number among this adapter's versions
     Column("next_version", Integer, nullable=False),  # only grows, also over a deletion
     Column("deleted", Boolean, nullable=False),
+    Column("key_owner", String(63)),  # whose keys may push to it; None: anybody's
+    Column("bound", Boolean, nullable=False, server_default=false()),  # a version was stored: spelling and owner stand
 )
 
 versions: Final = Table(
@@ -109,6 +112,8 @@ versions: Final = Table(
     Column("updated_at", _Utc, nullable=False),
     Column("owner", String(32)),  # the gateway at work on it, where several share the catalogue
     Column("revision", _COUNT, nullable=False, server_default="0"),  # of the catalogue, when this row last changed
+    Column("key_owner", String(63)),  # whose the adapter becomes when this is its first version to be stored
+    Column("spelling", _Name(63), nullable=False, server_default=""),  # of the adapter's name in this upload
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -149,11 +154,15 @@ deletions: Final = Table(
 
 @dataclass(frozen=True, slots=True)
 class AdapterRow:
-    """One adapter. `active`: the number of the version its plain name points to, None while there is none."""
+    """One adapter. `active`: the number of the version its plain name points to, None while there is none.
+
+    key_owner: the label of the keys that it belongs to; None: anybody may push to it.
+    """
 
     name: AdapterName
     active: int | None
     created_at: datetime
+    key_owner: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +175,13 @@ class AdapterRecord:
     next_version: int
     deleted: bool
     created_at: datetime
+    key_owner: str | None
+    bound: bool
 
     @property
     def public(self) -> AdapterRow:
         """What leaves the room."""
-        return AdapterRow(self.name, self.active, self.created_at)
+        return AdapterRow(self.name, self.active, self.created_at, self.key_owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +192,8 @@ class VersionRow:
     version is emptied. parameters: the key given at the beginning, of all that the verdict depends on besides the bytes.
     error_code: a name from `errors.CODES`. Times in UTC, for people only: nothing is ordered or expired by them.
     revision: of the catalogue when this version last changed, so two readings with one revision are of one try. owner: the
-    gateway that works on it or did last, where several share the catalogue.
+    gateway that works on it or did last, where several share the catalogue. name: as this upload spelled it, which is the
+    adapter's name for every version that was ever stored. key_owner: whom the adapter belongs to if this binds it.
     """
 
     name: AdapterName
@@ -202,6 +214,7 @@ class VersionRow:
     updated_at: datetime
     revision: int
     owner: str | None
+    key_owner: str | None
 
     @property
     def emptied(self) -> bool:
@@ -209,11 +222,8 @@ class VersionRow:
         return self.outcome is Outcome.EMPTIED
 
 
-VERSION_COLUMNS: Final = (
-    adapters.c.name,
-    *(column for column in versions.c if column is not versions.c.report),
-)
-"""What `version_row` needs of a join of the two tables."""
+VERSION_COLUMNS: Final = tuple(column for column in versions.c if column is not versions.c.report)
+"""Columns that `version_row` needs."""
 
 
 def adapter_record(row: Row[Any]) -> AdapterRecord:
@@ -225,6 +235,8 @@ def adapter_record(row: Row[Any]) -> AdapterRecord:
         next_version=row.next_version,
         deleted=row.deleted,
         created_at=row.created_at,
+        key_owner=row.key_owner,
+        bound=row.bound,
     )
 
 
@@ -232,7 +244,7 @@ def version_row(row: Row[Any]) -> VersionRow:
     """A row of `VERSION_COLUMNS` as a value."""
     received = Received(Digest(row.config_digest), Digest(row.weights_digest), row.config_bytes, row.weights_bytes)
     return VersionRow(
-        name=AdapterName(row.name),
+        name=AdapterName(row.spelling),
         number=row.number,
         state=State(row.state),
         outcome=Outcome(row.outcome) if row.outcome else None,
@@ -250,6 +262,7 @@ def version_row(row: Row[Any]) -> VersionRow:
         updated_at=row.updated_at,
         revision=row.revision,
         owner=row.owner,
+        key_owner=row.key_owner,
     )
 
 

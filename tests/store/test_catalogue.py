@@ -256,7 +256,7 @@ def test_nothing_begins_again_that_somebody_overtook(catalogue: Catalogue) -> No
 
 
 def test_a_name_that_differs_only_in_case_is_taken(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    stored(catalogue, 1)
     for begin in (catalogue.begin_version, catalogue.find_or_begin):
         with refuses(NAME_TAKEN):
             begin(AdapterName("STYLE"), received(2))
@@ -491,6 +491,8 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 
 
 BEFORE_SHARING = """
+    ALTER TABLE adapters DROP COLUMN key_owner; ALTER TABLE adapters DROP COLUMN bound;
+    ALTER TABLE versions DROP COLUMN key_owner; ALTER TABLE versions DROP COLUMN spelling;
     DROP TABLE deletions; DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
     ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
 """
