@@ -95,6 +95,8 @@ KINDS: Final[dict[str, str]] = {
     "N10": "the name of a deleted adapter",
     "N11": "an engine name from outside",
     "N12": "ten thousand unknown names",
+    "N13": "a name taken by what was refused",
+    "N14": "a name that is another key's",
     "G01": "the same update in other factors",
     "G02": "the same update in other scalings",
     "G03": "scores that are no number",
