@@ -152,9 +152,10 @@ def _context(
         Kind.SCREEN: settings.screens_per_minute,
         Kind.CHAT: settings.chats_per_minute,
     }
+    per_day = {Kind.SCREEN: settings.screens_per_day}
     return Context(
         keys=Keys(settings.keys, open_door=settings.open),
-        rates=Rates(per_minute),
+        rates=Rates(per_minute, per_day=per_day),
         shares=shares,
         admission=Admission(shares),
         metrics=rooms.metrics,

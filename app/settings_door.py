@@ -74,6 +74,9 @@ class DoorSettings(BaseSettings):
     screens_per_minute: int = Field(
         60, ge=0, description="Dry runs (POST /screen) of one key in a minute; 0: any number"
     )
+    screens_per_day: int = Field(
+        200, ge=0, description="Dry runs of one key in a day, at this gateway since its start; 0: any number"
+    )
     chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: any number")
     max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
     max_uploads: int = Field(

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.api.views import adapters_page, one_adapter, one_version
+from app.domain.coarse import coarse_verdict
 from app.domain.keys import OWNER_LIMIT, check_owner
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
@@ -80,7 +81,9 @@ async def upload(
         raise
     async with received as sealed:
         row, created = await ctx.pipeline.register(sealed, wait=wait, by=request.state.uploader)
-    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(row.name), row.number)
+    view = await ctx.pipeline.rooms.pools.reading(
+        one_version, ctx.pipeline, str(row.name), row.number, request.state.uploader.admin
+    )
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
     return JSONResponse(view, (201 if created else 200) if served else 202, {"Location": location})
@@ -88,11 +91,16 @@ async def upload(
 
 @router.post("/screen", openapi_extra=UPLOAD_BODY)
 async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
-    """Measure an adapter and keep nothing: the report alone, also when it would be rejected."""
+    """Measure an adapter and keep nothing: the report alone, also when it would be rejected.
+
+    Scores are rounded to two digits for all but administrators, here and wherever else reports are shown.
+    """
     async with await _receive(request, ctx) as sealed:
         work = ctx.pipeline.rooms.pools.screening.start(_measured, ctx.pipeline, sealed.take())
         verdict = await asyncio.shield(work)
-        return {"received": received_json(sealed.received), "verdict": verdict_json(verdict)}
+        measured = verdict_json(verdict)
+        shown = measured if request.state.uploader.admin else coarse_verdict(measured)
+        return {"received": received_json(sealed.received), "verdict": shown}
 
 
 def _measured(pipeline: Pipeline, sealed: SealedUpload) -> Verdict:
@@ -103,31 +111,34 @@ def _measured(pipeline: Pipeline, sealed: SealedUpload) -> Verdict:
 
 @router.get("/adapters")
 async def index(
+    request: Request,
     ctx: Ctx,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most adapters in the answer")] = PAGE,
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
 ) -> dict[str, Any]:
     """Adapters with their versions, in the order of their names; `next` is null on the last page."""
-    return await ctx.pipeline.rooms.pools.reading(adapters_page, ctx.pipeline, after, limit)
+    return await ctx.pipeline.rooms.pools.reading(
+        adapters_page, ctx.pipeline, after, limit, request.state.uploader.admin
+    )
 
 
 @router.get("/adapters/{name}")
-async def adapter(name: str, ctx: Ctx) -> dict[str, Any]:
+async def adapter(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
     """One adapter with its versions."""
-    return await ctx.pipeline.rooms.pools.reading(one_adapter, ctx.pipeline, name)
+    return await ctx.pipeline.rooms.pools.reading(one_adapter, ctx.pipeline, name, request.state.uploader.admin)
 
 
 @router.get("/adapters/{name}/versions/{number}")
-async def version(name: str, number: Number, ctx: Ctx) -> dict[str, Any]:
+async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict[str, Any]:
     """One version with its report: every module's score and what became of it."""
-    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, number)
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, number, request.state.uploader.admin)
 
 
 @router.post("/adapters/{name}/rollback")
 async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
     """Point the name to an earlier version: `to`, or the one before the active."""
     row = await ctx.pipeline.publishing.rollback(name, to)
-    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, row.number)
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, row.number, True)
 
 
 @router.post("/adapters/{name}/warm")

@@ -128,7 +128,8 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
             "active_version": _or_null("integer"),
             "created_at": _TIME,
             "versions": _list(_ref("Version")),
-        }
+        },
+        {"owner": _or_null("string")},
     ),
     "Report": _REPORT,
     "Model": _CARD,

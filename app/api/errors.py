@@ -78,7 +78,8 @@ async def _what_it_left(request: Request, error: GatewayError) -> dict[str, obje
         return {}
     row = error.row
     pipeline = request.app.state.context.pipeline
-    return {"version": await pipeline.rooms.pools.reading(one_version, pipeline, str(row.name), row.number)}
+    which = (str(row.name), row.number, request.state.uploader.admin)
+    return {"version": await pipeline.rooms.pools.reading(one_version, pipeline, *which)}
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:

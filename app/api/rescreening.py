@@ -48,7 +48,7 @@ async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
     """
     done = await ctx.rescreening.one(name)
     assert done.row is not None
-    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(done.row.name), done.row.number)
+    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(done.row.name), done.row.number, True)
     status = 200 if done.result is Result.UNCHANGED else 201
     location = f"/adapters/{done.row.name}/versions/{done.row.number}"
     return JSONResponse(view, 202 if done.row.state is State.STORED else status, {"Location": location})

@@ -4,13 +4,14 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from app.domain.coarse import coarse_report
 from app.lifecycle import SERVABLE, State
 from app.pipeline import Pipeline
 from app.store.schema import AdapterRow, VersionRow
 
 
-def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None) -> dict[str, Any]:
-    """One version. With `report`: every module's score."""
+def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None, whole: bool = False) -> dict[str, Any]:
+    """One version. With `report`: every module's score, rounded unless it is `whole`."""
     withheld = pipeline.publishing.withheld(row)
     old = pipeline.publishing.is_unloaded(row)
     answers = row.state in SERVABLE and withheld is None and not old
@@ -32,7 +33,10 @@ def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None)
         "created_at": row.created_at.isoformat(),
         "error": {"code": row.error_code, "message": row.error_message} if row.error_code else None,
     }
-    return view if report is None else view | {"report": json.loads(report)}
+    if report is None:
+        return view
+    measured = json.loads(report)
+    return view | {"report": measured if whole else coarse_report(measured)}
 
 
 def _in_engine(pipeline: Pipeline, engine_name: str) -> dict[str, Any]:
@@ -50,31 +54,37 @@ def _in_engine(pipeline: Pipeline, engine_name: str) -> dict[str, Any]:
     }
 
 
-def adapter_view(pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...]) -> dict[str, Any]:
-    """One adapter with its versions, newest first."""
-    return {
+def adapter_view(
+    pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...], whole: bool = False
+) -> dict[str, Any]:
+    """One adapter with its versions, newest first. whole: with its owner, which is for administrators."""
+    view = {
         "name": str(row.name),
         "active_version": row.active,
         "created_at": row.created_at.isoformat(),
         "versions": [version_view(pipeline, version) for version in reversed(versions)],
     }
+    return view | {"owner": row.key_owner} if whole else view
 
 
-def one_version(pipeline: Pipeline, name: str, number: int) -> dict[str, Any]:
-    """A version with its report. Blocking. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
+def one_version(pipeline: Pipeline, name: str, number: int, whole: bool = False) -> dict[str, Any]:
+    """A version with its report, where the scores are rounded unless it is `whole`. Blocking.
+
+    Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND.
+    """
     catalogue = pipeline.rooms.catalogue
     row = catalogue.version(name, number)
-    return version_view(pipeline, row, catalogue.report(name, number))
+    return version_view(pipeline, row, catalogue.report(name, number), whole)
 
 
-def one_adapter(pipeline: Pipeline, name: str) -> dict[str, Any]:
+def one_adapter(pipeline: Pipeline, name: str, whole: bool = False) -> dict[str, Any]:
     """An adapter with its versions. Blocking. Raises Refused ADAPTER_NOT_FOUND."""
     catalogue = pipeline.rooms.catalogue
-    return adapter_view(pipeline, catalogue.adapter(name), catalogue.versions(name))
+    return adapter_view(pipeline, catalogue.adapter(name), catalogue.versions(name), whole)
 
 
-def adapters_page(pipeline: Pipeline, after: str, limit: int) -> dict[str, Any]:
+def adapters_page(pipeline: Pipeline, after: str, limit: int, whole: bool = False) -> dict[str, Any]:
     """Some adapters with their versions, in the order of their names. Blocking."""
     chapter = pipeline.rooms.catalogue.chapter(after, limit)
-    views = [adapter_view(pipeline, adapter, versions) for adapter, versions in chapter.adapters]
+    views = [adapter_view(pipeline, adapter, versions, whole) for adapter, versions in chapter.adapters]
     return {"adapters": views, "next": chapter.next}

@@ -9,6 +9,7 @@ from typing import Any, Final
 from app.console.heatmap import CUT
 from app.console.listing import Standing, pruned_share, standing
 from app.console.render import number, words
+from app.domain.coarse import coarse_report
 from app.domain.totals import block_of
 from app.errors import CODES
 from app.lifecycle import IN_FLIGHT, State
@@ -80,9 +81,11 @@ class Version:
 
 
 def history(
-    pipeline: Pipeline, name: str, before: int | None = None, at_most: int = SHOWN
+    pipeline: Pipeline, name: str, before: int | None = None, at_most: int = SHOWN, *, exact: bool = False
 ) -> tuple[tuple[Version, ...], bool]:
     """Versions below `before` (None: all), newest first; and whether there are older ones. Blocking.
+
+    exact: with scores as they were measured, which is for administrators.
 
     Raises Refused ADAPTER_NOT_FOUND.
     """
@@ -91,24 +94,25 @@ def history(
     rows = [row for row in catalogue.versions(name) if before is None or row.number < before]
     shown, older = rows[-at_most:], rows[:-at_most]
     compared = [row for row in older if row.verdict_id is not None][-1:]  # what the oldest one shown is compared with
-    reports = {row.number: _report(pipeline, row) for row in (*compared, *shown)}
+    reports = {row.number: _report(pipeline, row, exact) for row in (*compared, *shown)}
     changed = _all_changes([*compared, *shown], reports)
     made = [_version(pipeline, row, reports[row.number], changed.get(row.number), active) for row in shown]
     return tuple(reversed(made)), bool(older)
 
 
-def version_of(pipeline: Pipeline, name: str, number: int) -> Version:
+def version_of(pipeline: Pipeline, name: str, number: int, *, exact: bool = False) -> Version:
     """One version, and what changed since the one measured before it. Blocking. Raises Refused VERSION_NOT_FOUND too."""
     pipeline.rooms.catalogue.version(name, number)
-    versions, _ = history(pipeline, name, number + 1, 1)
+    versions, _ = history(pipeline, name, number + 1, 1, exact=exact)
     return versions[0]
 
 
-def _report(pipeline: Pipeline, row: VersionRow) -> Mapping[str, Any] | None:
+def _report(pipeline: Pipeline, row: VersionRow, exact: bool) -> Mapping[str, Any] | None:
     if row.verdict_id is None:
         return None
     text = pipeline.rooms.catalogue.report(row.name, row.number)
-    return None if text is None else json.loads(text)
+    measured = None if text is None else json.loads(text)
+    return measured if exact else coarse_report(measured)
 
 
 def _version(

@@ -115,9 +115,10 @@ def adapter(
 ) -> Response:
     """One adapter: a version's heat map and verdict, and the history of all."""
     row = ctx.pipeline.rooms.catalogue.adapter(name)
-    versions, older = history(ctx.pipeline, name, before)
+    exact = request.state.uploader.admin
+    versions, older = history(ctx.pipeline, name, before, exact=exact)
     number = version or row.active or (versions[0].row.number if versions else None)
-    chosen = version_of(ctx.pipeline, name, number) if number is not None else None
+    chosen = version_of(ctx.pipeline, name, number, exact=exact) if number is not None else None
     verdict = chosen.verdict if chosen else None
     return _page(
         request,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from app.domain.coarse import coarse
 from app.domain.policy import Action, Comparison, Policy, Unscorable
 from app.domain.totals import by_block, finite_scores, kept, total_of, worst_set
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
@@ -160,8 +161,8 @@ def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[
         worst = _worst_first(members, policy)[: worst_set(finite_scores(members, policy.comparison))]
         names |= {m.name for m in worst}
         said.append(
-            f"{len(worst)} modules{what} together score {score:g} (E-DIEM {policy.comparison}), above the budget of "
-            f"{budget:g} (worst: {_names(worst)})"
+            f"{len(worst)} modules{what} together score {coarse(score):g} (E-DIEM {policy.comparison}), "
+            f"above the budget of {budget:g} (worst: {_names(worst)})"
         )
     return names, "; ".join(said[:NAMED])
 

@@ -55,6 +55,7 @@ def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "keep_originals": True,
         "uploads_per_minute": 0,
         "screens_per_minute": 0,
+        "screens_per_day": 0,
         "chats_per_minute": 0,
         "screen_sandbox": False,
     }

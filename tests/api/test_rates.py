@@ -69,3 +69,32 @@ def test_being_refused_costs_nothing() -> None:
         assert spend(rates) == 0
     clock.now += 0.51
     assert spend(rates) == 1
+
+
+@pytest.mark.hostile("G21")
+def test_a_days_share_besides_a_minutes() -> None:
+    clock = Clock()
+    rates = Rates({Kind.SCREEN: 60}, clock, per_day={Kind.SCREEN: 200})
+    taken = 0
+    for _ in range(10):
+        taken += spend(rates, kind=Kind.SCREEN)
+        clock.now += 60
+    assert taken == 201  # a day's, and what came back in ten minutes
+    with pytest.raises(GatewayError, match="200 screenings a day") as refused:
+        rates.take("a", Kind.SCREEN)
+    assert refused.value.retry_after is not None
+    clock.now += refused.value.retry_after - 1.5
+    assert spend(rates, kind=Kind.SCREEN) == 0
+    clock.now += 1.5
+    assert spend(rates, kind=Kind.SCREEN) == 1
+    clock.now += 86_400
+    assert spend(rates, kind=Kind.SCREEN) == 60
+
+
+def test_what_one_bucket_refuses_costs_the_other_nothing() -> None:
+    clock = Clock()
+    rates = Rates({Kind.SCREEN: 1}, clock, per_day={Kind.SCREEN: 2})
+    assert spend(rates, kind=Kind.SCREEN) == 1
+    assert spend(rates, kind=Kind.SCREEN) == 0
+    clock.now += 60
+    assert spend(rates, kind=Kind.SCREEN) == 1

@@ -116,6 +116,7 @@ KINDS: Final[dict[str, str]] = {
     "G18": "all of an update's size in one factor",
     "G19": "factors that the rounding of x·A makes another update of",
     "G20": "factors at the end of the serving dtype's range",
+    "G21": "scores followed from dry run to dry run",
     "R01": "one name, different bytes, at once",
     "R02": "two names, the same bytes, at once",
     "R03": "deleted while it answers",

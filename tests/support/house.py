@@ -59,6 +59,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             "min_free_disk_mib": 0,
             "uploads_per_minute": 0,  # tests ask faster than people do
             "screens_per_minute": 0,
+            "screens_per_day": 0,
             "reconcile_seconds": 0.05,
             "action": "prune",
             "tau": 3.0,
