@@ -73,7 +73,8 @@ async def _answer(request: Request, kind: Kind) -> Response:
             who = holder_of(request)
             held.enter_context(ctx.shares.take(Resource.REQUESTS, who))
             admit = partial(ctx.admission.admit, who, held=held)
-            answer = await _unless_gone(request, ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit))
+            asking = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, request.state.uploader.owner)
+            answer = await _unless_gone(request, asking)
             return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
 
 

@@ -6,6 +6,7 @@ at all, or came to an engine that has forgotten the adapter, goes on to the next
 """
 
 import asyncio
+import hmac
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -119,6 +120,7 @@ class Relay:
         prompt_logprobs: bool = False,
     ) -> None:
         self._choose = choose
+        self._salt_key = secrets.token_bytes(32)
         self._routes = routes
         self._hooks = hooks or NoHooks()
         self._missing = missing
@@ -126,12 +128,18 @@ class Relay:
         self._prompt_logprobs = prompt_logprobs
 
     async def complete(
-        self, kind: Kind, raw: bytes, request_id: str | None = None, admit: Admit | None = None
+        self,
+        kind: Kind,
+        raw: bytes,
+        request_id: str | None = None,
+        admit: Admit | None = None,
+        owner: str | None = None,
     ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
         request_id: what the caller calls this request; the engine gets it with a random end, for two callers may choose
         the same. admit: is told what the request asks of the engine before the engine is, and may wait or refuse.
+        owner: whose cached prompts may be used and are added to; None: those that are nobody's.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
@@ -146,7 +154,7 @@ class Relay:
             await admit(inference.load)
         waited = time.monotonic() - asked
         target = self._routes.resolve(inference.model)  # another version, it may be, than before the wait
-        body = addressed(written, target.engine_name)
+        body = addressed(written, target.engine_name, self._salt_of(owner))
         clock = Clock(self._hooks, target, began, waited)
         self._routes.depart(target.engine_name)
         streaming = False
@@ -174,6 +182,10 @@ class Relay:
         if is_small(raw):
             return _read(kind, raw)
         return await self._pool(_read, kind, raw)
+
+    def _salt_of(self, owner: str | None) -> str | None:
+        """A salt that nobody outside this process can know or guess: it tells nothing of who an owner is, or of a key."""
+        return None if owner is None else hmac.digest(self._salt_key, owner.encode(), "sha256").hex()
 
     async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
         """The answer, and the engine that gives it: the first where the request could run."""

@@ -93,9 +93,13 @@ class Inference:
         return json_body.write(fields)
 
 
-def addressed(written: bytes, engine_name: str) -> bytes:
-    """`written`, which has members, to the version called `engine_name` in the engine."""
-    return b'{"model":' + dump(engine_name) + b"," + written[1:]
+def addressed(written: bytes, engine_name: str, cache_salt: str | None = None) -> bytes:
+    """`written`, which has members, to the version called `engine_name` in the engine.
+
+    cache_salt: the engine shares cached prompts among requests of one salt only.
+    """
+    salted = b"" if cache_salt is None else b'"cache_salt":' + dump(cache_salt) + b","
+    return b'{"model":' + dump(engine_name) + b"," + salted + written[1:]
 
 
 def parse(kind: Kind, raw: bytes) -> Inference:

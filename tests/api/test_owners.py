@@ -1,6 +1,7 @@
 """Names and their owners, and what is told to whom, through the whole gateway."""
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -19,12 +20,12 @@ from app.domain.keys import Role, new_key
 from app.domain.names import AdapterName
 from app.store.catalogue import Catalogue
 from app.store.schema import VersionRow
-from tests.support.house import OpenHouse, Running, form
+from tests.support.house import SERVED, OpenHouse, Running, form
 
 KEYS = {
-    "alice": new_key("alice", [Role.UPLOAD]),
-    "alice-ci": new_key("alice-ci", [Role.UPLOAD], owner="alice"),
-    "bob": new_key("bob", [Role.UPLOAD]),
+    "alice": new_key("alice", [Role.UPLOAD, Role.CHAT]),
+    "alice-ci": new_key("alice-ci", [Role.UPLOAD, Role.CHAT], owner="alice"),
+    "bob": new_key("bob", [Role.UPLOAD, Role.CHAT]),
     "ops": new_key("ops", [Role.ADMIN]),
 }
 TAKEN = (409, "name_taken")
@@ -198,3 +199,45 @@ async def test_dry_runs_have_a_share_of_the_day(open_gateway: OpenHouse, keys: P
             assert answer.status_code == status
         assert 43_000 < int(answer.headers["Retry-After"]) <= 43_200
         assert (await ask(running, "bob", "POST", "/screen", files=form("prod"))).status_code == 200
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "completions": {"prompt": "x"},
+    "responses": {"input": "x"},
+    "embeddings": {"input": "x"},
+}
+
+
+async def salt(running: Running, who: str, path: str) -> str | None:
+    answer = await ask(running, who, "POST", f"/v1/{path}", json={"model": SERVED, **ASKED[path]})
+    assert answer.status_code == 200, answer.text
+    found: str | None = running.simulator.seen[-1].get("cache_salt")
+    return found
+
+
+@pytest.mark.hostile("P17")
+@pytest.mark.parametrize("path", ASKED)
+async def test_cached_prompts_are_shared_among_the_keys_of_one_owner_only(
+    open_gateway: OpenHouse, keys: Path, path: str
+) -> None:
+    async with open_gateway(api_keys_file=keys) as running:
+        running.simulator.embeds = True
+        salts = {who: await salt(running, who, path) for who in KEYS}
+        assert salts["alice"] == salts["alice-ci"] == await salt(running, "alice", path)
+        assert len({*salts.values()}) == 3
+        for who, one in salts.items():
+            assert one is not None
+            assert len(one) == 64
+            key, stored = KEYS[who]
+            for told in (who, key, stored.uploader.owner or ""):
+                assert one not in {hashlib.sha256(told.encode()).hexdigest(), told}
+        own = {"model": SERVED, **ASKED[path], "cache_salt": salts["alice"]}
+        assert refused(await ask(running, "bob", "POST", f"/v1/{path}", json=own)) == (400, "invalid_request")
+    async with open_gateway(api_keys_file=keys) as running:
+        assert await salt(running, "alice", path) != salts["alice"], "known to one process only"
+
+
+async def test_an_open_gateway_salts_nothing(open_gateway: OpenHouse) -> None:
+    async with open_gateway(api_keys="", open=True) as running:
+        assert await salt(running, "alice", "completions") is None

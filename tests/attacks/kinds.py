@@ -143,7 +143,7 @@ KINDS: Final[dict[str, str]] = {
     "P14": "bodies that take long to check",
     "P15": "schemas that take long to compile",
     "P16": "caps that multiply, and one key that holds the engine",
-    "P17": "well-formed requests that end the engine",
+    "P17": "another's prompts found by the time that cached ones take",
     "O01": "settings that are no numbers",
     "O02": "no reference, or an unfit one",
     "O03": "a store that forgets or is read-only",

@@ -4,7 +4,17 @@ import hashlib
 
 import pytest
 
-from app.domain.keys import MIN_KEY_CHARS, PREFIX, Key, Role, digest_of_key, key_for_all, new_key, parse_keys
+from app.domain.keys import (
+    MIN_KEY_CHARS,
+    PREFIX,
+    Key,
+    Role,
+    Uploader,
+    digest_of_key,
+    key_for_all,
+    new_key,
+    parse_keys,
+)
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -25,6 +35,9 @@ def test_a_new_key_is_random_and_its_line_reads_back() -> None:
     [
         ("ci", "line 1: must read"),
         (f"ci upload {DIGEST} more", "line 1: must read"),
+        (f"ci upload {DIGEST} team=x", "line 1: must read"),
+        (f"ci upload {DIGEST} owner=", "line 1: an owner's label"),
+        (f"ci upload {DIGEST} owner=../x", "line 1: an owner's label"),
         (f"ci upload {DIGEST.upper()}", "line 1: must read"),
         (f"ci upload sha256:{'ab' * 31}", "line 1: must read"),
         ("ci upload a-plain-key-is-no-digest", "line 1: must read"),
@@ -34,7 +47,7 @@ def test_a_new_key_is_random_and_its_line_reads_back() -> None:
         (f"a upload {DIGEST}\nb chat {DIGEST}", "line 2: b or its key stands there twice"),
         (f"a upload {DIGEST}\na chat sha256:{'cd' * 32}", "line 2: a or its key stands there twice"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_its_line(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -61,3 +74,14 @@ def test_admin_may_everything_and_others_what_they_say() -> None:
 @pytest.mark.parametrize("key", ["", "\ud800", "\0", "é" * 10_000])
 def test_anything_offered_as_a_key_has_a_digest(key: str) -> None:
     assert len(digest_of_key(key)) == 32
+
+
+def test_keys_of_one_label_have_one_owner_and_others_own_what_they_make_themselves() -> None:
+    _, one = new_key("ci", [Role.UPLOAD], owner="team")
+    _, other = new_key("team", [Role.UPLOAD])
+    _, admin = new_key("ops", [Role.ADMIN])
+    assert parse_keys(f"{one.line}\n{other.line}") == (one, other)
+    assert one.uploader == other.uploader == Uploader("team")
+    assert admin.uploader == Uploader("ops", admin=True)
+    with pytest.raises(ValueError, match="owner's label"):
+        new_key("ci", [Role.UPLOAD], owner="a b")
