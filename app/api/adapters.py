@@ -3,14 +3,15 @@
 import asyncio
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.api.bodies import body_of
 from app.api.context import Context, context
 from app.api.guard import guarded
 from app.api.views import adapters_page, one_adapter, one_version
 from app.domain.coarse import coarse_verdict
-from app.domain.keys import OWNER_LIMIT, check_owner
+from app.domain.keys import check_owner
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
@@ -18,6 +19,7 @@ from app.errors import BAD_REQUEST, GatewayError, Refused, Stage, envelope
 from app.lifecycle import State
 from app.observe.log import event
 from app.pipeline import Pipeline
+from app.serve import json_body
 from app.upload.receive import PendingUpload, SealedUpload
 from app.warming import warm
 
@@ -32,6 +34,9 @@ PAGE: Final = 100
 
 MAX_PAGE: Final = 1000
 """Most adapters in one answer: about 600 kB, each with one version."""
+
+MAX_OWNER_BODY: Final = 1024
+"""Bytes of a transfer's body: a label of 63 characters, written however JSON allows."""
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
@@ -169,17 +174,25 @@ async def warm_up(
 
 
 @router.put("/adapters/{name}/owner")
-async def transfer(
-    name: str, owner: Annotated[str, Body(embed=True, max_length=OWNER_LIMIT)], ctx: Ctx
-) -> dict[str, Any]:
+async def transfer(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
     """Give an adapter to another owner: from now on that owner's keys may push to it, besides administrators'."""
+    async with body_of(request, MAX_OWNER_BODY) as raw:
+        owner = _owner_in(raw)
+    row = await ctx.pipeline.rooms.pools.store(ctx.pipeline.rooms.catalogue.transfer, name, owner)
+    event("transferred", adapter=row.name, owner=owner)
+    return {"name": str(row.name), "owner": row.key_owner}
+
+
+def _owner_in(raw: bytes) -> str:
+    fields = json_body.read(raw)
+    owner = fields.get("owner")
+    if fields.keys() != {"owner"} or not isinstance(owner, str):
+        raise Refused(BAD_REQUEST, 'the body must be {"owner": "<label>"}', param="owner")
     try:
         check_owner(owner)
     except ValueError as error:
         raise Refused(BAD_REQUEST, str(error), param="owner") from error
-    row = await ctx.pipeline.rooms.pools.store(ctx.pipeline.rooms.catalogue.transfer, name, owner)
-    event("transferred", adapter=row.name, owner=owner)
-    return {"name": str(row.name), "owner": row.key_owner}
+    return owner
 
 
 @router.delete("/adapters/{name}", status_code=204)

@@ -207,6 +207,9 @@ _BODIES: Final[Mapping[tuple[str, str], Schema]] = {
     ("POST", "/v1/completions"): _object({"model": _TEXT, "prompt": {}}, _COMPLETIONS),
     ("POST", "/v1/responses"): _object({"model": _TEXT, "input": {}}, _RESPONSES),
     ("POST", "/v1/embeddings"): _object({"model": _TEXT, "input": {}}, _EMBED),
+    ("PUT", "/adapters/{name}/owner"): _object(
+        {"owner": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"}}
+    ),
 }
 """Which fields there are. Their caps stand in the code that checks them and in its messages."""
 

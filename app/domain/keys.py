@@ -25,9 +25,6 @@ MIN_KEY_CHARS: Final = 16
 MAX_KEYS: Final = 10_000
 """Lines of a keys file; each is compared with at every request."""
 
-OWNER_LIMIT: Final = 63
-"""Characters of an owner's label, as of a key's name, which is its default."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _OWNER: Final = "owner="
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")

@@ -116,9 +116,11 @@ async def test_operators_transfer_a_name(owned: Running, monkeypatch: pytest.Mon
     assert (answer.status_code, answer.json()) == (200, {"name": "prod", "owner": "bob"})
     assert refused(await push(owned, "alice", "prod", 1)) == TAKEN
     assert (await push(owned, "bob", "prod", 1)).status_code == 201
-    for wrong in ({"owner": ""}, {"owner": "a b"}, {"owner": 3}, {}, []):
-        refusal = await ask(owned, "ops", "PUT", "/adapters/prod/owner", json=wrong)
-        assert refused(refusal) == (400, "bad_request"), wrong
+    for wrong in ('{"owner": ""}', '{"owner": "a b"}', '{"owner": 3}', "{}", "[]", "", '{"owner": "a", "owner": "b"}'):
+        refusal = await ask(owned, "ops", "PUT", "/adapters/prod/owner", content=wrong)
+        assert refusal.status_code == 400, wrong
+    long = await ask(owned, "ops", "PUT", "/adapters/prod/owner", content="x" * 1025)
+    assert refused(long) == (413, "request_too_large")
     assert refused(await ask(owned, "ops", "PUT", "/adapters/none/owner", json=given)) == (404, "adapter_not_found")
 
 
