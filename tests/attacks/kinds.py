@@ -144,6 +144,7 @@ KINDS: Final[dict[str, str]] = {
     "P15": "schemas that take long to compile",
     "P16": "caps that multiply, and one key that holds the engine",
     "P17": "another's prompts found by the time that cached ones take",
+    "P18": "well-formed requests that end the engine",
     "O01": "settings that are no numbers",
     "O02": "no reference, or an unfit one",
     "O03": "a store that forgets or is read-only",

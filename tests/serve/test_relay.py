@@ -99,7 +99,7 @@ async def drained(stream: Stream) -> list[Any]:
     return events(b"".join([piece async for piece in stream]))
 
 
-@pytest.mark.hostile("P17")
+@pytest.mark.hostile("P18")
 @pytest.mark.parametrize("logprobs", [0, 1])
 async def test_log_probabilities_of_a_prompt_are_not_asked_of_an_engine_that_ends_over_them(
     house: House, simulator: Simulator, logprobs: int
