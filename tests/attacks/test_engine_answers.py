@@ -58,6 +58,9 @@ CHANGED: Final = 2.0**-6
 """Most by which the artefact's effect may differ from the upload's, as a share of it: two roundings to bfloat16, of 2⁻⁸
 each, and what the model makes of them."""
 
+UNSEEN: Final = 1e-3
+"""An effect far below the engine's own rounding, root mean square."""
+
 MARGIN: Final = 3.0
 """Most by which an engine's effect may stray, in terms of what it strays by for honest adapters or for none. The attack
 strays by fifty times that."""
@@ -84,7 +87,7 @@ class Compared:
     """One adapter's log-probabilities, root mean squares.
 
     effect: of it on the model, in float64. strays: of the engine's effect from that. changed: of the upload's effect, in
-    float64, from the artefact's.
+    float64, from that, as a share of it or of what nobody would see.
     """
 
     effect: float
@@ -94,7 +97,7 @@ class Compared:
     @classmethod
     def of(cls, exact: Answers, served: Answers, sent: Answers) -> Self:
         """From log-probabilities less the model's own without an adapter: artefact, engine, upload."""
-        return cls(rms(exact), rms(served - exact), rms(sent - exact))
+        return cls(rms(exact), rms(served - exact), rms(sent - exact) / max(rms(exact), UNSEEN))
 
 
 @dataclass
@@ -217,11 +220,11 @@ def upload(bench: Bench, factors: Mapping[str, Factors], dtype: torch.dtype, sca
 
 
 def sized(factors: Factors, size: float) -> Factors:
-    """B times the power of two that makes the update about `size` times as long as the module's weights."""
+    """B times the power of two that makes the update about `size` times as long as the module's weights, if any."""
     b, a = factors
     norm = float((b @ a).norm())
     wanted = size * W_STD * (b.shape[0] * a.shape[1]) ** 0.5
-    return (b * 2.0 ** round(math.log2(wanted) - math.log2(norm)), a) if norm else factors
+    return (b * 2.0 ** round(math.log2(wanted / norm)), a) if 0.0 < norm < math.inf else factors
 
 
 def honest(bench: Bench, seed: int) -> Upload:
@@ -279,7 +282,7 @@ async def held(bench: Bench, seeds: int) -> dict[str, Compared]:
     rounding = max(rms(alone - base), *(one.strays for name, one in found.items() if name.startswith(HONEST)))
     report(found, rounding)
     assert max(one.strays for one in found.values()) <= MARGIN * rounding
-    assert max(one.changed / one.effect for one in found.values()) <= CHANGED
+    assert max(one.changed for one in found.values()) <= CHANGED
     assert all(f"{HONEST}-{seed}" in found for seed in range(HONEST_SHARE * seeds)), "an honest adapter was refused"
     return found
 
@@ -289,8 +292,7 @@ def report(found: Mapping[str, Compared], rounding: float) -> None:
     for kind in (HONEST, GROUPS, *KINDS):
         of = [one for name, one in found.items() if name.startswith(kind)]
         worst = (
-            max(values, default=0.0)
-            for values in zip(*((o.effect, o.strays, o.changed / o.effect) for o in of), strict=True)
+            max(values, default=0.0) for values in zip(*((o.effect, o.strays, o.changed) for o in of), strict=True)
         )
         print("{:14} {:5}  effect {:.3f}  strays {:.4f}  changed {:.4f}".format(kind, len(of), *worst))
 
