@@ -6,7 +6,7 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from app.bench.screening import REPEATS, Result
+from app.bench.screening import BALANCING, REPEATS, Result
 
 BUSY: Final = 0.05
 """Share of the cores taken by others from which the table says that its times suffer."""
@@ -74,7 +74,7 @@ def _screenings(result: Result) -> Table:
         "adapter, module: time by the clock. cores: processor time a module, all cores.\n"
         "floor: every V read once. products: the three products were memory free.\n"
         f"cold: page cache dropped (posix_fadvise); {disk:.1f} GB came from the disk.\n"
-        f"All else is warm, best of {REPEATS}."
+        f"All else is warm, best of {REPEATS}. {BALANCING}: what an upload needs before it is screened."
     )
     return table
 

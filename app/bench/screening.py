@@ -29,6 +29,7 @@ from app.bench.released import alignment_matrix, released_score, safe_lora_cosin
 from app.bench.synthetic import llama_modules, random_adapter, write_synthetic
 from app.domain.lora import Adapter, Shape
 from app.domain.policy import Comparison, Policy
+from app.screen.balance import balance_all
 from app.screen.reference import Reference, open_reference
 from app.screen.screen import screen, screen_many
 from app.screen.warm import warm
@@ -50,6 +51,8 @@ PRODUCTS: Final = 3
 """With V, a column of the update each: Vᵀ·U, V·W, V·(Vᵀ·U)."""
 
 COMPACT: Final = "q, v, compact"
+BALANCING: Final = "balancing"
+BALANCED_RANKS: Final = (*RANKS, 64)
 ALL_KINDS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TINY: Final = {f"model.layers.{i}.self_attn.{kind}": Shape(512, 256) for i in range(2) for kind in ("q_proj", "v_proj")}
 
@@ -200,6 +203,9 @@ def _measure(where: Path, shapes: Mapping[str, Shape], all_shapes: Mapping[str, 
     progress("compact", 0.97)
     with _opened(where / "qv-compact") as reference:
         found.append(_Line(COMPACT, shapes, RANKS[0], _best(adapters[:1], reference, speeds)))
+    progress(BALANCING, 0.98)
+    for what, of in (("q, v", shapes), ("all seven", all_shapes)):
+        found += [_Line(f"{what}, {BALANCING}", of, rank, _balancing(of, rank)) for rank in BALANCED_RANKS]
     rate = multiply_rate()
     progress("done", 1.0)
     return Result(
@@ -228,7 +234,7 @@ class _Line:
 
 
 def _timing(line: _Line, bandwidth: float, rate: float | None) -> Timing:
-    reads = line.what != COMPACT
+    reads = line.what != COMPACT and not line.what.endswith(BALANCING)
     size = _v_bytes(line.shapes)
     floor = size / bandwidth if reads else None
     products = PRODUCTS * line.rank * size / 2 / rate if reads and rate else None
@@ -252,11 +258,22 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def _best(adapters: Sequence[Adapter], reference: Reference, speeds: list[float]) -> tuple[float, float]:
     """Per adapter, best of REPEATS; the bandwidth is measured again in between."""
-    screen_many(adapters, reference, POLICY)
-    times = [_timed(lambda: screen_many(adapters, reference, POLICY)) for _ in range(REPEATS)]
+    clock, processor = _repeated(lambda: screen_many(adapters, reference, POLICY))
     speeds.append(read_bandwidth())
-    clock, processor = zip(*times, strict=True)
-    return min(clock) / len(adapters), min(processor) / len(adapters)
+    return clock / len(adapters), processor / len(adapters)
+
+
+def _balancing(shapes: Mapping[str, Shape], rank: int) -> tuple[float, float]:
+    """Bringing one adapter into the form that is screened."""
+    adapter = random_adapter(shapes, rank, 0)
+    return _repeated(lambda: balance_all(adapter))
+
+
+def _repeated(work: Callable[[], object]) -> tuple[float, float]:
+    """Best of REPEATS, by the clock and of the processor."""
+    work()
+    clock, processor = zip(*(_timed(work) for _ in range(REPEATS)), strict=True)
+    return min(clock), min(processor)
 
 
 def _cold(directory: Path, adapter: Adapter) -> tuple[tuple[float, float], int]:

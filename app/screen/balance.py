@@ -17,10 +17,11 @@ Idempotent: factors that are balanced as they are (`balanced`), which holds for 
 bytes. What else passes there was measured as it stands and has the bound above.
 """
 
+import functools
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ from app.screen.threads import each, usable_cores
 GRAM_SLICES: Final = 3
 """Slices of 19 bits of the factors in their Gram matrices: float64's own precision."""
 
-PRODUCT_SLICES: Final = 2
-"""Slices of 22 bits of what makes the balanced factors: far below float32's unit roundoff."""
+FORM_SLICES: Final = 1
+"""The same where only lengths and angles are looked at: cosines of vectors of d numbers to √d·2⁻²⁰."""
 
 FLOOR: Final = 2.0**-20
 """Least share of the largest singular value that is kept in any dtype."""
@@ -73,7 +74,8 @@ Whole = NDArray[np.int64]
 class _Pairs:
     """r pairs of a column of B and a row of A, all as rows of magnitude below 1 times a power of two, in float64.
 
-    a (r, d_in), b (r, d_out) without, and exponents ea, eb (r,) of, the powers of two; gram_a, gram_b (r, r) of a and b.
+    a (r, d_in), b (r, d_out) without, and exponents ea, eb (r,) of, the powers of two; gram_a, gram_b (r, r) of a and b,
+    precise enough for lengths and angles.
     """
 
     a: Tensor
@@ -88,6 +90,10 @@ class _Pairs:
         pick = torch.from_numpy(chosen)
         grams = (g[np.ix_(chosen, chosen)] for g in (self.gram_a, self.gram_b))
         return _Pairs(self.a[pick], self.b[pick], self.ea[chosen], self.eb[chosen], *grams)
+
+    def measured(self) -> "_Pairs":
+        """The same with Gram matrices of float64's precision, for decomposing."""
+        return replace(self, gram_a=gram(self.a, GRAM_SLICES).numpy(), gram_b=gram(self.b, GRAM_SLICES).numpy())
 
     @property
     def lengths(self) -> tuple[Array, Array]:
@@ -125,7 +131,7 @@ def balance(module: LoraModule) -> LoraModule:
     pairs = _pairs(trimmed)
     if balanced(trimmed, pairs):
         return trimmed
-    made = _rounded(module, *_singular_factors(trimmed, pairs))
+    made = _rounded(module, *_singular_factors(trimmed, pairs.measured()))
     made, pairs = _without_unresolved(made, _pairs(made))
     if not balanced(made, pairs):
         raise _refused(module.name, f"its factors do not survive rounding to {_short(module.a.dtype)}")
@@ -138,7 +144,7 @@ def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
     No subnormal number, every pair of similar length and resolved beside the largest, every column nearly orthogonal
     to all others together. A zero update is one pair of zeros.
     """
-    if any(bool(_subnormal(x).any()) for x in (module.a, module.b)):
+    if _has_subnormal(module.a) or _has_subnormal(module.b):
         return False
     if not bool(module.a.any()) and not bool(module.b.any()):
         return module.rank == 1
@@ -149,17 +155,18 @@ def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
 
 def _trimmed(module: LoraModule) -> LoraModule:
     """Without the pairs of zeros at its end, which padding to a common rank leaves; one pair at least."""
-    alive = (module.a != 0).any(1) | (module.b != 0).any(0)
-    rank = max(1, int(alive.nonzero().max()) + 1) if bool(alive.any()) else 1
+    rank = module.rank
+    while rank > 1 and not (bool(module.a[rank - 1].any()) or bool(module.b[:, rank - 1].any())):
+        rank -= 1
     if rank == module.rank:
         return module
     return replace(module, a=module.a[:rank].contiguous(), b=module.b[:, :rank].contiguous())
 
 
 def _pairs(module: LoraModule) -> _Pairs:
-    a, ea = by_rows(module.a.double())
-    b, eb = by_rows(module.b.double().T.contiguous())
-    return _Pairs(a, b, ea.numpy(), eb.numpy(), gram(a, GRAM_SLICES).numpy(), gram(b, GRAM_SLICES).numpy())
+    a, b = (x.new_empty(x.shape, dtype=torch.float64).copy_(x) for x in (module.a, module.b.T))
+    (a, ea), (b, eb) = by_rows(a), by_rows(b)
+    return _Pairs(a, b, ea.numpy(), eb.numpy(), gram(a, FORM_SLICES).numpy(), gram(b, FORM_SLICES).numpy())
 
 
 def _resolved(pairs: _Pairs, dtype: torch.dtype) -> NDArray[np.bool_]:
@@ -200,7 +207,9 @@ def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor
     alive = np.flatnonzero(a * b > 0.0)
     if len(alive) == 0:
         return pairs.a[:0], pairs.b[:0]
-    pairs, exponents = pairs.only(alive), (pairs.ea + pairs.eb)[alive]
+    if len(alive) < module.rank:
+        pairs = pairs.only(alive)
+    exponents = pairs.ea + pairs.eb
     even = 2 * (int(exponents.max() + 1) // 2)
     scale = np.ldexp(1.0, exponents - even)[:, None]  # D, as shares of 2^even
     left, right = cholesky(pairs.gram_b), cholesky(pairs.gram_a)
@@ -219,7 +228,7 @@ def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor
 def _made(weights: Array, rows: Tensor, exponent: int) -> Tensor:
     """weightsᵀ·rows·2^exponent: (n, d)."""
     scaled, exponents = by_rows(torch.from_numpy(np.ascontiguousarray(weights.T)))
-    return shifted(product(scaled, rows, PRODUCT_SLICES), exponents + exponent)
+    return shifted(product(scaled, rows), exponents + exponent)
 
 
 def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
@@ -229,23 +238,24 @@ def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
     """
     dtype = module.a.dtype
     made = [x.to(dtype) for x in (a, b)]
-    if not all(bool(torch.isfinite(x).all()) for x in made):
+    sizes = [_magnitudes(x) for x in made]
+    if any(x.max(initial=0) >= _magnitude(math.inf, dtype) for x in sizes):
         raise _refused(module.name, f"its balanced factors leave the range of {_short(dtype)}")
-    kept = torch.tensor(_survives(a, made[0]), dtype=torch.bool) & torch.tensor(_survives(b, made[1]), dtype=torch.bool)
-    a, b = (x.masked_fill(_subnormal(x), 0.0)[kept] for x in made)
+    small = [torch.from_numpy(x < _magnitude(torch.finfo(dtype).tiny, dtype)) for x in sizes]
+    if any(bool(lost.any()) for lost in small):
+        kept = torch.tensor(_survives(a, small[0])) & torch.tensor(_survives(b, small[1]))
+        made = [x.masked_fill(lost, 0.0)[kept] for x, lost in zip(made, small, strict=True)]
+    a, b = made
     if len(a):
-        first = np.argmax(np.abs(a.float().numpy()), axis=1)  # the first of equals
-        sign = torch.where(a[torch.arange(len(a)), torch.from_numpy(first)] < 0, -1.0, 1.0).to(dtype)[:, None]
-        a, b = a * sign, b * sign
-    return replace(module, a=a + 0.0, b=(b + 0.0).T.contiguous())  # −0 + 0 = 0
+        first = np.argmax(_magnitudes(a), axis=1)  # the first of equals
+        negative = a[torch.arange(len(a)), torch.from_numpy(first)] < 0
+        a[negative], b[negative] = 0.0 - a[negative], 0.0 - b[negative]  # 0 − 0 = 0
+    return replace(module, a=a, b=b.T.contiguous())
 
 
-def _survives(exact: Tensor, rounded: Tensor) -> list[bool]:
-    """Whether each row of `exact` (n, d) loses at most LOST of its length to subnormal numbers; sums rounded once, alike
-    on any machine."""
-    lost = _subnormal(rounded) | ((rounded == 0) & (exact != 0))
-    if not bool(lost.any()):
-        return [True] * len(exact)
+def _survives(exact: Tensor, lost: Tensor) -> list[bool]:
+    """Whether each row of `exact` (n, d) has at most LOST of its length in `lost`; sums rounded once, alike on any
+    machine."""
     squares = exact.square()
     parts = zip(squares.masked_fill(~lost, 0.0).tolist(), squares.tolist(), strict=True)
     return [math.fsum(gone) <= LOST * LOST * math.fsum(whole) for gone, whole in parts]
@@ -263,8 +273,20 @@ def _without_unresolved(module: LoraModule, pairs: _Pairs) -> tuple[LoraModule, 
     return module, pairs
 
 
-def _subnormal(x: Tensor) -> Tensor:
-    return (x != 0) & (x.abs() < torch.finfo(x.dtype).tiny)
+def _magnitudes(x: Tensor) -> NDArray[np.integer[Any]]:
+    """|x| as whole numbers in the same order: the bits without the sign."""
+    width = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}[x.dtype.itemsize]
+    found: NDArray[np.integer[Any]] = x.contiguous().view(width[0]).numpy().view(width[1]) << 1
+    return found
+
+
+@functools.cache
+def _magnitude(x: float, dtype: torch.dtype) -> int:
+    return int(_magnitudes(torch.tensor([x], dtype=dtype))[0])
+
+
+def _has_subnormal(x: Tensor) -> bool:
+    return bool((_magnitudes(x) - 1 < _magnitude(torch.finfo(x.dtype).tiny, x.dtype) - 1).any())  # 0 − 1 is the largest
 
 
 def _short(dtype: torch.dtype) -> str:

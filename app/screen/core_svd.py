@@ -6,6 +6,7 @@ in one written order, so that ties are broken alike everywhere. numba compiles t
 neither reorders nor fuses: no fastmath); numpy makes the same operations on many pairs at once elsewhere.
 """
 
+import functools
 from typing import Final
 
 import numpy as np
@@ -90,6 +91,7 @@ def core_svd(core: Array) -> tuple[Array, Array, Array] | None:
     return u, s[order], v
 
 
+@functools.cache
 def round_robin(n: int) -> Pairs:
     """Every pair of 0 … n−1 once, in rounds of disjoint pairs: (rounds, pairs of a round, 2), −1 where one is left over."""
     even = n + n % 2
@@ -99,7 +101,9 @@ def round_robin(n: int) -> Pairs:
         pairs = [(ring[i], ring[even - 1 - i]) for i in range(even // 2)]
         rounds.append([(-1, -1) if -1 in pair else (min(pair), max(pair)) for pair in pairs])
         ring = [ring[0], ring[-1], *ring[1:-1]]
-    return np.array(rounds, np.int64).reshape(len(rounds), even // 2, 2)
+    schedule = np.array(rounds, np.int64).reshape(len(rounds), even // 2, 2)
+    schedule.flags.writeable = False
+    return schedule
 
 
 def _sweep(rows: Array, schedule: Pairs, dead: float, orthogonal: float) -> bool:

@@ -17,51 +17,52 @@ SIGNIFICAND: Final = 53
 
 
 def by_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x·2⁻ᵉ row by row, e): the largest magnitude of each row of x (n, d) lies in [½, 1), or the row is zero; e (n,)."""
-    exponents = torch.frexp(x.abs().amax(1))[1]
+    """(x·2⁻ᵉ row by row, e): the largest magnitude of each row of x (n, d) lies in [½, 1), or the row is zero; e (n,).
+
+    x is changed in place.
+    """
+    rows = x.numpy()
+    exponents = torch.from_numpy(np.frexp(np.maximum(rows.max(1), -rows.min(1)))[1])
     return shifted(x, -exponents), exponents
 
 
 def shifted(x: Tensor, exponents: Tensor) -> Tensor:
-    """x (n, d) with row i times 2^exponents[i], |exponents| ≤ 1000; exact but where the result is subnormal."""
+    """x (n, d) with row i times 2^exponents[i], in place, |exponents| ≤ 1000; exact but where the result is subnormal."""
     powers = np.ldexp(np.ones(len(exponents)), exponents.numpy())  # pow() may be an ulp off
-    return x * torch.from_numpy(powers)[:, None]
+    return x.mul_(torch.from_numpy(powers)[:, None])
 
 
 def gram(x: Tensor, slices: int) -> Tensor:
     """x·xᵀ of rows of magnitude at most 1, x (n, d), to 2^−(slices·19) or so: symmetric, float64."""
-    cut, bits = _cut(x, x.shape[1], slices)
+    cut = _cut(x, x.shape[1], slices)
     total = x.new_zeros(x.shape[0], x.shape[0])
     for level in reversed(range(min(slices, 2 * len(cut) - 1))):  # small ones first
         for i in range(level // 2 + 1):
             j = level - i
             if j < len(cut):
                 product = cut[i] @ cut[j].T
-                total += (product if i == j else product + product.T) * 2.0 ** (-bits * (level + 2))
+                total += product if i == j else product + product.T
     return total
 
 
-def product(x: Tensor, y: Tensor, slices: int) -> Tensor:
-    """x·y, x (n, r) by rows and y (r, d) everywhere of magnitude at most 1, to about 2^−(slices·22) in all; float64."""
-    left, bits = _cut(x, x.shape[1], slices)
-    right, _ = _cut(y, x.shape[1], slices)
-    total = x.new_zeros(x.shape[0], y.shape[1])
-    for level in reversed(range(min(slices, len(left) + len(right) - 1))):
-        for i in range(level + 1):
-            if i < len(left) and level - i < len(right):
-                total += (left[i] @ right[level - i]) * 2.0 ** (-bits * (level + 2))
-    return total
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x·y, x (n, r) by rows and y (r, d) everywhere of magnitude at most 1, to about 2^−44 in all; float64."""
+    terms = 2 * x.shape[1]
+    left, right = (_cut(one, terms, 2) for one in (x, y))
+    small = torch.cat([left[1], left[0]], 1) @ right.view(terms, -1)
+    return small.add_(left[0] @ right[0])
 
 
-def _cut(x: Tensor, terms: int, slices: int) -> tuple[list[Tensor], int]:
-    """x ≈ Σᵢ slice_i·2^−bits·(i+1), whole numbers whose products may be summed `terms` times; at least one slice."""
+def _cut(x: Tensor, terms: int, slices: int) -> Tensor:
+    """x (n, d) ≈ the sum of its slices (slices, n, d), the first of whole multiples of 2^−bits, the second of 2^−2·bits
+    and so on, whose products may be summed `terms` times; two will do where they are all of x."""
     bits = (SIGNIFICAND - (terms - 1).bit_length()) // 2
-    found: list[Tensor] = []
-    for _ in range(slices):
-        x = x * 2.0**bits
-        whole = x.round()  # to nearest, ties to even
-        found.append(whole)
-        x = x - whole  # exact: what the nearest whole number leaves
-        if not bool(x.any()):
-            break
-    return found, bits
+    found = x.new_empty(slices, *x.shape)
+    for i, part in enumerate(found):
+        if i > 0:
+            x = x - found[0] if i == 1 else x.sub_(found[i - 1])  # exact: what the nearest multiple leaves
+        if i > 1 and not float(torch.dot(x.view(-1), x.view(-1))) > 0.0:
+            return found[:i]
+        coarse = 1.5 * 2.0 ** (SIGNIFICAND - 1 - bits * (i + 1))  # so large that a sum with it has no finer digits
+        torch.add(x, coarse, out=part).sub_(coarse)  # to nearest, ties to even
+    return found

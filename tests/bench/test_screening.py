@@ -46,6 +46,9 @@ def test_all_keys_with_sane_values(ran: tuple[Result, Path, list[tuple[str, floa
     assert any("together" in what for what in whats)
     assert any("seven" in what for what in whats)
     assert [t["floor_seconds"] for t in found["timings"] if "compact" in t["what"]] == [None]
+    balancing = [t for t in found["timings"] if "balancing" in t["what"]]
+    assert [t["rank"] for t in balancing] == [8, 16, 64] * 2
+    assert all(t["seconds"] > 0 and t["floor_seconds"] is None for t in balancing)
 
 
 def test_nothing_is_left_behind_and_progress_arrives(ran: tuple[Result, Path, list[tuple[str, float]]]) -> None:

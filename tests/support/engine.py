@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,9 +159,9 @@ def engine(
 
 @contextlib.contextmanager
 def live_engine(
-    root: Path, model_dir: Path, adapter: Callable[[int], Path], context: int = tiny_model.MAX_LENGTH
+    root: Path, model_dir: Path, adapter: Callable[[int], Path], context: int = tiny_model.MAX_LENGTH, **changes: Any
 ) -> Iterator[LiveEngine]:
-    """A real vLLM whose files lie under `root`, ready. context: tokens."""
+    """A real vLLM whose files lie under `root`, ready. context: tokens. changes: to `tiny_spec`, by field."""
     broken = root / "bin" / COMPILER
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -172,7 +172,7 @@ def live_engine(
     thread = threading.Thread(target=loop.run_forever, name="engine-loop", daemon=True)
     thread.start()
     said: list[str] = []
-    spec = tiny_spec(model_dir, context)
+    spec = replace(tiny_spec(model_dir, context), **changes)
     embedded = EmbeddedEngine(spec, socket_home(root / "run"), root / "engine.log", say=said.append)
     live = LiveEngine(embedded, model_dir, adapter, loop, said)
     try:
