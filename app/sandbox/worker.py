@@ -38,6 +38,9 @@ from app.validate.adapter import ValidateLimits
 OPEN_FILES: Final = 64
 """Descriptors a child may have beyond those it has at birth: two for each file of the reference, which stays mapped."""
 
+NICENESS: Final = 10
+"""A ninth of the share of a process that is not nice, where there is too little for all; otherwise as much as it likes."""
+
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 PR_SET_PDEATHSIG: Final = 1
@@ -84,6 +87,19 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
             answer.send({"config": True}, made.config)
             answer.send({"weights": True}, made.weights)
         answer.send({"done": True})
+
+
+def give_way() -> None:
+    """Leave the processors to chat where both want them: the engine's, the gateway's own.
+
+    Linux shares processors between sessions first (autogroups), whatever their processes say of themselves, so this one
+    gets a session of its own with a small share; where it has none of those, as in a container, niceness counts.
+    """
+    with suppress(OSError):  # it leads one already
+        os.setsid()
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+    os.nice(NICENESS)
 
 
 def shut_away(memory_bytes: int, seconds: float) -> None:
@@ -263,6 +279,7 @@ def main() -> None:
         return
     warm()
     leave_uncollected()
+    give_way()
     Forker(control, measure, settings).run()
 
 

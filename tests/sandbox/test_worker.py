@@ -15,6 +15,7 @@ import pytest
 from app.errors import BAD_CONFIG, SCREENING_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, Unavailable
 from app.sandbox.client import Sandbox
 from app.sandbox.protocol import FRAME, ORDER, STATUS, ChildStatus, Line
+from app.sandbox.worker import NICENESS
 from app.sanitise import Measure
 from tests.support.adapters import Upload
 from tests.support.sandboxes import (
@@ -339,3 +340,15 @@ def test_steps_that_raise_end_the_child(bad: Sandbox, upload: Upload, tmp_path: 
         through(lambda config, file, received, _: bad(config, file, received, Breaking()), upload, tmp_path)
     until(lambda: not children(worker_pid(bad)))
     assert refused(bad, upload, tmp_path, "signal:9").code is SCREENING_KILLED
+
+
+def test_a_child_leaves_the_processors_to_chat(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    """Its session is none of the gateway's, because Linux shares processors between sessions first."""
+    with InFlight(patient, upload, tmp_path / "one") as one:
+        until(lambda: len(children(worker_pid(patient))) == 1)
+        (child,) = children(worker_pid(patient))
+        assert os.getpriority(os.PRIO_PROCESS, child) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        assert os.getsid(child) == worker_pid(patient)
+        share = Path(f"/proc/{child}/autogroup")
+        assert not share.exists() or share.read_text().strip().endswith(f"nice {NICENESS}")
+        one.finished()
