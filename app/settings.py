@@ -130,11 +130,18 @@ class Settings(DoorSettings):
     base_through_noop: bool | None = Field(
         None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
     )
-    max_sequences: int = Field(
-        256,
+    max_sequences: int | None = Field(
+        None,
         ge=2,
         description="Sequences (prompts times n) in the engines at the same time; one key of several may hold half of what "
-        "is left. A CPU engine answers others sooner with 32",
+        "is left; default: 256, with several keys and an embedded CPU engine 4 for each core, at least 8",
+    )
+    engine_step_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens that an embedded engine computes in one step (vLLM --max-num-batched-tokens; --max-num-seqs is "
+        "not above it): with few, 32 say, a long prompt delays others less; vLLM 0.32's CPU build ends over a prompt that "
+        "does not fit one step and comes with a seed; default: vLLM's, 2048 on a CPU",
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
     engine_silent_seconds: float = Field(

@@ -100,6 +100,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         threads=settings.engine_threads,
         tool_call_parser=settings.tool_call_parser,
         memory_bytes=settings.engine_memory_mib and settings.engine_memory_mib << 20,
+        step_tokens=settings.engine_step_tokens,
     )
 
 

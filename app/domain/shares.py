@@ -1,7 +1,8 @@
 """Shared resources: one table of all that callers hold in common, and one place that says how much of it each may hold.
 
 Callers share each resource by a dynamic threshold (Choudhury and Hahne 1998, of shared buffers): what one holds must never
-be more than what it leaves free, but for one unit. However much a caller asks for, others always find some.
+be more than what it leaves free, but for one unit. However much a caller asks for, others find some. Where few units meet
+several greedy callers, what is left halves to nothing: of such a resource one unit is kept for each key that holds none.
 
 A resource is added as a `Resource` and its row in `SHARED`, and taken with
 `with shares.take(Resource.X, holder, amount):`; tests/attacks/test_shares.py then asks for a way to exceed it over HTTP.
@@ -40,13 +41,14 @@ class Row:
 
     limit: the most of it that all callers may hold together. unit: what is counted, in the plural.
     code: the refusal. roles: keys with one of these hold it, and where there is one such key it may hold all; None: anyone
-    holds it, without a key by address.
+    holds it, without a key by address. kept: whether one unit is left for each of these keys that holds none.
     """
 
     limit: int
     unit: str
     code: Code
     roles: frozenset[Role] | None
+    kept: bool = False
 
 
 SHARED: Final[Mapping[Resource, Row]] = {
@@ -61,7 +63,7 @@ SHARED: Final[Mapping[Resource, Row]] = {
     # Bytes that were written and that the client does not take: 8 of the largest answers, thousands of streams.
     Resource.UNREAD: Row(256 << 20, "bytes of answers that lie unread", SHARE_TAKEN, None),
     # Prompts × n, places in the engines' batches. The setting max_sequences stands in for this limit.
-    Resource.SEQUENCES: Row(256, "sequences in the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
+    Resource.SEQUENCES: Row(256, "sequences in the engine", SHARE_TAKEN, frozenset({Role.CHAT}), kept=True),
     # Tokens that those may write in all. Four requests of the most that one may ask for.
     Resource.TOKENS: Row(4 << 20, "tokens asked of the engine", SHARE_TAKEN, frozenset({Role.CHAT})),
     # Cost of schemas being compiled (serve/grammar_cost): two of the most costly, or hundreds of common ones.
@@ -106,10 +108,12 @@ class Shares:
         """keys: all there are. limits: instead of the table's."""
         self._limits = {resource: row.limit for resource, row in SHARED.items()} | dict(limits or {})
         known = tuple(keys)
-        self._sole = frozenset(  # one key alone leaves nothing free for anybody
-            resource
+        self._keys = {
+            resource: frozenset(key.name for key in known if row.roles is not None and key.may(row.roles))
             for resource, row in SHARED.items()
-            if row.roles is not None and sum(key.may(row.roles) for key in known) < 2
+        }
+        self._sole = frozenset(  # one key alone leaves nothing free for anybody
+            resource for resource, row in SHARED.items() if row.roles is not None and len(self._keys[resource]) < 2
         )
         self._held: dict[Resource, Counter[str]] = {resource: Counter() for resource in SHARED}
         self._taken = dict.fromkeys(SHARED, 0)
@@ -142,22 +146,29 @@ class Shares:
         held, limit = self._held[resource], self._limits[resource]
         with self._lock:
             if amount > 0:
-                self._check(resource, held[who] + amount, limit - self._taken[resource] - amount)
+                self._check(resource, who, held[who] + amount, limit - self._taken[resource] - amount)
             held[who] += amount
             self._taken[resource] += amount
             if not held[who]:
                 del held[who]  # callers that hold nothing are forgotten
 
-    def _check(self, resource: Resource, mine: int, free: int) -> None:
+    def _check(self, resource: Resource, who: str, mine: int, free: int) -> None:
         """mine, free: as they would be."""
         row, limit = SHARED[resource], self._limits[resource]
         if free < 0:
             raise Refused(row.code, f"there is room for {limit} {row.unit}, and too little of it is free")
-        if resource not in self._sole and mine > free + 1:
+        if resource not in self._sole and (mine > free + 1 or (mine > 1 and free < self._kept(resource, who))):
             others = "addresses" if row.roles is None else "keys"
             raise Refused(
                 row.code, f"{mine} of {limit} {row.unit} for one caller; what is free is kept for other {others}"
             )
+
+    def _kept(self, resource: Resource, who: str) -> int:
+        """Units that stay free for other keys, one for each that holds none; at most half of all."""
+        if not SHARED[resource].kept:
+            return 0
+        others = len(self._keys[resource] - {who}) - sum(one != who for one in self._held[resource])
+        return min(others, self._limits[resource] // 2)
 
 
 def address_holder(host: str) -> str:

@@ -47,6 +47,10 @@ CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/
 """Where a container says how much memory it has, under cgroup v2 and v1."""
 
 
+MAX_SEQUENCES: Final = 256
+"""Sequences in one step; more wait in the engine. vLLM's own default on most hardware."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What vLLM serves and within which bounds; the names are vLLM's flags.
@@ -55,7 +59,8 @@ class EngineSpec:
     of 1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens.
     kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
     itself to all cores but one. tool_call_parser: how the model writes its calls of tools, in vLLM's words; None: it makes
-    none. memory_bytes: that its processes may hold together; None: default_memory(). extra: further flags.
+    none. memory_bytes: that its processes may hold together; None: default_memory(). step_tokens: computed in one step;
+    None: vLLM decides. extra: further flags.
     """
 
     model: Path | str
@@ -69,6 +74,7 @@ class EngineSpec:
     threads: int | None = None
     tool_call_parser: str | None = None
     memory_bytes: int | None = None
+    step_tokens: int | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -84,6 +90,9 @@ def arguments(spec: EngineSpec, socket: Path) -> list[str]:
         "--uds": socket,
         "--uvicorn-log-level": "warning",
     }
+    if spec.step_tokens is not None:
+        flags["--max-num-batched-tokens"] = spec.step_tokens
+        flags["--max-num-seqs"] = min(spec.step_tokens, MAX_SEQUENCES)
     if spec.max_model_len is not None:
         flags["--max-model-len"] = spec.max_model_len
     if spec.tool_call_parser is not None:
@@ -120,6 +129,11 @@ def default_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
             most = min(most, int(limit.read_text(encoding="ascii")))
     return int(most * MEMORY_SHARE)
+
+
+def cores() -> int:
+    """Processors that this process may use; the engine it starts may use the same."""
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_build() -> bool:

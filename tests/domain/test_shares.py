@@ -105,3 +105,13 @@ def test_callers_that_hold_nothing_are_forgotten() -> None:
 )
 def test_a_holder_without_a_key_is_its_address_or_network(host: str, holder: str) -> None:
     assert address_holder(host) == holder
+
+
+def test_of_few_sequences_each_key_finds_one_after_greedy_ones() -> None:
+    """Halves of what is left had run out before the last."""
+    names = ("a", "b", "c", "d", "last")
+    shares = Shares([Key(name, frozenset({Role.CHAT}), name.encode()) for name in names], {Resource.SEQUENCES: 8})
+    held = [len(greedy(shares, Resource.SEQUENCES, name)) for name in names]
+    assert min(held) == 1
+    assert held[0] > 1
+    assert sum(held) <= 8

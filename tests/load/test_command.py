@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,15 @@ def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cpu_build_and_no_other_goes_without_a_compiler(monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
     monkeypatch.setattr(command, "cpu_build", lambda: here)
     assert environment(SPEC, {"TORCH_COMPILE_DISABLE": "0"}).get("TORCH_COMPILE_DISABLE") == ("1" if here else None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "sequences"), [(32, "32", "32"), (2048, "2048", "256"), (None, None, None)]
+)
+def test_one_step_computes_as_many_tokens_as_asked(
+    asked: int | None, tokens: str | None, sequences: str | None
+) -> None:
+    """vLLM takes no more sequences than tokens."""
+    line = arguments(EngineSpec("m", "m", step_tokens=asked), Path("/run/engine.sock"))
+    flags = dict(itertools.pairwise(line))
+    assert (flags.get("--max-num-batched-tokens"), flags.get("--max-num-seqs")) == (tokens, sequences)
