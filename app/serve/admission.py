@@ -1,4 +1,5 @@
-"""Admission to the engine: each request holds its sequences, tokens and schemas of what callers share until it has ended.
+"""Admission to the engine: each request holds its sequences, tokens and schemas of what callers share until it has ended,
+and its schemas for some time at least.
 
 Who finds too little free waits a moment for it. Who holds some already while others wait is told to come back instead.
 """
@@ -15,6 +16,12 @@ from app.serve.request import Load
 
 WAIT_S: Final = 5.0
 """Seconds that a request waits for its share; after them trying again is the caller's decision."""
+
+SCHEMA_UNIT_S: Final = 0.0004
+"""Seconds that a unit of a schema's cost is held at least, four times what compiling it takes (grammar_cost.py).
+
+Compiling takes the processor from everybody's next token, however soon the request ends; so it has a quarter of the time.
+"""
 
 MAX_WAITING: Final = 8
 """Requests of one caller that wait: their bodies are in memory."""
@@ -67,13 +74,26 @@ class Admission:
 
     @contextmanager
     def _take(self, who: str, needs: dict[Resource, int]) -> Iterator[None]:
-        with ExitStack() as taken:
+        loop = asyncio.get_running_loop()
+        compiled_at = loop.time() + needs[Resource.SCHEMAS] * SCHEMA_UNIT_S
+        with ExitStack() as taken, ExitStack() as schemas:
             for resource, amount in needs.items():
                 if amount:
-                    taken.enter_context(self._shares.take(resource, who, amount))
+                    held = schemas if resource is Resource.SCHEMAS else taken
+                    held.enter_context(self._shares.take(resource, who, amount))
+            schemas.callback(self._wake)
+            later = schemas.pop_all()
             try:
                 yield
             finally:
                 taken.close()
-                self._freed.set()  # wakes those that wait now
-                self._freed.clear()
+                self._wake()
+                if loop.time() >= compiled_at:
+                    later.close()
+                else:
+                    loop.call_at(compiled_at, later.close)
+
+    def _wake(self) -> None:
+        """Wake those that wait now: something was given back."""
+        self._freed.set()
+        self._freed.clear()

@@ -25,9 +25,9 @@ class Engine:
         self.admission = Admission(self.shares)
         self.held: list[ExitStack] = []
 
-    async def admit(self, who: str, sequences: int = 1) -> None:
+    async def admit(self, who: str, sequences: int = 1, schemas: int = 0) -> None:
         held = ExitStack()
-        await self.admission.admit(who, Load(sequences), held)
+        await self.admission.admit(who, Load(sequences, schemas=schemas), held)
         self.held.append(held)
 
     def end_one(self) -> None:
@@ -116,3 +116,18 @@ async def test_more_than_one_caller_may_ever_hold_is_refused_for_good() -> None:
     assert caught.value.code is INVALID_REQUEST
     alone = Engine(keys=1)
     await alone.admit("greedy", 8)
+
+
+@pytest.mark.hostile("P16")
+async def test_a_schema_is_held_for_as_long_as_compiling_it_may_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon the request ends: others' tokens waited for the processor while it was compiled."""
+    monkeypatch.setattr(admission_module, "WAIT_S", 0.0)
+    monkeypatch.setattr(admission_module, "SCHEMA_UNIT_S", 1e-6)
+    engine = Engine()
+    await engine.admit("greedy", schemas=100_000)
+    engine.end_one()
+    assert engine.shares.held(Resource.SEQUENCES, "greedy") == 0
+    with pytest.raises(Refused, match="share_taken"):
+        await engine.admit("greedy", schemas=100_000)
+    await until(lambda: engine.shares.held(Resource.SCHEMAS, "greedy") == 0)
+    await engine.admit("greedy", schemas=100_000)
