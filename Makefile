@@ -5,12 +5,13 @@ ONCE ?=
 ARGS ?=
 KILLS ?= 1000
 SECONDS ?= 60
+MINUTES ?= 10
 LIFECYCLE_RUNS ?= 100
 LIFECYCLE_STEPS ?= 50
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check hostile lifecycle kills fuzz image-test clean
+.PHONY: help setup demo serve test lint format check hostile lifecycle kills siege fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +52,9 @@ long: setup  ## the tests that take minutes: two real engines behind one gateway
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)
+
+siege: setup  ## five hostile keys attack at once while a healthy one chats, real engine (MINUTES=10)
+	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.siege --minutes $(MINUTES) $(ARGS)
 
 fuzz: setup  ## fuzz every parser that reads strangers' bytes, SECONDS (60) each (ARGS=header: one of them)
 	$(VENV)/python -m tests.fuzz.campaign --seconds $(SECONDS) $(ARGS)
