@@ -168,6 +168,7 @@ def _context(
             missing=lambda _: rooms.reconciler.poke(),
             pool=rooms.pools.bodies,
             prompt_logprobs=settings.prompt_logprobs,
+            seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
         ),
         routes=rooms.routes,
         receive=receiver(settings, rooms, shares, doors),

@@ -122,6 +122,11 @@ class Settings(DoorSettings):
         description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build ends over those of "
         "several prompts at once, other builds were not tried",
     )
+    seeds: bool | None = Field(
+        None,
+        description="Accept seed together with a temperature above 0; vLLM 0.32's CPU build ends when such a prompt is "
+        "read in several steps; default: not with the embedded CPU engine",
+    )
     tool_call_parser: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
@@ -140,8 +145,8 @@ class Settings(DoorSettings):
         None,
         ge=8,
         description="Tokens that an embedded engine computes in one step (vLLM --max-num-batched-tokens; --max-num-seqs is "
-        "not above it): with few, 32 say, a long prompt delays others less; vLLM 0.32's CPU build ends over a prompt that "
-        "does not fit one step and comes with a seed; default: vLLM's, 2048 on a CPU",
+        "not above it): with fewer, a long prompt delays others less; default: 16 for each core of a CPU engine, at least "
+        "32, otherwise vLLM's",
     )
     reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
     engine_silent_seconds: float = Field(

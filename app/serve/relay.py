@@ -106,7 +106,8 @@ class Relay:
 
     missing: called with an engine name that could not be answered although it was thought loaded. pool: threads that read
     large bodies and answers. prompt_logprobs: whether the engine may be asked for log-probabilities of a prompt; vLLM
-    0.32's CPU build, with adapters, ends over those of several prompts in one batch.
+    0.32's CPU build, with adapters, ends over those of several prompts in one batch. seeds: whether it may be asked to draw
+    by a seed; that build ends when it reads such a prompt in several steps.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Relay:
         missing: Callable[[str], None] = lambda _: None,
         pool: Pool | None = None,
         prompt_logprobs: bool = False,
+        seeds: bool = True,
     ) -> None:
         self._choose = choose
         self._salt_key = secrets.token_bytes(32)
@@ -126,6 +128,7 @@ class Relay:
         self._missing = missing
         self._pool = pool or Pool("bodies", 1)
         self._prompt_logprobs = prompt_logprobs
+        self._seeds = seeds
 
     async def complete(
         self,
@@ -146,8 +149,7 @@ class Relay:
         """
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
-        if inference.scores_prompt and not self._prompt_logprobs:
-            raise Refused(INVALID_REQUEST, "echo with logprobs is not offered here; ask for one of them", param="echo")
+        self._check_offered(inference)
         self._routes.resolve(inference.model)
         asked = time.monotonic()
         if admit is not None:
@@ -176,6 +178,13 @@ class Relay:
         finally:
             if not streaming:
                 self._routes.land(target.engine_name)
+
+    def _check_offered(self, inference: Inference) -> None:
+        """Raises Refused INVALID_REQUEST for what would end the engine."""
+        if inference.scores_prompt and not self._prompt_logprobs:
+            raise Refused(INVALID_REQUEST, "echo with logprobs is not offered here; ask for one of them", param="echo")
+        if inference.seeded and not self._seeds:
+            raise Refused(INVALID_REQUEST, "seed is not offered here with a temperature above 0", param="seed")
 
     async def _read(self, kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
         """The request, and its body for the engine but for the name. Raises Refused."""

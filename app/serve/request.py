@@ -73,6 +73,11 @@ class Inference:
         """Whether log-probabilities of the prompt itself are asked for, not of the answer only."""
         return bool(self.fields.get("echo")) and "logprobs" in self.fields
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the engine would draw its tokens by a seed of the caller's."""
+        return "seed" in self.fields and self.fields.get("temperature", 1) != 0
+
     def encode(self, engine_name: str) -> bytes:
         """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
         return addressed(self.written(), engine_name)

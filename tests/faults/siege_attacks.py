@@ -203,9 +203,11 @@ async def many_sequences(caller: Caller) -> str:
 
 
 async def long_prompts(caller: Caller) -> str:
-    """Prompts that nearly fill the context, for one token each: all the work is reading them."""
-    prompts = [f"{next(caller.numbers)} " + "suncake fenroot " * 110] * 4
-    return await caller.ask("/v1/completions", prompt=prompts, max_tokens=1)
+    """Prompts that nearly fill the context, for one token each: all the work is reading them. Some come with a seed."""
+    number = next(caller.numbers)
+    prompts = [f"{number} {one} " + "suncake fenroot " * 110 for one in range(4)]
+    seed: dict[str, Any] = {"seed": number} if number % 4 == 0 else {}
+    return await caller.ask("/v1/completions", prompt=prompts, max_tokens=1, **seed)
 
 
 async def many_choices(caller: Caller) -> str:
