@@ -47,6 +47,11 @@ CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/
 """Where a container says how much memory it has, under cgroup v2 and v1."""
 
 
+STEP_TOKENS_A_CORE: Final = 16
+MIN_STEP_TOKENS: Final = 32
+"""Tokens that a CPU engine computes in one step. A prompt is read in steps in which everybody's next token is computed too:
+with vLLM's 2,048 all others waited for a second on two cores, with 32 twice as long as for their own token alone."""
+
 MAX_SEQUENCES: Final = 256
 """Sequences in one step; more wait in the engine. vLLM's own default on most hardware."""
 
@@ -60,7 +65,7 @@ class EngineSpec:
     kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
     itself to all cores but one. tool_call_parser: how the model writes its calls of tools, in vLLM's words; None: it makes
     none. memory_bytes: that its processes may hold together; None: default_memory(). step_tokens: computed in one step;
-    None: vLLM decides. extra: further flags.
+    None: default_step_tokens(). extra: further flags.
     """
 
     model: Path | str
@@ -90,9 +95,9 @@ def arguments(spec: EngineSpec, socket: Path) -> list[str]:
         "--uds": socket,
         "--uvicorn-log-level": "warning",
     }
-    if spec.step_tokens is not None:
-        flags["--max-num-batched-tokens"] = spec.step_tokens
-        flags["--max-num-seqs"] = min(spec.step_tokens, MAX_SEQUENCES)
+    if (step_tokens := spec.step_tokens or default_step_tokens()) is not None:
+        flags["--max-num-batched-tokens"] = step_tokens
+        flags["--max-num-seqs"] = min(step_tokens, MAX_SEQUENCES)
     if spec.max_model_len is not None:
         flags["--max-model-len"] = spec.max_model_len
     if spec.tool_call_parser is not None:
@@ -134,6 +139,11 @@ def default_memory() -> int:
 def cores() -> int:
     """Processors that this process may use; the engine it starts may use the same."""
     return len(os.sched_getaffinity(0))
+
+
+def default_step_tokens() -> int | None:
+    """Tokens that an engine computes in one step here; None: vLLM decides."""
+    return max(MIN_STEP_TOKENS, STEP_TOKENS_A_CORE * cores()) if cpu_build() else None
 
 
 def cpu_build() -> bool:

@@ -75,12 +75,23 @@ def test_the_cpu_build_and_no_other_goes_without_a_compiler(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("asked", "tokens", "sequences"), [(32, "32", "32"), (2048, "2048", "256"), (None, None, None)]
+    ("here", "cores", "asked", "tokens", "sequences"),
+    [
+        *((True, 1, None, "32", "32"), (True, 64, None, "1024", "256")),
+        *((False, 2, 16, "16", "16"), (False, 2, None, None, None)),
+    ],
 )
-def test_one_step_computes_as_many_tokens_as_asked(
-    asked: int | None, tokens: str | None, sequences: str | None
+def test_one_step_of_a_cpu_engine_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+    here: bool,
+    cores: int,
+    asked: int | None,
+    tokens: str | None,
+    sequences: str | None,
 ) -> None:
-    """vLLM takes no more sequences than tokens."""
+    """A long prompt that is read in one step holds up everybody's next token. vLLM takes no more sequences than tokens."""
+    monkeypatch.setattr(command, "cpu_build", lambda: here)
+    monkeypatch.setattr(command, "cores", lambda: cores)
     line = arguments(EngineSpec("m", "m", step_tokens=asked), Path("/run/engine.sock"))
     flags = dict(itertools.pairwise(line))
     assert (flags.get("--max-num-batched-tokens"), flags.get("--max-num-seqs")) == (tokens, sequences)
