@@ -1,5 +1,10 @@
 """Fixtures every test may ask for; those with a real engine start it only when asked."""
 
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # how long an example takes says how busy the machine is
+
 pytest_plugins = [
     *("tests.support.engine", "tests.support.demo_gateway", "tests.support.house", "tests.support.prometheus"),
     "tests.support.postgres",

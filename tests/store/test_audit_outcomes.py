@@ -66,7 +66,7 @@ async def push(running: Running, parts: Any, status: int = 201) -> dict[str, Any
 async def nothing_is_broken(running: Running, reference: Path, artefacts: int) -> None:
     """The gateway's own audit, the command's with the engine's list, and every artefact measured again."""
     async with asyncio.timeout(STUCK_S):
-        while not running.house.context.pipeline.publishing.desired().keys() <= running.simulator.loaded.keys():
+        while running.house.context.pipeline.publishing.desired().keys() != running.simulator.loaded.keys():
             running.house.reconciler.poke()
             await asyncio.sleep(0.02)
     own = await asyncio.to_thread(running.house.auditor.look)
