@@ -23,6 +23,10 @@ MAX_HEAD_BYTES: Final = 64 << 10
 """Bytes of a request's line and headers, and again of its framing that no body pays for: chunk sizes and extensions,
 trailers. Clients send about 500. Also how much is parsed before this is looked at again."""
 
+HEAD_PIECE_BYTES: Final = 4 << 10
+"""Bytes parsed at a time while a head is expected. The parser says where a message begins only by a call in the midst of a
+piece, so up to this many bytes of the message before may be counted as the new one's."""
+
 MAX_HEADERS: Final = 128
 """Headers of a request. Clients send about 10, proxies add as many."""
 
@@ -48,6 +52,7 @@ class Wire(HttpToolsProtocol):
 
     metrics: Metrics
     shares: Shares
+    _piece = 0  # bytes being parsed now
     _overhead = 0  # bytes since the message began that were neither body nor paid for by one
     _head = 0
     _in_head = True
@@ -99,14 +104,17 @@ class Wire(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse a bounded piece at a time, and see what these bytes were."""
-        for start in range(0, len(data), MAX_HEAD_BYTES):
-            piece = data[start : start + MAX_HEAD_BYTES]
+        start = 0
+        while start < len(data):
+            piece = data[start : start + (HEAD_PIECE_BYTES if self._in_head else MAX_HEAD_BYTES)]
+            start += len(piece)
+            self._piece = len(piece)
             self._overhead += len(piece)
             super().data_received(piece)
             if self.transport.is_closing():
                 self._unwatch()
                 return
-            if self._overhead > MAX_HEAD_BYTES:
+            if self._overhead > MAX_HEAD_BYTES + HEAD_PIECE_BYTES:
                 self._refuse(Refused(HEAD_TOO_LARGE, f"more than {MAX_HEAD_BYTES} bytes besides the body"))
                 return
         if self._in_head and self._alarm is None:  # the next request of a kept connection has begun
@@ -117,7 +125,7 @@ class Wire(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._object(Refused(BAD_REQUEST, f"more than {MAX_PIPELINED} requests wait for answers"))
         super().on_message_begin()
-        self._overhead, self._head, self._in_head = 0, 0, True
+        self._overhead, self._head, self._in_head = min(self._piece, HEAD_PIECE_BYTES), 0, True
 
     def on_url(self, url: bytes) -> None:
         """Part of the request's target."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.wire import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from app.api.wire import HEAD_PIECE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from app.domain.shares import Resource, Shares
 from tests.support.connection import Connection
 from tests.support.house import Running
@@ -131,6 +131,20 @@ def test_a_head_that_is_too_large_reaches_no_application(headers: bytes) -> None
     """It was answered 431 and carried out."""
     connection = Connection(answers=True)
     connection.feed([b"DELETE /adapters/a HTTP/1.1\r\n" + HOST + headers + b"\r\n"])
+    assert connection.transport.written.startswith(b"HTTP/1.1 431 ")
+    assert (connection.requests, connection.answered) == ([], 0)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "part", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\na: "], ids=["url", "name", "value"]
+)
+@pytest.mark.parametrize("size", [100, 4096, 100_000])
+@pytest.mark.hostile("U07")
+def test_a_head_that_does_not_end_is_cut_off_at_its_cap(part: bytes, size: int) -> None:
+    """The parser tells of a header only once it is whole: what has come of it so far is counted, too."""
+    connection = Connection(answers=True)
+    connection.feed(cut(part + b"a" * (MAX_HEAD_BYTES + 2 * HEAD_PIECE_BYTES), size))
     assert connection.transport.written.startswith(b"HTTP/1.1 431 ")
     assert (connection.requests, connection.answered) == ([], 0)
     connection.close()
