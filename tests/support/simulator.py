@@ -52,6 +52,9 @@ error: vLLM's error event · other: answers as another model · nan: a number JS
 that never ends · dead-core: 500 as when EngineCore is gone · slow: a chunk every 50 ms, for ever · flood: chunks without
 end, as fast as they are taken · cut: half a body that is no stream."""
 
+ACCEPTING_TURNS = 4
+"""Turns of the event loop from a connection's acceptance until the server knows of it."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -115,7 +118,12 @@ class Simulator:
         """Refuse connections from now on, and break those there are."""
         runner, self._runner = self._runner, None
         if runner is not None:
+            server = runner.server
             await runner.cleanup()
+            for _ in range(ACCEPTING_TURNS):
+                await asyncio.sleep(0)
+            if server is not None:
+                await server.shutdown(0)  # what was being accepted when the socket was closed
         self.socket.unlink(missing_ok=True)
 
     def _faulty(self, route: str, handler: Handler) -> Handler:
