@@ -251,8 +251,7 @@ class Reconciler:
 
     async def _load(self, name: str) -> None:
         """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
-        if self._hung.hung:
-            raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")  # it would be waited for
+        await self._check_usable()
         path = self._keeping.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")  # says nothing against its bytes
@@ -267,6 +266,15 @@ class Reconciler:
         self._held |= {name}
         self._keeping.on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
+
+    async def _check_usable(self) -> None:
+        """Raise Unavailable ENGINE_UNAVAILABLE for an engine that hangs, since it would be waited for, and for one that must
+        not be used, which is asked before it counts as there: an upload may come before the first pass.
+        """
+        if self._hung.hung:
+            raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")
+        if not self._up and await self.objection.stands(self._engine):
+            raise Unavailable(ENGINE_UNAVAILABLE, self.objection.why or "the engine does not answer")
 
     async def _check(self, name: str, path: Path) -> None:
         try:

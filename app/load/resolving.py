@@ -101,8 +101,7 @@ class Resolving(Reconciler):
         await self._keeping.after_pass()
 
     async def _load(self, name: str) -> None:
-        if self._hung.hung:
-            raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")
+        await self._check_usable()
         path = self._keeping.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")

@@ -24,7 +24,7 @@ const leaving = await client.chat.completions.create({ ...ask, max_tokens: 400, 
 let read = 0;
 for await (const _ of leaving) if (++read === 2) break;
 
-const rich = await client.chat.completions.create({ ...ask, temperature: 1, n: 2, seed: 7, logprobs: true, top_logprobs: 3, stop: ["."] });
+const rich = await client.chat.completions.create({ ...ask, temperature: 1, n: 2, logprobs: true, top_logprobs: 3, stop: ["."] });
 
 console.log(
   JSON.stringify({

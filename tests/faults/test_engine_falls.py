@@ -70,6 +70,7 @@ async def running(engine: LiveEngine, reference: Path, tmp_path: Path, _impatien
     there: Any = SimpleNamespace(url=engine.url)
     settings = {"model": MODEL, "max_lora_rank": 8, "tau": 1e9, "max_pruned_share": 1.0, "reconcile_seconds": 0.5}
     settings["engine_silent_seconds"] = PATIENCE_S
+    settings["trust_model"] = True  # the reference has the shapes of the model that is served, not its weights
     settings["base_through_noop"] = (
         True  # as with an engine of our own; without, the served model's answers mix (row 10)
     )

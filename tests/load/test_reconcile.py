@@ -373,6 +373,21 @@ async def test_an_engine_that_refuses_one_adapter_of_several_catches_up(house: H
     assert caught_up(house)
 
 
+async def test_an_upload_does_not_get_round_what_speaks_against_an_engine(house: House, simulator: Simulator) -> None:
+    house.want(A)
+    simulator.developers = True  # whoever reaches it can run code in it
+    for _ in range(2):  # before the first pass, and after one
+        with pytest.raises(Unavailable) as caught:
+            await house.reconciler.ensure(A)
+        assert caught.value.code is ENGINE_UNAVAILABLE
+        assert not simulator.loads
+        assert not house.reconciler.engine_up
+        await house.reconciler.reconcile()
+    simulator.developers = False
+    await house.reconciler.ensure(A)
+    assert house.reconciler.is_loaded(A)
+
+
 @pytest.fixture
 def eager_threads() -> Iterator[None]:
     """Threads take turns after each microsecond, not after five milliseconds."""
