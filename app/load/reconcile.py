@@ -268,8 +268,8 @@ class Reconciler:
         self._set(up=True, loaded=self._loaded | {name})
 
     async def _check_usable(self) -> None:
-        """Raise Unavailable ENGINE_UNAVAILABLE for an engine that hangs, since it would be waited for, and for one that must
-        not be used, which is asked before it counts as there: an upload may come before the first pass.
+        """Raise Unavailable ENGINE_UNAVAILABLE for an engine that hangs, since it would be waited for, and for one that
+        must not be used, which is asked before it counts as there: an upload may come before the first pass.
         """
         if self._hung.hung:
             raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")
