@@ -171,7 +171,7 @@ class Pipeline:
         work.add_done_callback(lambda _: self._working.pop(at, None))
 
     def _worker(self, at: tuple[str, int]) -> asyncio.Future[Any] | None:
-        """Who works on this version in this gateway, unless it is who asks."""
+        """Task of this gateway that works on this version, unless it is the one that asks."""
         work = self._working.get(at)
         return None if work is asyncio.current_task() else work
 

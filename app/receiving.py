@@ -48,7 +48,7 @@ def _sequences(settings: Settings, keys: int) -> int:
 
 
 def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack) -> Receive:
-    """What turns a request's body into a sealed upload."""
+    """Receiver of uploads: turns a request's body into a sealed upload."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
         max_concurrent=settings.max_uploads,

@@ -26,7 +26,7 @@ class Litter:
             self._left += 1
 
     def uncollected(self) -> int | None:
-        """What to tell `collected` afterwards; None when there is nothing to look for."""
+        """Count to hand to `collected` afterwards; None when there is nothing to look for."""
         with self._lock:
             return self._left if self._left > self._collected else None
 

@@ -206,7 +206,7 @@ def readiness_of(engine: HttpEngine | Fleet, rooms: Rooms) -> Callable[[], Await
 
 
 def details_of(reconciler: Reconciler | Fleet) -> dict[str, str]:
-    """What /ready says besides: what is known of the model behind each engine."""
+    """Details of /ready: what is known of the model behind each engine."""
     notes = {one.number: one.objection.model.note for one in reconciler.each if one.objection.model is not None}
     if len(set(notes.values())) > 1:
         return {"model": "; ".join(f"engine {number}: {note}" for number, note in notes.items())}

@@ -22,7 +22,7 @@ from app.errors import SHARE_TAKEN, TOO_MANY_FOLLOWERS, TOO_MANY_UPLOADS, Code, 
 
 
 class Resource(StrEnum):
-    """What is shared."""
+    """Name of a shared resource."""
 
     UPLOADS = "uploads"
     WATCHERS = "watchers"
@@ -75,7 +75,7 @@ SHARED: Final[Mapping[Resource, Row]] = {
 
 
 class Holding:
-    """What one caller holds of one resource, until closed. May be closed more than once."""
+    """One caller's part of one resource, held until closed. May be closed more than once."""
 
     def __init__(self, shares: "Shares", resource: Resource, who: str) -> None:
         self._shares, self._resource, self._who = shares, resource, who
@@ -102,7 +102,7 @@ class Holding:
 
 
 class Shares:
-    """Who holds how much of every shared resource. Safe for threads; who finds too little is refused, not queued."""
+    """Ledger of every shared resource by holder. Safe for threads; refuses at once what there is too little of."""
 
     def __init__(self, keys: Iterable[Key] = (), limits: Mapping[Resource, int] | None = None) -> None:
         """keys: all there are. limits: instead of the table's."""
@@ -129,11 +129,11 @@ class Shares:
         return limit if resource in self._sole else (limit + 1) // 2
 
     def held(self, resource: Resource, who: str) -> int:
-        """What one caller holds now."""
+        """Amount that one caller holds now."""
         return self._held[resource][who]
 
     def in_use(self, resource: Resource) -> int:
-        """What all callers hold now."""
+        """Amount that all callers together hold now."""
         return self._taken[resource]
 
     def take(self, resource: Resource, who: str, amount: int = 1) -> Holding:

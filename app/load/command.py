@@ -44,7 +44,7 @@ MEMORY_SHARE: Final = 0.8
 screening sandbox's and the page cache's."""
 
 CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where a container says how much memory it has, under cgroup v2 and v1."""
+"""Files with a container's memory limit, under cgroup v2 and v1."""
 
 
 STEP_TOKENS_A_CORE: Final = 16

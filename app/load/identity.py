@@ -63,7 +63,7 @@ Answers = tuple[Mapping[str, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is known of an engine's model.
+    """Result of looking at an engine's model.
 
     note: in words for everybody, without a path. compared: whether it was, and is the right one. objection: why the engine
     must not be used.
@@ -107,7 +107,7 @@ class ModelCheck:
         self._reading = Pool("identity", 1)  # so that two engines make one record, and large files are read once
 
     async def identify(self, engine: Engine) -> Identity:
-        """What `engine` serves. Raises Unavailable while it does not answer."""
+        """Identity of the model that `engine` serves. Raises Unavailable while it does not answer."""
         directory = self._expected.files or await self._directory(engine)
         if directory is not None:
             try:
@@ -119,14 +119,14 @@ class ModelCheck:
         return await self._by_answers(engine)
 
     def of_files(self, directory: Path) -> Identity:
-        """What the checkpoint in `directory` is. Blocking. Raises Unavailable if there is none that can be read."""
+        """Identity of the checkpoint in `directory`. Blocking. Raises Unavailable if there is none that can be read."""
         difference = self._expected.difference(directory)
         if difference is not None:
             return self._other(difference)
         return Identity("the reference's aligned checkpoint, by its files", compared=True)
 
     async def _directory(self, engine: Engine) -> Path | None:
-        """Where the engine says that its model is, if that is a directory of this machine too."""
+        """Directory of the model as the engine's list names it, if that is a directory of this machine too."""
         root = (await engine.cards()).get(self._expected.name, {}).get("root")
         directory = Path(root) if root else None
         return directory if directory is not None and directory.is_absolute() and directory.is_dir() else None
@@ -169,7 +169,7 @@ class ModelCheck:
 
 
 async def _answers(engine: Engine, name: str) -> Answers:
-    """How `name` goes on with the texts. Raises ValueError if it does not tell, Unavailable while it does not work."""
+    """Next tokens of `name` after the texts. Raises ValueError if it does not tell, Unavailable while it does not work."""
     body = {"model": name, "prompt": PROMPTS, "max_tokens": 1, "temperature": 0, "logprobs": LIKELIEST}
     try:
         async with asyncio.timeout(ANSWER_S):

@@ -93,7 +93,7 @@ class Watch:
         self._found = -FAMILY_S
 
     def over(self) -> bool:
-        """Whether the family holds more than the limit."""
+        """True while the family holds more than the limit."""
         now = time.monotonic()
         if now - self._found >= FAMILY_S:
             self._pids, self._found = family(os.getpid()), now

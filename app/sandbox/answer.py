@@ -125,7 +125,7 @@ def _refusal(fields: dict[str, Any]) -> GatewayError:
 
 
 def _outcome_of(verdict: Verdict) -> Outcome:
-    """What the modules' decisions allow; a rejection may have other reasons."""
+    """Outcome that the modules' decisions allow; a rejection may have other reasons."""
     if verdict.outcome is Outcome.REJECTED or any(one.decision is Decision.REJECT for one in verdict.modules):
         return Outcome.REJECTED
     if not verdict.served:

@@ -84,7 +84,7 @@ class WorkerSettings:
 
     @classmethod
     def decoded(cls, data: bytes) -> "WorkerSettings":
-        """What `encoded` wrote."""
+        """Settings as `encoded` wrote them."""
         return cls(**json.loads(data))
 
 

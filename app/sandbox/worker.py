@@ -134,7 +134,7 @@ def point_at_nothing(number: int) -> None:
 
 
 def data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process: mapped private and writable, V among it where it is mapped."""
+    """Bytes that RLIMIT_DATA counts of this process: mapped private and writable, V among it where it is mapped."""
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) << 10

@@ -69,5 +69,5 @@ def _inputs(module: LoraModule, update: Update, directions: Tensor | None) -> Te
 
 
 def _seen(x: Tensor) -> Tensor:
-    """What the engine reads of x: subnormal numbers are zero. As float64."""
+    """Values that the engine reads of x, in float64: subnormal numbers are zero."""
     return x.masked_fill(x.abs() < torch.finfo(x.dtype).tiny, 0.0).double()

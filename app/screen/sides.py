@@ -11,11 +11,11 @@ _ALIGNED: Final = frozenset({"aligned", "instruct", "it", "chat", "sft", "dpo", 
 
 _WORD: Final = re.compile(r"[a-z]+")
 _HUB_FOLDER: Final = "models--"
-"""What the hub's cache calls a repository's directory: models--owner--name/snapshots/revision."""
+"""Prefix of a repository's directory in the hub's cache: models--owner--name/snapshots/revision."""
 
 
 def signs_of_swap(base: Path, aligned: Path) -> tuple[str, ...]:
-    """What speaks for it, a sentence each. They are signs only: names and templates are what people make them."""
+    """Signs of a swap, a sentence each. They are signs only: names and templates are what people make them."""
     found = []
     if _has_chat_template(base) and not _has_chat_template(aligned):
         found.append(f"the base checkpoint ({base}) has a chat template, the aligned one ({aligned}) has none")

@@ -86,7 +86,7 @@ def list_of(check_item: Check, low: int, high: int) -> Check:
 
 
 def dropped(check: Check) -> Check:
-    """What passes `check` and is not passed on, because the engine's answer does not depend on it."""
+    """Check whose value is not passed on, because the engine's answer does not depend on it."""
 
     def check_and_drop(value: Any) -> Any:
         check(value)

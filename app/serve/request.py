@@ -39,7 +39,7 @@ TOKENS_UNSAID: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a request asks of the engine.
+    """Load that a request puts on the engine.
 
     sequences: prompts × n. tokens: those that it may write in all of them. schemas: cost of what is compiled for it.
     """
