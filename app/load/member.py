@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Final, Literal
 
 from app.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load.cards import Cards
 from app.load.engine import JSON_HEADERS, EngineResponse, HttpEngine
 from app.load.reconcile import Reconciler
 from app.load.response import NotReached
@@ -19,11 +20,11 @@ Result = Literal["answered", "unreached", "forgotten", "broken"]
 class CheckedEngine(HttpEngine):
     """There only while it can compute: the list comes from its server, its health from its core."""
 
-    async def models(self) -> frozenset[str]:
-        """Names it answers to now. Raises Unavailable ENGINE_UNAVAILABLE, also when its core is dead."""
+    async def cards(self) -> Cards:
+        """See Engine.cards. Raises Unavailable ENGINE_UNAVAILABLE, also when its core is dead."""
         if not await self.healthy():
             raise Unavailable(ENGINE_UNAVAILABLE, "the engine says it is not well")
-        return await super().models()
+        return await super().cards()
 
 
 class Member:

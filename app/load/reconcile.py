@@ -19,6 +19,7 @@ from typing import Final
 
 from app.concurrency.pools import Pool
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, GatewayError, Unavailable
+from app.load.cards import Cards
 from app.load.engine import Engine
 from app.load.hung import HungWatch
 from app.load.keeping import Keeping
@@ -65,6 +66,7 @@ class Reconciler:
         self._failures: Mapping[str, _Failure] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._in_work: frozenset[str] = frozenset()  # names being loaded or unloaded now
+        self._serves: Mapping[str, str | None] = {}  # its own models as it listed them when it was last found usable
         self._up = False
         self._caught_up = False
         self.objection = Objection(keeping.identify)
@@ -189,14 +191,17 @@ class Reconciler:
         """One pass. Failures of single adapters are kept in `failures`, none is raised."""
         before = self._loaded
         try:
-            listed = await self._engine.models()
+            cards = await self._engine.cards()
         except Unavailable:
             self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
             return
-        fresh = bool(before) and not before & listed  # another process answers at its URL, which was never away
+        listed, serves = frozenset(cards), _checkpoints(cards)
+        # Whether another process answers at its URL, which was never away when we looked.
+        fresh = (bool(before) and not before & listed) or serves != self._serves
         if (fresh or not self._up) and await self.objection.stands(self._engine):
             self._set(up=False, loaded=self._loaded)
             return
+        self._serves = serves
         if not self._up:
             self._failures = {}  # what failed on the old engine may work on this one
         self._held = listed
@@ -340,3 +345,8 @@ class Reconciler:
         if (up, loaded) != (self._up, self._loaded):
             self._up, self._loaded = up, loaded
             self._keeping.on_change()
+
+
+def _checkpoints(cards: Cards) -> Mapping[str, str | None]:
+    """The engine's own models, without `@` in their names, and the checkpoint that each is read from."""
+    return {name: card["root"] for name, card in cards.items() if "@" not in name}

@@ -43,8 +43,8 @@ class Addressed(Simulator):
     def chats(self) -> int:
         return sum("messages" in body for body in self.seen)
 
-    def _site(self, runner: web.AppRunner) -> web.BaseSite:
-        return web.TCPSite(runner, self.address, self.port)
+    def _bound(self) -> socket.socket:
+        return socket.create_server((self.address, self.port))
 
     async def _whole(
         self, request: web.Request, body: Mapping[str, Any], fault: str | None, *, chat: bool

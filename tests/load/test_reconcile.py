@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, Unavailable
 from app.load import reconcile as reconcile_module
+from app.load.cards import Cards
 from app.load.engine import HttpEngine
 from app.load.keeping import Keeping
 from app.load.reconcile import Reconciler
@@ -271,15 +272,15 @@ async def test_a_slow_moment_costs_no_loading_again(house: House, simulator: Sim
 
 async def test_what_is_loaded_while_the_list_is_on_its_way_stays_loaded(house: House, simulator: Simulator) -> None:
     house.want(A)
-    listing = house.reconciler._engine.models
+    listing = house.reconciler._engine.cards
 
-    async def late() -> frozenset[str]:
+    async def late() -> Cards:
         listed = await listing()
-        house.reconciler._engine.models = listing  # type: ignore[method-assign]  # once
+        house.reconciler._engine.cards = listing  # type: ignore[method-assign]  # once
         await house.reconciler.ensure(A)
         return listed
 
-    house.reconciler._engine.models = late  # type: ignore[method-assign]  # the moment between two awaits
+    house.reconciler._engine.cards = late  # type: ignore[method-assign]  # the moment between two awaits
     await house.reconciler.reconcile()
     assert house.reconciler.is_loaded(A)
     assert simulator.loads == [A]

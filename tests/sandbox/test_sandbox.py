@@ -29,7 +29,7 @@ from app.screen.reference import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.references import make_reference
-from tests.support.sandboxes import MEMORY, WALL_S, refused, sound, through
+from tests.support.sandboxes import BOUND_S, MEMORY, WALL_S, refused, sound, through
 
 # ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_a_reference_of_as_many_files_as_a_real_models(tmp_path: Path) -> None:
     reference = open_reference(directory, None)
     target = TargetModel("served", reference.modules, ServingDtype.FLOAT32, 16)
     measure = Measure(target, ValidateLimits(), reference, Policy(tau=1e9, max_update_ratio=1e9), 60.0)
-    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=WALL_S, module="tests.support.mapped_sandbox_worker")
+    sandbox = Sandbox(measure, directory, MEMORY, wall_seconds=BOUND_S, module="tests.support.mapped_sandbox_worker")
     sandbox.start()
     try:
         sound(sandbox, Upload.valid(target, seed=1), tmp_path)

@@ -92,7 +92,7 @@ def test_too_few_descriptors_in_the_worker_fail_one_upload(
 ) -> None:
     with InFlight(patient, upload, tmp_path / "beside") as beside:
         pid = worker_pid(patient)
-        until(lambda: len(children(pid)) == 1)
+        until(lambda: state(pid) == "S")  # it has done with the one beside, and waits
         before = descriptors(pid)
         with room_for(pid, count):
             if count < 3:
