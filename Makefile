@@ -47,7 +47,7 @@ hostile: setup  ## try every hostile input, race and fault that needs no engine,
 lifecycle: setup  ## any order of uploads, deletions, rollbacks, restarts, audited (LIFECYCLE_RUNS=100, LIFECYCLE_STEPS=50)
 	LIFECYCLE_RUNS=$(LIFECYCLE_RUNS) LIFECYCLE_STEPS=$(LIFECYCLE_STEPS) OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q tests/faults/test_lifecycle.py $(ARGS)
 
-long: setup  ## the tests that take minutes: two real engines behind one gateway, the plugin in a real engine
+long: setup  ## the tests that take minutes: engines killed and hung, two engines behind one gateway, full-size references
 	$(VENV)/python -m pytest -m long $(ARGS)
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill

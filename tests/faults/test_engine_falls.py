@@ -220,6 +220,7 @@ async def test_its_core_hangs_and_its_server_says_that_it_is_well(running: Runni
     await rested(running, [Promise(name, 1) for name in ADAPTERS])
 
 
+@pytest.mark.long
 async def test_its_core_hangs_for_good(running: Running, engine: LiveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the test before, but as the gateway's own engine: killed after a while, started again, filled again."""
     said, generation = await published(running, engine), engine.embedded.generation

@@ -108,6 +108,7 @@ def test_an_engine_killed_mid_chat_is_told_and_comes_back_with_every_adapter(
     assert say(http, "while-away", question) == before[0]
 
 
+@pytest.mark.long
 def test_a_gateway_killed_mid_upload_leaves_nothing_half_and_loses_nothing(
     http: httpx.Client, gateways: list[GatewayProcess], data: Path
 ) -> None:

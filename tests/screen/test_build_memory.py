@@ -33,7 +33,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     assert build_in_a_child(*large, tmp_path / "r2")["peak"] - plain["peak"] < SLACK
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_size_modules_stay_under_the_bound(tmp_path: Path) -> None:
     """2 × the largest tensor + 1 GiB, everything counted, the libraries too. A minute on one core, 0.5 GB of disk; whole
     layers: `python -m tests.screen.full_size DIR`."""
