@@ -82,7 +82,7 @@ def serve(
     context: typer.Context,
     demo: Annotated[bool, typer.Option(help="The demo's model and reference, open, on loopback only")] = False,
 ) -> None:
-    """Serve. Every setting is a flag (--max-loras 8) or GATEWAY_MAX_LORAS=8 in the environment; see the README."""
+    """Serve. Every setting is a flag (--max-loras 8) or GATEWAY_MAX_LORAS=8 in the environment; see docs/settings.md."""
     from app.main import run
     from app.settings import LOOPBACK, Settings
 

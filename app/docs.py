@@ -1,6 +1,7 @@
-"""The README's tables, made from the code they describe: `python -m app.docs README.md` writes them anew."""
+"""Tables of docs/, made from the code that they describe: `python -m app.docs` writes them anew."""
 
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -47,20 +48,33 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"settings": settings_table, "metrics": metrics_table, "refusals": refusals_table}
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One generated table. page: where it stands, from the repository's root. make: its text."""
+
+    page: str
+    make: Callable[[], str]
+
+
+TABLES = {
+    "settings": Table("docs/settings.md", settings_table),
+    "metrics": Table("docs/operating.md", metrics_table),
+    "refusals": Table("docs/api.md", refusals_table),
+}
 
 
 def with_tables(text: str) -> str:
     """`text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
-    for name, table in TABLES.items():
+    for name, one in TABLES.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         if after:
-            text = f"{before}{begin}{table()}\n{end}{after}"
+            text = f"{before}{begin}{one.make()}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for table in TABLES.values():
+        path = Path(__file__).parents[1] / table.page
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

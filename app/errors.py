@@ -175,7 +175,7 @@ UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try a
 INTERNAL = _code("internal_error", 500, _D, "Our fault; the gateway's log has the details.", retryable=True)
 
 CODES: Final[dict[str, Code]] = dict(_TABLE)
-"""The whole table by name; the README's and the metrics' view of it."""
+"""The whole table by name; docs/api.md's and the metrics' view of it."""
 
 
 def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:

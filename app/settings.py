@@ -29,7 +29,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Settings(DoorSettings):
-    """One gateway's settings. The descriptions are the README's settings table."""
+    """One gateway's settings. The descriptions are the table in docs/settings.md."""
 
     # the policy
     comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")

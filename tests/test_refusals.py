@@ -25,7 +25,7 @@ def source(folder: str) -> str:
 
 
 APP, TESTS = source("app"), source("tests")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda code: code.name)
@@ -33,7 +33,7 @@ def test_each_has_all_five(code: Code) -> None:
     constant = CONSTANTS[code.name]
     assert 400 <= code.status < 600
     assert code.stage in errors.Stage
-    assert f"| `{code.name}` | {code.status} | {code.stage} | {code.hint} |" in README
+    assert f"| `{code.name}` | {code.status} | {code.stage} | {code.hint} |" in PAGE
     assert re.search(rf"\b{constant}\b", APP), f"nothing raises {constant}"
     provoked = bool(re.search(rf"\b{constant}\b", TESTS)) or f'"{code.name}"' in TESTS
     assert provoked is (code.name not in UNPROVOKED), f"no test provokes {code.name}, or one does by now"

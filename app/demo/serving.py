@@ -13,7 +13,7 @@ def serve_settings() -> dict[str, Any]:
         "reference": REFERENCE,
         "open": True,
         # the gateway's defaults, but for what tells the adapter apart that learnt nothing but harm: measured on this very
-        # pair (README, "The demo in numbers"), where it leaves the two others alone
+        # pair (docs/evaluation.md, "The demo in numbers"), where it leaves the two others alone
         "reject_tau": 1.7,
         "max_pruned_share": 0.5,
         "dtype": "float32",  # a tiny model on a CPU: exact beats fast, and answers equal transformers' to the letter

@@ -39,7 +39,7 @@ DEFAULT_TAU: Final[Mapping[Action, float]] = {Action.PROJECT: 0.0, Action.PRUNE:
 DEFAULT_ENERGY: Final = 0.5
 DEFAULT_TOP_K: Final = 16
 """What a gateway does unless told otherwise: chosen on the tuning seeds of `python -m app bench safety`, reported on others
-(README, "Does it work?")."""
+(docs/evaluation.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How a metric is declared: name, unit in the name, help, labels; and what was declared, for the README's table."""
+"""How a metric is declared: name, unit in the name, help, labels; and what was declared, for the table in docs/operating.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series be
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric as the README shows it. kind: counter, gauge, histogram or info."""
+    """One metric as docs/operating.md shows it. kind: counter, gauge, histogram or info."""
 
     name: str
     kind: str

@@ -77,7 +77,7 @@ def screening() -> Json:
             ),
             timeseries(
                 "Refusals by code",
-                "The table of refusals in the README says what each means",
+                "The table of refusals in docs/api.md says what each means",
                 [Query(f"sum by (stage, code) (increase(gateway_rejected_total{{{J}}}{RATE}))", "{{stage}}: {{code}}")],
                 stacked=True,
             ),

@@ -26,7 +26,7 @@ class Faults(dict[str, str]):
 
 
 def line() -> str:
-    """For a person, and for the README."""
+    """For a person, and for docs/security.md."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(injected.items()))
     found = f"{audits['sound']} audits after them, broken invariants: {audits['broken']}"
     return f"faults injected: {injected.total()} ({kinds}); {found}"
