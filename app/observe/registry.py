@@ -1,4 +1,4 @@
-"""How a metric is declared: name, unit in the name, help, labels; and what was declared, for the table in docs/operating.md."""
+"""How a metric is declared: name, unit in the name, help, labels; and what was declared, for docs/operating.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
