@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -195,6 +196,14 @@ def _wait_until(done: Any) -> None:
         time.sleep(0.005)
 
 
+def _has_tables(catalogue: Path) -> bool:
+    """Whether the first start came so far: before that there is nothing to audit, and nothing was promised."""
+    if not catalogue.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True)) as read:
+        return bool(read.execute("SELECT count(*) FROM sqlite_master WHERE name = 'schema_info'").fetchone()[0])
+
+
 def _place(choose: random.Random) -> str:
     """A fail-point and the passage to die at: deletions are rarer than writes."""
     place = choose.choice(PLACES)
@@ -214,7 +223,7 @@ def campaign(home: Path, kills: int, first_seed: int = 0, say: Any = lambda _: N
             promised = promises(home / "told")
             done.kept += len(promised)
             data = home / "data"
-            if (data / "catalogue.sqlite").exists() and (data / "catalogue.sqlite").stat().st_size:
+            if promised or _has_tables(data / "catalogue.sqlite"):
                 done.add(seed, audit(data, sqlite_url(data / "catalogue.sqlite"), promised=promised, secrets=[KEY]))
             if choose.random() < 0.1:
                 simulator.loaded.clear()  # the engine restarted, too

@@ -8,6 +8,7 @@ import pytest
 from tests.fuzz.campaign import CORPUS, Outcome, added_up, fuzz
 from tests.fuzz.mutate import ODD, json_mutator
 from tests.fuzz.targets import JSON_AFTER, MAX_BYTES, TARGETS
+from tests.support.waiting import STUCK_S
 
 FEW = 3000
 """Executions in a test run: one to three seconds a target, most of it starting up."""
@@ -25,7 +26,7 @@ def test_what_was_found_before_is_still_held(target: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="Atheris is installed on Linux only")
 def test_a_moments_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris")
-    found = fuzz(target, 20, tmp_path, FEW)
+    found = fuzz(target, STUCK_S, tmp_path, FEW)
     assert found.status == 0, found.output
     assert found.executions >= FEW
     assert found.edges > 20
