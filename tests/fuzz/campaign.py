@@ -97,7 +97,21 @@ def fuzz(target: str, seconds: float, keep: Path, runs: int = 0) -> Outcome:
         *("-print_final_stats=1", f"-artifact_prefix={keep}/"),
         *((f"-runs={runs}",) if runs else ()),
     ]
-    command = [sys.executable, "-m", "tests.fuzz.one", target, *flags, str(keep), str(CORPUS / target)]
+    # Forked from a shell: the most memory a process ever held stays with it over exec, and libFuzzer reads it as ours, so
+    # of a large parent's child it would say that it is out of memory.
+    command = [
+        "sh",
+        "-c",
+        '"$@"; exit $?',
+        "sh",
+        sys.executable,
+        "-m",
+        "tests.fuzz.one",
+        target,
+        *flags,
+        str(keep),
+        str(CORPUS / target),
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     counts, covered = _RUNS.findall(done.stdout), _COVERED.findall(done.stdout)

@@ -183,16 +183,16 @@ def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload
     sound(bad, upload, tmp_path)
 
 
-def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    sound(bad, upload, tmp_path)
-    assert bad._worker is not None
-    process = bad._worker.process
+def test_killed_with_a_child_at_work_it_is_our_failure(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    sound(patient, upload, tmp_path)
+    assert patient._worker is not None
+    process = patient._worker.process
     killing = threading.Timer(0.5, process.kill)
     killing.start()
-    error = refused(bad, upload, tmp_path, "sleep")
+    error = refused(patient, upload, tmp_path, "sleep")
     killing.join()
     assert error.code is SCREENING_FAILED
-    sound(bad, upload, tmp_path)
+    sound(patient, upload, tmp_path)
 
 
 def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, t
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_at_once(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+def test_many_at_once(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
     """One dies, the others do not."""
     results: dict[int, str] = {}
 
@@ -216,9 +216,9 @@ def test_many_at_once(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
         directory = tmp_path / str(number)
         directory.mkdir()
         if number % 2:
-            results[number] = refused(bad, upload, directory, "signal:9").code.name
+            results[number] = refused(patient, upload, directory, "signal:9").code.name
         else:
-            sound(bad, upload, directory)
+            sound(patient, upload, directory)
             results[number] = "sound"
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
