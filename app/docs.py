@@ -65,16 +65,16 @@ TABLES = {
 
 def with_tables(text: str) -> str:
     """`text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
-    for name, one in TABLES.items():
+    for name, table in TABLES.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         if after:
-            text = f"{before}{begin}{one.make()}\n{end}{after}"
+            text = f"{before}{begin}{table.make()}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    for table in TABLES.values():
-        path = Path(__file__).parents[1] / table.page
+    for page in {table.page for table in TABLES.values()}:
+        path = Path(__file__).parents[1] / page
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

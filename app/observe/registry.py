@@ -1,4 +1,4 @@
-"""How a metric is declared: name, unit in the name, help, labels; and what was declared, for docs/operating.md."""
+"""Declarations of metrics: name with its unit, help, labels; and the list of all, for docs/operating.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

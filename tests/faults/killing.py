@@ -197,7 +197,7 @@ def _wait_until(done: Any) -> None:
 
 
 def _has_tables(catalogue: Path) -> bool:
-    """Whether the first start came so far: before that there is nothing to audit, and nothing was promised."""
+    """True once the first start has made the catalogue's tables: before that there is nothing to audit."""
     if not catalogue.exists():
         return False
     with contextlib.closing(sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True)) as read:

@@ -134,7 +134,7 @@ async def test_garbage_that_takes_for_ever_stops_no_reconcile_pass(
                     await answered(running, "GET", path)
                 assert (await push(running, "late", 4)).status_code == 201
                 running.simulator.loaded.clear()  # as after a restart
-                async with asyncio.timeout(STUCK_S):
+                async with asyncio.timeout(PATIENCE_S):
                     while not {"kept", "late"} <= bare(running.simulator.loaded):
                         await asyncio.sleep(0.02)
                     while not {"kept", "late"} <= bare(running.house.reconciler.loaded):  # probed, too

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,17 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def our_descriptors() -> set[int]:
-    """This process's, but for what earlier tests left to the collector; their servers may hold another for a moment."""
+def our_descriptors() -> set[tuple[int, str]]:
+    """Open files of this process as (number, file), so that a leak into a number that became free is seen too.
+
+    Without what earlier tests left to the garbage collector; their servers may hold another for a moment.
+    """
     gc.collect()
-    return set(descriptors(os.getpid()))
+    found = set()
+    for number in descriptors(os.getpid()):
+        with suppress(FileNotFoundError):  # closed meanwhile, as the one that listed them
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
 
 
 def state(pid: int) -> str:
