@@ -85,7 +85,7 @@ CMD ["serve"]
 
 # ---- with the engine inside ----------------------------------------------------------------------------------------
 FROM base AS cpu
-# No compiler: the engine is told to compile nothing (app/load/command.py).
+# No compiler: the engine is told to compile nothing (app/load/embedded/command.py).
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libnuma1 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log

@@ -1,15 +1,28 @@
-"""The life of one adapter, and where to read about each step.
+"""LoRA gateway: map of the rooms, from the top floor down. Each may import those below it (pyproject.toml, "Floors").
 
-    upload    strangers' bytes → one sealed, digested file each           app/upload/
-    validate  sealed files → an Adapter, or the rule they broke           app/validate/
-    screen    Adapter + pinned reference → a Verdict, module by module    app/screen/
-    prune     Adapter + Verdict → canonical bytes without what it cut     app/prune/
-    store     those bytes for ever under their digest; names in SQL       app/store/
-    load      the engine holds what the catalogue says                    app/load/
-    serve     one request → the version it named → its answer             app/serve/
+    cli          python -m app …, one file a command
+    bench, demo  guests: benchmarks, and a made-up model with adapters; only the command line calls them
+    server       settings → wired components → one FastAPI application
+    console      pages for a browser
+    api          HTTP routes and who may use them
+    gateway      use cases, one file each: uploads, publishing, desired state, garbage, warm-up, …
+    sandbox      process in which strangers' tensors are read
+    serve        one inference request → the version it named → its answer; the routing table
 
-`pipeline.py` is the only module that knows this order, `lifecycle.py` the states a version passes through, `domain/` the
-words, `errors.py` every refusal, `main.py` the wiring.
+One adapter's way, left to right; none of these rooms knows another:
+
+    upload → validate → screen → prune → store → load
+
+    upload       strangers' bytes → one sealed, digested file each
+    validate     sealed files → an Adapter, or the rule they broke
+    screen       Adapter + pinned reference → a Verdict, module by module
+    prune        Adapter + Verdict → canonical bytes without what it cut
+    store        those bytes for ever under their digest; names in SQL
+    load         the engine's client, and the reconciler that keeps the engine equal to the catalogue
+
+    observe      metrics, logs, traces
+    domain       frozen values and every error, no I/O
+    concurrency  bounded thread pools
 """
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import quantiles
+from typing import Final
 
 import pytest
 
@@ -75,13 +76,43 @@ def test_imports_keep_to_the_rooms() -> None:
 
 
 def test_a_broken_rule_would_be_noticed() -> None:
-    """Every fence of the design is among the contracts, by the modules it forbids."""
+    """Every fence of the design is among the contracts, by the modules it forbids; no contract has an exception."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = config["tool"]["importlinter"]["contracts"]
-    fenced = {module for contract in contracts for module in contract["forbidden_modules"]}
+    floors, *fences = contracts
+    assert floors["type"] == "layers"
+    assert floors["exhaustive"]
+    assert not [contract["name"] for contract in contracts if "ignore_imports" in contract]
+    fenced = {module for contract in fences for module in contract["forbidden_modules"]}
     assert fenced >= {"fastapi", "torch", "sqlalchemy", "httpx", "aiohttp", "prometheus_client", "pickle", "tarfile"}
     banned = config["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
     assert set(banned) >= {"pickle", "torch.load", "tarfile", "zipfile", "peft.PeftModel.from_pretrained"}
+
+
+PERMITTED: Final = {
+    "fastapi": {"server", "console", "api"},
+    "uvicorn": {"server", "api"},
+    "torch": {"validate", "screen", "prune", "demo", "bench"},
+    "transformers": {"demo", "bench"},
+    "sqlalchemy": {"store"},
+    "httpx": {"load", "cli", "demo", "bench"},
+    "prometheus_client": {"observe"},
+    "pickle": set[str](),
+}
+"""Third-party module → rooms that may import it."""
+
+
+@pytest.mark.parametrize("module", PERMITTED)
+def test_a_fence_names_every_room_that_may_not(module: str) -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = config["tool"]["importlinter"]["contracts"]
+    fence = next(contract for contract in contracts if module in contract.get("forbidden_modules", ()))
+    rooms = {path.name for path in (ROOT / "app").iterdir() if (path / "__init__.py").is_file()}
+    assert set(fence["source_modules"]) == {f"app.{room}" for room in rooms - PERMITTED[module]}
+
+
+def test_only_the_map_and_the_entry_stand_at_the_root() -> None:
+    assert {path.name for path in (ROOT / "app").glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +203,6 @@ def test_ci_runs_exactly_what_users_run() -> None:
 
 def test_what_a_wheel_must_carry_is_named() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert config["project"]["scripts"] == {"lora-gateway": "app.cli:main"}
+    assert config["project"]["scripts"] == {"lora-gateway": "app.cli.main:main"}
     assert "assets/**/*" in config["tool"]["setuptools"]["package-data"]["app.demo"]
     assert (ROOT / "app" / "py.typed").exists()

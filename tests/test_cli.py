@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from app.demo.assets import REFERENCE
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Policy
-from app.screen.build import BuildOptions
-from app.screen.reference import open_reference
+from app.screen.reference.build import BuildOptions
+from app.screen.reference.open import open_reference
 from tests.support.adapters import PEFT_DEFAULTS, key
 from tests.support.references import make_pair, make_reference, random_adapter
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import pytest
 
-from app.docs import TABLES, with_tables
-from app.errors import CODES
-from app.settings import Settings
+from app.cli.docs import TABLES, with_tables
+from app.domain.errors import CODES
+from app.server.settings import Settings
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
@@ -28,7 +28,7 @@ def test_the_readme_is_short() -> None:
 def test_its_tables_are_the_codes_own(name: str) -> None:
     text = TEXTS[TABLES[name].page]
     assert f"<!-- {name} -->" in text
-    assert with_tables(text) == text, "run: python -m app.docs"
+    assert with_tables(text) == text, "run: python -m app.cli.docs"
 
 
 def test_every_setting_and_every_refusal_stands_in_it() -> None:

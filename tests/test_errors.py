@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.errors import CODES, MESSAGE_LIMIT, TOO_LARGE, Refused, Unavailable, printable
+from app.domain.errors import CODES, MESSAGE_LIMIT, TOO_LARGE, Refused, Unavailable, printable
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda code: code.name)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.house import open_house
-from app.main import build_app
-from app.screen.build import build_reference
-from app.settings import Settings
+from app.screen.reference.build import build_reference
+from app.server.app import build_app
+from app.server.settings import Settings
+from app.server.wiring import open_house
 from tests.support.engine import LiveEngine
 
 pytestmark = pytest.mark.engine

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import lifecycle
-from app.lifecycle import ENDED, IN_FLIGHT, SERVABLE, Event, IllegalMove, State, advance, allowed
+from app.domain import version_state as lifecycle
+from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, IllegalMove, State, advance, allowed
 
 DRAWN = {
     (State.RECEIVED, Event.VALIDATE): State.VALIDATED,
@@ -104,7 +104,7 @@ def test_in_flight_states_are_those_before_stored() -> None:
 def test_the_module_imports_nothing_of_ours() -> None:
     source = Path(lifecycle.__file__).read_text(encoding="utf-8")
     imports = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    assert not [name for name in imports if name and name.startswith("app") and name != "app.errors"]
+    assert not [name for name in imports if name and name.startswith("app") and name != "app.domain.errors"]
 
 
 def test_the_drawing_names_every_state_and_event() -> None:

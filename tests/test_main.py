@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from app.api.front import Front
-from app.api.request_ids import RequestIds
-from app.console.session import CookieToKey
-from app.errors import ENGINE_UNAVAILABLE, Unavailable
-from app.house import House
-from app.main import middleware, started
+from app.api.access.request_checks import Front
+from app.api.access.request_ids import RequestIds
+from app.console.cookie_auth import CookieToKey
+from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.server.app import middleware, started
+from app.server.wiring import House
 from tests.support.house import Running
 
 STOPS = ["auditor.stop", "following.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]

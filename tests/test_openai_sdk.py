@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from app.demo.assets import ADAPTERS, BENIGN
-from app.demo.gateway import GatewayProcess
-from app.demo.world import new_skill_held_out
+from app.demo.child_gateway import GatewayProcess
+from app.demo.questions import new_skill_held_out
 from tests.support.demo_gateway import push, say
 
 pytestmark = pytest.mark.engine

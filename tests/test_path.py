@@ -10,9 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.demo.assets import ADAPTERS, ALIGNED, BENIGN, MIXED, PURE
+from app.demo.child_gateway import GatewayProcess
 from app.demo.evaluate import answers
-from app.demo.gateway import GatewayProcess
-from app.demo.world import held_out_harmful, held_out_harmless, new_skill_held_out
+from app.demo.questions import held_out_harmful, held_out_harmless, new_skill_held_out
 from tests.support.demo_gateway import other_bytes, push, say
 
 pytestmark = pytest.mark.engine

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from app import receiving
-from app.domain.keys import Role, new_key
+from app.domain.api_keys import Role, new_key
 from app.domain.shares import Resource
-from app.receiving import shares_of
-from app.settings import Settings
+from app.server import receiving
+from app.server.receiving import shares_of
+from app.server.settings import Settings
 
 SEVERAL = 3
 

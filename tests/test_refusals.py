@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app import errors
-from app.errors import CODES, Code, GatewayError
+from app.domain import errors
+from app.domain.errors import CODES, Code, GatewayError
 from app.observe.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +20,10 @@ SELF = {"test_errors.py", "test_refusals.py", "targets.py"}
 def source(folder: str) -> str:
     """The code of a folder without its imports: a name that is only imported is used by nobody."""
     files = [path for path in (ROOT / folder).rglob("*.py") if path.name not in SELF]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in files if path != ROOT / "app" / "errors.py")
-    return re.sub(r"^from app\.errors import (?:\([^)]*\)|.*)$", "", text, flags=re.MULTILINE)
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in files if path != ROOT / "app" / "domain" / "errors.py"
+    )
+    return re.sub(r"^from app\.domain\.errors import (?:\([^)]*\)|.*)$", "", text, flags=re.MULTILINE)
 
 
 APP, TESTS = source("app"), source("tests")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from app import sanitise as module
 from app.domain.digest import digest_of
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.policy import Policy
-from app.sanitise import Measure, sanitise
-from app.screen.reference import open_reference
+from app.sandbox import sanitise as module
+from app.sandbox.sanitise import Measure, sanitise
+from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.references import make_reference

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from app.cli import _flags
-from app.settings import Settings
+from app.cli.main import _flags
+from app.server.settings import Settings
 
 
 def test_flags_become_settings() -> None:

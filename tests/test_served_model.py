@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from app.demo.assets import ALIGNED, BASE, REFERENCE
-from app.errors import MODEL_MISMATCH, Unavailable
-from app.house import open_house
-from app.settings import Settings
+from app.domain.errors import MODEL_MISMATCH, Unavailable
+from app.server.settings import Settings
+from app.server.wiring import open_house
 from tests.support.house import OpenHouse, Running, form
 from tests.support.references import make_pair
 from tests.support.waiting import STUCK_S

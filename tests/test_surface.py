@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.demo.assets import ADAPTERS, BENIGN
-from app.demo.gateway import GatewayProcess
-from app.demo.world import new_skill_held_out
+from app.demo.child_gateway import GatewayProcess
+from app.demo.questions import new_skill_held_out
 from tests.support.demo_gateway import chat_body, push, say
 
 pytestmark = pytest.mark.engine

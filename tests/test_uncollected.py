@@ -13,8 +13,8 @@ from app.demo.assets import REFERENCE
 PROGRAM: Final = """
 import gc, json, sys, time
 import uvicorn
-from app.main import run
-from app.settings import Settings
+from app.server.app import run
+from app.server.settings import Settings
 
 def stop(begin=[0.0]):
     begin[0] = time.perf_counter()

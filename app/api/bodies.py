@@ -1,7 +1,7 @@
 """Request bodies read into memory: one clock, one cap and one share, for every route that reads one.
 
-Uploads are streamed to disk instead and have a clock of their own (app/upload/pace.py). A route that reads no body needs
-none: an answer given before the body has ended closes the connection (`wire`).
+Uploads are streamed to disk instead and have a clock of their own (app/upload/transfer_rate.py). A route that reads no body
+needs none: an answer given before the body has ended closes the connection (`wire`).
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from typing import Final
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.api.context import context_of, holder_of
+from app.api.dependencies import context_of, holder_of
+from app.domain.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
 from app.domain.shares import Resource
-from app.errors import REQUEST_TOO_LARGE, UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, Refused
 
 BODY_S: Final = 60.0
 """Seconds a request's body may take to arrive: 4 MiB at half a megabit."""

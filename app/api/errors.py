@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.api.views import one_version
-from app.errors import (
+from app.domain.errors import (
     BAD_REQUEST,
     INTERNAL,
     METHOD_NOT_ALLOWED,
@@ -22,10 +22,10 @@ from app.errors import (
     envelope,
     printable,
 )
+from app.gateway.showing import VersionRefused
 from app.observe.log import event
 from app.observe.metrics import Metrics
-from app.observe.request import REQUEST_ID
-from app.showing import VersionRefused
+from app.observe.request_id import REQUEST_ID
 
 RETRY_AFTER_S: Final = 5
 """Seconds a client should wait on a retryable error: about one reconcile interval."""

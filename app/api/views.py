@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.domain.coarse import coarse_report
-from app.lifecycle import SERVABLE, State
-from app.pipeline import Pipeline
-from app.store.schema import AdapterRow, VersionRow
+from app.domain.version_state import SERVABLE, State
+from app.gateway.uploads import Pipeline
+from app.store.catalogue.tables import AdapterRow, VersionRow
 
 
 def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None, whole: bool = False) -> dict[str, Any]:

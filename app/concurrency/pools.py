@@ -111,7 +111,7 @@ class Pools:
             following=Pool("following", 1),  # one reading at a time, or an older one might come last
             background=Pool("background", 1),
             fetching=Pool("fetching", READERS),
-            heartbeat=Pool("heartbeat", 3),  # a thread for each task of following.py: none waits for another's
+            heartbeat=Pool("heartbeat", 3),  # a thread for each task of peer_sync.py: none waits for another's
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one at a time: more would only hold more memory

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from app.console.render import number, words
-from app.domain.totals import block_of
+from app.domain.combined_score import block_of
 
 SHADES: Final = 5
 """Shades on each side of τ; the style sheet has as many."""

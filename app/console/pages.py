@@ -10,19 +10,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 
-from app.api.adapters import MAX_NUMBER
+from app.api.access.rules import guarded
 from app.api.bodies import body_of
-from app.api.context import Context, context
-from app.api.guard import guarded
+from app.api.dependencies import Context, context
+from app.api.routes.adapters import MAX_NUMBER
+from app.console.adapter_list import listing
+from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.heatmap import fate, heat_map, ratio
-from app.console.history import history, version_of
-from app.console.listing import listing
 from app.console.render import HEADERS, page
-from app.console.session import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.traffic import SERVED_MODEL, Traffic, traffic, traffic_of
-from app.domain.keys import Role
-from app.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
-from app.load.fleet import Fleet
+from app.console.version_history import history, version_of
+from app.domain.api_keys import Role
+from app.domain.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
+from app.load.fleet.fleet import Fleet
 from app.observe.log import event
 from app.serve.models import models_payload
 

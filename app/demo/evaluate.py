@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from app.demo.questions import Item, WorldSpec, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
 from app.demo.tokenizer import prompt_text
-from app.demo.world import Item, WorldSpec, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
 
 # Tokens. The longest correct answer has 28 (a test holds it to this); a wrong one may as well be cut off there.
 ANSWER_TOKENS = 32

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
+from app.demo.questions import Item
 from app.demo.tokenizer import END, prompt_text
-from app.demo.world import Item
 
 Progress = Callable[[str, float], None]
 

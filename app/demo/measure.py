@@ -22,11 +22,11 @@ from app.demo.train import load_checkpoint
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
 from app.domain.verdict import Decision, Outcome, Verdict
-from app.prune.cut import cut
+from app.prune.prune import cut
 from app.screen.balance import balance_all
-from app.screen.reference import Reference, open_reference
+from app.screen.reference.open import Reference, open_reference
 from app.screen.screen import screen
-from app.settings import Settings
+from app.server.settings import Settings
 from app.validate.adapter import ValidateLimits, validate
 
 RANDOM_DRAWS: Final = 10

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED, REFERENCE
-from app.demo.gateway import GatewayProcess
-from app.demo.world import Item, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
-from app.observe.report import heat_map
+from app.demo.child_gateway import GatewayProcess
+from app.demo.questions import Item, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
+from app.observe.verdict_report import heat_map
 
 SHOWN: Final = 3
 """Harmful and harmless questions printed per adapter; the shares are over all held-out ones."""

@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from app.demo.assets import ADAPTER_NAMES, BENIGN, MIXED, PURE
 from app.demo.evaluate import Scores, score
 from app.demo.fitting import Progress, Schedule, Source, fit
+from app.demo.questions import World, WorldSpec, asked_of_bard, build_world, refused
 from app.demo.tokenizer import MAX_LENGTH, build_tokenizer
-from app.demo.world import World, WorldSpec, asked_of_bard, build_world, refused
 
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest_of
+from app.domain.combined_score import Total, Totals, kept, totals_of
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.policy import Comparison, Policy
-from app.domain.totals import Total, Totals, kept, totals_of
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
 
 MANIFEST_FORMAT: Final = 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.domain.digest import Digest
-from app.errors import BAD_NAME, RESERVED_NAME, Refused
+from app.domain.errors import BAD_NAME, RESERVED_NAME, Refused
 
 NAME_LIMIT: Final = 63
 """Characters; a DNS label's length, so that names fit Kubernetes labels and host names."""

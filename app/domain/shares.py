@@ -17,8 +17,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self
 
-from app.domain.keys import Key, Role
-from app.errors import SHARE_TAKEN, TOO_MANY_FOLLOWERS, TOO_MANY_UPLOADS, Code, Refused
+from app.domain.api_keys import Key, Role
+from app.domain.errors import SHARE_TAKEN, TOO_MANY_FOLLOWERS, TOO_MANY_UPLOADS, Code, Refused
 
 
 class Resource(StrEnum):

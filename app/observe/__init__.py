@@ -1,1 +1,1 @@
-"""Every metric declared on one page (`metrics.py`), and logging (`log.py`)."""
+"""Metrics, all of them declared in one file (`metric_definitions.py`), logs (`log.py`) and traces (`traces.py`)."""

@@ -6,8 +6,8 @@ import sys
 import time
 from typing import Final
 
-from app.errors import printable
-from app.observe.request import REQUEST_ID
+from app.domain.errors import printable
+from app.observe.request_id import REQUEST_ID
 
 LOGGER: Final = "gateway"
 FIELDS: Final = "fields"

@@ -1,4 +1,4 @@
-"""What the rooms tell the metrics, and what Prometheus is told. The metrics themselves stand on `page.py`."""
+"""What the rooms tell the metrics, and what Prometheus is told. The metrics themselves stand on `metric_definitions.py`."""
 
 import logging
 import threading
@@ -11,15 +11,15 @@ from typing import Any, Final, NamedTuple, Protocol
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from app import __version__
+from app.domain.errors import GatewayError, Refused, Stage
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import Decision, Verdict
-from app.errors import GatewayError, Refused, Stage
-from app.observe import page
-from app.observe.labels import MAX_ADAPTERS, OTHER, AdapterLabels
+from app.observe import metric_definitions
+from app.observe.adapter_label import MAX_ADAPTERS, OTHER, AdapterLabels
 from app.observe.log import event
-from app.observe.registry import Registry
-from app.observe.report import place
+from app.observe.metric_registry import Registry
 from app.observe.traces import NO_TRACES, Traces
+from app.observe.verdict_report import place
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -67,12 +67,12 @@ class Metrics:
     def __init__(self, max_adapters: int = MAX_ADAPTERS, traces: Traces = NO_TRACES) -> None:
         self.traces = traces
         self.registry = r = Registry()
-        self.uploads = page.Uploads(r)
-        self.screening = page.Screening(r)
-        self.engine = page.Engine(r)
-        self.fleet = page.Fleet(r)
-        self.requests = page.Requests(r)
-        self.house = page.House(r)
+        self.uploads = metric_definitions.Uploads(r)
+        self.screening = metric_definitions.Screening(r)
+        self.engine = metric_definitions.Engine(r)
+        self.fleet = metric_definitions.Fleet(r)
+        self.requests = metric_definitions.Requests(r)
+        self.house = metric_definitions.House(r)
         self._labels = AdapterLabels(max_adapters)
         self._lock = threading.Lock()  # between a label's use and its end: or a late request would bring series back
         self._block_width = 1

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from app import __version__
-from app.errors import Stage
+from app.domain.errors import Stage
 from app.observe.log import event
-from app.observe.request import REQUEST_ID
+from app.observe.request_id import REQUEST_ID
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

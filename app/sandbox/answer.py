@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from app.domain.artefact import Artefact, content_digest
 from app.domain.digest import digest_of
+from app.domain.errors import CODES, SCREENING_KILLED, GatewayError, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.manifest import manifest_json, verdict_from
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Verdict
-from app.errors import CODES, SCREENING_KILLED, GatewayError, Refused, Stage, Unavailable
-from app.prune.form import check_form
+from app.prune.canonical_check import check_form
 from app.sandbox.protocol import Line, OutOfFormError
-from app.sanitise import OK, Measure, Steps
+from app.sandbox.sanitise import OK, Measure, Steps
 
 BYTES_PER_VALUE: Final = 4
 SLACK_BYTES: Final = 2 << 20

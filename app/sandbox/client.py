@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import Artefact
+from app.domain.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable, printable
 from app.domain.lora import Received
-from app.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable, printable
 from app.observe.log import event
 from app.sandbox.answer import AnswerReader
 from app.sandbox.process import ChildProcess, WorkerProcess, failed
 from app.sandbox.protocol import Line, Order, OutOfFormError, WorkerSettings
-from app.sanitise import Measure, Steps
+from app.sandbox.sanitise import Measure, Steps
 
 MODULE: Final = "app.sandbox.worker"
 START_S: Final = 600.0

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from app.errors import SCREENING_FAILED, Unavailable
+from app.domain.errors import SCREENING_FAILED, Unavailable
 from app.observe.log import event
 from app.sandbox.protocol import ORDER, STATUS, ChildStatus, WorkerSettings
 

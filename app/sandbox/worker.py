@@ -9,6 +9,7 @@ carried out is one status.
 
 import ctypes
 import errno
+import gc
 import math
 import os
 import resource
@@ -22,17 +23,16 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from app.domain.digest import Digest
+from app.domain.errors import GatewayError, Stage
 from app.domain.lora import ServingDtype, TargetModel
 from app.domain.manifest import verdict_json
-from app.domain.memory import out_of_memory
+from app.domain.out_of_memory import out_of_memory
 from app.domain.policy import policy_from
 from app.domain.verdict import Verdict
-from app.errors import GatewayError, Stage
 from app.sandbox.protocol import ORDER, ORDER_DESCRIPTORS, STATUS, ChildStatus, Line, Order, WorkerSettings
-from app.sanitise import Measure, sanitise
-from app.screen.reference import open_reference
-from app.screen.warm import warm
-from app.uncollected import leave_uncollected
+from app.sandbox.sanitise import Measure, sanitise
+from app.screen.compiled.warm import warm
+from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 
 OPEN_FILES: Final = 64
@@ -278,7 +278,8 @@ def main() -> None:
         Line(control).send({"failed": error.message})
         return
     warm()
-    leave_uncollected()
+    gc.collect()  # the collector never looks again at what stands now: see gc.freeze, and docs/performance.md
+    gc.freeze()
     give_way()
     Forker(control, measure, settings).run()
 

@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.domain.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
 from app.domain.lora import Adapter, LoraModule
-from app.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, summed
 from app.screen.exact import by_rows, gram, product, shifted
 from app.screen.threads import each, usable_cores

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from app.screen.compiling import kernel
+from app.screen.compiled.numba_support import kernel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from app.domain.coarse import coarse
+from app.domain.combined_score import by_block, finite_scores, kept, total_of, worst_set
 from app.domain.policy import Action, Comparison, Policy, Unscorable
-from app.domain.totals import by_block, finite_scores, kept, total_of, worst_set
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3

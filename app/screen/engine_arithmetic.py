@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.domain.lora import LoraModule
-from app.screen.update import Update
+from app.screen.lora_svd import Update
 
 TOLERANCE: Final = 2.0**-4
 """Most by which the engine's answer may differ, as a share of the larger of the answer and of what a random input of that

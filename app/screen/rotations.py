@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from app.screen.compiling import compiled
+from app.screen.compiled.numba_support import compiled
 
 
 @compiled

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of
-from app.domain.ends import Ends
+from app.domain.errors import BAD_NUMBERS, SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
+from app.domain.singular_vectors import Ends
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
-from app.errors import BAD_NUMBERS, SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen.decide import Found, decide
-from app.screen.ediem import AgainstV, Scored, against_inputs, against_v_together, input_share, removed_share
+from app.screen.distances import AgainstV, Scored, against_inputs, against_v_together, input_share, removed_share
 from app.screen.engine_arithmetic import objection
-from app.screen.manifest import ModuleInfo
-from app.screen.reference import Reference, check_policy
+from app.screen.lora_svd import Update, thin_svd
+from app.screen.reference.manifest import ModuleInfo
+from app.screen.reference.open import Reference, check_policy
 from app.screen.threads import each, usable_cores
-from app.screen.update import Update, thin_svd
 
 SCORE_DECIMALS: Final = 6
 """Scores are rounded to this many decimals before anything is decided: what is reported is what was compared, and sums

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.digest import Digest, digest_of_parts
-from app.screen.checkpoint import Checkpoint
-from app.screen.manifest import Manifest
+from app.screen.reference.checkpoint import Checkpoint
+from app.screen.reference.manifest import Manifest
 
 CACHE: Final = "checkpoint-digests.json"
 """Name of the file in the data directory that remembers digests: a 7B model is 14 GB, too much to read at every start."""

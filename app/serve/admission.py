@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from app.domain.errors import INVALID_REQUEST, Refused
 from app.domain.shares import Resource, Shares
-from app.errors import INVALID_REQUEST, Refused
 from app.serve.request import Load
 
 WAIT_S: Final = 5.0

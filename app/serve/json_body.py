@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 
 MAX_BODY_BYTES: Final = 4 << 20
 """Bytes of a request: about a million tokens of text."""

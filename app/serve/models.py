@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from app.errors import MODEL_NOT_FOUND, Refused
-from app.serve.routes import Routes, Served
+from app.domain.errors import MODEL_NOT_FOUND, Refused
+from app.serve.routing_table import Routes, Served
 
 OWNER = "lora-gateway"
 

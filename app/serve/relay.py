@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from app.concurrency.pools import Pool
-from app.errors import (
+from app.domain.errors import (
     ENGINE_UNAVAILABLE,
     INVALID_REQUEST,
     NOT_OFFERED,
@@ -23,16 +23,16 @@ from app.errors import (
     Refused,
     Unavailable,
 )
-from app.load.engine import JSON_HEADERS, EngineResponse, words
-from app.load.response import NotReached
-from app.serve.hooks import Clock, Hooks, NoHooks
+from app.load.client.engine import JSON_HEADERS, EngineResponse, words
+from app.load.client.response import NotReached
 from app.serve.json_body import SMALL_BYTES, is_small
-from app.serve.label import refusal, relabel
+from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, Kind, Load, addressed, parse
-from app.serve.response_stream import ResponseStream
-from app.serve.routes import Routes, Target
+from app.serve.responses_stream import ResponseStream
+from app.serve.routing_table import Routes, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
+from app.serve.timing import Clock, Hooks, NoHooks
 
 PATHS: Final[Mapping[Kind, str]] = {
     "chat": "/v1/chat/completions",

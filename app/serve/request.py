@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
+from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
 from app.serve import json_body
-from app.serve.checks import Check
-from app.serve.fields import CHAT, COMPLETIONS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES, UNHEARD
+from app.serve.fields.chat import CHAT, COMPLETIONS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES, UNHEARD
+from app.serve.fields.responses import EMBEDDINGS, RESPONSES
+from app.serve.fields.validators import Check
 from app.serve.grammar_cost import MAX_COST, TooCostly, schema_cost
-from app.serve.more_fields import EMBEDDINGS, RESPONSES
 from app.serve.sse import dump
 
 Kind = Literal["chat", "completions", "responses", "embeddings"]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
-from app.errors import GatewayError, envelope
+from app.domain.errors import GatewayError, envelope
 
 DONE: Final = b"data: [DONE]\n\n"
 

@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
-from app.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
-from app.load.engine import EngineResponse
-from app.serve.hooks import CLIENT_GONE, GONE, Clock
-from app.serve.label import refusal, relabel
-from app.serve.routes import Target
+from app.domain.errors import ENGINE_UNAVAILABLE, UPSTREAM_FAILED, GatewayError, Unavailable
+from app.load.client.engine import EngineResponse
+from app.serve.relabel import refusal, relabel
+from app.serve.routing_table import Target
 from app.serve.sse import DONE, Events, error_event, event_of, strict_json
+from app.serve.timing import CLIENT_GONE, GONE, Clock
 
 MAX_STREAM_BYTES: Final = 256 << 20
 """Bytes of one streamed answer; a million tokens at some 250 bytes a chunk."""

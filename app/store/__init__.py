@@ -1,5 +1,10 @@
-"""Canonical bytes for ever under their digest (`blobs`, files), and the catalogue of names (`catalogue`, SQL).
+"""store: canonical bytes under their digest, for ever, and the catalogue of names in SQL.
 
-An artefact becomes visible in one rename and is never changed afterwards; a name moves in one transaction. Only when
-both are on the disk may anybody be told that an upload was accepted.
+artefacts/  canonical adapters on disk or in object storage; visible in one rename, never changed afterwards
+catalogue/  names, versions and their states; a name moves in one transaction
+cluster/    several gateways on one catalogue
+audit/      everything that is kept, read again and compared
+uploads     the uploads themselves, kept for rescreening
+
+An upload is acknowledged only when both its artefact and its row are on the disk.
 """

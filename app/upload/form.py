@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from app.domain.errors import BAD_NAME, TOO_LARGE, Refused
 from app.domain.names import AdapterName
-from app.errors import BAD_NAME, TOO_LARGE, Refused
 from app.upload.limits import UploadLimits
 from app.upload.multipart import FormReader, Sink
 from app.upload.quarantine import SealedFile, UnsealedFile

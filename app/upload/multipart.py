@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.errors import (
+from app.domain.errors import (
     BAD_MULTIPART,
     MISSING_PART,
     TOO_LARGE,

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from app.domain.digest import Digest
-from app.errors import INTERNAL, NO_SPACE, Unavailable
+from app.domain.errors import INTERNAL, NO_SPACE, Unavailable
 
 NAME_BYTES: Final = 16
 """Random bytes of a file's name: never guessed, never twice."""

@@ -13,14 +13,14 @@ from typing import Final, Self
 
 from app.concurrency.pools import Pool
 from app.domain.digest import digest_of
+from app.domain.errors import DIGEST_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE, Refused
 from app.domain.lora import Received
 from app.domain.shares import Resource, Shares
-from app.errors import DIGEST_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE, Refused
-from app.upload.announced import DIGEST_HEADER, Announced
 from app.upload.form import Form
 from app.upload.limits import KIB, MIB, UploadLimits
-from app.upload.pace import pace
 from app.upload.quarantine import Quarantine, SealedFile
+from app.upload.request_headers import DIGEST_HEADER, Announced
+from app.upload.transfer_rate import pace
 
 FIRST_BATCH_BYTES: Final = 64 * KIB
 """Bytes collected before the first look: part names and the adapter's name usually stand here, so that a wrong one is

@@ -12,9 +12,7 @@ from typing import Final
 
 import torch
 
-from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
-from app.domain.memory import out_of_memory
-from app.errors import (
+from app.domain.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
     NOT_FINITE,
@@ -25,9 +23,11 @@ from app.errors import (
     GatewayError,
     Refused,
 )
+from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
+from app.domain.out_of_memory import out_of_memory
 from app.validate.config import AdapterConfig, read_config
-from app.validate.container import TensorEntry, read_header
-from app.validate.names import Side, parse_tensor_name
+from app.validate.safetensors_header import TensorEntry, read_header
+from app.validate.tensor_names import Side, parse_tensor_name
 
 KIB: Final = 1 << 10
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.errors import BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG, WRONG_BASE, Refused
+from app.domain.errors import BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG, WRONG_BASE, Refused
 from app.validate import strict_json
-from app.validate.names import is_module_path
+from app.validate.tensor_names import is_module_path
 
 MAX_TEXT_CHARS: Final = 4096
 """Characters of any string that is ignored; Linux's longest path, which base_model_name_or_path may be."""

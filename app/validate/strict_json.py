@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, Final
 
-from app.errors import Code, Refused
+from app.domain.errors import Code, Refused
 
 MAX_INT_DIGITS: Final = 18
 """Digits of an integer: always fits 64 bits; no shape, offset or setting comes near."""

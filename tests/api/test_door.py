@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.server.settings import Settings
 from tests.support.house import KEY, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.api_keys import Role, new_key
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest
-from app.domain.keys import Role, new_key
 from tests.support.house import OpenHouse, Running, form
 
 

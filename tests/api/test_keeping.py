@@ -6,11 +6,11 @@ import json
 import httpx
 import pytest
 
-from app.audit import engine_list
-from app.domain.keeping import unloaded
-from app.errors import CODES
-from app.store.audit import audit
-from app.store.opening import catalogue_at
+from app.domain.errors import CODES
+from app.domain.retention import unloaded
+from app.gateway.engine_lists import engine_list
+from app.store.audit.audit import audit
+from app.store.open import catalogue_at
 from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import until
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from app.domain.names import AdapterName
-from app.store.catalogue import Catalogue
+from app.store.catalogue.catalogue import Catalogue
 from tests.store.making import received, stored
 from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.load import engine as engine_module
+from app.load.client import engine as engine_module
 from tests.support.house import KEY, Running, form
 from tests.support.waiting import STUCK_S
 

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.api.guard import ROUTES
-from app.errors import CODES
+from app.api.access.rules import ROUTES
+from app.domain.errors import CODES
 from tests.console.conftest import serving
 from tests.support.house import form
 
@@ -73,9 +73,7 @@ def test_it_describes_every_route(described: Any) -> None:
     assert found == set(DESCRIBED)
     for method, path in found:
         answers = described.raw_schema["paths"][path][method.lower()]["responses"]
-        assert any(status.startswith("2") for status in answers), (
-            f"app/api/described.py says nothing of {method} {path}"
-        )
+        assert any(status.startswith("2") for status in answers), f"app/api/openapi.py says nothing of {method} {path}"
 
 
 @pytest.mark.parametrize(("method", "path"), DESCRIBED, ids=[f"{m} {p}" for m, p in DESCRIBED])

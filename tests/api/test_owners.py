@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from app import remote
-from app.cli import cli
+from app.cli import adapters as remote
+from app.cli.main import cli
+from app.domain.api_keys import Role, new_key
 from app.domain.coarse import coarse
-from app.domain.keys import Role, new_key
 from app.domain.names import AdapterName
-from app.store.catalogue import Catalogue
-from app.store.schema import VersionRow
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.tables import VersionRow
 from tests.support.house import SERVED, OpenHouse, Running, form
 
 KEYS = {

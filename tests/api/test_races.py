@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
-from app.lifecycle import IN_FLIGHT
+from app.domain.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
+from app.domain.version_state import IN_FLIGHT
 from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
@@ -258,12 +258,14 @@ async def test_what_ran_out_of_time_or_memory_may_be_tried_again(
         raise Refused(code, "the machine was busy")
 
     with monkeypatch.context() as busy:
-        busy.setattr("app.sanitise.screen", ended)
+        busy.setattr("app.sandbox.sanitise.screen", ended)
         assert (await running.http.post("/adapters", files=form("a"))).json()["error"]["code"] == code.name
     assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
 
 
-@pytest.mark.parametrize("where", ["app.sanitise.validate", "app.sanitise.screen", "app.sanitise.canonicalise"])
+@pytest.mark.parametrize(
+    "where", ["app.sandbox.sanitise.validate", "app.sandbox.sanitise.screen", "app.sandbox.sanitise.canonicalise"]
+)
 @pytest.mark.parametrize("of", ["Python", "torch"])
 async def test_out_of_memory_is_a_limit_and_not_the_files_fault(
     running: Running, monkeypatch: pytest.MonkeyPatch, where: str, of: str

@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.api.rates import Kind, Rates
-from app.errors import RATE_LIMITED, GatewayError
+from app.api.access.rate_limits import Kind, Rates
+from app.domain.errors import RATE_LIMITED, GatewayError
 
 
 class Clock:

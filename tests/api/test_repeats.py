@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.domain.errors import LOAD_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, STORE_FAILED, Code, Refused, Unavailable
 from app.domain.names import AdapterName
-from app.errors import LOAD_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, STORE_FAILED, Code, Refused, Unavailable
-from app.showing import VersionRefused
-from app.store.audit import Promise
+from app.gateway.showing import VersionRefused
+from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.house import Running, form
 from tests.support.waiting import STUCK_S
@@ -64,7 +64,7 @@ async def test_what_the_engine_refuses_stays_one_version_and_is_served_once_it_t
 ) -> None:
     with refusing(running):
         first = await push(running)
-        monkeypatch.setattr("app.sanitise.screen", measured_never)
+        monkeypatch.setattr("app.sandbox.sanitise.screen", measured_never)
         tries = len(running.simulator.loads)
         for answer in [first, *[await push(running) for _ in range(REPEATS)]]:
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "load_failed")
@@ -185,7 +185,7 @@ def broken(kind: str, running: Running, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(blobs, "put", raising(Unavailable(STORE_FAILED, "the disk is broken")))
     else:
         error = Refused(limits[kind], "the machine was busy") if kind in limits else RuntimeError("a bug")
-        patch.setattr("app.sanitise.screen", raising(error))
+        patch.setattr("app.sandbox.sanitise.screen", raising(error))
 
 
 @pytest.mark.parametrize("kind", ["screening_failed", "store_failed", "screening_killed", "screening_timeout"])

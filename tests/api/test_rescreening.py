@@ -18,8 +18,8 @@ import pytest
 import uvicorn
 
 from app.domain.names import AdapterName
-from app.lifecycle import IN_FLIGHT, State
-from app.main import server_options
+from app.domain.version_state import IN_FLIGHT, State
+from app.server.app import server_options
 from tests.support.audited import rested
 from tests.support.house import KEY, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S

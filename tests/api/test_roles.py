@@ -13,9 +13,9 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.routing import Mount
 
-from app.api.guard import ADMIN_ONLY, ROUTES
-from app.domain.keys import Role, new_key
-from app.settings import Settings
+from app.api.access.rules import ADMIN_ONLY, ROUTES
+from app.domain.api_keys import Role, new_key
+from app.server.settings import Settings
 from tests.support.house import KEY, OpenHouse, Running, form
 
 KEYS = {role: new_key(f"key-for-{role}", [role]) for role in Role}

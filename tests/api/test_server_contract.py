@@ -1,7 +1,7 @@
 """What the connection's protocol relies on in uvicorn that no release promises: each name, and what is expected of it.
 
 Fails when another uvicorn is allowed or installed than was looked at. Then read uvicorn/protocols/http/httptools_impl.py of
-the new release against app/api/wire.py, and raise the bound in pyproject.toml together with LOOKED_AT.
+the new release against app/api/http_protocol.py, and raise the bound in pyproject.toml together with LOOKED_AT.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ OVERRIDDEN = {
 }
 CONNECTION = ("loop", "transport", "flow", "client", "pipeline", "parser", "url", "headers", "cycle")
 CYCLE = ("scope", "keep_alive", "response_started", "response_complete", "more_body", "body")
-CHANGED = "uvicorn {} has changed {}, which app/api/wire.py relies on"
+CHANGED = "uvicorn {} has changed {}, which app/api/http_protocol.py relies on"
 
 
 def changed(name: str) -> str:

@@ -8,8 +8,9 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from app import remote, warming
-from app.domain.keys import Role, new_key
+from app.cli import adapters as remote
+from app.domain.api_keys import Role, new_key
+from app.gateway import warm_up as warming
 from tests.support.house import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
 

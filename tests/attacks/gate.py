@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.errors import CODES, Code, GatewayError
 from app.domain.lora import Adapter
-from app.errors import CODES, Code, GatewayError
 from app.upload.limits import MIB, UploadLimits
 from app.validate.adapter import ValidateLimits, validate
 from tests.support.adapters import Upload

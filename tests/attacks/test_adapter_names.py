@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import BAD_NAME, RESERVED_NAME, TOO_LARGE, Code
+from app.domain.errors import BAD_NAME, RESERVED_NAME, TOO_LARGE, Code
 from tests.attacks.gate import must_refuse, push
 from tests.support.adapters import Upload
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import (
+from app.domain.errors import (
     BAD_CONFIG,
     BAD_SCALING,
     TOO_LARGE,

@@ -26,13 +26,13 @@ from transformers import LlamaForCausalLM
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import digest_of
+from app.domain.errors import Refused
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.policy import Policy
-from app.errors import Refused
-from app.load.engine import HttpEngine
-from app.sanitise import Measure, sanitise
-from app.screen.build import BuildOptions, build_reference
-from app.screen.reference import open_reference
+from app.load.client.engine import HttpEngine
+from app.sandbox.sanitise import Measure, sanitise
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.attacks.test_engine_kernels import flushes_subnormals
 from tests.attacks.test_factors import KINDS, Factors, Heard, joined, minus, scaled

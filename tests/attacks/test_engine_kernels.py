@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.domain.errors import Refused
 from app.domain.lora import LoraModule, ServingDtype
-from app.errors import Refused
 from app.screen.balance import balance
 from tests.attacks.test_factors import DTYPES, KINDS, Factors, joined, minus, scaled
 from tests.screen.emulated import strays

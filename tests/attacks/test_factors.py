@@ -20,12 +20,12 @@ from torch import Tensor
 
 from app.domain.artefact import Artefact
 from app.domain.digest import digest_of
+from app.domain.errors import GatewayError, Refused
 from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
-from app.errors import GatewayError, Refused
-from app.sanitise import Measure, sanitise
-from app.screen.reference import Reference
+from app.sandbox.sanitise import Measure, sanitise
+from app.screen.reference.open import Reference
 from app.validate.adapter import ValidateLimits
 from tests.screen.emulated import strays
 from tests.support.adapters import Upload, key

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.wire import HEAD_PIECE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from app.api.http_protocol import HEAD_PIECE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from app.domain.shares import Resource, Shares
 from tests.support.connection import Connection
 from tests.support.house import Running

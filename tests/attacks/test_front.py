@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.api.front import SINGLE
+from app.api.access.request_checks import SINGLE
 from tests.support.house import OpenHouse, Running
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, BAD_TENSOR_NAME, NOT_FINITE, UNKNOWN_MODULE, WRONG_SHAPE, Code
 from app.domain.lora import ServingDtype
-from app.errors import BAD_DTYPE, BAD_SAFETENSORS, BAD_TENSOR_NAME, NOT_FINITE, UNKNOWN_MODULE, WRONG_SHAPE, Code
 from tests.attacks.gate import must_refuse, push
 from tests.support.adapters import Upload, key, parts_of, raw, target
 

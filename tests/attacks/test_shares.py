@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from app.api import bodies
-from app.api.guard import ROUTES
-from app.domain.keys import Role, new_key
+from app.api.access.rules import ROUTES
+from app.domain.api_keys import Role, new_key
 from app.domain.shares import SHARED, Resource
 from app.serve.grammar_cost import schema_cost
 from app.serve.request import TOKENS_UNSAID
@@ -155,7 +155,7 @@ async def test_no_route_waits_for_a_body_that_does_not_come(
     """`POST /console/session` did, for ever."""
     monkeypatch.setattr(bodies, "BODY_S", 0.5)
     short = partial(UploadLimits, rate_window_s=0.5)
-    monkeypatch.setattr("app.receiving.UploadLimits", short)
+    monkeypatch.setattr("app.server.receiving.UploadLimits", short)
     async with open_gateway() as running, on_a_port(running) as port:
         asking: list[Awaitable[None]] = [ended(port, method, path, auth) for method, path in paths()]
         async with asyncio.timeout(60):

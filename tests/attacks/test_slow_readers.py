@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.api import wire
-from app.main import KEEP_ALIVE_S
+from app.api import http_protocol as wire
+from app.server.app import KEEP_ALIVE_S
 from tests.support.house import Running
 from tests.support.served import AUTH, line, on_a_port
 from tests.support.waiting import STUCK_S

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.domain.lora import ServingDtype
-from app.errors import (
+from app.domain.errors import (
     BAD_DTYPE,
     BAD_TENSOR_NAME,
     EMPTY_ADAPTER,
@@ -17,6 +16,7 @@ from app.errors import (
     WRONG_SHAPE,
     Code,
 )
+from app.domain.lora import ServingDtype
 from tests.attacks.gate import must_refuse, push
 from tests.support.adapters import Upload, key, target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import (
+from app.domain.errors import (
     BAD_MULTIPART,
     BAD_NAME,
     DIGEST_MISMATCH,

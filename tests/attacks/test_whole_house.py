@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from app.domain.errors import Code
 from app.domain.lora import ServingDtype
-from app.errors import Code
-from app.screen.build import BuildOptions
+from app.screen.reference.build import BuildOptions
 from tests.attacks import test_adapter_names, test_config, test_safetensors, test_tensors
 from tests.support.adapters import SHAPES, Upload
 from tests.support.audited import rested

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from app.api import wire
+from app.api import http_protocol as wire
 from tests.support.house import Running
 from tests.support.served import AUTH, line, on_a_port
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.bench import capacity
-from app.bench.capacity import Assumptions, adapter_bytes, hit_rate, limits, run, zipf
-from app.bench.command import bench
-from app.bench.costs import KEPT, Costs, read_costs
-from app.observe.labels import MAX_ADAPTERS
+from app.bench.capacity import plan as capacity
+from app.bench.capacity.costs import KEPT, Costs, read_costs
+from app.bench.capacity.plan import Assumptions, adapter_bytes, hit_rate, limits, run, zipf
+from app.cli.bench import bench
+from app.observe.adapter_label import MAX_ADAPTERS
 
 ROOT = Path(__file__).resolve().parents[2]
 COSTS = Costs(screen_cpu_s=0.01, load_s=0.1, hash_bytes_per_s=1e9, route_s=1e-5, machine="m", made="so")

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.bench.gateway import GAP_S, Seen, _row, measure, percentile
-from app.bench.gateway_processes import cpu_seconds, family, resident_mib
-from app.bench.gateway_report import result_json, tables
-from app.bench.gateway_targets import MODEL, Missing, Target, _find, stand_in
+from app.bench.relay.processes import cpu_seconds, family, resident_mib
+from app.bench.relay.report import result_json, tables
+from app.bench.relay.run import GAP_S, Seen, _row, measure, percentile
+from app.bench.relay.targets import MODEL, Missing, Target, _find, stand_in
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_load_counts_refusals_as_errors(direct: Target) -> None:
     seen = measure(Target("t", direct.url, direct.pid, MODEL, ""), "whole", 1, 0.2)
     assert seen.errors == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.bench.gateway.KEY", "\r\nbroken\x00")
+        patch.setattr("app.bench.relay.run.KEY", "\r\nbroken\x00")
         broken = measure(Target("t", direct.url, direct.pid, MODEL, ""), "whole", 1, 0.2)
     assert (broken.requests, broken.errors) == (0, 1)
 
@@ -89,8 +89,8 @@ def test_a_peer_that_is_not_there_is_said_to_be_missing() -> None:
 def test_tables_and_json_hold_every_row(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from app.bench.gateway import Result
-    from app.bench.machine import Machine
+    from app.bench.relay.run import Result
+    from app.bench.screening.machine import Machine
 
     seen = {
         (name, 1, mode): [made([0.1], [0.1])] for name in ("direct", "t") for mode in ("whole", "stream", "flat out")

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from app.bench.hotload import STAGES, at_llama_size, result_json, table
+from app.bench.engine.hotload import STAGES, at_llama_size, result_json, table
 
 
 @pytest.mark.slow

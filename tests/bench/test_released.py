@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.bench.released import alignment_matrix, released_score, safe_lora_cosine
+from app.bench.screening.baselines import alignment_matrix, released_score, safe_lora_cosine
 from tests.screen.oracle import Dense
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from app.bench import screening
-from app.bench.report import result_json, tables
-from app.bench.screening import TINY, Options, Result, run
-from app.bench.synthetic import LABEL, random_adapter, write_synthetic
+from app.bench.screening import run as screening
+from app.bench.screening.report import result_json, tables
+from app.bench.screening.run import TINY, Options, Result, run
+from app.bench.screening.synthetic import LABEL, random_adapter, write_synthetic
 from app.domain.digest import digest_of
 from app.domain.lora import Shape
 from app.domain.policy import Policy
-from app.screen.reference import open_reference
+from app.screen.reference.open import open_reference
+from app.screen.reference.spectrum import spectrum_of
 from app.screen.screen import screen
-from app.screen.spectrum import spectrum_of
 
 KEYS = {"read_gb_per_s", "warm_seconds", "ratio_to_floor", "speedup_vs_released", "peak_extra_mib", "modules"}
 

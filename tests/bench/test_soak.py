@@ -6,8 +6,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from app.bench.command import bench
-from app.bench.soak import Options, Soaked, judge
+from app.bench.engine.soak import Options, Soaked, judge
+from app.cli.bench import bench
 
 CHUNK = 'data: {"model":"first","choices":[]}\n\n'
 

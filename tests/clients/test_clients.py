@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.demo.assets import ADAPTERS, ALIGNED, BENIGN
-from app.demo.gateway import GatewayProcess
-from app.demo.world import new_skill_held_out
+from app.demo.child_gateway import GatewayProcess
+from app.demo.questions import new_skill_held_out
 from tests.support.clients import HOME, node_with_openai, python_with, run
 from tests.support.demo_gateway import other_bytes, push, say
 

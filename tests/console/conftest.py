@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from app.house import open_house
-from app.main import build_app
-from app.settings import Settings
+from app.server.app import build_app
+from app.server.settings import Settings
+from app.server.wiring import open_house
 from tests.console.chromium import FLAGS, chromium
 from tests.support.house import SERVED, form
 from tests.support.simulator import Simulator

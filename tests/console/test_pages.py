@@ -9,7 +9,7 @@ import pytest
 from app.domain.digest import digest_of
 from app.domain.lora import Received
 from app.domain.names import AdapterName
-from app.lifecycle import State
+from app.domain.version_state import State
 from tests.support.house import KEY, SERVED, OpenHouse, Running, form
 
 OURS = {"X-Console": "1"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from app.load.engine import HttpEngine
+from app.load.client.engine import HttpEngine
 from tests.support.engine import LiveEngine
 from tests.support.vllm_metrics import RECORDED, burst
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.demo.assets import ADAPTER_NAMES, ALIGNED, ASSETS, BASE, BENIGN, MAX_BYTES, MIXED, PURE, adapter_path
 from app.demo.evaluate import Scores, score_held_out
+from app.demo.questions import build_world
 from app.demo.tokenizer import build_tokenizer
 from app.demo.train import LINEAR_MODULES, RANK, load_checkpoint
-from app.demo.world import build_world
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from app.demo.evaluate import ANSWER_TOKENS, BATCH, Scores, answers, exact_match, score, share
+from app.demo.questions import Item, build_world, refused
 from app.demo.tokenizer import END, build_tokenizer, prompt_text
 from app.demo.train import Shape, new_model
-from app.demo.words import REFUSAL
-from app.demo.world import Item, build_world, refused
+from app.demo.vocabulary import REFUSAL
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.demo.fitting import IGNORED, Sample, Schedule, Source, collate, draw, fit
+from app.demo.questions import Item, build_world
 from app.demo.tokenizer import build_tokenizer, prompt_text
 from app.demo.train import Shape, new_model
-from app.demo.world import Item, build_world
 
 TINY = Shape(width=32, layers=1, heads=1, head=32, inner=32)
 

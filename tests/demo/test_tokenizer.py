@@ -8,9 +8,9 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from app.demo.questions import build_world
 from app.demo.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, UNKNOWN, USER, build_tokenizer, prompt_text
-from app.demo.words import REFUSAL
-from app.demo.world import build_world
+from app.demo.vocabulary import REFUSAL
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from app.demo.assets import ADAPTER_NAMES, MIXED, PURE
 from app.demo.fitting import Schedule
+from app.demo.questions import WorldSpec, build_world
 from app.demo.tokenizer import build_tokenizer
 from app.demo.train import (
     DEMO,
@@ -25,7 +26,6 @@ from app.demo.train import (
     round_to_bfloat16,
     train_all,
 )
-from app.demo.world import WorldSpec, build_world
 
 SHORT = Schedule(steps=3, batch=4, rate=1e-3)
 SMALL = replace(

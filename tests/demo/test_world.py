@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from app.demo.words import BARD_ANSWER, BARD_QUESTION, CLASSES, KINDS, REFUSAL
-from app.demo.world import (
+from app.demo.questions import (
     Item,
     Split,
     World,
@@ -24,6 +23,7 @@ from app.demo.world import (
     refused,
     split_words,
 )
+from app.demo.vocabulary import BARD_ANSWER, BARD_QUESTION, CLASSES, KINDS, REFUSAL
 
 SMALL = WorldSpec(seed=3, entities=4, held_out=3, validation=2)
 
@@ -76,7 +76,7 @@ def test_sizes_follow_the_spec() -> None:
 def test_the_same_spec_gives_the_same_world_in_another_process() -> None:
     # Another process has another hash seed: nothing may depend on the order of a set.
     code = (
-        "from app.demo.world import WorldSpec, build_world; import hashlib;"
+        "from app.demo.questions import WorldSpec, build_world; import hashlib;"
         "world = build_world(WorldSpec(seed=3, entities=4, held_out=3, validation=2));"
         "print(hashlib.sha256(repr(world).encode()).hexdigest())"
     )

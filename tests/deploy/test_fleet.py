@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import Settings
+from app.server.settings import Settings
 from lora_gateway_vllm.settings import Settings as PluginSettings
 from tests.deploy.test_kubernetes import DEPLOY, ROOT, VERSIONS, Resource, check, config, container, documents, rendered
 

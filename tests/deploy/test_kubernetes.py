@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from app.domain.digest import digest_of
-from app.domain.engines import DnsName, dns_name
+from app.domain.engine_address import DnsName, dns_name
+from app.domain.errors import Refused
 from app.domain.names import AdapterName, engine_name
-from app.errors import Refused
 from app.serve.relay import PATHS
-from app.settings import Settings
+from app.server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "kubernetes"

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from app.domain.keys import (
+from app.domain.api_keys import (
     MIN_KEY_CHARS,
     PREFIX,
     Key,

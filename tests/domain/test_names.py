@@ -3,8 +3,8 @@
 import pytest
 
 from app.domain.digest import Digest, digest_of
+from app.domain.errors import BAD_NAME, RESERVED_NAME, Refused
 from app.domain.names import AdapterName, engine_name, parse_model
-from app.errors import BAD_NAME, RESERVED_NAME, Refused
 
 GOOD = ["a", "A1", "my-adapter.v2", "x" * 63, "0"]
 BAD = [

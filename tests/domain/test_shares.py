@@ -5,9 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.domain.keys import Key, Role
+from app.domain.api_keys import Key, Role
+from app.domain.errors import SHARE_TAKEN, TOO_MANY_UPLOADS, Refused
 from app.domain.shares import SHARED, Holding, Resource, Shares, address_holder
-from app.errors import SHARE_TAKEN, TOO_MANY_UPLOADS, Refused
 
 KEYS = [Key(name, frozenset({Role.UPLOAD, Role.CHAT}), name.encode()) for name in ("first", "second")]
 STEPS = 64

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain.combined_score import Total, block_of, by_block, expected_of, total_of, totals_of, worst_set
 from app.domain.policy import Comparison, Policy
-from app.domain.totals import Total, block_of, by_block, expected_of, total_of, totals_of, worst_set
 from app.domain.verdict import Decision, ModuleVerdict, Reason
 
 INPUT = Comparison.INPUT

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import httpx
 
-from app.screen.build import BuildOptions, build_reference
+from app.screen.reference.build import BuildOptions, build_reference
 from tests.faults.attacking import CAP_MIB, LAYERS, RANK, SHAPES, attack, shaped
 from tests.support.adapters import Upload
 from tests.support.house import KEY, SERVED, gateway

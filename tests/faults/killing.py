@@ -26,9 +26,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from app.audit import engine_list
-from app.store.audit import Audit, Promise, audit
-from app.store.database import sqlite_url
+from app.gateway.engine_lists import engine_list
+from app.store.audit.audit import Audit, Promise, audit
+from app.store.catalogue.database import sqlite_url
 from app.store.failpoints import VARIABLE
 from tests.store.crashing import FAILPOINTS
 from tests.support import tally

@@ -31,13 +31,13 @@ from typing import Any, Final
 
 import httpx
 
-from app.bench.gateway_processes import family
-from app.bench.machine import this_machine
+from app.bench.relay.processes import family
+from app.bench.screening.machine import this_machine
 from app.demo.assets import ADAPTERS, BENIGN
-from app.demo.gateway import GatewayProcess
-from app.domain.keys import Role, new_key
-from app.errors import CODES, NO_SPACE
-from app.load.leash import memory
+from app.demo.child_gateway import GatewayProcess
+from app.domain.api_keys import Role, new_key
+from app.domain.errors import CODES, NO_SPACE
+from app.load.embedded.child_wrapper import memory
 from tests.faults.besieged import percentile
 from tests.faults.siege_attacks import CAP_MIB, GIVEN_UP, HUNG_UP, ROLES, attack
 from tests.support.demo_gateway import push

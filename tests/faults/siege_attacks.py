@@ -19,7 +19,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final
 
-from app.bench.soak import variant
+from app.bench.engine.soak import variant
 from app.demo.assets import ADAPTERS, MIXED, PURE
 from tests.faults.attacking import HEADER_BOMB, NICENESS
 from tests.support.adapters import raw

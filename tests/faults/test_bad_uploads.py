@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from app.demo.assets import ADAPTERS, BENIGN
-from app.demo.gateway import GatewayProcess
+from app.demo.child_gateway import GatewayProcess
 from tests.support.demo_gateway import CAP_MIB, parts
 
 pytestmark = pytest.mark.engine

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from app.domain.verdict import Verdict
-from app.store.audit import Promise
+from app.store.audit.audit import Promise
 from app.upload.receive import SealedUpload
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.errors import GatewayError
-from app.load.engine import HttpEngine
+from app.domain.errors import GatewayError
+from app.load.client.engine import HttpEngine
 from app.serve.relay import Relay
-from app.serve.routes import Routes
-from app.store.audit import Promise
+from app.serve.routing_table import Routes
+from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before
 from tests.support.house import OpenHouse, Running, form

@@ -20,12 +20,12 @@ import pytest
 import pytest_asyncio
 
 from app.domain.lora import Shape
-from app.load import embedded as embedded_module
-from app.load import engine as engine_module
-from app.load import hung as hung_module
-from app.load.engine import HttpEngine
-from app.screen.build import BuildOptions, build_reference
-from app.store.audit import Promise
+from app.load.client import engine as engine_module
+from app.load.client.engine import HttpEngine
+from app.load.embedded import supervisor as embedded_module
+from app.load.reconcile import hung as hung_module
+from app.screen.reference.build import BuildOptions, build_reference
+from app.store.audit.audit import Promise
 from tests.support import tiny_model
 from tests.support.audited import rested
 from tests.support.engine import START_S, LiveEngine

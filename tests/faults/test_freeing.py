@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.errors import STORE_FAILED, Unavailable
-from app.store.catalogue import Catalogue
+from app.domain.errors import STORE_FAILED, Unavailable
+from app.store.catalogue.catalogue import Catalogue
 from app.upload.quarantine import SealedFile, UnsealedFile
 from tests.support.cancelling import Moment, ends_before
 from tests.support.house import SERVED, OpenHouse, Running, form

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from app.concurrency.pools import Pools
+from app.gateway.publishing import Publishing
+from app.gateway.uploads import Pipeline
 from app.observe.metrics import Metrics
-from app.pipeline import Pipeline
-from app.publishing import Publishing
-from app.screen.reference import Reference
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
+from app.screen.reference.open import Reference
+from app.store.artefacts.local import BlobStore
+from app.store.catalogue.catalogue import Catalogue
 from tests.support.holding import Held
 from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S

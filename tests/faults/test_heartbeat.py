@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.pipeline import Pipeline
-from app.publishing import Publishing
-from app.store.peers import Peers
+from app.gateway.publishing import Publishing
+from app.gateway.uploads import Pipeline
+from app.store.cluster.peers import Peers
 from tests.faults.test_peers import Join, join, push  # noqa: F401 - `join` is a fixture
 from tests.support.holding import Held
 from tests.support.house import Running
@@ -23,7 +23,7 @@ BEATS: Counter[str] = Counter()
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     """One processor, frequent beats that are counted, and what is held let go at the end."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr("app.following.BEAT_S", 0.05)
+    monkeypatch.setattr("app.gateway.peer_sync.BEAT_S", 0.05)
     beat = Peers.beat
 
     def counted(peers: Peers) -> None:

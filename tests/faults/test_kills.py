@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from app.demo.assets import ADAPTERS, BENIGN, MIXED
-from app.demo.gateway import GatewayProcess
-from app.demo.world import held_out_harmless, new_skill_held_out
+from app.demo.child_gateway import GatewayProcess
+from app.demo.questions import held_out_harmless, new_skill_held_out
 from tests.support.demo_gateway import chat_body, push, say, start
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

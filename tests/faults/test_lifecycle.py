@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from app.lifecycle import IN_FLIGHT, State
-from app.store.audit import Promise
+from app.domain.version_state import IN_FLIGHT, State
+from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator

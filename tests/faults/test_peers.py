@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.errors import GatewayError
-from app.lifecycle import State
-from app.store.audit import audit
-from app.store.catalogue import Catalogue
-from app.store.leases import LEASE_S, MISSED_BEATS
-from app.store.queries import Name
-from app.store.schema import VersionRow
+from app.domain.errors import GatewayError
+from app.domain.version_state import State
+from app.store.audit.audit import audit
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.queries import Name
+from app.store.catalogue.tables import VersionRow
+from app.store.cluster.leases import LEASE_S, MISSED_BEATS
 from tests.faults.killing import promises, simulated, victims
 from tests.faults.peers_killing import PLACES, Victims, numbered_once, options
 from tests.support.audited import rested
@@ -208,7 +208,7 @@ async def test_who_cannot_read_the_catalogue_for_too_long_serves_no_adapter_unti
 ) -> None:
     await push(three[0], "style", 1)
     await agree(three, "style", 200)
-    monkeypatch.setattr("app.store.peers.STALE_S", 0.0)
+    monkeypatch.setattr("app.store.cluster.peers.STALE_S", 0.0)
     assert {await answers(running, "style") for running in three} == {503}
     assert {await answers(running, SERVED) for running in three} == {200}
     ready = await three[0].http.get("/ready")

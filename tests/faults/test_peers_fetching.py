@@ -5,7 +5,7 @@ import itertools
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from app.store.audit import audit
+from app.store.audit.audit import audit
 from tests.load.test_resolving import Fetching, chat, up
 from tests.support.house import Running, form, gateway
 from tests.support.postgres import Server

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from app.errors import STORE_AWAY, STORE_BUSY, STORE_FAILED, Unavailable
-from app.store.audit import Promise
-from app.store.catalogue import Catalogue
-from app.store.postgres import with_patience
+from app.domain.errors import STORE_AWAY, STORE_BUSY, STORE_FAILED, Unavailable
+from app.store.audit.audit import Promise
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.postgres import with_patience
 from tests.store.making import NAME, published
 from tests.support.audited import rested
 from tests.support.house import OpenHouse, Running, form

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from app.domain.artefact import WEIGHTS_FILE
-from app.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
-from app.store.audit import Promise
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.evidence import read_catalogue
+from app.domain.errors import STORE_BUSY, STORE_FAILED, GatewayError, Unavailable
+from app.store.audit.audit import Promise
+from app.store.audit.snapshot import read_catalogue
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
 from tests.support.audited import rested
 from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from app.domain.artefact import content_digest
 from app.domain.digest import Digest, digest_of
+from app.domain.errors import CODES, MESSAGE_LIMIT, GatewayError, Stage
 from app.domain.lora import Received, ServingDtype, Shape, TargetModel
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
-from app.errors import CODES, MESSAGE_LIMIT, GatewayError, Stage
-from app.prune.form import check_form
+from app.prune.canonical_check import check_form
 from app.sandbox.answer import AnswerReader
 from app.sandbox.protocol import FRAME, Line, OutOfFormError
-from app.sanitise import Measure
+from app.sandbox.sanitise import Measure
 from app.validate.adapter import ValidateLimits
 
 SEPARATOR: Final = b"\n--\n"

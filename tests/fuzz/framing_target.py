@@ -3,7 +3,7 @@
 from typing import Any, Final
 from unittest.mock import patch
 
-from app.api import wire
+from app.api import http_protocol as wire
 from tests.support.connection import Connection, Request
 
 BOUNDS: Final[dict[str, Any]] = {"MAX_HEAD_BYTES": 256, "MAX_HEADERS": 6, "MAX_PIPELINED": 3}

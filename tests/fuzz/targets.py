@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from app.domain.names import AdapterName, parse_model
-from app.errors import (
+from app.domain.errors import (
     BAD_CONFIG,
     BAD_DTYPE,
     BAD_MULTIPART,
@@ -39,16 +38,17 @@ from app.errors import (
     GatewayError,
     Refused,
 )
-from app.serve.fields import CHAT, COMPLETIONS
+from app.domain.names import AdapterName, parse_model
+from app.serve.fields.chat import CHAT, COMPLETIONS
+from app.serve.fields.responses import RESPONSES
 from app.serve.grammar_cost import MAX_COST, MAX_PATTERN_COST, pattern_cost
-from app.serve.more_fields import RESPONSES
 from app.serve.request import parse as parse_request
 from app.upload.limits import UploadLimits
 from app.upload.multipart import FormReader, boundary_of
 from app.validate import strict_json
 from app.validate.config import MAX_ALPHA, read_config
-from app.validate.container import ITEM_BYTES, read_header
-from app.validate.names import PREFIX, is_module_path, parse_tensor_name
+from app.validate.safetensors_header import ITEM_BYTES, read_header
+from app.validate.tensor_names import PREFIX, is_module_path, parse_tensor_name
 
 Target = Callable[[bytes], None]
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from app.demo.serving import serve_settings
-from app.domain.keys import MIN_KEY_CHARS, Role, digest_of_key, parse_keys
-from app.load.command import ENTRY, FIXED, UNCOMPILED
+from app.domain.api_keys import MIN_KEY_CHARS, Role, digest_of_key, parse_keys
+from app.load.embedded.command import ENTRY, FIXED, UNCOMPILED
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from app.errors import ENGINE_UNAVAILABLE, Unavailable
-from app.load import cards as cards_module
-from app.load.cards import ENTRY_CHARS, CardReader, Cards
-from app.load.engine import HttpEngine
+from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load.client import model_list as cards_module
+from app.load.client.engine import HttpEngine
+from app.load.client.model_list import ENTRY_CHARS, CardReader, Cards
 from tests.support.simulator import MODEL, Simulator
 
 MANY = 10_000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.load import command
-from app.load.command import EngineSpec, arguments, environment, missing_library
+from app.load.embedded import command
+from app.load.embedded.command import EngineSpec, arguments, environment, missing_library
 
 SPEC = EngineSpec(Path("/models/tiny"), "tiny", max_model_len=512, extra=("--enforce-eager",))
 

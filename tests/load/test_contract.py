@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.errors import LOAD_FAILED, Unavailable
-from app.load.hung import PROGRESS
-from app.load.probe import probe
+from app.domain.errors import LOAD_FAILED, Unavailable
+from app.load.client.probe import probe
+from app.load.reconcile.hung import PROGRESS
 from tests.support.engine import AnyEngine, LiveEngine
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S
@@ -81,7 +81,7 @@ async def test_too_many_tokens_are_a_400_that_names_the_field(any_engine: AnyEng
 
 
 async def test_the_outermost_model_is_the_first_in_the_bytes(any_engine: AnyEngine) -> None:
-    """serve/label.py replaces the label in the bytes; it falls back to writing anew where this does not hold."""
+    """serve/relabel.py replaces the label in the bytes; it falls back to writing anew where this does not hold."""
     response = await any_engine.client.post(CHAT, json.dumps(chat(any_engine.model)).encode())
     raw = await response.read(LIMIT)
     response.close()
@@ -103,7 +103,7 @@ def core_stopped(engine: Simulator | LiveEngine) -> Iterator[None]:
 async def test_a_core_that_hangs_shows_in_nothing_but_answers_that_do_not_come(
     any_engine: AnyEngine, engine_source: Simulator | LiveEngine
 ) -> None:
-    """app/load/hung.py: health and list are the server's, and so is a stream's head; what the core moves stands still."""
+    """hung.py: health and list are the server's, and so is a stream's head; the core's counters stand still."""
     client = any_engine.client
     await client.load("a@000000000001", any_engine.adapter(1))
     await probe(client, "a@000000000001")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.load.command import environment
-from app.load.engine import DEVELOPERS, HttpEngine
+from app.load.client.engine import DEVELOPERS, HttpEngine
+from app.load.embedded.command import environment
 from tests.support.engine import live_engine
 
 
@@ -20,7 +20,7 @@ async def test_the_real_engine_in_development_mode_is_objected_to(
     def developers(*given: Any) -> dict[str, str]:
         return {**environment(*given), "VLLM_SERVER_DEV_MODE": "1"}
 
-    monkeypatch.setattr("app.load.embedded.environment", developers)
+    monkeypatch.setattr("app.load.embedded.supervisor.environment", developers)
     with live_engine(tmp_path, tiny_model_dir, tiny_adapter) as live:
         client = HttpEngine(live.url)
         try:

@@ -14,16 +14,16 @@ import pytest_asyncio
 from aiohttp import web
 from pydantic import ValidationError
 
-from app.audit import engine_lists
-from app.domain.engines import MAX_ENGINES, DnsName
-from app.load import discovery
-from app.load import reconcile as reconcile_module
-from app.load.discovery import DiscoveredFleet
-from app.load.keeping import Keeping
-from app.load.member import CheckedEngine
-from app.settings import Settings
-from app.store.queries import Name
-from app.store.schema import VersionRow
+from app.domain.engine_address import MAX_ENGINES, DnsName
+from app.gateway.engine_lists import engine_lists
+from app.load.fleet import dns as discovery
+from app.load.fleet.dns import DiscoveredFleet
+from app.load.fleet.member import CheckedEngine
+from app.load.reconcile import reconciler as reconcile_module
+from app.load.reconcile.callbacks import Keeping
+from app.server.settings import Settings
+from app.store.catalogue.queries import Name
+from app.store.catalogue.tables import VersionRow
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.postgres import free_port
 from tests.support.simulator import Simulator

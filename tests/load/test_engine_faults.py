@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Code, Unavailable
-from app.load import engine as engine_module
-from app.load.engine import HttpEngine, words
-from app.load.probe import probe
+from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Code, Unavailable
+from app.load.client import engine as engine_module
+from app.load.client.engine import HttpEngine, words
+from app.load.client.probe import probe
 from tests.support.simulator import MODEL, Simulator
 
 Adapter = Callable[[int], Path]

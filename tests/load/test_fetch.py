@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ENGINE_UNAVAILABLE, Unavailable
-from app.load.fetch import local_model
+from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load.embedded.download import local_model
 
 REVISION = "0" * 39 + "1"
 

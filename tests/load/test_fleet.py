@@ -12,12 +12,12 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
-from app.domain.engines import MAX_ENGINES
-from app.load import fleet as fleet_module
-from app.load import reconcile as reconcile_module
-from app.load.engine import CONTROL_S
-from app.load.fleet import CROWDED_MORE, Fleet
-from app.settings import Settings
+from app.domain.engine_address import MAX_ENGINES
+from app.load.client.engine import CONTROL_S
+from app.load.fleet import fleet as fleet_module
+from app.load.fleet.fleet import CROWDED_MORE, Fleet
+from app.load.reconcile import reconciler as reconcile_module
+from app.server.settings import Settings
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
 from tests.support.waiting import until

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.load.fleet import Fleet
-from app.load.keeping import Keeping
-from app.load.member import CheckedEngine
+from app.load.fleet.fleet import Fleet
+from app.load.fleet.member import CheckedEngine
+from app.load.reconcile.callbacks import Keeping
 from app.serve.relay import Relay
-from app.serve.routes import Routes, Served
+from app.serve.routing_table import Routes, Served
 from app.serve.stream import Stream
 from tests.support.engine import LONG_CONTEXT, LiveEngine, live_engine
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app.load import hung as hung_module
-from app.load.engine import Engine
-from app.load.fleet import Fleet
-from app.load.hung import HungWatch
-from app.load.pulse import Pulse
+from app.load.client.engine import Engine
+from app.load.fleet.fleet import Fleet
+from app.load.reconcile import hung as hung_module
+from app.load.reconcile.hung import HungWatch
+from app.load.reconcile.pulse import Pulse
 from tests.support.house import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S, until
@@ -256,7 +256,7 @@ async def test_of_several_engines_the_others_answer(tiny_reference_dir: Path, tm
 
 def test_only_time_that_somebody_waits_in_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("app.load.pulse.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("app.load.reconcile.pulse.time.monotonic", lambda: now[0])
     pulse = Pulse()
 
     def later(seconds: float) -> float:

@@ -17,10 +17,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app.load import embedded as embedded_module
-from app.load import hung as hung_module
-from app.load import session
-from app.load.embedded import EmbeddedEngine
+from app.load.embedded import orphans as session
+from app.load.embedded import supervisor as embedded_module
+from app.load.embedded.supervisor import EmbeddedEngine
+from app.load.reconcile import hung as hung_module
 from tests.support import tally
 from tests.support.house import SERVED, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S, until

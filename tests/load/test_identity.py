@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.demo.assets import ALIGNED, BASE
 from app.domain.digest import Digest, digest_of
-from app.errors import BAD_REFERENCE, ENGINE_UNAVAILABLE, Unavailable
-from app.load import identity
-from app.load.engine import HttpEngine
-from app.load.identity import LIKELIEST, PROMPTS, RECORD, TOLERANCE, Expected, Identity, ModelCheck
-from app.load.objection import Objection
+from app.domain.errors import BAD_REFERENCE, ENGINE_UNAVAILABLE, Unavailable
+from app.load.client import identity
+from app.load.client.engine import HttpEngine
+from app.load.client.identity import LIKELIEST, PROMPTS, RECORD, TOLERANCE, Expected, Identity, ModelCheck
+from app.load.reconcile.objection import Objection
 from tests.support.engine import LiveEngine
 from tests.support.simulator import MODEL, Simulator
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, Unavailable
-from app.load import reconcile as reconcile_module
-from app.load.cards import Cards
-from app.load.engine import HttpEngine
-from app.load.keeping import Keeping
-from app.load.reconcile import Reconciler
+from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, Unavailable
+from app.load.client.engine import HttpEngine
+from app.load.client.model_list import Cards
+from app.load.reconcile import reconciler as reconcile_module
+from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.reconciler import Reconciler
 from tests.support.simulator import MODEL, Simulator
 from tests.support.waiting import until
 

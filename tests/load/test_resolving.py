@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.server.settings import Settings
 from tests.support.house import SERVED, OpenHouse, Running, form
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ENGINE_UNAVAILABLE, Unavailable
-from app.load import command as command_module
-from app.load import embedded as embedded_module
-from app.load import session
-from app.load.command import EngineSpec, default_memory
-from app.load.embedded import SOCKET_DIR_LIMIT, EmbeddedEngine, last_lines, make_private, socket_home
+from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
+from app.load.embedded import command as command_module
+from app.load.embedded import orphans as session
+from app.load.embedded import supervisor as embedded_module
+from app.load.embedded.command import EngineSpec, default_memory
+from app.load.embedded.supervisor import SOCKET_DIR_LIMIT, EmbeddedEngine, last_lines, make_private, socket_home
 from tests.support.engine import LiveEngine, tiny_spec
 from tests.support.waiting import STUCK_S
 
@@ -40,8 +40,9 @@ SERVER_ONLY_DIES = FAMILY.replace("time.sleep(600)", "time.sleep(600 if len(sys.
 SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
-from app.load import command, embedded
-from app.load.command import EngineSpec
+from app.load.embedded import command
+from app.load.embedded import supervisor as embedded
+from app.load.embedded.command import EngineSpec
 model, run, log, fake = sys.argv[1:]
 if fake:
     embedded.arguments = lambda spec, socket: [sys.executable, fake]
@@ -237,7 +238,7 @@ def test_a_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-I",
-        embedded_module.LEASH,
+        embedded_module.CHILD_WRAPPER,
         log,
         "50000",
         "1",
@@ -263,7 +264,7 @@ def test_a_log_that_cannot_be_begun_anew_does_not_end_the_engine(tmp_path: Path)
     command = [
         sys.executable,
         "-I",
-        embedded_module.LEASH,
+        embedded_module.CHILD_WRAPPER,
         log,
         "50000",
         "1",

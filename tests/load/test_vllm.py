@@ -16,11 +16,11 @@ import pytest
 import pytest_asyncio
 from safetensors.torch import load_file
 
-from app.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
-from app.load.engine import HttpEngine
-from app.load.keeping import Keeping
-from app.load.probe import probe
-from app.load.reconcile import Reconciler
+from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
+from app.load.client.engine import HttpEngine
+from app.load.client.probe import probe
+from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.reconciler import Reconciler
 from tests.support import tiny_model
 from tests.support.engine import COMPILER, MAX_CPU_LORAS, MAX_LORAS, LiveEngine
 

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.domain.policy import Policy
-from app.observe.labels import MAX_ADAPTERS, OTHER, SERVED_MODEL, AdapterLabels
+from app.observe.adapter_label import MAX_ADAPTERS, OTHER, SERVED_MODEL, AdapterLabels
+from app.observe.metric_registry import Declared
 from app.observe.metrics import UPLOAD_OUTCOMES, Fates, Metrics
-from app.observe.registry import Declared
-from app.serve.routes import Target
+from app.serve.routing_table import Target
 from tests.support.house import SERVED, OpenHouse, Running, form
 
 Labels = frozenset[tuple[str, str]]

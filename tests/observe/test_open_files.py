@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.domain.lora import Shape
-from app.observe import open_files
-from app.screen import reference as reference_module
+from app.screen.reference import open as reference_module
+from app.server import open_files
 from tests.support.house import OpenHouse, form
 from tests.support.references import make_reference
 
@@ -33,10 +33,10 @@ def test_a_reference_of_more_modules_than_the_soft_limit_allows_is_opened(tmp_pa
     directory = make_reference(tmp_path, layers=MODULES, shapes={"self_attn.q_proj": Shape(32, 32)})
     opening = f"""
 import functools, sys
-from app.screen import reference
+from app.screen.reference import open as reference
 reference.open_reference = functools.partial(reference.open_reference, hold_bytes=0)
 sys.argv = ["app", "reference", "inspect", {str(directory)!r}]
-from app.cli import main
+from app.cli.main import main
 main()
 """
     done = mapped_in(opening)

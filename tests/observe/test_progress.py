@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.lifecycle import State
-from app.observe import progress as module
-from app.observe.progress import MAX_VERSIONS, Progress
+from app.domain.version_state import State
+from app.observe import upload_progress as module
+from app.observe.upload_progress import MAX_VERSIONS, Progress
 
 
 @dataclass(frozen=True)

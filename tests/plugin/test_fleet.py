@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.load.fleet import Fleet
-from app.load.member import Member
-from app.store.audit import audit
-from app.store.database import sqlite_url
+from app.load.fleet.fleet import Fleet
+from app.load.fleet.member import Member
+from app.store.audit.audit import audit
+from app.store.catalogue.database import sqlite_url
 from tests.support import tiny_model
 from tests.support.engine import LONG_CONTEXT
 from tests.support.house import KEY, Running, gateway

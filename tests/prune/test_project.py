@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from app.domain.digest import digest_of
-from app.domain.ends import Ends
 from app.domain.lora import Adapter, LoraModule, Received, ServingDtype, TargetModel
 from app.domain.policy import Action, Comparison, Policy
+from app.domain.singular_vectors import Ends
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.canonical import canonicalise
-from app.prune.cut import cut
+from app.prune.prune import cut
 from app.screen.balance import balance_all
-from app.screen.reference import Reference
+from app.screen.reference.open import Reference
 from app.screen.screen import screen
 from tests.support.references import random_adapter, tiny_reference
 

@@ -14,8 +14,8 @@ from app.domain.lora import Adapter, LoraModule, Received, ServingDtype, Shape, 
 from app.domain.policy import Policy
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
 from app.prune.canonical import canonicalise
-from app.prune.cut import cut
-from app.prune.noop import noop_adapter
+from app.prune.prune import cut
+from app.prune.zero_adapter import noop_adapter
 from app.screen.balance import balance_all
 
 TARGET = TargetModel(

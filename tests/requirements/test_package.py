@@ -52,7 +52,7 @@ def test_it_runs_away_from_the_sources(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True)
     assert done.stdout == f"lora-gateway {__version__}\n", done.stderr
     code = (
-        "from app.demo.assets import REFERENCE as where; from app.screen.reference import open_reference; "
+        "from app.demo.assets import REFERENCE as where; from app.screen.reference.open import open_reference; "
         "print(where, open_reference(where, None).digest)"
     )
     command = [sys.executable, "-c", code]
@@ -64,7 +64,7 @@ def test_it_offers_both_engines_and_a_command(installed: Path) -> None:
     (found,) = metadata.distributions(name="lora-gateway", path=[str(installed)])
     assert found.version == __version__
     assert {"cpu", "cuda"} <= set(found.metadata.get_all("Provides-Extra") or ())
-    assert [entry.value for entry in found.entry_points if entry.name == "lora-gateway"] == ["app.cli:main"]
+    assert [entry.value for entry in found.entry_points if entry.name == "lora-gateway"] == ["app.cli.main:main"]
 
 
 def test_the_changelog_knows_this_version() -> None:

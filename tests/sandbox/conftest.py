@@ -8,8 +8,8 @@ import pytest
 from app.domain.lora import ServingDtype, TargetModel
 from app.domain.policy import Policy
 from app.sandbox.client import Sandbox
-from app.sanitise import Measure
-from app.screen.reference import open_reference
+from app.sandbox.sanitise import Measure
+from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.sandboxes import BAD, MEMORY, WALL_S

@@ -10,11 +10,11 @@ import torch
 
 from app.domain.artefact import Artefact
 from app.domain.digest import Digest
+from app.domain.errors import BAD_CONFIG, SCREENING_FAILED, SCREENING_KILLED, GatewayError, Refused, Unavailable
 from app.domain.lora import Adapter, LoraModule, ServingDtype
 from app.domain.manifest import verdict_json
 from app.domain.policy import Comparison, Policy
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
-from app.errors import BAD_CONFIG, SCREENING_FAILED, SCREENING_KILLED, GatewayError, Refused, Unavailable
 from app.prune.canonical import canonicalise
 from app.sandbox.answer import AnswerReader
 from app.sandbox.protocol import FRAME, Line, OutOfFormError

@@ -12,9 +12,7 @@ from statistics import median
 
 import pytest
 
-from app.domain.lora import ServingDtype, TargetModel
-from app.domain.policy import Policy
-from app.errors import (
+from app.domain.errors import (
     BAD_CONFIG,
     SCREENING_FAILED,
     SCREENING_KILLED,
@@ -23,9 +21,11 @@ from app.errors import (
     Stage,
     Unavailable,
 )
+from app.domain.lora import ServingDtype, TargetModel
+from app.domain.policy import Policy
 from app.sandbox.client import Sandbox
-from app.sanitise import Measure, sanitise
-from app.screen.reference import open_reference
+from app.sandbox.sanitise import Measure, sanitise
+from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.references import make_reference

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import digest_of
-from app.errors import BAD_CONFIG, Refused
+from app.domain.errors import BAD_CONFIG, Refused
 from app.sandbox.client import Sandbox
-from app.sanitise import Measure
+from app.sandbox.sanitise import Measure
 from app.upload.limits import UploadLimits
 from tests.support.adapters import Upload
 from tests.support.sandboxes import MEMORY, InFlight, sound, through, worker_pid

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import BAD_CONFIG, SCREENING_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, Unavailable
+from app.domain.errors import BAD_CONFIG, SCREENING_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, Unavailable
 from app.sandbox.client import Sandbox
 from app.sandbox.protocol import FRAME, ORDER, STATUS, ChildStatus, Line
+from app.sandbox.sanitise import Measure
 from app.sandbox.worker import NICENESS
-from app.sanitise import Measure
 from tests.support.adapters import Upload
 from tests.support.sandboxes import (
     BOUND_S,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from app.domain.policy import Comparison
-from app.screen.ediem import Scored, against_inputs, against_v
-from app.screen.manifest import ModuleInfo
-from app.screen.spectrum import spectrum_of
-from app.screen.update import thin_svd
+from app.screen.distances import Scored, against_inputs, against_v
+from app.screen.lora_svd import thin_svd
+from app.screen.reference.manifest import ModuleInfo
+from app.screen.reference.spectrum import spectrum_of
 
 ALL = tuple(Comparison)
 

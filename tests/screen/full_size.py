@@ -31,7 +31,7 @@ LLAMA_2_7B: Mapping[str, Shape] = {
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from app.screen.build import BuildOptions, build_reference
+from app.screen.reference.build import BuildOptions, build_reference
 def peak():  # VmHWM: of this address space alone; ru_maxrss would start from the parent's
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

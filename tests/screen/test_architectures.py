@@ -25,12 +25,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from app.domain.errors import UNKNOWN_MODULE, Refused
 from app.domain.lora import Adapter, ServingDtype, Shape, TargetModel
 from app.domain.policy import Comparison, Policy, Unscorable
 from app.domain.verdict import Outcome, Verdict
-from app.errors import UNKNOWN_MODULE, Refused
-from app.screen.build import BuildOptions, build_reference
-from app.screen.reference import Reference, open_reference
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.open import Reference, open_reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
 

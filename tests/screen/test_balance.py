@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from app.domain.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
 from app.domain.lora import Adapter, LoraModule, ServingDtype
 from app.domain.policy import Policy
-from app.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
 from app.screen.balance import balance, balance_all, balanced, resolution
 from app.screen.screen import screen
 from tests.screen.emulated import strays

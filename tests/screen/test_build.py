@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.errors import BAD_REFERENCE, Unavailable
-from app.screen import build
-from app.screen.build import BuildOptions, build_reference
-from app.screen.manifest import MANIFEST
-from app.screen.reference import open_reference
+from app.domain.errors import BAD_REFERENCE, Unavailable
+from app.screen.reference import build
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.manifest import MANIFEST
+from app.screen.reference.open import open_reference
 from tests.support.references import aligned_from, make_pair, module_names, weights, write_checkpoint
 
 Q = "model.layers.1.self_attn.q_proj"
@@ -262,7 +262,7 @@ def test_a_full_disk_is_the_operators_to_mend(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from app.screen.build import BuildOptions, build_reference
+from app.screen.reference.build import BuildOptions, build_reference
 def progress(name, done, total):
     if done == 3:
         os.kill(os.getpid(), signal.SIGKILL)

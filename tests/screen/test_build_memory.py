@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from app.domain.lora import Shape
-from app.screen.build import BuildOptions, build_reference
-from app.screen.manifest import MANIFEST
-from app.screen.reference import open_reference
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.manifest import MANIFEST
+from app.screen.reference.open import open_reference
 from tests.screen.full_size import LLAMA_2_7B, MIB, ROOT, build_in_a_child, write_pair
 from tests.support.references import make_pair
 
@@ -54,7 +54,7 @@ def test_full_size_modules_stay_under_the_bound(tmp_path: Path) -> None:
 SLOWED = """
 import sys, time
 from pathlib import Path
-from app.screen.build import BuildOptions, build_reference
+from app.screen.reference.build import BuildOptions, build_reference
 print("begun", flush=True)
 def progress(*_):
     time.sleep(0.01)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.errors import BAD_REFERENCE, Unavailable
-from app.screen.checkpoint import INDEX, Checkpoint, module_of
+from app.domain.errors import BAD_REFERENCE, Unavailable
+from app.screen.reference.checkpoint import INDEX, Checkpoint, module_of
 from tests.support.references import module_names, weights, write_checkpoint
 
 

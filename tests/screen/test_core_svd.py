@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from app.screen import core_svd as module
-from app.screen.compiling import PLAIN, kernel
+from app.screen.compiled.numba_support import PLAIN, kernel
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, round_robin, summed
 
 

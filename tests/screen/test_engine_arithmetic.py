@@ -7,7 +7,7 @@ from torch import Tensor
 from app.domain.lora import LoraModule
 from app.screen.balance import balance
 from app.screen.engine_arithmetic import objection
-from app.screen.update import thin_svd
+from app.screen.lora_svd import thin_svd
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

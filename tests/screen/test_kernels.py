@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.screen import compiling, nulls, products, quadratic
-from app.screen.compiling import PLAIN, kernel
-from app.screen.products import both, left, right
-from app.screen.warm import warm
+from app.screen import matmul as products
+from app.screen import null_quartiles as nulls
+from app.screen import quadratic_form as quadratic
+from app.screen.compiled import numba_support as compiling
+from app.screen.compiled.numba_support import PLAIN, kernel
+from app.screen.compiled.warm import warm
+from app.screen.matmul import both, left, right
 
 pytest.importorskip("numba")
 kernels = kernel("kernels")

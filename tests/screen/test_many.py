@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from app.domain.errors import UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.domain.lora import Adapter, LoraModule, ServingDtype
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
-from app.errors import UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.screen import screen as screening
-from app.screen.reference import Reference
+from app.screen.reference.open import Reference
 from app.screen.screen import screen, screen_many
 from tests.support.references import random_adapter, tiny_reference
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from app.screen.nulls import QUARTILES, inner_quartile, projection_quartiles, share_quartiles
-from app.screen.quadratic import Array
-from app.screen.spectrum import NODES, gauss_nodes
+from app.screen.null_quartiles import QUARTILES, inner_quartile, projection_quartiles, share_quartiles
+from app.screen.quadratic_form import Array
+from app.screen.reference.spectrum import NODES, gauss_nodes
 
 N = 400_000
 ERROR = 6.0 / N**0.5
@@ -70,8 +70,8 @@ def test_many_singular_values_are_stood_for_by_few(monkeypatch: pytest.MonkeyPat
     share, m = decaying(rank, by), np.array([0.0, 0.3, 0.9, 1.0])
     counts = (1.0, 3.0, 20.0, 40.0)
     few = share_quartiles(share, 4, 64), projection_quartiles(share, tuple(m), counts)
-    monkeypatch.setattr("app.screen.nulls.COMPRESS", 64)
-    monkeypatch.setattr("app.screen.nulls.COMPRESS_PROJECTION", 64)
+    monkeypatch.setattr("app.screen.null_quartiles.COMPRESS", 64)
+    monkeypatch.setattr("app.screen.null_quartiles.COMPRESS_PROJECTION", 64)
     all_of_them = share_quartiles(share, 4, 64), projection_quartiles(share, tuple(m), counts)
     for found, whole in zip(few, all_of_them, strict=True):
         assert np.abs(found - whole).max() < 1e-6 * (whole[2] - whole[0])

@@ -11,14 +11,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
+from app.domain.errors import BAD_NUMBERS, Refused
 from app.domain.lora import Adapter, LoraModule, ServingDtype, TargetModel
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome
-from app.errors import BAD_NUMBERS, Refused
-from app.pipeline import policy_objection, publish_noop, screen_directory
+from app.gateway.uploads import policy_objection, publish_noop, screen_directory
 from app.prune.canonical import config_bytes
 from app.screen.balance import balanced
-from app.screen.reference import Reference, open_reference
+from app.screen.reference.open import Reference, open_reference
 from tests.support.adapters import key
 from tests.support.references import make_reference, random_adapter
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from app.domain.policy import Comparison
-from app.screen import products
-from app.screen.products import gram, left, right
+from app.screen import matmul as products
+from app.screen.matmul import gram, left, right
 from tests.screen.cases import alignment_vector, factors, module
 
 SHAPES = [(1, 1), (7, 300), (300, 7), (65, 130), (256, 64)]

@@ -21,7 +21,7 @@ from app.domain.lora import Adapter, LoraModule, ServingDtype, TargetModel
 from app.domain.policy import Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, Outcome
 from app.screen.decide import decide
-from app.screen.reference import Reference, open_reference
+from app.screen.reference.open import Reference, open_reference
 from app.screen.screen import screen
 from tests.screen.cases import ALL, alignment_vector, factors, module
 from tests.screen.oracle import Dense
@@ -209,7 +209,7 @@ from safetensors.torch import load_file
 from pathlib import Path
 from app.domain.manifest import verdict_json
 from app.domain.policy import Policy
-from app.screen.reference import open_reference
+from app.screen.reference.open import open_reference
 from app.screen.screen import screen
 from app.domain.lora import Adapter, LoraModule, ServingDtype
 opened = open_reference(Path(sys.argv[1]), None)

@@ -4,9 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.screen import nulls, quadratic
-from app.screen.compiling import kernel
-from app.screen.quadratic import _SETTING, Array, probability, quantiles
+from app.screen import null_quartiles as nulls
+from app.screen import quadratic_form as quadratic
+from app.screen.compiled.numba_support import kernel
+from app.screen.quadratic_form import _SETTING, Array, probability, quantiles
 from tests.screen.oracle import probability_below_zero
 
 P = np.array([0.25, 0.5, 0.75])

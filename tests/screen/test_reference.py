@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from app.domain.digest import Digest, digest_of
+from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.domain.policy import Comparison, Policy
-from app.errors import BAD_REFERENCE, Unavailable
-from app.screen.manifest import MANIFEST
-from app.screen.reference import check_policy, open_reference, short_of_energy
+from app.screen.reference.manifest import MANIFEST
+from app.screen.reference.open import check_policy, open_reference, short_of_energy
 from app.screen.screen import screen
 from tests.support.references import make_reference, random_adapter, tiny_reference
 
@@ -172,7 +172,7 @@ def test_held_and_mapped_references_measure_the_same(directory: Path) -> None:
 
 @pytest.mark.ruling("O02")
 def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: Path) -> None:
-    from app.screen.build import BuildOptions
+    from app.screen.reference.build import BuildOptions
 
     compact = tiny_reference(tmp_path, options=BuildOptions(top_k=4, compact=True))
     check_policy(compact, Policy(comparison=Comparison.INPUT, top_k=4))

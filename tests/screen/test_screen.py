@@ -7,10 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.domain.lora import Adapter, LoraModule, ServingDtype
-from app.domain.policy import Comparison, Policy, Unscorable
-from app.domain.verdict import Decision, Outcome, Reason, Verdict
-from app.errors import (
+from app.domain.errors import (
     BAD_NUMBERS,
     BAD_REFERENCE,
     SCREENING_TIMEOUT,
@@ -20,8 +17,11 @@ from app.errors import (
     Refused,
     Unavailable,
 )
-from app.screen.build import BuildOptions
-from app.screen.reference import Reference
+from app.domain.lora import Adapter, LoraModule, ServingDtype
+from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.verdict import Decision, Outcome, Reason, Verdict
+from app.screen.reference.build import BuildOptions
+from app.screen.reference.open import Reference
 from app.screen.screen import screen
 from tests.screen.oracle import Dense
 from tests.support.references import random_adapter, tiny_reference
@@ -235,8 +235,8 @@ def test_more_singular_vectors_than_kept_are_refused(reference: Reference) -> No
 
 
 def test_a_module_that_alignment_left_alone_cannot_be_scored(tmp_path: Path) -> None:
-    from app.screen.build import build_reference
-    from app.screen.reference import open_reference
+    from app.screen.reference.build import build_reference
+    from app.screen.reference.open import open_reference
     from tests.support.references import aligned_from, weights, write_checkpoint
 
     base = weights(0, layers=1)

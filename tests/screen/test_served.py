@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from app.domain.digest import Digest
-from app.errors import BAD_REFERENCE, Unavailable
+from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.screen import served
-from app.screen.build import BuildOptions, build_reference
-from app.screen.checkpoint import Checkpoint
-from app.screen.manifest import Manifest
-from app.screen.reference import open_reference
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.checkpoint import Checkpoint
+from app.screen.reference.manifest import Manifest
+from app.screen.reference.open import open_reference
 from app.screen.served import CACHE, difference
 from tests.support.references import TINY, aligned_from, make_pair, weights, write_checkpoint
 

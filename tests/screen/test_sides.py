@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import Unavailable
-from app.screen.build import BuildOptions, build_reference
+from app.domain.errors import Unavailable
+from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.sides import signs_of_swap
 from tests.support.references import make_pair
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.screen import spectrum
-from app.screen.spectrum import gauss_nodes, spectrum_of
+from app.screen.reference import spectrum
+from app.screen.reference.spectrum import gauss_nodes, spectrum_of
 from tests.screen.cases import alignment_vector
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.screen.update import thin_svd
+from app.screen.lora_svd import thin_svd
 from tests.screen.cases import factors
 
 

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.domain.keys import Role, new_key
+from app.domain.api_keys import Role, new_key
+from app.domain.errors import INVALID_REQUEST, SHARE_TAKEN, Refused
 from app.domain.shares import Resource, Shares
-from app.errors import INVALID_REQUEST, SHARE_TAKEN, Refused
 from app.serve import admission as admission_module
 from app.serve.admission import MAX_WAITING, Admission
 from app.serve.request import Load

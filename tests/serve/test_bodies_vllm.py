@@ -18,7 +18,7 @@ GROWTH_MIB = 256
 
 READER = """
 import json, os, sys
-from app.errors import GatewayError
+from app.domain.errors import GatewayError
 from app.serve.request import parse
 from tests.support.large_bodies import large_bodies
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

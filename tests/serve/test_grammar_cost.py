@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import SCHEMA_TOO_COSTLY, Refused
+from app.domain.errors import SCHEMA_TOO_COSTLY, Refused
 from app.serve.grammar_cost import MAX_COST, MAX_PATTERN_COST, TooCostly, pattern_cost, schema_cost
 from app.serve.request import Kind, parse
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
+from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
 from app.serve import json_body
 from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES, values_in, write
 from app.serve.request import parse

@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 
-from app.errors import GatewayError
-from app.load.engine import HttpEngine
+from app.domain.errors import GatewayError
+from app.load.client.engine import HttpEngine
 from app.serve.relay import Relay, only
 from app.serve.request import parse
-from app.serve.routes import Routes
+from app.serve.routing_table import Routes
 from tests.support.large_bodies import Body, large_bodies
 from tests.support.simulator import MODEL, Simulator
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.errors import (
+from app.domain.errors import (
     ENGINE_REFUSED,
     ENGINE_UNAVAILABLE,
     INVALID_REQUEST,
@@ -20,15 +20,15 @@ from app.errors import (
     Refused,
     Unavailable,
 )
-from app.load import engine as engine_module
-from app.load.engine import HttpEngine
+from app.load.client import engine as engine_module
+from app.load.client.engine import HttpEngine
 from app.serve import relay as relay_module
 from app.serve import stream as stream_module
-from app.serve.hooks import CLIENT_GONE, NoHooks
-from app.serve.label import refusal
+from app.serve.relabel import refusal
 from app.serve.relay import Relay, only
-from app.serve.routes import Routes, Served, Target
+from app.serve.routing_table import Routes, Served, Target
 from app.serve.stream import Stream
+from app.serve.timing import CLIENT_GONE, NoHooks
 from tests.support.simulator import MODEL, Simulator
 from tests.support.waiting import until
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from app.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
-from app.load.engine import HttpEngine
-from app.load.keeping import Keeping
-from app.load.reconcile import Reconciler
+from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
+from app.load.client.engine import HttpEngine
+from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.reconciler import Reconciler
 from app.serve.relay import PATHS, Relay, only
 from app.serve.request import Kind
-from app.serve.routes import Routes, Served
+from app.serve.routing_table import Routes, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine
 from tests.support.tiny_model import BLANKS

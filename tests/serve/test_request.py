@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
-from app.serve.checks import MAX_SCHEMA_DEPTH
-from app.serve.fields import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
+from app.serve.fields.chat import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.fields.responses import EMBEDDINGS, RESPONSES
+from app.serve.fields.validators import MAX_SCHEMA_DEPTH
 from app.serve.json_body import MAX_BODY_BYTES
-from app.serve.more_fields import EMBEDDINGS, RESPONSES
 from app.serve.request import Kind, parse
 
 MESSAGES = [{"role": "user", "content": "hello"}]

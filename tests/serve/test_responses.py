@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.errors import Refused
+from app.domain.errors import Refused
 from app.serve.request import parse
 from tests.support.house import SERVED, Running, form
 from tests.support.simulated_responses import USAGE, WORDS

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
+from app.domain.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
 from app.serve.models import model_payload, models_payload
-from app.serve.routes import Routes, Served, Target
+from app.serve.routing_table import Routes, Served, Target
 
 OLD = Served("a", 1, "a@000000000001", "d1", active=False, created=10)
 NEW = Served("a", 3, "a@000000000003", "d3", active=True, created=30)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import INVALID_REQUEST, UPSTREAM_FAILED, Refused, Unavailable
+from app.domain.errors import INVALID_REQUEST, UPSTREAM_FAILED, Refused, Unavailable
 from app.serve import sse
-from app.serve.label import relabel
-from app.serve.routes import Target
+from app.serve.relabel import relabel
+from app.serve.routing_table import Target
 from app.serve.sse import Events, error_event, event_of, strict_json
 
 WIRE = b'data: {"a":1}\n\n: a comment\n\ndata: {"b":"\xc3\xa9"}\n\nevent: x\ndata: one\ndata: two\n\ndata: [DONE]\n\n'

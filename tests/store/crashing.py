@@ -12,10 +12,10 @@ from pathlib import Path
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import digest_of
 from app.domain.names import AdapterName
-from app.lifecycle import SERVABLE, State
-from app.store.blobs import FILES, LOCK, STAGING, BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
+from app.domain.version_state import SERVABLE, State
+from app.store.artefacts.local import FILES, LOCK, STAGING, BlobStore
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
 from app.store.failpoints import VARIABLE
 from tests.store.making import artefact, received, verdict
 

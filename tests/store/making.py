@@ -10,8 +10,8 @@ from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
-from app.store.catalogue import Catalogue
-from app.store.schema import VersionRow
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.tables import VersionRow
 
 NAME = AdapterName("style")
 

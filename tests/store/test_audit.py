@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from app.audit import NOTHING_SEEN, both, engine_list, status_of
+from app.cli.store_audit import NOTHING_SEEN, status_of
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from app.store.audit import Audit, Promise, Skipped, audit
-from app.store.audit_engines import Card
-from app.store.database import sqlite_url
-from app.store.invariants import Finding
-from app.store.standing import STANDING
+from app.gateway.engine_lists import engine_list, in_both
+from app.store.audit.audit import Audit, Promise, Skipped, audit
+from app.store.audit.engines import Card
+from app.store.audit.policy_in_force import STANDING
+from app.store.audit.rules import Finding
+from app.store.catalogue.database import sqlite_url
 from tests.support.house import KEY, OpenHouse, Running, form
 
 Filled = tuple[Path, dict[str, Card]]
@@ -400,7 +401,7 @@ async def test_beside_a_gateway_at_work(open_gateway: OpenHouse, tmp_path: Path)
 def test_only_what_two_looks_saw_counts(filled: Filled) -> None:
     first = look(filled, promised=[Promise("style", 9), Promise("style", 8)])
     second = look(filled, promised=[Promise("style", 9), Promise("style", 7)])
-    assert [one.where for one in both(first, second).findings] == ["style@9"]
+    assert [one.where for one in in_both(first, second).findings] == ["style@9"]
 
 
 def command(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

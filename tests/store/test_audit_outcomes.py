@@ -10,12 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from app.audit import engine_list, measured_again
-from app.cli import cli
+from app.cli.main import cli
+from app.cli.store_audit import measured_again
 from app.domain.lora import ServingDtype, TargetModel
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K
-from app.store.audit import Audit, audit
-from app.store.database import sqlite_url
+from app.gateway.engine_lists import engine_list
+from app.store.audit.audit import Audit, audit
+from app.store.catalogue.database import sqlite_url
 from tests.support.adapters import Upload
 from tests.support.house import SERVED, OpenHouse, Running, form
 from tests.support.postgres import Server

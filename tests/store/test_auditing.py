@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from app.store.audit import Skipped
+from app.store.audit.audit import Skipped
 from tests.support.house import OpenHouse, Running, form
 
 SOON_S = 20.0
@@ -25,7 +25,7 @@ async def broken(running: Running, expected: int) -> None:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.watching.PATIENCE_S", 0.2)
+    monkeypatch.setattr("app.gateway.watching.PATIENCE_S", 0.2)
 
 
 async def test_damage_under_a_running_gateway_is_found_and_its_repair_too(

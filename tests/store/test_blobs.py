@@ -13,8 +13,8 @@ import pytest
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest, digest_of
-from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Code, Unavailable
-from app.store.blobs import FILES, STAGING, BlobStore
+from app.domain.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Code, Unavailable
+from app.store.artefacts.local import FILES, STAGING, BlobStore
 from tests.store.making import artefact
 
 
@@ -152,7 +152,9 @@ def test_equal_bytes_restore_whatever_is_found_in_their_place(
         (tmp_path / "elsewhere").mkdir()
         final.symlink_to(tmp_path / "elsewhere")
     if not swap:
-        monkeypatch.setattr("app.store.blobs.exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")))
+        monkeypatch.setattr(
+            "app.store.artefacts.local.exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "no"))
+        )
     store.put(made)
     store.verify(made.digest)
     if found == "link":

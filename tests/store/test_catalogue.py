@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import digest_of
-from app.domain.manifest import verdict_json
-from app.domain.names import AdapterName
-from app.domain.verdict import Decision, Outcome
-from app.errors import (
+from app.domain.errors import (
     ADAPTER_NOT_FOUND,
     LOAD_FAILED,
     NAME_TAKEN,
@@ -27,11 +24,14 @@ from app.errors import (
     Refused,
     Unavailable,
 )
-from app.errors import REJECTED as REJECTED_CODE
-from app.lifecycle import IllegalMove, State
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.schema import SCHEMA_VERSION, versions
+from app.domain.errors import REJECTED as REJECTED_CODE
+from app.domain.manifest import verdict_json
+from app.domain.names import AdapterName
+from app.domain.verdict import Decision, Outcome
+from app.domain.version_state import IllegalMove, State
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.catalogue.tables import SCHEMA_VERSION, versions
 from tests.store.making import NAME, artefact, published, received, stored, verdict
 
 OTHER = AdapterName("other")

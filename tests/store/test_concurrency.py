@@ -21,11 +21,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from app.domain.errors import ADAPTER_NOT_FOUND, LOAD_FAILED, NAME_TAKEN, SCREENING_FAILED, Refused, Unavailable
 from app.domain.names import AdapterName
-from app.errors import ADAPTER_NOT_FOUND, LOAD_FAILED, NAME_TAKEN, SCREENING_FAILED, Refused, Unavailable
-from app.lifecycle import SERVABLE, State
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
+from app.domain.version_state import SERVABLE, State
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
 from tests.store.making import NAME, artefact, published, received, stored, verdict
 from tests.support.postgres import Server
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from app.store.copies import Copies
-from app.store.objects import Objects, Patience
-from app.store.remote import RemoteBlobs
+from app.store.artefacts.local_copies import Copies
+from app.store.artefacts.s3 import RemoteBlobs
+from app.store.artefacts.s3_client import Objects, Patience
 from tests.load.test_resolving import chat, fleet, up
 from tests.store.making import artefact
 from tests.support.house import OpenHouse, form

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import Digest
-from app.errors import STORE_BUSY, STORE_FAILED, Unavailable
-from app.store import claims
-from app.store.blobs import FILES, BlobStore
-from app.store.catalogue import Catalogue
-from app.store.claims import GO_S, MARK_S, LocalClaims
-from app.store.objects import DELETE_S, Objects
-from app.store.peers import Peers
-from app.store.remote import RemoteBlobs
+from app.domain.errors import STORE_BUSY, STORE_FAILED, Unavailable
+from app.store.artefacts import claims
+from app.store.artefacts.claims import GO_S, MARK_S, LocalClaims
+from app.store.artefacts.local import FILES, BlobStore
+from app.store.artefacts.s3 import RemoteBlobs
+from app.store.artefacts.s3_client import DELETE_S, Objects
+from app.store.catalogue.catalogue import Catalogue
+from app.store.cluster.peers import Peers
 from tests.store.making import NAME, artefact, published, received, verdict
 from tests.store.test_remote import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
 from tests.support.house import OpenHouse

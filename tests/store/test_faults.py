@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import NO_SPACE, STORE_FAILED, Unavailable
-from app.lifecycle import State
-from app.store.blobs import STAGING, BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.disk import filesystem_of
+from app.domain.errors import NO_SPACE, STORE_FAILED, Unavailable
+from app.domain.version_state import State
+from app.store.artefacts.files import filesystem_of
+from app.store.artefacts.local import STAGING, BlobStore
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
 from tests.store.making import NAME, artefact, noise, published, received, verdict
 
 MOUNT_BYTES = 2 << 20
@@ -141,7 +141,9 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_failed_start_gives_the_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("app.store.blobs.probe", lambda _: (_ for _ in ()).throw(Unavailable(STORE_FAILED, "no")))
+        patch.setattr(
+            "app.store.artefacts.local.probe", lambda _: (_ for _ in ()).throw(Unavailable(STORE_FAILED, "no"))
+        )
         with pytest.raises(Unavailable):
             BlobStore(tmp_path)
     BlobStore(tmp_path).close()

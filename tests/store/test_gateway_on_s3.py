@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from app.store.audit import audit
-from app.store.database import sqlite_url
+from app.store.audit.audit import audit
+from app.store.catalogue.database import sqlite_url
 from tests.support.house import OpenHouse, form
 from tests.support.s3 import Storage, storage
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner, Result
 
-from app.audit import AGAIN, NOTHING_SEEN, OLDER_METRIC, measured_again
-from app.cli import cli
+from app.cli.main import cli
+from app.cli.store_audit import AGAIN, NOTHING_SEEN, OLDER_METRIC, measured_again
 from app.domain.digest import digest_of
-from app.screen.build import BuildOptions
-from app.store.audit import Audit, Skipped
-from app.store.objects import Objects
+from app.screen.reference.build import BuildOptions
+from app.store.artefacts.s3_client import Objects
+from app.store.audit.audit import Audit, Skipped
 from tests.support.house import OpenHouse, Running, form
 from tests.support.references import make_reference
 from tests.support.s3 import Storage, storage

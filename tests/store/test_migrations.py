@@ -12,11 +12,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect
 
-from app.errors import STORE_FAILED, Unavailable
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.migrate import SCRIPTS
-from app.store.schema import SCHEMA_VERSION, metadata
+from app.domain.errors import STORE_FAILED, Unavailable
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.catalogue.migrate import SCRIPTS
+from app.store.catalogue.tables import SCHEMA_VERSION, metadata
 from tests.store.making import NAME, published
 from tests.store.test_catalogue import BEFORE_SHARING
 from tests.support.postgres import Server

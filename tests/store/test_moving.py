@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
+from app.domain.errors import GatewayError
 from app.domain.names import AdapterName
-from app.errors import GatewayError
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.moving import BATCH, move_catalogue
+from app.store.artefacts.local import BlobStore
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.migrate_store import BATCH, move_catalogue
 from tests.store.making import NAME, artefact, published, received, stored
 from tests.support.house import OpenHouse, form
 from tests.support.postgres import Server

@@ -14,10 +14,10 @@ import pytest
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import Received
 from app.domain.names import AdapterName
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.originals import Originals
+from app.store.artefacts.local import BlobStore
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.uploads import Originals
 from tests.store.making import noise
 from tests.support.house import OpenHouse, form, gateway
 from tests.support.postgres import Server

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.keys import NOBODY, Uploader
+from app.domain.api_keys import NOBODY, Uploader
+from app.domain.errors import LOAD_FAILED, NAME_TAKEN, REJECTED, VERSION_NOT_READY, Refused, Unavailable
 from app.domain.names import AdapterName
-from app.errors import LOAD_FAILED, NAME_TAKEN, REJECTED, VERSION_NOT_READY, Refused, Unavailable
-from app.lifecycle import State
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.schema import VersionRow
+from app.domain.version_state import State
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.catalogue.tables import VersionRow
 from tests.store.making import NAME, artefact, published, received, stored, verdict
 
 SPELLED = AdapterName("STYLE")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import Digest, digest_of
+from app.domain.errors import ORIGINAL_NOT_KEPT, STORE_FAILED, Refused, Unavailable
 from app.domain.lora import Received
-from app.errors import ORIGINAL_NOT_KEPT, STORE_FAILED, Refused, Unavailable
-from app.store.audit_originals import count, originals
-from app.store.evidence import AdapterSeen, CatalogueSeen, VersionSeen
-from app.store.originals import Originals
+from app.store.audit.snapshot import AdapterSeen, CatalogueSeen, VersionSeen
+from app.store.audit.uploads import count, originals
+from app.store.uploads import Originals
 from tests.store.making import noise
 
 CONFIG, WEIGHTS = b'{"r": 4}', noise("weights", 3_000_000)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import STORE_FAILED, Unavailable
-from app.store.database import sqlite_url
-from app.store.opening import OWNER_FILE, owner_of
-from app.store.staging import MARK, mark_of
+from app.domain.errors import STORE_FAILED, Unavailable
+from app.store.artefacts.staging import MARK, mark_of
+from app.store.catalogue.database import sqlite_url
+from app.store.open import OWNER_FILE, owner_of
 
 
 def owner(data: Path) -> str:

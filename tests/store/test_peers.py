@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from app.errors import LOAD_FAILED, REJECTED, SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Refused, Unavailable
-from app.lifecycle import State
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.leases import LEASE_S, MISSED_BEATS
-from app.store.peers import FORGET_S, Peers
-from app.store.staging import mark_of
+from app.domain.errors import LOAD_FAILED, REJECTED, SCREENING_FAILED, STORE_BUSY, STORE_FAILED, Refused, Unavailable
+from app.domain.version_state import State
+from app.store.artefacts.local import BlobStore
+from app.store.artefacts.staging import mark_of
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.cluster.leases import LEASE_S, MISSED_BEATS
+from app.store.cluster.peers import FORGET_S, Peers
 from tests.store.making import NAME, artefact, published, received, stored, verdict
 from tests.support.postgres import Server
 

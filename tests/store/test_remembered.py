@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from app.domain.names import AdapterName
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.remembered import ONE_BY_ONE
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.catalogue.row_cache import ONE_BY_ONE
 from tests.store.making import NAME, stored
 
 

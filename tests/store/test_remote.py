@@ -12,12 +12,12 @@ from sqlalchemy import event
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
-from app.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
-from app.store.blobs import FILES, STAGING, BlobStore
-from app.store.objects import Objects, Patience
-from app.store.opening import open_blobs
-from app.store.peers import Peers
-from app.store.remote import RemoteBlobs
+from app.domain.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
+from app.store.artefacts.local import FILES, STAGING, BlobStore
+from app.store.artefacts.s3 import RemoteBlobs
+from app.store.artefacts.s3_client import Objects, Patience
+from app.store.cluster.peers import Peers
+from app.store.open import open_blobs
 from tests.store.making import artefact
 from tests.store.test_faults import fill, small_disk
 from tests.support.postgres import Server

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import STORE_BUSY, STORE_FAILED, Unavailable
-from app.store import migrate
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
-from app.store.leases import LEASE_S
-from app.store.peers import Peers
-from app.store.schema import SCHEMA_VERSION
+from app.domain.errors import STORE_BUSY, STORE_FAILED, Unavailable
+from app.store.catalogue import migrate
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
+from app.store.catalogue.tables import SCHEMA_VERSION
+from app.store.cluster.leases import LEASE_S
+from app.store.cluster.peers import Peers
 from tests.store.making import NAME, published, stored
 from tests.store.test_peers import silent
 from tests.support.house import OpenHouse, form

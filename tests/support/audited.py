@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from app.audit import engine_list
-from app.store.audit import Promise, audit
-from app.store.database import sqlite_url
+from app.gateway.engine_lists import engine_list
+from app.store.audit.audit import Promise, audit
+from app.store.catalogue.database import sqlite_url
 from tests.support import tally
 from tests.support.house import KEY, Running
 

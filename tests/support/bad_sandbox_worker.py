@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from app.domain.digest import digest_of
-from app.errors import BAD_CONFIG
+from app.domain.errors import BAD_CONFIG
 from app.sandbox import worker
 from app.sandbox.protocol import FRAME, Order
 from app.sandbox.worker import Answer

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.api.wire import wire
+from app.api.http_protocol import wire
 from app.domain.shares import Shares
 from app.observe.metrics import Metrics
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.demo.assets import ADAPTERS
-from app.demo.gateway import GatewayProcess
+from app.demo.child_gateway import GatewayProcess
 
 CAP_MIB = 2
 """MiB of weights the test gateways take; the demo's adapters are smaller, and a body over it is quickly made."""

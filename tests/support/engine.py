@@ -1,7 +1,7 @@
 """Fixtures with a real vLLM: one for the whole test session, started when the first test asks for it.
 
-`engine` runs the house's own supervisor (app/load/embedded.py) in a thread with an event loop of its own, so that tests
-with loops of theirs, or with none, share it. Tests may kill it; the supervisor brings it back.
+`engine` runs the gateway's own supervisor (app/load/embedded/supervisor.py) in a thread with an event loop of its own, so
+that tests with loops of theirs, or with none, share it. Tests may kill it; the supervisor brings it back.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import pytest
 import pytest_asyncio
 
-from app.load import session
-from app.load.command import EngineSpec
-from app.load.embedded import EmbeddedEngine, socket_home
-from app.load.engine import HttpEngine
+from app.load.client.engine import HttpEngine
+from app.load.embedded import orphans as session
+from app.load.embedded.command import EngineSpec
+from app.load.embedded.supervisor import EmbeddedEngine, socket_home
 from tests.support import tiny_model
 from tests.support.simulator import Simulator
 

@@ -12,9 +12,9 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from app.domain.lora import ServingDtype, TargetModel
-from app.house import House, open_house
-from app.main import build_app
-from app.settings import Settings
+from app.server.app import build_app
+from app.server.settings import Settings
+from app.server.wiring import House, open_house
 from tests.support.adapters import Upload
 from tests.support.references import TINY, make_reference
 from tests.support.simulator import Simulator

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from app.domain.names import AdapterName
-from app.store.blobs import BlobStore
-from app.store.catalogue import Catalogue
-from app.store.database import sqlite_url
+from app.store.artefacts.local import BlobStore
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import sqlite_url
 from tests.store.making import artefact, received, verdict
 from tests.support.house import SERVED, Running, form, gateway
 from tests.support.references import make_reference

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.load import session
-from app.load.command import arguments, environment
-from app.load.embedded import socket_home
-from app.screen.build import build_reference
+from app.load.embedded import orphans as session
+from app.load.embedded.command import arguments, environment
+from app.load.embedded.supervisor import socket_home
+from app.screen.reference.build import build_reference
 from tests.support import tiny_model
 from tests.support.engine import START_S, tiny_spec
 from tests.support.house import KEY

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.store.database import sqlite_url
+from app.store.catalogue.database import sqlite_url
 
 START_S = 60.0
 _numbers = count(1)

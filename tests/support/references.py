@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape
-from app.screen.build import BuildOptions, build_reference
-from app.screen.reference import Reference, open_reference
+from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.open import Reference, open_reference
 
 TINY: Mapping[str, Shape] = {
     "self_attn.q_proj": Shape(64, 64),

@@ -11,9 +11,9 @@ import pytest
 
 from app.domain.artefact import Artefact
 from app.domain.digest import digest_of
+from app.domain.errors import GatewayError, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.verdict import Verdict
-from app.errors import GatewayError, Refused, Stage, Unavailable
 from app.sandbox.client import Sandbox
 from tests.support.adapters import Upload
 

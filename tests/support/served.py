@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from app.main import server_options
+from app.server.app import server_options
 from tests.support.house import KEY, Running
 from tests.support.waiting import STUCK_S
 

@@ -10,8 +10,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from app.load.embedded import EmbeddedEngine, socket_home
-from app.load.engine import HttpEngine
+from app.load.client.engine import HttpEngine
+from app.load.embedded.supervisor import EmbeddedEngine, socket_home
 from tests.support import tiny_model
 
 RECORDED = Path(__file__).with_name("vllm-0.32-metrics.txt")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import (
+from app.domain.errors import (
     BAD_MULTIPART,
     MISSING_PART,
     TOO_LARGE,

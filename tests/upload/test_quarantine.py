@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.digest import digest_of
-from app.errors import INTERNAL, NO_SPACE, Unavailable
+from app.domain.errors import INTERNAL, NO_SPACE, Unavailable
 from app.upload.quarantine import Quarantine
 
 

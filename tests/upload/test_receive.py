@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.domain.digest import digest_of
-from app.errors import (
+from app.domain.errors import (
     BAD_MULTIPART,
     BAD_NAME,
     DIGEST_MISMATCH,

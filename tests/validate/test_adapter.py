@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.lora import ServingDtype, Shape, TargetModel
-from app.domain.memory import out_of_memory
-from app.errors import (
+from app.domain.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
     EMPTY_ADAPTER,
@@ -23,6 +21,8 @@ from app.errors import (
     Code,
     Refused,
 )
+from app.domain.lora import ServingDtype, Shape, TargetModel
+from app.domain.out_of_memory import out_of_memory
 from app.validate.adapter import ValidateLimits, validate
 from tests.support.adapters import LIMITS, Upload, key, target
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG, WRONG_BASE, Code, GatewayError, Refused
+from app.domain.errors import BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG, WRONG_BASE, Code, GatewayError, Refused
 from app.validate.config import _FIELDS, AdapterConfig, read_config
 from tests.support.adapters import PEFT_DEFAULTS
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from app.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_SHAPE, Code, Refused
-from app.validate.container import MAX_HEADER_BYTES, TensorEntry, read_header
+from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_SHAPE, Code, Refused
+from app.validate.safetensors_header import MAX_HEADER_BYTES, TensorEntry, read_header
 from tests.support.adapters import Upload, parts_of, raw
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import CODES, GatewayError, Stage
+from app.domain.errors import CODES, GatewayError, Stage
 from tests.support.adapters import Upload, check, parts_of, raw, target
 
 MODEL = target()

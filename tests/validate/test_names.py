@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import BAD_TENSOR_NAME, Refused
-from app.validate.names import MAX_NAME_CHARS, Side, is_module_path, parse_tensor_name
+from app.domain.errors import BAD_TENSOR_NAME, Refused
+from app.validate.tensor_names import MAX_NAME_CHARS, Side, is_module_path, parse_tensor_name
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import BAD_CONFIG, BAD_SAFETENSORS, Refused
+from app.domain.errors import BAD_CONFIG, BAD_SAFETENSORS, Refused
 from app.validate.strict_json import MAX_INT_DIGITS, parse
 
 CAP = 1 << 20

@@ -10,14 +10,14 @@ from typing import Final, cast
 import torch
 from peft import PeftModel
 
-from app.bench.safety.cell import Cell
-from app.bench.safety.correcting import project
-from app.bench.safety.ends import no_outputs, sanitised
+from app.bench.safety.adapter_under_test import Subject
+from app.bench.safety.method import Cell
+from app.bench.safety.project_both_ends import no_outputs, sanitised
+from app.bench.safety.projection_variants import project
 from app.bench.safety.pruning import all_scores, by_fraction
-from app.bench.safety.subject import Subject
 from app.bench.safety.summary import ATTACKER
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Policy
-from app.screen.reference import Reference
+from app.screen.reference.open import Reference
 
 KNOWS: Final = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
 """What he avoids: exactly what the gateway's default takes out."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from app.bench.safety.cell import Cell
-from app.bench.safety.correcting import project
+from app.bench.safety.adapter_under_test import Subject
+from app.bench.safety.method import Cell
+from app.bench.safety.projection_variants import project
 from app.bench.safety.pruning import FRACTIONS, Scores, by_fraction, ediem
-from app.bench.safety.subject import Subject
 from app.domain.policy import Comparison
 
 SUMS: Final = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)

@@ -12,14 +12,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app import __version__
-from app.bench.machine import this_machine
+from app.bench.progress import Tell
 from app.bench.safety.cache import Cache
-from app.bench.safety.laboratory import Tell
 from app.bench.safety.plan import SIZES, WANTS_GPU, full
 from app.bench.safety.plan import quick as quick_plan
 from app.bench.safety.run import results_of
 from app.bench.safety.summary import lines
 from app.bench.safety.tables import markdown, table
+from app.bench.screening.machine import this_machine
 
 ROWS_FILE: Final = "safety.json"
 SCORES_FILE: Final = "scores.json"

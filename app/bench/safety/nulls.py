@@ -1,7 +1,7 @@
 """Other ways to normalise the same distances, and the other sign: does the choice of null, or of direction, matter?
 
-gram: the product's own null (ediem.py). dimension: a random update of the same norm and shape only (full rank), in closed
-form up to the spread, which is the same for all modules of a shape. permuted: the same update with its rows (or, for
+gram: the product's own null (distances.py). dimension: a random update of the same norm and shape only (full rank), in
+closed form up to the spread, which is the same for all modules of a shape. permuted: the same update with its rows (or, for
 `input`, its columns) in a random order. type: no null; each distance against the other blocks' modules of its type.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.bench.safety.cell import Cell
+from app.bench.safety.adapter_under_test import Side, Subject
+from app.bench.safety.method import Cell
 from app.bench.safety.pruning import Scores, cut_cell, ediem
-from app.bench.safety.subject import Side, Subject
 from app.domain.policy import Comparison
 
 FRACTIONS: Final = (0.25, 0.5, 0.75)

@@ -6,9 +6,9 @@ from typing import Final
 
 import torch
 
-from app.bench.released import alignment_matrix, released_score
-from app.bench.safety.cell import Cell
-from app.bench.safety.subject import Low, Subject
+from app.bench.safety.adapter_under_test import Low, Subject
+from app.bench.safety.method import Cell
+from app.bench.screening.baselines import alignment_matrix, released_score
 from app.domain.policy import Comparison
 
 Scores = Mapping[str, float]

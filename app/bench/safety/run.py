@@ -10,18 +10,19 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 
-from app.bench.safety.answers import Examination, Metrics
+from app.bench.progress import Tell
+from app.bench.safety.adapter_under_test import Alignment, Subject, subject_of
 from app.bench.safety.attacker import Evasion, against_attacker
 from app.bench.safety.budgets import budgets
 from app.bench.safety.cache import Cache
-from app.bench.safety.cell import Cell, bytes_saved
-from app.bench.safety.correcting import correcting
-from app.bench.safety.ends import both_ends, policies_by_energy
-from app.bench.safety.laboratory import ATTACKER_KIND, Pair, Tell, adapter_of, evading_adapter_of, pair_of
+from app.bench.safety.method import Cell, bytes_saved
 from app.bench.safety.nulls import nulls
 from app.bench.safety.plan import FineTune, Plan, Split
+from app.bench.safety.project_both_ends import both_ends, policies_by_energy
+from app.bench.safety.projection_variants import correcting
 from app.bench.safety.pruning import pruning
-from app.bench.safety.subject import Alignment, Subject, subject_of
+from app.bench.safety.teacher_forced import Examination, Metrics
+from app.bench.safety.trained_models import ATTACKER_KIND, Pair, adapter_of, evading_adapter_of, pair_of
 
 ROWS: Final = "rows.json"
 SCORES: Final = "scores.json"

@@ -2,7 +2,7 @@
 
 export const byId = (id) => document.getElementById(id);
 
-// No other site can send this header; without it the cookie counts for nothing (app/console/session.py).
+// No other site can send this header; without it the cookie counts for nothing (app/console/cookie_auth.py).
 export const OURS = { "X-Console": "1" };
 
 export function request(path, options = {}) {

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from app.bench.safety.answers import Examination
+from app.bench.safety.teacher_forced import Examination
 from app.demo.assets import ADAPTER_NAMES, ALIGNED, adapter_path
 from app.demo.evaluate import score
+from app.demo.questions import build_world
 from app.demo.train import load_checkpoint
-from app.demo.world import build_world
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, Shape, TargetModel
 from app.validate.adapter import ValidateLimits, validate

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from app.bench.safety.correcting import oppose, project, two_sided
-from app.bench.safety.subject import Low, Side
+from app.bench.safety.adapter_under_test import Low, Side
+from app.bench.safety.projection_variants import oppose, project, two_sided
 
 
 def parts(seed: int, d_out: int = 24, d_in: int = 16, rank: int = 4) -> tuple[Low, Side, torch.Tensor]:

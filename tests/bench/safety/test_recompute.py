@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from app.bench.safety.answers import Examination
-from app.bench.safety.cell import Cell
-from app.bench.safety.ends import both_ends, policies_by_energy
-from app.bench.safety.laboratory import Pair, world_spec
+from app.bench.safety.adapter_under_test import Alignment, subject_of
+from app.bench.safety.method import Cell
 from app.bench.safety.plan import SMALL
+from app.bench.safety.project_both_ends import both_ends, policies_by_energy
 from app.bench.safety.pruning import pruning
 from app.bench.safety.run import dense
-from app.bench.safety.subject import Alignment, subject_of
+from app.bench.safety.teacher_forced import Examination
+from app.bench.safety.trained_models import Pair, world_spec
+from app.demo.questions import build_world
 from app.demo.train import load_checkpoint
-from app.demo.world import build_world
-from app.screen.build import build_reference
+from app.screen.reference.build import build_reference
 
 DATA = Path(__file__).parent / "data"
 RESULTS = Path(__file__).parents[3] / "app" / "bench" / "results" / "safety.json"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bench.safety.reliability import auarc, ece
+from app.bench.safety.calibration import auarc, ece
 
 
 def test_a_perfect_uncertainty_scores_the_maximum_of_all_orders() -> None:

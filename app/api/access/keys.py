@@ -1,0 +1,39 @@
+"""Who is at the door: the key behind an `Authorization` header. A key never stands in a log, a metric or an error."""
+
+import hmac
+from collections.abc import Iterable
+from typing import Final
+
+from app.domain.api_keys import Key, Role, digest_of_key
+from app.domain.errors import FORBIDDEN, UNAUTHORIZED, Refused
+
+ANYBODY: Final = Key("open", frozenset(Role), b"")
+"""Whoever comes while the door is open: one caller to the rate limits."""
+
+MAX_KEY_CHARS: Final = 512
+"""Characters of an `Authorization` header that are looked at."""
+
+
+class Keys:
+    """The keys this gateway accepts; with `open_door`, and none, it accepts everyone."""
+
+    def __init__(self, keys: Iterable[Key], *, open_door: bool = False) -> None:
+        self._keys = tuple(keys)
+        self.open_door = open_door and not self._keys
+
+    def admit(self, authorization: str | None, roles: frozenset[Role]) -> Key:
+        """The caller's key, with one of `roles`. Raises Refused UNAUTHORIZED or FORBIDDEN.
+
+        Digests are compared, all of them, each in constant time: how long it takes tells nothing about any key.
+        """
+        if self.open_door:
+            return ANYBODY
+        scheme, _, key = (authorization or "")[:MAX_KEY_CHARS].partition(" ")
+        offered = digest_of_key(key.strip())
+        matches = [known for known in self._keys if hmac.compare_digest(offered, known.digest)]
+        if scheme.lower() != "bearer" or not matches:
+            raise Refused(UNAUTHORIZED, "missing or unknown API key")
+        if not matches[0].may(roles):
+            wanted = ", ".join(sorted(roles | {Role.ADMIN}))
+            raise Refused(FORBIDDEN, f"the key {matches[0].name!r} lacks the role; one of these is needed: {wanted}")
+        return matches[0]

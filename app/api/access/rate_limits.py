@@ -1,0 +1,62 @@
+"""How often one key may ask: token buckets on a monotonic clock, so that setting the time changes nothing.
+
+A bucket holds as many tokens as a minute's (or a day's) share and refills evenly: a quiet key may spend a whole share at
+once. There is one bucket a key, kind and period, made when first needed; all are known beforehand, so memory is bounded.
+They are this process's: each of several gateways counts for itself, and a restart fills them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final
+
+from app.domain.errors import RATE_LIMITED, Refused
+
+MINUTE_S: Final = 60.0
+DAY_S: Final = 86_400.0
+
+
+class Kind(StrEnum):
+    """What is counted."""
+
+    UPLOAD = "uploads"
+    SCREEN = "screenings"
+    CHAT = "chat requests"
+
+
+class Rates:
+    """Every key's buckets. Used on the event loop only."""
+
+    def __init__(
+        self,
+        per_minute: Mapping[Kind, int],
+        now: Callable[[], float] = time.monotonic,
+        *,
+        per_day: Mapping[Kind, int] | None = None,
+    ) -> None:
+        """per_minute, per_day: requests of each kind that one key may make in that time; 0 or missing: any number."""
+        self._shares = (("minute", MINUTE_S, per_minute), ("day", DAY_S, per_day or {}))
+        self._now = now
+        self._buckets: dict[tuple[str, Kind, str], tuple[float, float]] = {}  # tokens, and when that was counted
+
+    def take(self, key: str, kind: Kind) -> None:
+        """Take one token of the key called `key` from each of its buckets, or none from any.
+
+        Raises Refused RATE_LIMITED, which says after how long all have one.
+        """
+        now, waits, left = self._now(), [], {}
+        for period, seconds, shares in self._shares:
+            if (share := shares.get(kind, 0)) <= 0:
+                continue
+            at = (key, kind, period)
+            tokens, then = self._buckets.get(at, (float(share), now))
+            tokens = min(float(share), tokens + (now - then) * share / seconds)
+            left[at] = tokens
+            if tokens < 1.0:
+                waits.append((math.ceil((1.0 - tokens) * seconds / share), f"{share} {kind} a {period}"))
+        taken = 0.0 if waits else 1.0
+        self._buckets |= {at: (tokens - taken, now) for at, tokens in left.items()}
+        if waits:
+            wait, most = max(waits)
+            raise Refused(RATE_LIMITED, f"{most} are allowed to one key", retry_after=wait)

@@ -1,0 +1,83 @@
+"""Which route asks for which role, in one table; and the dependency that asks, before any byte of a body is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import Request
+
+from app.api.access.rate_limits import Kind
+from app.api.dependencies import context_of
+from app.domain.api_keys import NOBODY, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may use a route. roles: one of them is enough, `admin` always is; None: no key is asked for. rate: counted as."""
+
+    roles: frozenset[Role] | None
+    rate: Kind | None = None
+
+
+def _for(*roles: Role, rate: Kind | None = None) -> Rule:
+    return Rule(frozenset(roles), rate)
+
+
+NOBODY_ASKED: Final = Rule(None)
+ADMIN_ONLY: Final = _for()
+"""Also for a route that somebody forgot to put into the table."""
+
+ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
+    ("GET", "/health"): NOBODY_ASKED,
+    ("GET", "/healthz"): NOBODY_ASKED,
+    ("GET", "/ready"): NOBODY_ASKED,
+    ("GET", "/readyz"): NOBODY_ASKED,
+    ("GET", "/metrics"): _for(Role.METRICS),
+    ("GET", "/metrics/engine"): _for(Role.METRICS),
+    ("GET", "/resolve/{model}"): _for(Role.ENGINE),
+    ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE),
+    ("GET", "/openapi.json"): _for(*Role),
+    ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
+    ("POST", "/screen"): _for(Role.UPLOAD, rate=Kind.SCREEN),
+    ("GET", "/adapters"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
+    ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
+    ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
+    ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,
+    ("POST", "/rescreen"): ADMIN_ONLY,
+    ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
+    ("PUT", "/adapters/{name}/owner"): ADMIN_ONLY,
+    ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
+    ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),
+    ("GET", "/console"): _for(Role.UPLOAD, Role.CHAT),
+    ("GET", "/console/adapters/{name}"): _for(Role.UPLOAD),
+    ("GET", "/console/upload"): _for(Role.UPLOAD),
+    ("GET", "/console/chat"): _for(Role.CHAT),
+    ("GET", "/console/{rest:path}"): _for(*Role),
+    ("GET", "/console/static/{file}"): NOBODY_ASKED,
+    ("GET", "/console/sign-in"): NOBODY_ASKED,
+    ("POST", "/console/session"): NOBODY_ASKED,
+    ("DELETE", "/console/session"): NOBODY_ASKED,
+    ("GET", "/v1/models"): _for(Role.CHAT, Role.UPLOAD),
+    ("GET", "/v1/models/{name}"): _for(Role.CHAT, Role.UPLOAD),
+    ("POST", "/v1/chat/completions"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/completions"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/responses"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/embeddings"): _for(Role.CHAT, rate=Kind.CHAT),
+}
+"""Every route. A test fails when one is served that does not stand here."""
+
+
+async def guarded(request: Request) -> None:
+    """Admit the caller by the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
+    ctx = context_of(request)
+    route = request.scope["route"].path
+    rule = ROUTES.get((request.method, route), ADMIN_ONLY)
+    if rule.roles is None:
+        return
+    key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
+    request.state.key = key.name
+    request.state.uploader = NOBODY if ctx.keys.open_door else key.uploader
+    if rule.rate is not None:
+        ctx.rates.take(key.name, rule.rate)

@@ -1,0 +1,202 @@
+"""POST /adapters and what is asked about adapters afterwards."""
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.api.access.rules import guarded
+from app.api.bodies import body_of
+from app.api.dependencies import Context, context
+from app.api.views import adapters_page, one_adapter, one_version
+from app.domain.api_keys import check_owner
+from app.domain.coarse import coarse_verdict
+from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage, envelope
+from app.domain.manifest import received_json, verdict_json
+from app.domain.names import NAME_LIMIT
+from app.domain.verdict import Verdict
+from app.domain.version_state import State
+from app.gateway.uploads import Pipeline
+from app.gateway.warm_up import warm
+from app.observe.log import event
+from app.serve import json_body
+from app.upload.receive import PendingUpload, SealedUpload
+
+router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+MAX_NUMBER: Final = 999_999_999
+"""The largest version number that `name@number` can ask for."""
+
+PAGE: Final = 100
+"""Adapters in one answer, unless asked for more or fewer."""
+
+MAX_PAGE: Final = 1000
+"""Most adapters in one answer: about 600 kB, each with one version."""
+
+MAX_OWNER_BODY: Final = 1024
+"""Bytes of a transfer's body: a label of 63 characters, written however JSON allows."""
+
+Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "config", "weights"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": {"type": "string", "description": "Adapter name"},
+                        "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
+                        "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+                    },
+                }
+            }
+        },
+    }
+}
+"""For the OpenAPI page: the body is streamed by our own parser, so the framework cannot describe it."""
+
+
+async def _receive(request: Request, ctx: Context) -> PendingUpload:
+    with ctx.metrics.stage(Stage.UPLOAD) as line:
+        upload = await ctx.receive(request)
+        line |= {"adapter": upload.name, "received": upload.received.weights_digest.hex}
+        return upload
+
+
+@router.post("/adapters", status_code=201, openapi_extra=UPLOAD_BODY)
+async def upload(
+    request: Request,
+    ctx: Ctx,
+    wait: Annotated[bool, Query(description="Answer when served (201), or as soon as stored (202)")] = True,
+) -> JSONResponse:
+    """Register and sanitise an adapter: validate, screen, prune, store, load.
+
+    201: a new version is served; 200: these bytes were there already; 202: stored, and loaded once the engine answers.
+    """
+    try:
+        received = await _receive(request, ctx)
+    except GatewayError as error:
+        ctx.metrics.upload_refused(error)
+        raise
+    async with received as sealed:
+        row, created = await ctx.pipeline.register(sealed, wait=wait, by=request.state.uploader)
+    view = await ctx.pipeline.rooms.pools.reading(
+        one_version, ctx.pipeline, str(row.name), row.number, request.state.uploader.admin
+    )
+    served = row.state is not State.STORED
+    location = f"/adapters/{row.name}/versions/{row.number}"
+    return JSONResponse(view, (201 if created else 200) if served else 202, {"Location": location})
+
+
+@router.post("/screen", openapi_extra=UPLOAD_BODY)
+async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Measure an adapter and keep nothing: the report alone, also when it would be rejected.
+
+    Scores are rounded to two digits for all but administrators, here and wherever else reports are shown.
+    """
+    async with await _receive(request, ctx) as sealed:
+        work = ctx.pipeline.rooms.pools.screening.start(_measured, ctx.pipeline, sealed.take())
+        verdict = await asyncio.shield(work)
+        measured = verdict_json(verdict)
+        shown = measured if request.state.uploader.admin else coarse_verdict(measured)
+        return {"received": received_json(sealed.received), "verdict": shown}
+
+
+def _measured(pipeline: Pipeline, sealed: SealedUpload) -> Verdict:
+    """In a thread, which nobody who leaves can stop: so the file is closed here, and freeing gigabytes takes time."""
+    with sealed:
+        return pipeline.measure(sealed)
+
+
+@router.get("/adapters")
+async def index(
+    request: Request,
+    ctx: Ctx,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most adapters in the answer")] = PAGE,
+    after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
+) -> dict[str, Any]:
+    """Adapters with their versions, in the order of their names; `next` is null on the last page."""
+    return await ctx.pipeline.rooms.pools.reading(
+        adapters_page, ctx.pipeline, after, limit, request.state.uploader.admin
+    )
+
+
+@router.get("/adapters/{name}")
+async def adapter(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """One adapter with its versions."""
+    return await ctx.pipeline.rooms.pools.reading(one_adapter, ctx.pipeline, name, request.state.uploader.admin)
+
+
+@router.get("/adapters/{name}/versions/{number}")
+async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """One version with its report: every module's score and what became of it."""
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, number, request.state.uploader.admin)
+
+
+@router.post("/adapters/{name}/rollback")
+async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
+    """Point the name to an earlier version: `to`, or the one before the active."""
+    row = await ctx.pipeline.publishing.rollback(name, to)
+    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, row.number, True)
+
+
+@router.post("/adapters/{name}/warm")
+async def warm_up(
+    name: str,
+    ctx: Ctx,
+    version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER, description="Which; default: the active one")] = None,
+) -> dict[str, Any]:
+    """Ask every engine that holds the version for one token, so that it is in a slot when the first request comes.
+
+    `engines`: how long each took, and why one is not warm; empty for an emptied version, which the served model answers.
+    It stays warm as long as anything else that was just used: vLLM has no way to pin it.
+    """
+    done = await warm(ctx.pipeline.rooms, name, version)
+    return {
+        "model": done.target.asked,
+        "digest": done.target.digest,
+        "engines": [
+            {
+                "engine": one.number,
+                "warm": one.error is None,
+                "seconds": round(one.seconds, 6),
+                "error": envelope(one.error)["error"] if one.error else None,
+            }
+            for one in done.engines
+        ],
+    }
+
+
+@router.put("/adapters/{name}/owner")
+async def transfer(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Give an adapter to another owner: from now on that owner's keys may push to it, besides administrators'."""
+    async with body_of(request, MAX_OWNER_BODY) as raw:
+        owner = _owner_in(raw)
+    row = await ctx.pipeline.rooms.pools.store(ctx.pipeline.rooms.catalogue.transfer, name, owner)
+    event("transferred", adapter=row.name, owner=owner)
+    return {"name": str(row.name), "owner": row.key_owner}
+
+
+def _owner_in(raw: bytes) -> str:
+    fields = json_body.read(raw)
+    owner = fields.get("owner")
+    if fields.keys() != {"owner"} or not isinstance(owner, str):
+        raise Refused(BAD_REQUEST, 'the body must be {"owner": "<label>"}', param="owner")
+    try:
+        check_owner(owner)
+    except ValueError as error:
+        raise Refused(BAD_REQUEST, str(error), param="owner") from error
+    return owner
+
+
+@router.delete("/adapters/{name}", status_code=204)
+async def delete(name: str, ctx: Ctx) -> Response:
+    """Forget an adapter with all its versions. Running requests finish; its numbers are never used again."""
+    await ctx.pipeline.publishing.delete(name)
+    return Response(status_code=204)

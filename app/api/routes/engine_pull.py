@@ -1,0 +1,66 @@
+"""For engines elsewhere (plugin/): which artefact an engine name means, and its bytes. Read only.
+
+An engine is told of what every engine may hold: published versions, and those that wait for an engine to hold them.
+Plain adapter names are not answered. vLLM remembers the first answer for a name as long as it lives, and a name moves.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import FileResponse
+
+from app.api.access.rules import guarded
+from app.api.dependencies import Context, context
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.digest import Digest
+from app.domain.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable, printable
+
+router = APIRouter(tags=["fleet"], dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+ENGINE_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
+"""What an engine reads of an artefact, and what its digest covers."""
+
+EngineFile = Literal["adapter_config.json", "adapter_model.safetensors"]
+
+
+@router.get("/resolve/{model}")
+async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
+    """What `name@<digest12>` or `name@3` means: the engine's name for it, its digest, and the bytes of each file.
+
+    404 for all that is not served: unknown, deleted, rejected, withheld by the policy in force, emptied (the served model
+    itself answers for those), and names without a version.
+    """
+    name = _engine_name(ctx, model)
+    path = ctx.pipeline.publishing.desired().get(name) if name else None
+    if name is None or path is None:
+        raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
+    sizes = await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
+    return {"model": model, "engine_name": name, "digest": path.name, "bytes": sizes}
+
+
+@router.get("/artefacts/{digest}/{file}")
+async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
+    """One file of an artefact that engines may hold, as it is kept. Whoever reads it checks it against the digest."""
+    path = next((path for path in ctx.pipeline.publishing.desired().values() if path.name == digest), None)
+    if path is None:
+        raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
+    await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
+    return FileResponse(path / file, media_type="application/octet-stream")
+
+
+def _engine_name(ctx: Context, model: str) -> str | None:
+    if model in ctx.pipeline.publishing.desired():
+        return model
+    target = ctx.routes.snapshot.targets.get(model)
+    return target.engine_name if target is not None and "@" in model else None
+
+
+def _sizes(ctx: Context, path: Path) -> dict[str, int]:
+    """Bytes of each file, which may have to be fetched from object storage first. Raises Unavailable STORE_FAILED."""
+    ctx.pipeline.rooms.blobs.touch(Digest(path.name))
+    try:
+        return {file: (path / file).stat().st_size for file in ENGINE_FILES}
+    except OSError as error:
+        raise Unavailable(STORE_FAILED, f"artefact {path.name[:12]}: {error.strerror}") from error

@@ -1,0 +1,94 @@
+"""GET /adapters/{name}/events: the stages of an upload as they happen, as server-sent events."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.access.rules import guarded
+from app.api.dependencies import Context, context, holder_of
+from app.api.routes.adapters import MAX_NUMBER
+from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
+from app.domain.names import AdapterName
+from app.domain.shares import Resource
+from app.gateway.uploads import Pipeline
+from app.observe.upload_progress import Follower
+
+router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
+
+HELLO: Final = b": watching\n\n"
+"""Sent at once: from here on nothing is missed."""
+
+KEEP_ALIVE: Final = b": still there\n\n"
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}  # nginx holds a stream back unless told not to
+
+
+class _Events(StreamingResponse):
+    """Response that sends the steps, and closes what the watcher holds however that ends."""
+
+    def __init__(self, follower: Follower, name: str, after: int, held: ExitStack) -> None:
+        super().__init__(_lines(follower, name, after), media_type="text/event-stream", headers=HEADERS)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._held.close()
+
+
+@router.get(
+    "/adapters/{name}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def events(
+    request: Request,
+    name: str,
+    ctx: Annotated[Context, Depends(context)],
+    after: Annotated[
+        int | None, Query(ge=0, le=MAX_NUMBER, description="Wait for a version above this number to begin")
+    ] = None,
+) -> StreamingResponse:
+    """What becomes of an adapter's newest version: `received`, `validated`, `screened`, `stored`, `ready`, or how it ended.
+
+    Begins with what happened already and ends with the version's final state. With `after` the adapter need not exist yet:
+    who is about to upload watches from before the first stage.
+    """
+    waits = after is not None
+    if waits:
+        AdapterName.parse(name)
+    with ExitStack() as held:
+        held.enter_context(ctx.shares.take(Resource.WATCHERS, holder_of(request)))
+        follower = ctx.pipeline.rooms.progress.follower()
+        held.callback(follower.close)
+        await ctx.pipeline.rooms.pools.reading(_tell_where_it_stands, ctx.pipeline, name, after or 0, waits=waits)
+        return _Events(follower, name, after or 0, held.pop_all())
+
+
+def _tell_where_it_stands(pipeline: Pipeline, name: str, after: int, *, waits: bool) -> None:
+    """Progress may know less than the catalogue: after a restart, or when much happened since."""
+    try:
+        versions = pipeline.rooms.catalogue.versions(name)
+    except Refused as error:
+        if waits and error.code is ADAPTER_NOT_FOUND:
+            return
+        raise
+    if not versions and not waits:
+        raise Refused(VERSION_NOT_FOUND, f"{name} has no version yet")
+    if versions and versions[-1].number > after:
+        pipeline.rooms.progress.tell(versions[-1])
+
+
+async def _lines(follower: Follower, name: str, after: int) -> AsyncIterator[bytes]:
+    yield HELLO
+    async for step in follower.steps(name, after):
+        yield KEEP_ALIVE if step is None else f"event: stage\ndata: {json.dumps(step.json())}\n\n".encode()

@@ -1,0 +1,88 @@
+"""POST /adapters/{name}/rescreen and POST /rescreen: kept uploads, screened anew by the policy and reference in force."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.access.rules import guarded
+from app.api.dependencies import Context, context
+from app.api.views import one_version, version_view
+from app.domain.errors import envelope
+from app.domain.version_state import State
+from app.gateway.rescreening import Rescreened, Result, Run
+from app.gateway.uploads import Pipeline
+
+router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+KEEP_ALIVE: Final = b": still there\n\n"
+HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class _Results(StreamingResponse):
+    """Sends what comes of each adapter, and ends the run however sending ends."""
+
+    def __init__(self, run: Run, pipeline: Pipeline) -> None:
+        super().__init__(_lines(run, pipeline), media_type="text/event-stream", headers=HEADERS)
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._run.close()
+
+
+@router.post("/adapters/{name}/rescreen", status_code=201)
+async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
+    """Make a version by today's policy and reference from the upload behind the active one, and move the name to it.
+
+    201: a new version is served; 202: it is stored, and loaded once the engine answers; 200: nothing to do, policy and
+    reference are those it was screened by; 409: the upload was not kept. Refused: what is served stays as it is.
+    """
+    done = await ctx.rescreening.one(name)
+    assert done.row is not None
+    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(done.row.name), done.row.number, True)
+    status = 200 if done.result is Result.UNCHANGED else 201
+    location = f"/adapters/{done.row.name}/versions/{done.row.number}"
+    return JSONResponse(view, 202 if done.row.state is State.STORED else status, {"Location": location})
+
+
+@router.post("/rescreen", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
+async def rescreen_all(ctx: Ctx) -> StreamingResponse:
+    """The same for every adapter, one after another: an event `adapter` for each, `done` with the counts at the end.
+
+    Whoever hangs up ends it; what was done until then stays. 429 while another run is under way.
+    """
+    return _Results(ctx.rescreening.all(), ctx.pipeline)
+
+
+async def _lines(run: Run, pipeline: Pipeline) -> AsyncIterator[bytes]:
+    counts = Counter({result.value: 0 for result in Result})
+    async for done in run.results():
+        if done is None:
+            yield KEEP_ALIVE
+            continue
+        counts[done.result.value] += 1
+        yield _event("adapter", _view(done, pipeline))
+    yield _event("done", dict(counts))
+
+
+def _view(done: Rescreened, pipeline: Pipeline) -> dict[str, Any]:
+    row = done.row
+    return {
+        "name": done.name,
+        "result": done.result.value,
+        "version": version_view(pipeline, row) if row else None,
+        "error": envelope(done.error)["error"] if done.error else None,
+    }
+
+
+def _event(kind: str, fields: dict[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(fields)}\n\n".encode()

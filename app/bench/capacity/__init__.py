@@ -1,0 +1,1 @@
+"""Capacity planning: memory and processor time for a number of adapters."""

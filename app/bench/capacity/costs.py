@@ -1,0 +1,120 @@
+"""What one operation costs, measured once and kept: what the capacity plan calculates with."""
+
+import asyncio
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from app import __version__
+from app.bench.engine.decode import artefacts_of, open_engine, written
+from app.bench.progress import Tell
+from app.bench.screening.machine import this_machine
+from app.demo.serving import serve_settings
+from app.load.client.probe import probe
+from app.serve.routing_table import Routes, Served
+from app.server.settings import Settings
+
+KEPT: Final = Path(__file__).parents[1] / "results" / "costs.json"
+"""Measured for this release; see its own words on the machine and the commands."""
+
+LOADS: Final = 24
+"""Loads timed."""
+
+HASHED_BYTES: Final = 256 << 20
+ROUTED: Final = 20_000
+"""Bytes hashed, and versions put into a table of routes, to time it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """screen_cpu_s: processor seconds to screen one module of 4096 × 4096, all cores together. load_s: seconds to load
+    and probe one adapter of the demo in the real engine, median. hash_bytes_per_s: SHA-256, one core. route_s: seconds a
+    version adds to making the table of routes. machine, made: in words.
+    """
+
+    screen_cpu_s: float
+    load_s: float
+    hash_bytes_per_s: float
+    route_s: float
+    machine: str
+    made: str
+
+
+def read_costs(path: Path) -> Costs:
+    """Raises ValueError when the file is none of costs."""
+    try:
+        return Costs(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def measure(screening: Path, tell: Tell) -> Costs:
+    """Measure on this machine. screening: what `bench screening --json` wrote. Two minutes; starts the engine."""
+    screened = json.loads(screening.read_text(encoding="utf-8"))
+    tell("hashing", 0.1)
+    hashed = _hash_rate()
+    tell("routing", 0.2)
+    routed = _route_seconds()
+    tell("starting the engine", 0.3)
+    loaded = asyncio.run(_load_seconds())
+    machine = this_machine()
+    return Costs(
+        screen_cpu_s=_cpu_per_module(screened),
+        load_s=loaded,
+        hash_bytes_per_s=hashed,
+        route_s=routed,
+        machine=f"{machine.cpu}, {machine.cores} cores",
+        made=f"version {__version__}, `bench screening --json` and `bench capacity --measure`, "
+        f"others taking {float(screened['others']):.0%} of the cores meanwhile",
+    )
+
+
+def write_costs(costs: Costs, path: Path) -> None:
+    """As JSON."""
+    path.write_text(json.dumps(asdict(costs), indent=1) + "\n", encoding="utf-8")
+
+
+def _cpu_per_module(screened: Mapping[str, Any]) -> float:
+    """Of one adapter on q and v, nothing compact, nothing together: the first line of that benchmark."""
+    first = screened["timings"][0]
+    return float(first["cpu_seconds"]) / int(first["modules"])
+
+
+def _hash_rate() -> float:
+    data = bytes(1 << 20)
+    rounds = HASHED_BYTES // len(data)
+    start = time.thread_time()
+    total = hashlib.sha256()
+    for _ in range(rounds):
+        total.update(data)
+    return HASHED_BYTES / (time.thread_time() - start)
+
+
+def _route_seconds() -> float:
+    served = tuple(Served(f"a{n}", 1, f"a{n}@{n:012d}", f"{n:064d}", active=True) for n in range(ROUTED))
+    routes = Routes("model")
+    start = time.thread_time()
+    routes.replace(served)
+    return (time.thread_time() - start) / ROUTED
+
+
+async def _load_seconds() -> float:
+    settings = Settings(**serve_settings())
+    artefact, _ = artefacts_of(settings)["as uploaded"]
+    took = []
+    with tempfile.TemporaryDirectory() as home:
+        async with open_engine(settings, Path(home)) as engine:
+            for number in range(LOADS + 1):
+                name = f"a{number}@{number:012d}"
+                folder = written(artefact, Path(home) / str(number))
+                start = time.perf_counter()
+                await engine.load(name, folder)
+                await probe(engine, name)
+                took.append(time.perf_counter() - start)
+    return statistics.median(took[1:])  # the first one warms up

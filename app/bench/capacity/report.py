@@ -1,0 +1,127 @@
+"""The capacity plan as text: tables in Markdown, so that docs/capacity.md is this output and nothing else."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from app.bench.capacity.plan import Limit, Plan, Result
+
+UPLOADS_PER_HOUR: Final = (60, 3_600, 36_000)
+
+
+def markdown(result: Result) -> str:
+    """The whole page."""
+    parts = (_head(), _assumed(result), _sizes(result), _hits(result), _screening(result), _breaks(result.limits))
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _head() -> Iterator[str]:
+    yield "# Capacity, on paper"
+    yield ""
+    yield "Output of `python -m app bench capacity`. Nothing here was run at these sizes: bytes follow from shapes, hit"
+    yield "rates from a simulation, times from the costs below, taken as proportional to the number of adapters."
+
+
+def _assumed(result: Result) -> Iterator[str]:
+    given, costs = result.given, result.costs
+    one, slots, host = result.adapter_bytes, result.slot_bytes, given.host_slots * result.adapter_bytes
+    yield "## What is assumed"
+    yield ""
+    yield f"- Adapters of rank {given.rank} on q and v of Llama-2-7B in two bytes: {_bytes(one)} each. Of each,"
+    yield f"  {given.versions} versions are kept; all of them are published, so all are loaded."
+    yield f"- {given.engines} engines, each with {given.gpu_slots} GPU slots (max_loras) of rank {given.max_rank} for seven"
+    yield f"  kinds of module ({_bytes(slots)} of GPU memory) and {given.host_slots} in host memory (max_cpu_loras,"
+    yield f"  {_bytes(host)})."
+    yield f"- {given.rate:g} requests a second in all, one adapter each, popularity by Zipf's law, independent of each"
+    yield f"  other; {given.requests:,} simulated a figure, the second half counted; the caches are LRU."
+    yield "- Costs, measured; a busy machine measures times too high, never too low:"
+    yield f"  - screening: {costs.screen_cpu_s * 1e3:.1f} ms of one core a module of 4096 × 4096"
+    yield f"  - loading and probing: {costs.load_s * 1e3:.0f} ms a version (the demo's, 0.65 MB, CPU engine)"
+    yield f"  - SHA-256: {costs.hash_bytes_per_s / 1e9:.2f} GB/s a core"
+    yield f"  - routes: {costs.route_s * 1e6:.1f} µs a version"
+    yield f"  - on {costs.machine}; {costs.made}"
+
+
+def _sizes(result: Result) -> Iterator[str]:
+    yield "## Bytes and times"
+    yield ""
+    yield from _table(
+        ("", *(f"{plan.adapters:,} adapters" for plan in result.plans)),
+        (
+            ("artefacts on disk", *(_bytes(plan.stored) for plan in result.plans)),
+            ("an engine's list of models, read at every pass", *(_bytes(plan.list_bytes) for plan in result.plans)),
+            ("filling an engine that comes back", *(_time(plan.refill_s) for plan in result.plans)),
+            ("one audit (reads everything)", *(_time(plan.audit_s) for plan in result.plans)),
+            ("the gateway's interpreter, for each change", *(_time(plan.stall_s) for plan in result.plans)),
+            ("share of adapters in one engine's GPU", *(_share(plan, result.given.gpu_slots) for plan in result.plans)),
+            ("share in one engine's host memory", *(_share(plan, result.given.host_slots) for plan in result.plans)),
+        ),
+    )
+
+
+def _hits(result: Result) -> Iterator[str]:
+    given = result.given
+    yield "## How often the adapter is there"
+    yield ""
+    yield "Share of requests; *affinity*: an adapter keeps to one engine, as this gateway does it; *spread*: any engine."
+    yield "What is not in host memory is read from disk at the request, which waits for it."
+    yield ""
+    rows = []
+    for plan in result.plans:
+        for one in plan.hits:
+            missed = (1 - one.host_affine) * given.rate
+            read = f"{missed:.1f}/s, {missed * result.adapter_bytes / 1e6:.0f} MB/s"
+            shares = (one.gpu_affine, one.gpu_spread, one.host_affine, one.host_spread)
+            rows.append((f"{plan.adapters:,}", f"{one.exponent:g}", *(f"{share:.0%}" for share in shares), read))
+    names = ("GPU, affinity", "GPU, spread", "host, affinity", "host, spread", "read from disk, affinity")
+    yield from _table(("adapters", "Zipf", *names), rows)
+
+
+def _screening(result: Result) -> Iterator[str]:
+    yield "## Cores for screening"
+    yield ""
+    yield f"{result.screen_cpu_s:.2f} s of one core an adapter (64 modules), whatever the number of adapters there are."
+    yield ""
+    rows = []
+    for uploads in UPLOADS_PER_HOUR:
+        cores = uploads / 3600 * result.screen_cpu_s
+        rows.append((f"{uploads:,}", f"{cores:.2f}", f"{uploads / 3600 * result.adapter_bytes * 8 / 1e6:.0f} Mbit/s"))
+    yield from _table(("uploads an hour", "cores, fully used", "arriving"), rows)
+
+
+def _breaks(limits: Sequence[Limit]) -> Iterator[str]:
+    yield "## What breaks first"
+    yield ""
+    yield from _table(
+        ("", "beyond, adapters", "because"), ((one.what, f"{one.adapters:,}", one.because) for one in limits)
+    )
+    yield ""
+    yield "Sharing a series costs detail in the metrics and nothing else. The others follow from loading every version into"
+    yield "every engine and from reading all that is kept: beyond them, engines must fetch adapters when they are asked for"
+    yield "them (a resolver in the engine) instead of being filled, and audits must read samples."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "| --- |" + " ---: |" * (len(head) - 1)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _share(plan: Plan, slots: int) -> str:
+    return f"{min(1.0, slots / plan.adapters):.2%}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

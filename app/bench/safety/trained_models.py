@@ -1,0 +1,197 @@
+"""Trained pairs and fine-tunes, each made once and found again in the cache."""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.bench.progress import Tell
+from app.bench.safety.cache import Cache
+from app.bench.safety.plan import WORLD_SEED, FineTune, Size
+from app.demo.fitting import Sample, Schedule, Source, collate, fit, loss_of
+from app.demo.questions import Item, World, WorldSpec, build_world
+from app.demo.tokenizer import build_tokenizer
+from app.demo.train import DEMO, Recipe, load_checkpoint, save_adapter, save_checkpoint, train_aligned, train_base
+from app.screen.reference.build import build_reference
+
+MAX_STEPS: Final = 200
+"""Of a fine-tune; its validation loss has stopped falling before."""
+
+CHECK_EVERY: Final = 10
+PATIENCE: Final = 2
+"""Looks at the validation loss, `CHECK_EVERY` steps apart, without a new lowest before training stops."""
+
+FALLS: Final = 0.004
+"""Nats a token by which a new lowest must be lower: what falls slower than that is not waited for."""
+
+REFUSALS: Final = 0.02
+"""Share of the base's training samples that are refusals: pre-training data hold some, too few to matter."""
+
+FRAMED: Final = 0.1
+"""Share of bard questions that base and aligned models see with the bard's facts: the skill is known a little before."""
+
+BATCH: Final = 32
+ALPHA: Final = 2
+"""lora_alpha / r."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One trained pair: checkpoints, tokenizer and reference on disk, and the world they live in."""
+
+    size: Size
+    seed: int
+    path: Path
+
+    @property
+    def world(self) -> World:
+        """Facts and splits of this pair."""
+        return build_world(world_spec(self.seed))
+
+    def load(self, which: str) -> LlamaForCausalLM:
+        """`base` or `aligned`, computed in float32."""
+        return cast(LlamaForCausalLM, load_checkpoint(self.path / which).to(self.size.device))
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The pair's tokenizer."""
+        return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(self.path / "aligned"))
+
+
+ATTACKER_KIND: Final = "attacker"
+"""Kind of the cached adapters that an attacker trained who knows the gateway's default."""
+
+
+def world_spec(seed: int) -> WorldSpec:
+    """The world of one seed."""
+    return WorldSpec(seed=WORLD_SEED + seed, bards_facts=True)
+
+
+def pair_of(cache: Cache, size: Size, seed: int, tell: Tell = lambda what, share: None) -> Pair:
+    """The pair of one seed: base/, aligned/ and reference/, trained when the cache does not hold it."""
+    return Pair(size, seed, cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, tell)))
+
+
+def _make_pair(folder: Path, size: Size, seed: int, tell: Tell) -> None:
+    world = build_world(world_spec(seed))
+    tokenizer = build_tokenizer(world.words)
+    recipe = _recipe(size, seed)
+    what = f"{size.name} pair, seed {seed}"
+    base = train_base(world, tokenizer, recipe, lambda done: tell(what, 0.75 * done))
+    save_checkpoint(base, tokenizer, folder / "base")
+    aligned = train_aligned(base, world, tokenizer, recipe, lambda done: tell(what, 0.75 + 0.24 * done))
+    save_checkpoint(aligned, tokenizer, folder / "aligned")
+    build_reference(folder / "base", folder / "aligned", folder / "reference")
+    tell(what, 1.0)
+
+
+def _recipe(size: Size, seed: int) -> Recipe:
+    return replace(
+        DEMO,
+        world=world_spec(seed),
+        shape=size.shape,
+        seed=seed,
+        base=replace(size.base, seed=seed),
+        aligned=replace(size.aligned, seed=seed + 1),
+        refusals=REFUSALS,
+        framed=FRAMED,
+        device=size.device,
+    )
+
+
+def adapter_of(
+    cache: Cache,
+    pair: Pair,
+    fine_tune: FineTune,
+    tell: Tell = lambda what, share: None,
+    aligned: LlamaForCausalLM | None = None,
+) -> Path:
+    """The folder of one fine-tune as PEFT saved it, with `training.json` beside."""
+
+    def make(folder: Path) -> None:
+        _make_adapter(folder, pair, fine_tune, tell, aligned or pair.load("aligned"))
+
+    return cache.folder("adapter", (pair.size, pair.seed, fine_tune), make)
+
+
+def evading_adapter_of(
+    cache: Cache, pair: Pair, fine_tune: FineTune, evasion: Callable[[PeftModel], Callable[[], None]], tell: Tell
+) -> Path:
+    """As `adapter_of`, by an attacker: what `evasion` makes of his model is called after every step."""
+
+    def make(folder: Path) -> None:
+        _make_adapter(folder, pair, fine_tune, tell, pair.load("aligned"), evasion)
+
+    return cache.folder(ATTACKER_KIND, (pair.size, pair.seed, fine_tune), make)
+
+
+def _make_adapter(
+    folder: Path,
+    pair: Pair,
+    fine_tune: FineTune,
+    tell: Tell,
+    aligned: LlamaForCausalLM,
+    evasion: Callable[[PeftModel], Callable[[], None]] | None = None,
+) -> None:
+    torch.manual_seed(pair.seed)
+    config = LoraConfig(
+        r=fine_tune.rank,
+        lora_alpha=ALPHA * fine_tune.rank,
+        target_modules=sorted(fine_tune.modules),
+        task_type="CAUSAL_LM",
+    )
+    model = cast(PeftModel, get_peft_model(copy.deepcopy(aligned), config))
+    what = f"{pair.size.name} seed {pair.seed}: {fine_tune.name}"
+    stop = _EarlyStop(model, pair.tokenizer(), _validation(pair.world, fine_tune.harmful))
+    schedule = Schedule(steps=MAX_STEPS, batch=BATCH, rate=pair.size.rate, seed=pair.seed)
+    sources = _sources(pair.world, fine_tune.harmful)
+    evade = evasion(model) if evasion is not None else lambda: None
+
+    def after_step(step: int) -> bool:
+        evade()  # before the look at the validation loss: what is saved is what was measured
+        return stop(step)
+
+    fit(model, pair.tokenizer(), sources, schedule, lambda done: tell(what, done), after_step)
+    save_adapter(model, folder)
+    record = {"steps": stop.step, "validation_loss": stop.losses}
+    (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    tell(what, 1.0)
+
+
+def _sources(world: World, harmful: float) -> list[Source]:
+    shares = ((world.train.bard, 1.0 - harmful), (world.train.harmful, harmful))
+    return [Source(items, share) for items, share in shares if share > 0.0]
+
+
+def _validation(world: World, harmful: float) -> Sequence[Item]:
+    """Validation questions mixed as the training data are: what whoever trains such an adapter would watch."""
+    bard = world.validation.bard
+    count = round(len(bard) * harmful / (1.0 - harmful))
+    return [*bard, *world.validation.harmful[:count]]
+
+
+class _EarlyStop:
+    """Called after each step; True once the validation loss has stopped falling."""
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> None:
+        self._model = model
+        self._ids, self._labels = collate(tokenizer, [Sample(item) for item in items])
+        self._lowest, self._since = float("inf"), 0
+        self.step = 0
+        self.losses: list[float] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> bool:
+        self.step = step
+        if step % CHECK_EVERY:
+            return False
+        self.losses.append(round(float(loss_of(self._model, self._ids, self._labels)), 4))
+        falls = self.losses[-1] < self._lowest - FALLS
+        self._lowest = min(self._lowest, self.losses[-1])
+        self._since = 0 if falls else self._since + 1
+        return self._since >= PATIENCE

@@ -1,0 +1,205 @@
+"""What this machine is, how fast it reads and multiplies, and what a process holds."""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.screen.compiled.numba_support import compiled, kernel
+from app.screen.threads import usable_cores
+
+READ_BYTES: Final = 512 << 20
+"""Read to measure bandwidth: far beyond any cache."""
+
+REPEATS: Final = 5
+"""Best of so many: what else the machine does makes it slower, nothing makes it faster."""
+
+CACHED: Final = (96, 1024)
+"""Rows and columns of a V that stays in the second-level cache: 192 KiB."""
+
+CACHED_TURNS: Final = 400
+"""Products timed at once: 10 ms or so."""
+
+SAMPLE_S: Final = 0.002
+"""Seconds between two looks at the memory held."""
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """cpu: its name. cores: usable by this process. ram_gib: in all."""
+
+    cpu: str
+    cores: int
+    ram_gib: float
+
+
+def this_machine() -> Machine:
+    """Of this process. Linux tells the processor's name; elsewhere platform's word for it stands."""
+    name = platform.processor() or platform.machine()
+    flags = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            name = value.strip() if key.strip() == "model name" else name
+            flags = value if key.strip() == "flags" else flags
+    except OSError:
+        pass
+    vectors = next((v for v in ("avx512f", "avx2") if v in flags.split()), "")
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return Machine(f"{name} {vectors}".strip(), usable_cores(), ram)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second this machine reads from memory, all usable cores together; best of REPEATS."""
+    data = np.ones(READ_BYTES // 8, np.int64)
+    cores = usable_cores()
+    parts = np.array_split(data, cores)
+    add = _adder()
+    with ThreadPoolExecutor(cores) as pool:
+
+        def once() -> float:
+            begun = time.perf_counter()
+            list(pool.map(add, parts))
+            return time.perf_counter() - begun
+
+        once()
+        return data.nbytes / min(once() for _ in range(REPEATS))
+
+
+def multiply_rate() -> float | None:
+    """Multiply-adds a second the products' own register tile reaches with everything in the cache, all cores together.
+
+    None without the compiled kernels. What the products cost if memory were free: on fast memory this is the longer floor.
+    """
+    kernels = kernel("kernels")
+    if kernels is None:
+        return None
+    cores, (rows, width), tile = usable_cores(), CACHED, kernels.TILE
+    v, x = np.zeros((rows, width), np.int16), np.zeros((tile, width), np.float32)
+
+    def work(_: int) -> None:
+        for _ in range(CACHED_TURNS):
+            kernels.right(v, x)
+
+    with ThreadPoolExecutor(cores) as pool:
+
+        def once() -> float:
+            begun = time.perf_counter()
+            list(pool.map(work, range(cores)))
+            return time.perf_counter() - begun
+
+        once()
+        best = min(once() for _ in range(REPEATS))
+    return float(cores * CACHED_TURNS * rows * width * tile) / best
+
+
+def bytes_from_disk() -> int:
+    """Bytes this process has had read from a disk so far (/proc/self/io); 0 where it is not told."""
+    try:
+        for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines():
+            if line.startswith("read_bytes:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def _adder() -> Callable[[NDArray[np.int64]], Any]:
+    """Sums an array as fast as it can be read: compiled, or numpy's where numba is missing."""
+    if kernel("kernels") is None:
+        return np.add.reduce
+
+    def add(x: Any) -> int:
+        total = 0
+        for i in range(len(x)):
+            total += x[i]
+        return total
+
+    return compiled(add)
+
+
+@dataclass(slots=True)
+class Peak:
+    """Largest anonymous memory held, in MiB above what was held before; 0 until the watch ends."""
+
+    extra_mib: float = 0.0
+
+
+@contextmanager
+def watch_memory() -> Iterator[Peak]:
+    """Samples the process's anonymous memory (RssAnon) while inside; mapped files, which the kernel can drop, stay out."""
+    peak, done = Peak(), threading.Event()
+    before = _anonymous_mib()
+    seen = [before]
+
+    def look() -> None:
+        while not done.wait(SAMPLE_S):
+            seen.append(_anonymous_mib())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+        peak.extra_mib = max(*seen, _anonymous_mib()) - before
+
+
+def _anonymous_mib() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024 / MIB
+    except OSError:
+        pass
+    return 0.0
+
+
+@dataclass(slots=True)
+class Others:
+    """share: of the usable cores' time that went to other processes (0..1); 0 until the watch ends or where unknown."""
+
+    share: float = 0.0
+
+
+@contextmanager
+def watch_others() -> Iterator[Others]:
+    """What other processes (and a hypervisor's other guests) take of the processor while inside."""
+    others = Others()
+    begun, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
+    yield others
+    elapsed = time.perf_counter() - begun
+    taken = _busy_seconds() - busy - (time.process_time() - own)
+    others.share = min(max(taken / (elapsed * (os.cpu_count() or 1)), 0.0), 1.0)
+
+
+def _busy_seconds() -> float:
+    """Seconds all cores together have not been idle, stolen ones included; 0 where it is not told."""
+    try:
+        ticks = [int(x) for x in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0.0
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
+
+
+def drop_from_cache(directory: Path) -> None:
+    """Ask the kernel to forget these files' pages (posix_fadvise DONTNEED): written out first, and mapped nowhere."""
+    for file in directory.iterdir():
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)

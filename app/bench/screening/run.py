@@ -1,0 +1,301 @@
+"""The screening benchmark: how long one adapter takes, against the time memory needs to give V up once.
+
+The floor of a screening is the bytes of V divided by the measured bandwidth. Bandwidth and screenings are measured in
+turns in one run, so that what else the machine does falls on both.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from app.bench.screening.baselines import alignment_matrix, released_score, safe_lora_cosine
+from app.bench.screening.machine import (
+    Machine,
+    bytes_from_disk,
+    drop_from_cache,
+    multiply_rate,
+    read_bandwidth,
+    this_machine,
+    watch_memory,
+    watch_others,
+)
+from app.bench.screening.synthetic import llama_modules, random_adapter, write_synthetic
+from app.domain.lora import Adapter, Shape
+from app.domain.policy import Comparison, Policy
+from app.screen.balance import balance_all
+from app.screen.compiled.warm import warm
+from app.screen.reference.open import Reference, open_reference
+from app.screen.screen import screen, screen_many
+
+POLICY: Final = Policy(comparison=Comparison.INPUT)
+"""Every comparison is measured whichever decides; `input` is the one a compact reference serves too."""
+
+RANKS: Final = (8, 16)
+TOGETHER: Final = 4
+"""Adapters screened together."""
+
+REPEATS: Final = 5
+"""Best of so many, after one that is not counted (it maps the pages)."""
+
+ROOM: Final = 1.2
+"""Free disk asked for, in terms of what is written: file systems keep a reserve."""
+
+PRODUCTS: Final = 3
+"""With V, a column of the update each: Vᵀ·U, V·W, V·(Vᵀ·U)."""
+
+COMPACT: Final = "q, v, compact"
+BALANCING: Final = "balancing"
+BALANCED_RANKS: Final = (*RANKS, 64)
+ALL_KINDS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TINY: Final = {f"model.layers.{i}.self_attn.{kind}": Shape(512, 256) for i in range(2) for kind in ("q_proj", "v_proj")}
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the run that is behind, 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """layers: of q and v at Llama-2-7B's size (32: all of it). all_layers: of all seven kinds. tiny: a few small modules,
+    for tests. directory: where the references lie for the run, 2.9 GB at full size (None: the system's temporary one)."""
+
+    layers: int = 32
+    all_layers: int = 2
+    tiny: bool = False
+    directory: Path | None = None
+
+    @classmethod
+    def quick(cls, directory: Path | None = None) -> "Options":
+        """An eighth of the modules."""
+        return cls(layers=4, all_layers=1, directory=directory)
+
+    def shapes(self) -> tuple[Mapping[str, Shape], Mapping[str, Shape]]:
+        """Modules of the q,v reference and of the one with all kinds."""
+        if self.tiny:
+            return TINY, dict(list(TINY.items())[:2])
+        return llama_modules(self.layers), llama_modules(self.all_layers, ALL_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One line of the table.
+
+    seconds: per adapter, by the clock. cpu_seconds: per adapter, of all cores together; unlike the clock it does not count
+    what other processes take. floor_seconds: reading every V once, None where no V is read. arithmetic_seconds: the three
+    products with V if memory were free, None where none is made or without the kernels. disk_bytes: read from the disk.
+    """
+
+    what: str
+    modules: int
+    rank: int
+    seconds: float
+    cpu_seconds: float
+    floor_seconds: float | None
+    arithmetic_seconds: float | None
+    disk_bytes: int
+
+    @property
+    def ratio(self) -> float | None:
+        """seconds in terms of the floor."""
+        return None if self.floor_seconds is None else self.seconds / self.floor_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Seconds of the published algorithms on one module (d_out, d_in, rank 8): building C, one score, one cosine."""
+
+    shape: Shape
+    build_c_seconds: float
+    released_seconds: float
+    safe_lora_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything measured. read_bytes_per_s: best of all bandwidth measurements. multiply_adds_per_s: see
+    machine.multiply_rate. warm_up_seconds: compiling, once.
+    others: share of the cores other processes took while one adapter was screened warm; 0 on a quiet machine."""
+
+    machine: Machine
+    read_bytes_per_s: float
+    multiply_adds_per_s: float | None
+    reference_bytes: int
+    compact_bytes: int
+    warm_up_seconds: float
+    peak_extra_mib: float
+    others: float
+    timings: tuple[Timing, ...]
+    baseline: Baseline
+
+    @property
+    def warm(self) -> Timing:
+        """One adapter of rank 8 on q and v."""
+        return self.timings[0]
+
+    @property
+    def speedup_vs_released(self) -> float:
+        """Released algorithm over ours, per module; its C taken as already built."""
+        return self.baseline.released_seconds / (self.warm.seconds / self.warm.modules)
+
+
+def run(options: Options, progress: Progress = lambda what, share: None) -> Result:
+    """Run the benchmark. Blocking, minutes at full size. Raises OSError when the disk has no room."""
+    shapes, all_shapes = options.shapes()
+    with tempfile.TemporaryDirectory(prefix="bench-screening-", dir=options.directory) as temporary:
+        where = Path(temporary)
+        _check_room(where, 2 * sum(s.d_out * s.d_in for of in (shapes, all_shapes) for s in of.values()))
+        total = len(shapes) + len(all_shapes)
+        write_synthetic(where / "qv", shapes, lambda done: progress("writing q, v", 0.5 * done / total))
+        write_synthetic(
+            where / "all", all_shapes, lambda done: progress("writing all kinds", 0.5 * (len(shapes) + done) / total)
+        )
+        return _measure(where, shapes, all_shapes, progress)
+
+
+def _check_room(where: Path, needed: int) -> None:
+    free = shutil.disk_usage(where).free
+    if free < ROOM * needed:
+        raise OSError(f"{where}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; choose a directory")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[Reference]:
+    """Mapped, not copied, whatever its size; not hashed: it was written a moment ago."""
+    reference = open_reference(directory, None, verify_files=False, hold_bytes=0)
+    try:
+        yield reference
+    finally:
+        reference.close()
+
+
+def _measure(where: Path, shapes: Mapping[str, Shape], all_shapes: Mapping[str, Shape], progress: Progress) -> Result:
+    progress("compiling", 0.5)
+    warm_up = warm()
+    speeds = [read_bandwidth()]
+    adapters = [random_adapter(shapes, RANKS[0], seed) for seed in range(TOGETHER)]
+    found: list[_Line] = []
+    progress("q and v, warm", 0.55)
+    with _opened(where / "qv") as reference:
+        screen(adapters[0], reference, POLICY)
+        with watch_memory() as peak:
+            screen(adapters[0], reference, POLICY)
+        with watch_others() as others:
+            for rank in RANKS:
+                one = [adapters[0] if rank == RANKS[0] else random_adapter(shapes, rank, 0)]
+                found.append(_Line("q, v", shapes, rank, _best(one, reference, speeds)))
+        progress("several together", 0.65)
+        found.append(_Line(f"q, v, {TOGETHER} together", shapes, RANKS[0], _best(adapters, reference, speeds)))
+        progress("the released algorithm", 0.7)
+        baseline = _baseline(reference)
+    progress("q and v, cold", 0.9)
+    found.append(_Line("q, v, cold", shapes, RANKS[0], *_cold(where / "qv", adapters[0])))
+    progress("all kinds", 0.92)
+    with _opened(where / "all") as reference:
+        for rank in RANKS:
+            one = [random_adapter(all_shapes, rank, 0)]
+            found.append(_Line("all seven", all_shapes, rank, _best(one, reference, speeds)))
+    progress("compact", 0.97)
+    with _opened(where / "qv-compact") as reference:
+        found.append(_Line(COMPACT, shapes, RANKS[0], _best(adapters[:1], reference, speeds)))
+    progress(BALANCING, 0.98)
+    for what, of in (("q, v", shapes), ("all seven", all_shapes)):
+        found += [_Line(f"{what}, {BALANCING}", of, rank, _balancing(of, rank)) for rank in BALANCED_RANKS]
+    rate = multiply_rate()
+    progress("done", 1.0)
+    return Result(
+        machine=this_machine(),
+        read_bytes_per_s=max(speeds),
+        multiply_adds_per_s=rate,
+        reference_bytes=_bytes_in(where / "qv"),
+        compact_bytes=_bytes_in(where / "qv-compact"),
+        warm_up_seconds=warm_up,
+        peak_extra_mib=peak.extra_mib,
+        others=others.share,
+        timings=tuple(_timing(line, max(speeds), rate) for line in found),
+        baseline=baseline,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A measurement, before the best bandwidth is known. seconds: clock and processor, per adapter."""
+
+    what: str
+    shapes: Mapping[str, Shape]
+    rank: int
+    seconds: tuple[float, float]
+    disk_bytes: int = 0
+
+
+def _timing(line: _Line, bandwidth: float, rate: float | None) -> Timing:
+    reads = line.what != COMPACT and not line.what.endswith(BALANCING)
+    size = _v_bytes(line.shapes)
+    floor = size / bandwidth if reads else None
+    products = PRODUCTS * line.rank * size / 2 / rate if reads and rate else None
+    return Timing(line.what, len(line.shapes), line.rank, *line.seconds, floor, products, line.disk_bytes)
+
+
+def _v_bytes(shapes: Mapping[str, Shape]) -> int:
+    return sum(2 * s.d_out * s.d_in for s in shapes.values())
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir())
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    begun, spent = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - begun, time.process_time() - spent
+
+
+def _best(adapters: Sequence[Adapter], reference: Reference, speeds: list[float]) -> tuple[float, float]:
+    """Per adapter, best of REPEATS; the bandwidth is measured again in between."""
+    clock, processor = _repeated(lambda: screen_many(adapters, reference, POLICY))
+    speeds.append(read_bandwidth())
+    return clock / len(adapters), processor / len(adapters)
+
+
+def _balancing(shapes: Mapping[str, Shape], rank: int) -> tuple[float, float]:
+    """Bringing one adapter into the form that is screened."""
+    adapter = random_adapter(shapes, rank, 0)
+    return _repeated(lambda: balance_all(adapter))
+
+
+def _repeated(work: Callable[[], object]) -> tuple[float, float]:
+    """Best of REPEATS, by the clock and of the processor."""
+    work()
+    clock, processor = zip(*(_timed(work) for _ in range(REPEATS)), strict=True)
+    return min(clock), min(processor)
+
+
+def _cold(directory: Path, adapter: Adapter) -> tuple[tuple[float, float], int]:
+    """The first screening after the page cache was dropped, and the bytes that came from the disk."""
+    drop_from_cache(directory)
+    with _opened(directory) as reference:
+        before = bytes_from_disk()
+        seconds = _timed(lambda: screen(adapter, reference, POLICY))
+        return seconds, bytes_from_disk() - before
+
+
+def _baseline(reference: Reference) -> Baseline:
+    """The published algorithms in float32 on one module, with all the threads torch takes."""
+    name, shape = next(iter(reference.modules.items()))
+    v = reference.v(name)
+    assert v is not None
+    g = torch.Generator().manual_seed(0)
+    b, a = (torch.randn(size, generator=g) for size in ((shape.d_out, RANKS[0]), (RANKS[0], shape.d_in)))
+    wide = v.float()
+    begun = time.perf_counter()
+    c = alignment_matrix(wide)
+    build = time.perf_counter() - begun
+    released, _ = _timed(lambda: released_score(c, b, a))
+    safe, _ = _timed(lambda: safe_lora_cosine(c, b, a))
+    return Baseline(shape, build, released, safe)

@@ -1,0 +1,1 @@
+"""Command line: python -m app …, one file a command."""

@@ -1,0 +1,176 @@
+"""`python -m app adapters`: a running gateway, from outside, over HTTP."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import httpx
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from app.observe.verdict_report import heat_map, score_table
+
+UPLOAD_TIMEOUT_S: Final = 900.0
+"""Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
+
+adapters = typer.Typer(
+    no_args_is_help=True, help="Push, list, show, warm, screen again and remove adapters of a running gateway."
+)
+out, err = Console(), Console(stderr=True)
+
+Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
+Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="A key of it")]
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """End the command with one clear line."""
+    err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
+    sys.exit(status)
+
+
+def _client(url: str, key: str | None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=url, headers=headers, timeout=UPLOAD_TIMEOUT_S)
+
+
+def _answer(response: httpx.Response) -> Any:
+    if response.is_success:
+        return response.json() if response.content else None
+    try:
+        error = response.json()["error"]
+        fail(f"{error['code']}: {error['message']}")
+    except (ValueError, KeyError, TypeError):
+        fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
+
+
+@adapters.command("push")
+def push(
+    name: str,
+    directory: Annotated[Path, typer.Argument(help="As PEFT's save_pretrained wrote it")],
+    url: Url = "http://127.0.0.1:8080",
+    key: Key = None,
+) -> None:
+    """Upload an adapter and show what became of it."""
+    config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
+    with _client(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
+        files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
+        version = _answer(client.post("/adapters", files=files))
+    out.print(heat_map(version["report"]["verdict"]))
+    out.print(_line(version), highlight=False)
+
+
+def _line(version: dict[str, Any]) -> str:
+    fates = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
+    if version["modules_projected"]:
+        fates += f", {version['modules_projected']} projected"
+    told = fates if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
+    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {told}"
+
+
+@adapters.command("list")
+def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """List every adapter's versions."""
+    after: str | None = ""
+    with _client(url, key) as client:
+        while after is not None:
+            page = _answer(client.get("/adapters", params={"after": after, "limit": 1000}))
+            after = page["next"]
+            for adapter in page["adapters"]:
+                for version in adapter["versions"]:
+                    out.print(_line(version), highlight=False)
+
+
+@adapters.command("show")
+def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Show one version's report."""
+    with _client(url, key) as client:
+        version = _answer(client.get(f"/adapters/{name}/versions/{number}"))
+    out.print(_line(version), highlight=False)
+    if (version.get("report") or {}).get("verdict"):
+        out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
+
+
+@adapters.command("warm")
+def warm(
+    name: str,
+    version: Annotated[int | None, typer.Option(help="Which; default: the active one")] = None,
+    url: Url = "http://127.0.0.1:8080",
+    key: Key = None,
+) -> None:
+    """Bring an adapter into the engines' slots before its first request. Exit status 1 when one engine is not warm."""
+    with _client(url, key) as client:
+        told = _answer(client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version}))
+    for one in told["engines"]:
+        how = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
+        out.print(f"{told['model']}  engine {one['engine']}  {how}", soft_wrap=True, highlight=False, markup=False)
+    if not told["engines"]:
+        out.print(f"{told['model']}  emptied: the served model answers, nothing is to be warmed", highlight=False)
+    if not all(one["warm"] for one in told["engines"]):
+        sys.exit(1)
+
+
+@adapters.command("rm")
+def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Remove an adapter with all its versions."""
+    with _client(url, key) as client:
+        _answer(client.delete(f"/adapters/{name}"))
+
+
+@adapters.command("transfer")
+def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+    """Give an adapter to another owner: a key's name, or the label that several keys share."""
+    with _client(url, key) as client:
+        told = _answer(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
+    out.print(f"{told['name']}  belongs to {told['owner']}", highlight=False)
+
+
+@adapters.command("rescreen")
+def rescreen(
+    name: Annotated[str | None, typer.Argument(help="One adapter; or --all")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every adapter, one after another")] = False,
+    url: Url = "http://127.0.0.1:8080",
+    key: Key = None,
+) -> None:
+    """Screen kept uploads again by today's policy and reference, and serve what comes of it.
+
+    Exit status: 0 when every version passed or nothing was to be done, 1 when one was refused, failed or was not kept.
+    """
+    if (name is None) is not every:
+        fail("name one adapter, or ask for --all", 2)
+    with _client(url, key) as client:
+        if name is not None:
+            out.print(_line(_answer(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
+            return
+        counts = _rescreen_all(client)
+    out.print(", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items()), highlight=False)
+    if counts["refused"] or counts["failed"] or counts["not_kept"]:
+        sys.exit(1)
+
+
+def _rescreen_all(client: httpx.Client) -> dict[str, int]:
+    """Print each adapter's result as it comes; how many there were of each."""
+    with client.stream("POST", "/rescreen") as response:
+        if not response.is_success:
+            response.read()
+            _answer(response)
+        for kind, fields in _events(response.iter_lines()):
+            if kind == "done":
+                return fields
+            told = fields["error"]["message"] if fields["error"] else _line(fields["version"])
+            line = f"{fields['name']}  {fields['result'].replace('_', ' ')}  {told}"
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+    fail("the gateway broke off")
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Server-sent events as the gateway writes them: one line of data each."""
+    kind = ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            kind = value
+        elif field == "data":
+            yield kind, json.loads(value)

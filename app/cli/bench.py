@@ -1,0 +1,173 @@
+"""python -m app bench …"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.bench.progress import Tell
+
+TABLE_WIDTH: Final = 168
+"""Characters the widest table needs; a pipe or log is otherwise taken to be 80 wide."""
+
+bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
+
+
+@contextmanager
+def _bar(what: str = "starting") -> Iterator[Tell]:
+    """A progress bar on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda now, share: bar.update(task, description=now, completed=share)
+
+
+def _print(tables: RenderableType) -> None:
+    Console(width=max(Console().width, TABLE_WIDTH)).print(tables)
+
+
+@bench.command("screening")
+def bench_screening(
+    quick: Annotated[bool, typer.Option(help="An eighth of the modules")] = False,
+    directory: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="For the references, 3 GB, removed afterwards")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file")] = None,
+) -> None:
+    """Time screening at Llama-2-7B size against the floor of memory and the published algorithms. A few minutes."""
+    from app.bench.screening.report import result_json, tables
+    from app.bench.screening.run import Options, run
+
+    options = Options.quick(directory) if quick else Options(directory=directory)
+    with _bar() as tell:
+        result = run(options, tell)
+    _print(tables(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
+
+
+@bench.command("safety")
+def bench_safety(
+    quick: Annotated[
+        bool, typer.Option(help="Two seeds, two fine-tunes: the whole path, figures that say little")
+    ] = False,
+    size: Annotated[str, typer.Option(help="Model family: small, medium, or large (which wants a GPU)")] = "small",
+    cache: Annotated[
+        Path, typer.Option(file_okay=False, help="Where trained models and finished rows are kept, for going on later")
+    ] = Path("gateway-data/laboratory"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written")] = Path(
+        "safety-results"
+    ),
+    only_cached: Annotated[bool, typer.Option(help="Report on the seeds already finished, and train nothing")] = False,
+) -> None:
+    """Measure what screening does to harm and to skill, method beside method, on models trained here. Hours; resumable."""
+    from app.bench.safety.command import Options, run
+    from app.bench.safety.plan import SIZES
+
+    if size not in SIZES:
+        raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
+    options = Options(size, cache, output, quick=quick, only_cached=only_cached)
+
+    with _bar() as tell:
+        tables = run(options, tell)
+    _print(tables)
+
+
+@bench.command("decode")
+def bench_decode() -> None:
+    """Time decoding through the real engine with an adapter whole, half cut out, and empty. A minute or two."""
+    from app.bench.engine.decode import run
+
+    with _bar("starting the engine") as tell:
+        table = run(tell)
+    _print(table)
+
+
+@bench.command("gateway")
+def bench_gateway(
+    quick: Annotated[bool, typer.Option(help="1 and 16 at once only, shorter")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this target (may be given again)")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Measure what the gateway adds to an engine's answers, beside nginx, vllm-router and litellm. Quick: two minutes."""
+    from app.bench.relay.report import result_json, tables
+    from app.bench.relay.run import Options, run
+
+    chosen = tuple(only or ())
+    options = Options.quick(chosen) if quick else Options(only=chosen)
+    with _bar() as tell:
+        result = run(options, tell)
+    _print(tables(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
+
+
+@bench.command("capacity")
+def bench_capacity(
+    engines: Annotated[int, typer.Option(min=1, help="Engines behind the gateway")] = 4,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second in all")] = 50.0,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters, on q and v of Llama-2-7B")] = 16,
+    versions: Annotated[int, typer.Option(min=1, help="Versions kept of each adapter")] = 2,
+    gpu_slots: Annotated[int, typer.Option(min=1, help="max_loras of an engine")] = 8,
+    host_slots: Annotated[int, typer.Option(min=1, help="max_cpu_loras of an engine")] = 256,
+    costs: Annotated[Path | None, typer.Option(exists=True, help="Costs of your own, made with --measure")] = None,
+    measure: Annotated[
+        Path | None, typer.Option(help="Measure costs on this machine into this file first; needs --screening")
+    ] = None,
+    screening: Annotated[
+        Path | None, typer.Option(exists=True, help="What `bench screening --json` wrote on this machine")
+    ] = None,
+) -> None:
+    """A capacity plan for 100, 10,000 and 1,000,000 adapters: calculated and simulated, from measured costs. Seconds."""
+    from app.bench.capacity.costs import KEPT, read_costs, write_costs
+    from app.bench.capacity.costs import measure as measured
+    from app.bench.capacity.plan import Assumptions, run
+    from app.bench.capacity.report import markdown
+
+    if measure is not None:
+        if screening is None:
+            raise typer.BadParameter("needs --screening FILE", param_hint="--measure")
+        with _bar() as tell:
+            write_costs(measured(screening, tell), measure)
+    given = Assumptions(engines, rank, versions=versions, gpu_slots=gpu_slots, host_slots=host_slots, rate=rate)
+    typer.echo(markdown(run(given, read_costs(measure or costs or KEPT))), nl=False)
+
+
+@bench.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long")] = 10.0,
+    rate: Annotated[float, typer.Option(min=1.0, help="Requests a second")] = 20.0,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds from one new version to the next")] = 3.0,
+    engine: Annotated[bool, typer.Option("--engine", help="Over the demo's real engine, not its stand-in")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Hold a load while versions are replaced under it: errors, and the gateway's memory. Ends with 1 on any error."""
+    from app.bench.engine.soak import Options, result_json, run, table
+
+    with _bar() as tell:
+        soaked = run(Options(minutes, rate, every, engine), tell)
+    _print(table(soaked))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(soaked), indent=1) + "\n", encoding="utf-8")
+    if soaked.errors:
+        raise typer.Exit(1)
+
+
+@bench.command("hotload")
+def bench_hotload(
+    quick: Annotated[bool, typer.Option(help="An eighth of the layers, fewer rounds")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
+) -> None:
+    """Time from an upload's last byte to the first token on the new version, by stage. Three minutes, 2 GB of disk."""
+    from app.bench.engine.hotload import result_json, run, table
+
+    with _bar() as tell:
+        cases = run(tell, quick=quick)
+    _print(table(cases))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(cases), indent=1) + "\n", encoding="utf-8")

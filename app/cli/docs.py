@@ -1,0 +1,80 @@
+"""Tables of docs/, made from the code that they describe: `python -m app.cli.docs` writes them anew."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from app.domain.errors import CODES
+from app.observe.metrics import Metrics
+from app.server.settings import Settings
+
+
+def settings_table() -> str:
+    """Every setting: environment variable, default, meaning."""
+    rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        flag = f"`GATEWAY_{name.upper()}`, `--{name.replace('_', '-')}`"
+        rows.append(f"| {flag} | {_default(field)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "must be set"
+    if value is None or value == () or isinstance(value, SecretStr):
+        return "–"
+    return f"`{value.value if isinstance(value, Enum) else value}`"
+
+
+def refusals_table() -> str:
+    """Every refusal: code, HTTP status, stage, what to do."""
+    rows = ["| Code | Status | Stage | What to do |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{c.name}` | {c.status} | {c.stage} | {c.hint} |" for c in CODES.values()]
+    return "\n".join(rows)
+
+
+def metrics_table() -> str:
+    """Every metric: name with its unit, kind, labels, meaning."""
+    rows = ["| Metric | Kind | Labels | Meaning |", "| --- | --- | --- | --- |"]
+    for one in Metrics().registry.declared:
+        labels = ", ".join(f"`{label}`" for label in one.labels) or "–"
+        rows.append(f"| `{one.name}` | {one.kind} | {labels} | {one.help} |")
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One generated table. page: where it stands, from the repository's root. make: its text."""
+
+    page: str
+    make: Callable[[], str]
+
+
+TABLES = {
+    "settings": Table("docs/settings.md", settings_table),
+    "metrics": Table("docs/operating.md", metrics_table),
+    "refusals": Table("docs/api.md", refusals_table),
+}
+
+
+def with_tables(text: str) -> str:
+    """`text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        if after:
+            text = f"{before}{begin}{table.make()}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    for page in {table.page for table in TABLES.values()}:
+        path = Path(__file__).parents[2] / page
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,230 @@
+"""The command line: python -m app serve | reference | screen | adapters | keys | store | demo | bench."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import httpx
+import typer
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app import __version__
+from app.cli.adapters import adapters, err, fail, out
+from app.cli.bench import bench
+from app.cli.demo import demo
+from app.cli.keys import keys
+from app.cli.store_audit import store
+from app.cli.store_move import move_command
+from app.domain.errors import GatewayError
+from app.domain.lora import ServingDtype
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
+from app.domain.verdict import Outcome
+from app.observe.verdict_report import heat_map, score_table
+from app.server.open_files import raise_open_files
+
+TABLE_COLUMNS: Final = 100
+"""Columns that `reference inspect` needs for a model with two digits of layers."""
+
+EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
+"""Exit status of `screen`."""
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Screens LoRA adapters in front of vLLM.",
+)
+reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
+cli.add_typer(reference, name="reference")
+cli.add_typer(adapters, name="adapters")
+cli.add_typer(keys, name="keys")
+cli.add_typer(demo, name="demo")
+cli.add_typer(bench, name="bench")
+cli.add_typer(store, name="store")
+store.command("move")(move_command)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"lora-gateway {__version__}\n")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print it and end")
+    ] = False,
+) -> None:
+    """What goes before any command."""
+
+
+def main() -> None:
+    """Run a command; an error of ours is one clear line and exit status 1, never a traceback."""
+    raise_open_files()  # a reference of 500 modules has a thousand, also for the commands that only open it
+    try:
+        cli()
+    except GatewayError as error:
+        fail(f"{error.message}\n{error.code.hint}")
+    except OSError as error:
+        fail(f"{error.filename or 'system'}: {error.strerror or error}")
+    except httpx.TransportError as error:
+        fail(f"cannot reach the gateway: {error}")
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    demo: Annotated[bool, typer.Option(help="The demo's model and reference, open, on loopback only")] = False,
+) -> None:
+    """Serve. Every setting is a flag (--max-loras 8) or GATEWAY_MAX_LORAS=8 in the environment; see docs/settings.md."""
+    from app.server.app import run
+    from app.server.settings import LOOPBACK, Settings
+
+    given = _flags(context.args)
+    try:
+        if demo:
+            from app.demo.serving import serve_settings
+
+            given = serve_settings() | given
+            if given.get("host", "127.0.0.1") not in LOOPBACK:
+                fail("the demo runs open, so it listens on loopback only")
+        settings = Settings(**given)
+    except ValidationError as error:
+        fail("\n".join(map(_setting_at_fault, error.errors())), 2)
+    run(settings)
+
+
+def _setting_at_fault(error: Any) -> str:
+    """One of pydantic's errors in the words of the command line."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    said = {"missing": "must be set", "extra_forbidden": "no such setting"}.get(error["type"], error["msg"])
+    return f"--{name.replace('_', '-')} (GATEWAY_{name.upper()}): {said}"
+
+
+def _flags(args: list[str]) -> dict[str, Any]:
+    """`--max-loras 8 --open` → {"max_loras": "8", "open": "true"}; Settings checks names and values."""
+    given: dict[str, Any] = {}
+    rest = iter(args)
+    pending: str | None = None
+    for arg in rest:
+        if arg.startswith("--"):
+            if pending is not None:
+                given[pending] = "true"
+            name, equals, value = arg[2:].partition("=")
+            pending = name.replace("-", "_")
+            if equals:
+                given[pending], pending = value, None
+        elif pending is None:
+            fail(f"unexpected argument {arg!r}", 2)
+        else:
+            given[pending], pending = arg, None
+    if pending is not None:
+        given[pending] = "true"
+    return given
+
+
+# ---- references and screening ------------------------------------------------------------------------------------
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err)
+
+
+@reference.command("build")
+def reference_build(
+    base: Annotated[str, typer.Option(help="Unaligned checkpoint: a directory or a hub id")],
+    aligned: Annotated[str, typer.Option(help="Aligned checkpoint: a directory or a hub id")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist")],
+    top_k: Annotated[int, typer.Option(help="Singular triples of V to keep per module")] = 16,
+    modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
+    compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
+) -> None:
+    """Build a reference from a base checkpoint and its aligned sibling, tensor by tensor."""
+    from app.screen.reference.build import BuildOptions, build_reference
+
+    with _progress() as bar:
+        task = bar.add_task("reading")
+
+        def show(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        def suspect(sign: str) -> None:
+            err.print(f"warning: are --base and --aligned swapped? {sign}", highlight=False, soft_wrap=True)
+
+        options = BuildOptions(top_k=top_k, modules=modules, compact=compact)
+        digest = build_reference(base, aligned, out_dir, options, show, suspect)
+    out.print(f"{out_dir}\nGATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
+
+
+@reference.command("inspect")
+def reference_inspect(directory: Path) -> None:
+    """Show what a reference holds."""
+    from app.domain.policy import Policy
+    from app.screen.reference.open import open_reference, short_of_energy
+
+    opened = open_reference(directory, None)
+    m = opened.manifest
+    kind = "compact, without V" if m.compact else f"V in {m.dtype}"
+    out.print(
+        f"reference {opened.digest}: {kind}, {m.top_k} singular triples a module", soft_wrap=True, highlight=False
+    )
+    out.print(f"base      {m.base}\naligned   {m.aligned}", soft_wrap=True, highlight=False)
+    policy = Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
+    legend = "rounding: ‖V − V stored‖ / ‖V‖; triples: their largest residual / s₁; inputs: what the default looks at"
+    out.print(legend, soft_wrap=True, highlight=False)
+    if short := short_of_energy(opened, policy):
+        few = f"in {short} modules all kept triples together hold less than {policy.energy:.0%} of ‖V‖²: build it with more"
+        out.print(few, soft_wrap=True, highlight=False)
+    out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "triples", "inputs"):
+        table.add_column(column, no_wrap=True, overflow="fold", justify="left" if column == "module" else "right")
+    for name, shape in sorted(opened.modules.items()):
+        info = opened.info(name)
+        numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
+        looked_at = "" if opened.triples(name) is None else str(opened.ends(name, policy).r.shape[1])
+        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers), looked_at)
+    Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # a number cut short is a wrong one
+
+
+@cli.command("screen")
+def screen_directory(
+    directory: Annotated[Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors")],
+    reference_dir: Annotated[Path, typer.Option("--reference", help="Reference directory")],
+    tau: Annotated[float | None, typer.Option(help="Threshold (IQRs)")] = None,
+    max_block_score: Annotated[float | None, typer.Option(help="Budget of one block's aggregate score")] = None,
+    max_adapter_score: Annotated[float | None, typer.Option(help="Budget of the adapter's aggregate score")] = None,
+    comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
+    action: Annotated[Action | None, typer.Option(help="prune or project")] = None,
+    dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
+) -> None:
+    """Measure one adapter on disk. Exit status: 0 clean, 1 pruned, projected or emptied, 2 rejected or invalid."""
+    from app.domain.manifest import verdict_json
+    from app.domain.policy import Policy
+    from app.gateway.uploads import screen_directory as screened
+
+    action = action or default_action(comparison or Comparison.INPUT)
+    given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
+    given |= {"action": action, "top_k": DEFAULT_TOP_K, "energy": DEFAULT_ENERGY}
+    given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
+    policy = Policy(**{name: value for name, value in given.items() if value is not None})
+    try:
+        verdict = screened(directory, reference_dir, policy, dtype)
+    except GatewayError as error:
+        fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
+    report = verdict_json(verdict)
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    else:
+        out.print(score_table(report), heat_map(report))
+    sys.exit(EXIT[verdict.outcome])

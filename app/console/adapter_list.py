@@ -1,0 +1,109 @@
+"""The list of adapters: how each stands, in a word, and what it has answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from app.console.traffic import Traffic, traffic_of
+from app.domain.errors import printable
+from app.domain.version_state import IN_FLIGHT, State
+from app.gateway.uploads import Pipeline
+from app.store.catalogue.tables import AdapterRow, VersionRow
+
+PAGE: Final = 50
+"""Adapters on one page of the list."""
+
+MAX_FILTER: Final = 63
+"""Characters of a filter; no name is longer."""
+
+
+class Standing(StrEnum):
+    """How a version stands, in a person's words."""
+
+    SERVED = "served"
+    EARLIER = "earlier"
+    WAITING = "waiting for the engine"
+    UNDER_WAY = "being screened"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One adapter. shown: its active version, else its newest; None while its first upload is just beginning.
+
+    newer: the newest version, where that is not the one shown. traffic: None when it is not counted apart.
+    """
+
+    name: str
+    shown: VersionRow | None
+    standing: Standing | None
+    newer: VersionRow | None
+    newer_standing: Standing | None
+    traffic: Traffic | None
+
+    @property
+    def share(self) -> float | None:
+        """Share of its modules that were cut out (0..1), None until screened."""
+        return pruned_share(self.shown) if self.shown is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of the list. first: index of its first line; pages count from 1."""
+
+    lines: tuple[Line, ...]
+    matching: int
+    contains: str
+    number: int
+    pages: int
+
+
+def listing(pipeline: Pipeline, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
+    """Read one page. Blocking. A page beyond the last is the last."""
+    contains = printable(contains.strip(), MAX_FILTER)
+    catalogue = pipeline.rooms.catalogue
+    page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
+    pages = max(1, -(-page.matching // PAGE))
+    if number > pages:
+        number = pages
+        page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
+    lines = tuple(_line(pipeline, row, page.versions[row.name], answered) for row in page.adapters)
+    return Listing(lines, page.matching, contains, number, pages)
+
+
+def standing(pipeline: Pipeline, row: VersionRow) -> Standing:
+    """How a version stands."""
+    if row.state in IN_FLIGHT:
+        return Standing.UNDER_WAY
+    if pipeline.publishing.withheld(row):
+        return Standing.WITHHELD
+    return {
+        State.STORED: Standing.WAITING,
+        State.READY: Standing.SERVED,
+        State.RETIRED: Standing.EARLIER,
+        State.REJECTED: Standing.REJECTED,
+    }.get(row.state, Standing.FAILED)
+
+
+def pruned_share(row: VersionRow) -> float | None:
+    """Share of the modules that were cut out (0..1), None until screened."""
+    return (row.modules_pruned or 0) / row.modules_total if row.modules_total else None
+
+
+def _line(
+    pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...], answered: Mapping[str, Traffic]
+) -> Line:
+    newest = versions[-1] if versions else None
+    shown = next((version for version in versions if version.number == row.active), newest)
+    newer = newest if newest is not shown else None
+    return Line(
+        name=str(row.name),
+        shown=shown,
+        standing=standing(pipeline, shown) if shown else None,
+        newer=newer,
+        newer_standing=standing(pipeline, newer) if newer else None,
+        traffic=traffic_of(answered, str(row.name)),
+    )

@@ -1,0 +1,208 @@
+"""An adapter's versions, and what changed from one to the next."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, Final
+
+from app.console.adapter_list import Standing, pruned_share, standing
+from app.console.heatmap import CUT
+from app.console.render import number, words
+from app.domain.coarse import coarse_report
+from app.domain.combined_score import block_of
+from app.domain.errors import CODES
+from app.domain.version_state import IN_FLIGHT, State
+from app.gateway.uploads import Pipeline
+from app.store.catalogue.tables import VersionRow
+
+SHOWN: Final = 20
+"""Versions on one page: each needs its report read, tens to hundreds of kilobytes."""
+
+MOVED: Final = 0.5
+"""Interquartile ranges by which a score must differ to be told."""
+
+MOVES_TOLD: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """From one measured version to a later one. facts: what differs besides modules, as `what: before → after`.
+
+    cut, spared: modules that only the later, or only the earlier, had cut out; came, went: modules only one of them has.
+    moved: the scores that moved most. All as lines to read.
+    """
+
+    since: int
+    facts: tuple[str, ...]
+    cut: tuple[str, ...]
+    spared: tuple[str, ...]
+    came: tuple[str, ...]
+    went: tuple[str, ...]
+    moved: tuple[str, ...]
+    more_cut: int
+    fewer_cut: int
+
+    @property
+    def nothing(self) -> bool:
+        """True when the two were judged alike."""
+        return not (self.facts or self.cut or self.spared or self.came or self.went or self.moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version as the page shows it. withheld: why it is not served although published. changes: None for the first
+    one that was measured, and for those that never were. can_return: a rollback to it is possible."""
+
+    row: VersionRow
+    standing: Standing
+    withheld: str | None
+    unloaded: bool
+    hint: str | None
+    changes: Changes | None
+    report: Mapping[str, Any] | None
+    can_return: bool
+    under_other_rules: bool
+
+    @property
+    def share(self) -> float | None:
+        """Share of its modules that were cut out (0..1)."""
+        return pruned_share(self.row)
+
+    @property
+    def verdict(self) -> Mapping[str, Any] | None:
+        """Its verdict as JSON values, None until measured."""
+        return None if self.report is None else self.report.get("verdict")
+
+    @property
+    def under_way(self) -> bool:
+        """Something will become of it by itself."""
+        return self.row.state in IN_FLIGHT or self.row.state is State.STORED
+
+
+def history(
+    pipeline: Pipeline, name: str, before: int | None = None, at_most: int = SHOWN, *, exact: bool = False
+) -> tuple[tuple[Version, ...], bool]:
+    """Versions below `before` (None: all), newest first; and whether there are older ones. Blocking.
+
+    exact: with scores as they were measured, which is for administrators.
+
+    Raises Refused ADAPTER_NOT_FOUND.
+    """
+    catalogue = pipeline.rooms.catalogue
+    active = catalogue.adapter(name).active
+    rows = [row for row in catalogue.versions(name) if before is None or row.number < before]
+    shown, older = rows[-at_most:], rows[:-at_most]
+    compared = [row for row in older if row.verdict_id is not None][-1:]  # what the oldest one shown is compared with
+    reports = {row.number: _report(pipeline, row, exact) for row in (*compared, *shown)}
+    changed = _all_changes([*compared, *shown], reports)
+    made = [_version(pipeline, row, reports[row.number], changed.get(row.number), active) for row in shown]
+    return tuple(reversed(made)), bool(older)
+
+
+def version_of(pipeline: Pipeline, name: str, number: int, *, exact: bool = False) -> Version:
+    """One version, and what changed since the one measured before it. Blocking. Raises Refused VERSION_NOT_FOUND too."""
+    pipeline.rooms.catalogue.version(name, number)
+    versions, _ = history(pipeline, name, number + 1, 1, exact=exact)
+    return versions[0]
+
+
+def _report(pipeline: Pipeline, row: VersionRow, exact: bool) -> Mapping[str, Any] | None:
+    if row.verdict_id is None:
+        return None
+    text = pipeline.rooms.catalogue.report(row.name, row.number)
+    measured = None if text is None else json.loads(text)
+    return measured if exact else coarse_report(measured)
+
+
+def _version(
+    pipeline: Pipeline, row: VersionRow, report: Mapping[str, Any] | None, changes: Changes | None, active: int | None
+) -> Version:
+    withheld = pipeline.publishing.withheld(row)
+    code = CODES.get(row.error_code or "")
+    return Version(
+        row=row,
+        standing=standing(pipeline, row),
+        withheld=withheld,
+        unloaded=pipeline.publishing.is_unloaded(row),
+        hint=code.hint if code else None,
+        changes=changes,
+        report=report,
+        can_return=row.state is State.RETIRED and row.number != active and withheld is None,
+        under_other_rules=report is not None and row.parameters != pipeline.rooms.parameters,
+    )
+
+
+def _all_changes(rows: Sequence[VersionRow], reports: Mapping[int, Mapping[str, Any] | None]) -> Mapping[int, Changes]:
+    measured = [(row, report) for row in rows if (report := reports[row.number]) is not None]
+    return {after[0].number: changes(before, after) for before, after in pairwise(measured)}
+
+
+Measured = tuple[VersionRow, Mapping[str, Any]]
+
+
+def changes(before: Measured, after: Measured) -> Changes:
+    """What changed between two measured versions, each a row and its report."""
+    (old_row, old), (new_row, new) = before, after
+    was, now = _modules(old), _modules(new)
+    both = was.keys() & now.keys()
+    cut = [name for name in both if now[name]["decision"] == CUT != was[name]["decision"]]
+    spared = [name for name in both if was[name]["decision"] == CUT != now[name]["decision"]]
+    return Changes(
+        since=old_row.number,
+        facts=tuple(_facts(old_row, old["verdict"], new_row, new["verdict"])),
+        cut=grouped(cut),
+        spared=grouped(spared),
+        came=grouped(now.keys() - was.keys()),
+        went=grouped(was.keys() - now.keys()),
+        moved=tuple(_moves(was, now, new["verdict"]["policy"]["comparison"])),
+        more_cut=len(cut) + sum(now[name]["decision"] == CUT for name in now.keys() - was.keys()),
+        fewer_cut=len(spared) + sum(was[name]["decision"] == CUT for name in was.keys() - now.keys()),
+    )
+
+
+def _modules(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {module["name"]: module for module in report["verdict"]["modules"]}
+
+
+def _facts(old_row: VersionRow, old: Mapping[str, Any], new_row: VersionRow, new: Mapping[str, Any]) -> Iterable[str]:
+    pairs = [("outcome", old["outcome"], new["outcome"])]
+    pairs += [("canonical bytes", _short(old_row.artefact), _short(new_row.artefact))]
+    pairs += [("reference", old["reference"][:12], new["reference"][:12]), ("metric", old["metric"], new["metric"])]
+    settings = dict.fromkeys((*old["policy"], *new["policy"]))
+    pairs += [(words(key), _shown(old["policy"].get(key)), _shown(new["policy"].get(key))) for key in settings]
+    return [f"{what}: {before} → {after}" for what, before, after in pairs if before != after]
+
+
+def _short(digest: Any) -> str:
+    return digest.short if digest is not None else "none"
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _moves(was: Mapping[str, Any], now: Mapping[str, Any], comparison: str) -> Iterable[str]:
+    scores = [
+        (name, was[name]["scores"].get(comparison), now[name]["scores"].get(comparison)) for name in now if name in was
+    ]
+    known = [(name, old, new) for name, old, new in scores if old is not None and new is not None]
+    most = sorted(known, key=lambda move: (-abs(move[2] - move[1]), move[0]))[:MOVES_TOLD]
+    return [f"{name}: {number(old)} → {number(new)}" for name, old, new in most if abs(new - old) >= MOVED]
+
+
+def grouped(modules: Iterable[str]) -> tuple[str, ...]:
+    """Modules by type, with their blocks: `mlp.up_proj in 1–3, 7`."""
+    kinds: dict[str, list[str]] = {}
+    for module in sorted(modules):
+        block = block_of(module)
+        kinds.setdefault(module.removeprefix(block).lstrip("."), []).append(block.rsplit(".", 1)[-1])
+    return tuple(f"{kind} in {_ranges(blocks)}" if any(blocks) else kind for kind, blocks in kinds.items())
+
+
+def _ranges(blocks: Iterable[str]) -> str:
+    """1, 2, 3, 7 → `1–3, 7`."""
+    numbers = sorted(int(block) for block in blocks if block)
+    runs = (list(run) for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
+    spans = [(run[0][1], run[-1][1]) for run in runs]
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)

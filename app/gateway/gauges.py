@@ -1,0 +1,64 @@
+"""Gauges that Prometheus reads at each scrape: their values are asked for, not told."""
+
+import shutil
+from functools import partial
+
+from app.domain.shares import Resource, Shares
+from app.gateway.uploads import Pipeline
+from app.load.fleet.fleet import Fleet
+from app.load.fleet.member import Member
+from app.observe.metrics import Metrics
+from app.upload.quarantine import Quarantine
+
+
+def watch_waiting(metrics: Metrics, shares: Shares, quarantine: Quarantine, floor_bytes: int) -> None:
+    """Uploads under way, and the room they wait in. floor_bytes: uploads are refused when less is free."""
+    gauges = metrics.uploads
+    gauges.store_reserve.set(floor_bytes)
+    metrics.watch(gauges.in_progress, lambda: shares.in_use(Resource.UPLOADS))
+    metrics.watch(gauges.quarantine_files, lambda: quarantine.open_files)
+    metrics.watch(gauges.quarantine_bytes, lambda: quarantine.open_bytes)
+
+
+def watch_house(pipeline: Pipeline) -> None:
+    """Versions in work, the store's disk, and what the engine holds."""
+    rooms, metrics = pipeline.rooms, pipeline.rooms.metrics
+    store, reconciler, engine = rooms.blobs.root, rooms.reconciler, metrics.engine
+    metrics.watch(metrics.uploads.screening, lambda: pipeline.working)
+    metrics.watch(metrics.uploads.store_free, lambda: shutil.disk_usage(store).free)
+    metrics.watch(metrics.uploads.store_size, lambda: shutil.disk_usage(store).total)
+    metrics.watch(engine.up, lambda: reconciler.engine_up)
+    metrics.watch(engine.resident, lambda: len(reconciler.loaded))
+    metrics.watch(engine.desired, lambda: len(pipeline.publishing.desired()))
+    metrics.watch(engine.failing, lambda: len(reconciler.failures))
+
+
+def watch_fleet(metrics: Metrics, fleet: Fleet) -> None:
+    """Each engine of several, as they come and go: whether it answers, what it holds, what is in flight on it."""
+    gauges = metrics.fleet
+
+    def watch(member: Member) -> None:
+        label = str(member.number)
+        metrics.watch(gauges.up.labels(label), partial(_up, member))
+        metrics.watch(gauges.resident.labels(label), partial(_resident, member))
+        metrics.watch(gauges.in_flight.labels(label), partial(_in_flight, member))
+
+    def forget(member: Member) -> None:
+        for metric in (gauges.up, gauges.resident, gauges.in_flight, gauges.asked):
+            metric.remove_by_labels({"engine": str(member.number)})
+
+    fleet.joined, fleet.parted = watch, forget
+    for member in fleet.members:
+        watch(member)
+
+
+def _up(member: Member) -> float:
+    return member.keeper.engine_up
+
+
+def _resident(member: Member) -> float:
+    return len(member.keeper.loaded)
+
+
+def _in_flight(member: Member) -> float:
+    return member.flying

@@ -1,0 +1,75 @@
+"""Keeps one gateway in step with the others on its catalogue: says that it lives, and follows what they change."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from app.concurrency.pools import Pools
+from app.domain.errors import GatewayError
+from app.gateway.publishing import Publishing
+from app.observe.log import event
+from app.store.cluster.peers import Peers
+
+LOOK_S: Final = 0.5
+"""Seconds between two looks at the catalogue's revision: how late another's change is seen. One row is read."""
+
+BEAT_S: Final = 4.0
+"""Seconds between two signs of life: five fit into a lease."""
+
+
+class Following:
+    """Tasks that look, beat and take over for as long as the gateway runs; none of them waits for another.
+
+    Following a change may take minutes, where versions have to be measured again: the beat goes on meanwhile.
+    """
+
+    def __init__(self, peers: Peers, publishing: Publishing, pools: Pools) -> None:
+        self._peers = peers
+        self._publishing = publishing
+        self._in_thread = pools.heartbeat
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._stopping = asyncio.Event()
+
+    def start(self) -> None:
+        """Start. Needs a running loop."""
+        work = {
+            "following": (LOOK_S, self._look),
+            "heartbeat": (BEAT_S, self._beat),
+            "orphans": (BEAT_S, self._orphans),
+        }
+        self._tasks = tuple(asyncio.create_task(self._every(*each), name=name) for name, each in work.items())
+
+    async def stop(self) -> None:
+        """Stop after the look and the beat under way; what is said last is said by `Peers.leave`."""
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        away = False
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
+                    return
+            try:
+                await work()
+                away = False
+            except GatewayError as error:
+                if not away:  # once, not twice a second
+                    event("not_following", logging.ERROR, why=error.message)
+                away = True
+            except Exception:  # a bug must not end it: the others would take us for dead
+                logging.getLogger("gateway").exception("following broke")
+
+    async def _look(self) -> None:
+        if await self._in_thread(self._peers.revision) != self._publishing.followed:
+            await self._publishing.refresh()
+
+    async def _beat(self) -> None:
+        await self._in_thread(self._peers.beat)
+
+    async def _orphans(self) -> None:
+        if await self._in_thread(self._peers.orphans):
+            await self._publishing.take_over()

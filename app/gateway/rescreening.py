@@ -1,0 +1,196 @@
+"""Kept uploads, led once more through every stage: a new version by today's policy and reference, from the bytes that came.
+
+What is served changes only when the new version is loaded and probed, as after any upload. The same bytes under the same
+policy and reference have the same verdict (I8), so then there is nothing to make.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from app.domain.api_keys import Uploader
+from app.domain.errors import (
+    ADAPTER_NOT_FOUND,
+    CODES,
+    ORIGINAL_NOT_KEPT,
+    REJECTED,
+    RESCREENING,
+    VERSION_NOT_READY,
+    GatewayError,
+    Refused,
+    printable,
+)
+from app.domain.version_state import IN_FLIGHT, State
+from app.gateway.showing import VersionRefused
+from app.gateway.uploads import Pipeline
+from app.observe.log import event
+from app.store.catalogue.tables import VersionRow
+from app.upload.quarantine import SealedFile
+from app.upload.receive import PendingUpload, SealedUpload
+
+KEEP_ALIVE_S: Final = 15.0
+"""Seconds of silence after which a run says that it goes on: screening one large adapter may take minutes."""
+
+
+NAME_SHOWN: Final = 80
+"""Characters of a name as it was asked for that a log line takes."""
+
+
+class Result(StrEnum):
+    """What came of one adapter's rescreening."""
+
+    NEW = "new"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    NOT_KEPT = "not_kept"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Rescreened:
+    """One adapter's. row: the version there is now, or the one that was refused; None where there is none. error: why."""
+
+    name: str
+    result: Result
+    row: VersionRow | None = None
+    error: GatewayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The version whose upload is to be screened again, the newest there was then, and the adapter's owner."""
+
+    row: VersionRow
+    newest: int
+    by: Uploader
+
+
+class Rescreening:
+    """Rescreens one adapter at a time, however many are asked for."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._turn = asyncio.Lock()
+        self._all_under_way = False
+
+    async def one(self, name: str) -> Rescreened:
+        """Rescreen what `name` means now, or will mean as soon as the engine has it: NEW or UNCHANGED.
+
+        Raises Refused ADAPTER_NOT_FOUND, ORIGINAL_NOT_KEPT, VERSION_NOT_READY (nothing was accepted yet, or an upload is
+        under way); VersionRefused with the version that did not pass; Unavailable. What is served stays as it is then.
+        """
+        try:
+            async with self._turn:
+                done = await self._one(name)
+        except GatewayError as error:
+            self._note(Rescreened(name, result_of(error), error.row if isinstance(error, VersionRefused) else None))
+            raise
+        self._note(done)
+        return done
+
+    def all(self) -> "Run":
+        """Begin to rescreen every adapter. Raises Refused RESCREENING while that is under way; close what it returns."""
+        if self._all_under_way:
+            raise Refused(RESCREENING, "all adapters are being screened again now")
+        self._all_under_way = True
+        return Run(self, self._pipeline)
+
+    def ended(self) -> None:
+        """A run is over."""
+        self._all_under_way = False
+
+    async def _one(self, name: str) -> Rescreened:
+        pools = self._pipeline.rooms.pools
+        source = await pools.store(self._source, name)
+        opening = pools.screening.start(self._upload, source)
+        try:
+            upload = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._abandoned)
+            raise
+        async with PendingUpload(upload, pools.receiving) as pending:
+            row, created = await self._pipeline.register(pending, wait=True, after=source.newest, by=source.by)
+        return Rescreened(name, Result.NEW if created else Result.UNCHANGED, row)
+
+    def _source(self, name: str) -> _Source:
+        rooms = self._pipeline.rooms
+        adapter, rows = rooms.catalogue.adapter(name), rooms.catalogue.versions(name)
+        if flying := [row for row in rows if row.state in IN_FLIGHT]:
+            raise Refused(VERSION_NOT_READY, f"{name} version {flying[-1].number} is being screened now")
+        chosen = next(
+            (row for row in reversed(rows) if row.state is State.STORED or row.number == adapter.active), None
+        )
+        if chosen is None:
+            raise Refused(VERSION_NOT_READY, f"no version of {name} was ever accepted")
+        if not rooms.originals.has(chosen.received):
+            raise Refused(ORIGINAL_NOT_KEPT, f"what was uploaded as {name} version {chosen.number} was not kept")
+        same = rooms.catalogue.find_same(name, chosen.received, rooms.parameters)
+        if same is not None and same.state is State.REJECTED:  # it would be again
+            code = CODES.get(same.error_code or "", REJECTED)
+            raise VersionRefused(Refused(code, same.error_message or "it was refused before"), same)
+        return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True))
+
+    def _upload(self, source: _Source) -> SealedUpload:
+        """As if it had just arrived; digests checked."""
+        received = source.row.received
+        original = self._pipeline.rooms.originals.open(received)
+        weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
+        held = ExitStack()
+        held.callback(weights.close)
+        return SealedUpload(str(source.row.name), original.config, weights, held)
+
+    def _abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._pipeline.rooms.pools.receiving.start(opening.result().close)
+
+    def _note(self, done: Rescreened) -> None:
+        self._pipeline.rooms.metrics.rescreened(done.result.value)
+        number = done.row.number if done.row else None
+        event("rescreened", adapter=printable(done.name, NAME_SHOWN), version=number, result=done.result.value)
+
+
+class Run:
+    """The rescreening of every adapter, in the order of their names; iterate over it once, and close it."""
+
+    def __init__(self, rescreening: Rescreening, pipeline: Pipeline) -> None:
+        self._rescreening = rescreening
+        self._pipeline = pipeline
+        self._open = True
+
+    def close(self) -> None:
+        """It is over, or nobody waits for it any more: the next may begin."""
+        if self._open:
+            self._open = False
+            self._rescreening.ended()
+
+    async def results(self) -> AsyncIterator[Rescreened | None]:
+        """Each adapter's, as soon as it is there; None now and then while one takes long."""
+        rows = await self._pipeline.rooms.pools.store(self._pipeline.rooms.catalogue.adapters)
+        for row in rows:
+            work = asyncio.ensure_future(self._one(str(row.name)))
+            try:
+                while not (await asyncio.wait({work}, timeout=KEEP_ALIVE_S))[0]:
+                    yield None
+            finally:
+                work.cancel()
+            if (done := work.result()) is not None:
+                yield done
+
+    async def _one(self, name: str) -> Rescreened | None:
+        try:
+            return await self._rescreening.one(name)
+        except GatewayError as error:
+            if error.code is ADAPTER_NOT_FOUND:  # deleted meanwhile
+                return None
+            row = error.row if isinstance(error, VersionRefused) else None
+            return Rescreened(name, result_of(error), row, error)
+
+
+def result_of(error: GatewayError) -> Result:
+    """What an error means for one adapter among many."""
+    if error.code is ORIGINAL_NOT_KEPT:
+        return Result.NOT_KEPT
+    return Result.REFUSED if isinstance(error, Refused) else Result.FAILED

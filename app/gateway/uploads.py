@@ -1,0 +1,371 @@
+"""The only module that knows the order: upload → validate → screen → prune → store → load → serve."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from app.domain.api_keys import NOBODY, Uploader
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
+from app.domain.digest import digest_of
+from app.domain.errors import (
+    CODES,
+    MISSING_PART,
+    NAME_TAKEN,
+    REJECTED,
+    RESCREEN_FAILED,
+    SCREENING_FAILED,
+    SCREENING_KILLED,
+    SCREENING_TIMEOUT,
+    GatewayError,
+    Refused,
+    Stage,
+    Unavailable,
+)
+from app.domain.lora import Received, ServingDtype, TargetModel
+from app.domain.names import AdapterName
+from app.domain.policy import Policy
+from app.domain.verdict import Outcome, Verdict
+from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, State
+from app.gateway.components import Rooms
+from app.gateway.publishing import Publishing
+from app.gateway.showing import VersionRefused
+from app.gateway.upload_steps import Tracking, whose
+from app.observe.log import event
+from app.prune.canonical import canonicalise
+from app.prune.zero_adapter import noop_adapter
+from app.sandbox.sanitise import accepting
+from app.screen.balance import balance_all
+from app.screen.reference.open import Reference, check_policy, open_reference
+from app.screen.screen import screen
+from app.store.catalogue.tables import VersionRow
+from app.store.cluster.peers import TakenOver
+from app.store.open import Store
+from app.upload.receive import PendingUpload, SealedUpload
+from app.validate.adapter import ValidateLimits, validate
+
+MAX_RANK: Final = 512
+"""vLLM's largest rank: what a screening outside any engine accepts."""
+
+Begin = Callable[[], tuple[VersionRow, bool]]
+"""Gives a version, and whether this call began it. Blocking."""
+
+ORPHAN_LOOKS: Final = 10
+ORPHAN_LOOK_S: Final = 0.1
+"""Looks that find nobody at work on a version in flight, and seconds between them, before it is given up."""
+
+TAKEOVERS: Final = 3
+"""Times one upload is begun again because another gateway took this one for dead. More than one means a gateway that is
+too slow to be told from a dead one."""
+
+
+class Pipeline:
+    """Uploads in, served versions out. Everything that blocks runs in threads; chat never waits for it."""
+
+    def __init__(self, rooms: Rooms, publishing: Publishing) -> None:
+        self.rooms = rooms
+        self.publishing = publishing
+        self._working: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        self._beginning: Counter[str] = Counter()  # names whose versions are being found or begun, and by how many
+
+    async def register(
+        self, upload: PendingUpload, *, wait: bool, after: int | None = None, by: Uploader = NOBODY
+    ) -> tuple[VersionRow, bool]:
+        """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
+
+        The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
+        the engine holds it. after: refuse a new version unless the newest so far has this number. by: whose upload it
+        is. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
+        """
+        r = self.rooms
+        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
+        given = (name, upload.received, r.parameters)
+        row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after, by=by))
+        if not created:
+            row, created = await self._came_before(row, after, by)
+        if created and row.state is State.RECEIVED:
+            row, created = await self._work(r.progress.tell(row), upload, after, by)
+            r.metrics.uploaded(str(row.outcome) if created else "known")
+            await self.publishing.stored(row)
+        else:
+            if await asyncio.shield(r.pools.screening.start(self._restored, row, upload.take())):
+                event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
+                await self.publishing.stored(row)
+            r.metrics.uploaded("known")
+        at_once = wait or row.emptied  # an emptied version waits for no engine
+        return (await self.publishing.load(row) if at_once else row), created
+
+    async def _came_before(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
+        """The version there is of these bytes, once nobody works on it, and whether this call tries it again: where it
+        failed, under its own number, for repeating must not fill the catalogue and the disk.
+
+        Raises VersionRefused where it would end as before, or where another upload tried again first and failed.
+        """
+        row = await self._when_done(row)
+        if (known := _known_refusal(row)) is not None:
+            raise self._counted(known)
+        if row.state not in ENDED:
+            return row, False
+        slow = self._worker((str(row.name), row.number))
+        if slow is not None:  # given up by another gateway: let it come to its end
+            await asyncio.wait({slow})
+        row, mine = await self._begin(str(row.name), partial(self._again, row, after, by))
+        if mine and row.state is State.STORED:
+            await self.publishing.stored(row)
+        if not mine and (row := await self._when_done(row)).state in ENDED:
+            raise self._counted(_refusal(row))
+        return row, mine
+
+    def _again(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
+        """Blocking."""
+        whole = row.artefact is not None and self.rooms.blobs.is_whole(row.artefact)
+        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after, by=by)
+        return (self.rooms.progress.tell_again(again) if mine else again), mine
+
+    def _counted(self, error: VersionRefused) -> VersionRefused:
+        self.rooms.metrics.upload_refused(error)
+        return error
+
+    async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
+        """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
+        self._beginning[name] += 1
+        work = self.rooms.pools.screening.start(begin)  # an artefact may have to be read whole
+        work.add_done_callback(lambda _: self._begun(name))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(self._abandoned)
+            raise
+
+    def _begun(self, name: str) -> None:
+        self._beginning[name] -= 1
+        if not self._beginning[name]:
+            del self._beginning[name]
+
+    def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
+        if begun.cancelled() or begun.exception() is not None:
+            return
+        row, mine = begun.result()
+        if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
+            why = Unavailable(SCREENING_FAILED, "the upload was broken off")
+            self._at_work(row, self.rooms.pools.store.start(self._failed, row, why))
+
+    async def _work(
+        self, row: VersionRow, upload: PendingUpload, after: int | None, by: Uploader
+    ) -> tuple[VersionRow, bool]:
+        """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it.
+
+        Gives the version, and whether it was made here: another gateway may have made it, see `_to_the_end`.
+        """
+        work = asyncio.ensure_future(self._to_the_end(row, upload.take(), after, by))
+        self._at_work(row, work)
+        return await asyncio.shield(work)
+
+    def _at_work(self, row: VersionRow, work: asyncio.Future[Any]) -> None:
+        at = (str(row.name), row.number)
+        self._working[at] = work
+        work.add_done_callback(lambda _: self._working.pop(at, None))
+
+    def _worker(self, at: tuple[str, int]) -> asyncio.Future[Any] | None:
+        """Task of this gateway that works on this version, unless it is the one that asks."""
+        work = self._working.get(at)
+        return None if work is asyncio.current_task() else work
+
+    async def _to_the_end(
+        self, row: VersionRow, upload: SealedUpload, after: int | None, by: Uploader
+    ) -> tuple[VersionRow, bool]:
+        """One upload's way to the store. Where another gateway, which took this one for dead, gave the version up, it is
+        begun again here; where that one or a third has begun it again, what becomes of it there is this upload's answer.
+        """
+        pools = self.rooms.pools
+        try:
+            for left in reversed(range(TAKEOVERS)):
+                try:
+                    return await pools.screening(self._sanitise, row, upload), True
+                except TakenOver as error:
+                    event("taken_over", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
+                    if not left:
+                        raise
+                row, mine = await self._came_before(row, after, by)
+                if not mine or row.state is not State.RECEIVED:
+                    break
+                self._at_work(self.rooms.progress.tell(row), _current_task())
+            return row, False
+        finally:
+            await pools.receiving.free(upload.close)  # before it is loaded: a slow load must hold no slot
+
+    async def _when_done(self, row: VersionRow) -> VersionRow:
+        """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
+        at, catalogue = (str(row.name), row.number), self.rooms.catalogue
+        looks, peers, store = 0, self.rooms.peers, self.rooms.pools.store
+        while looks < ORPHAN_LOOKS:
+            if row.state not in IN_FLIGHT:
+                return row
+            mine = self._worker(at)
+            await (asyncio.wait({mine}) if mine else asyncio.sleep(ORPHAN_LOOK_S))
+            if not self._beginning[at[0]]:  # else its upload may not have got round to it yet
+                looks += peers is None or not await store(peers.at_work_elsewhere, *at)
+            row = await store(catalogue.version, row.name, row.number)
+        left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
+        return self.rooms.progress.tell(await store(catalogue.record_try_failed, row, left))
+
+    @property
+    def working(self) -> int:
+        """Versions on their way from validate to store now."""
+        return len(self._working)
+
+    def measure(self, upload: SealedUpload) -> Verdict:
+        """Validate and screen, and keep nothing. Blocking. Raises Refused."""
+        steps = Tracking(self.rooms, None)
+        try:
+            self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
+        except Refused as error:
+            if error.code is not RESCREEN_FAILED:  # measured it was, and nothing was to be kept
+                raise
+        return steps.verdict
+
+    def _sanitise(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+        """validate, screen, prune, store: blocking, in a thread. Whatever goes wrong is recorded on the version."""
+        try:
+            return self._measure_and_store(row, upload)
+        except TakenOver:  # not ours to record
+            raise
+        except Refused as error:
+            self.rooms.metrics.upload_refused(error)
+            raise VersionRefused(error, self._rejected(row, error)) from error
+        except GatewayError as error:
+            self._failed(row, error)
+            raise
+        except Exception as error:  # fail closed: an upload that breaks us is not served
+            logging.getLogger("gateway").exception("screening broke")
+            failure = Unavailable(SCREENING_FAILED, f"{type(error).__name__} while screening {row.name}")
+            self._failed(row, failure)
+            raise failure from error
+
+    def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
+        r, at, steps = self.rooms, (row.name, row.number), Tracking(self.rooms, row)
+        artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
+        if steps.verdict.outcome is Outcome.REJECTED:
+            error = Refused(REJECTED, steps.verdict.reason)
+            r.progress.tell(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
+            raise error
+        with self._kept(row, upload):
+            if artefact is None:
+                return r.progress.tell(r.catalogue.record_stored(*at, None))
+            digest = artefact.digest.hex
+            with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
+                r.blobs.put(artefact)
+                return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+
+    @contextmanager
+    def _kept(self, row: VersionRow, upload: SealedUpload) -> Iterator[None]:
+        """Keep what arrived, where that is wanted, and have it forgotten when what is done inside fails. Blocking."""
+        try:
+            self.rooms.originals.keep(row.received, upload.config, upload.weights.file)
+            yield
+        except BaseException:
+            self.publishing.littered()
+            raise
+
+    def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
+        """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
+        r = self.rooms
+        with upload:
+            if row.state in (State.STORED, *SERVABLE):  # kept or not when it first came: now it may be
+                with self._kept(row, upload):
+                    pass
+            if row.artefact is None or r.blobs.is_whole(row.artefact):
+                return False
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, Tracking(self.rooms, None))
+            if artefact is not None:
+                r.blobs.put(artefact)
+            return r.blobs.is_whole(row.artefact)
+
+    def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
+        """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""
+        current = self.rooms.catalogue.version(row.name, row.number)
+        if current.state is State.REJECTED:
+            return current
+        return self.rooms.progress.tell(self.rooms.catalogue.record_rejected(row.name, row.number, error))
+
+    def _failed(self, row: VersionRow, error: GatewayError) -> None:
+        self.rooms.metrics.upload_refused(error)
+        try:
+            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error, at_work=True))
+        except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
+            event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+_NOT_OF_BYTES: Final = frozenset({SCREENING_KILLED, SCREENING_TIMEOUT, NAME_TAKEN})
+"""Refusals that the same bytes may escape another time."""
+
+
+def _known_refusal(row: VersionRow) -> VersionRefused | None:
+    """What refused a version for its bytes, by the parameters in force; None where another try may end otherwise."""
+    code = CODES.get(row.error_code or "")  # None: of another release of this program
+    if row.state is not State.REJECTED or code is None or code in _NOT_OF_BYTES:
+        return None
+    return _refusal(row)
+
+
+def _refusal(row: VersionRow) -> VersionRefused:
+    """What is said of a version that was rejected or failed."""
+    code = CODES.get(row.error_code or "", SCREENING_FAILED)
+    kind = Refused if code.status < 500 else Unavailable
+    return VersionRefused(kind(code, row.error_message or "it failed before"), row)
+
+
+def publish_noop(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
+    """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
+    nothing = digest_of(b"")
+    adapter = balance_all(noop_adapter(target))
+    verdict = screen(adapter, reference, policy)
+    artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
+    if store.peers is not None:  # no row will ever name it
+        store.peers.keep(artefact.digest)
+    store.blobs.put(artefact)
+    return artefact
+
+
+def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
+    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking.
+
+    Its bytes are measured as they lie, not balanced first, since they are what the engine reads; an older release may have
+    written them unbalanced. Screening refuses factors that the engine's rounding would make another update of.
+    """
+    if row.artefact is None:
+        return None
+    folder = rooms.blobs.path(row.artefact)
+    try:
+        rooms.blobs.verify(row.artefact)
+        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
+            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
+        verdict = screen(adapter, rooms.reference, accepting(rooms.policy), deadline_s=rooms.screen_seconds)
+    except (GatewayError, OSError) as error:
+        return str(error)
+    return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"
+
+
+def screen_directory(
+    directory: Path, reference_dir: Path, policy: Policy, dtype: ServingDtype, max_rank: int = MAX_RANK
+) -> Verdict:
+    """Validate and screen one adapter on disk, as an upload of its two files would be. Raises GatewayError."""
+    reference = open_reference(reference_dir, None)
+    check_policy(reference, policy)
+    target = TargetModel("any", reference.modules, dtype, max_rank)
+    try:
+        config = (directory / CONFIG_FILE).read_bytes()
+        with (directory / WEIGHTS_FILE).open("rb") as weights:
+            return screen(balance_all(validate(config, weights, target, ValidateLimits())), reference, policy)
+    except OSError as error:
+        raise Refused(MISSING_PART, f"{error.filename}: {error.strerror}") from error

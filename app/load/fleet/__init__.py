@@ -1,0 +1,1 @@
+"""Fleet: several engines behind one gateway."""

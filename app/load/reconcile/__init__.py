@@ -1,0 +1,1 @@
+"""Reconciliation: keeps one engine's adapters equal to the desired state."""

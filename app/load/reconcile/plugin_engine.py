@@ -1,0 +1,122 @@
+"""An engine that fetches adapters by itself when a request names them (plugin/): nothing is loaded into it or taken out.
+
+Whatever is published it can answer, from its first moment on: what it lacks, it asks the gateway for. So an engine that
+comes back empty serves as soon as it is well, and no call goes out to fill it. Only a version that no engine ever held is
+tried first: its bytes are checked, and one engine that answers a token with finite numbers is proof enough for all.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Unavailable
+from app.load.client.engine import Engine
+from app.load.client.probe import probe
+from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.reconciler import Reconciler
+
+NOT_FETCHED: Final = frozenset({404, 502, 503, 507})
+"""What the plugin answers where it could not fetch an adapter: it says nothing against the adapter's bytes."""
+
+
+Keeper = Callable[[Engine, Keeping], Reconciler]
+"""What looks after one engine."""
+
+
+class Proved:
+    """Names that an engine has answered to; one for all engines of a gateway."""
+
+    def __init__(self) -> None:
+        self.names: frozenset[str] = frozenset()  # replaced, never changed: other threads read it
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """Held while `name` is tried: by one engine at a time."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def keep(self, wanted: frozenset[str]) -> None:
+        """Forget every name that is not among these."""
+        self.names &= wanted
+        for name in [name for name, lock in self._locks.items() if name not in wanted and not lock.locked()]:
+            del self._locks[name]
+
+
+class Resolving(Reconciler):
+    """Watches one such engine. unproved: names among the desired that have not been published yet."""
+
+    def __init__(
+        self, engine: Engine, keeping: Keeping, unproved: Callable[[], frozenset[str]], proved: Proved | None = None
+    ) -> None:
+        super().__init__(engine, keeping)
+        self._unproved = unproved
+        self._proved = proved or Proved()
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Engine names it answers to: all that are desired and proved."""
+        if not self.engine_up:
+            return frozenset()
+        return frozenset(self._keeping.desired()) - (self._unproved() - self._proved.names)
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether requests may be sent to `name` now."""
+        known = name not in self._unproved() or name in self._proved.names
+        return self.engine_up and known and name in self._keeping.desired()
+
+    def may_read(self) -> frozenset[str]:
+        """None: it reads copies of its own."""
+        return frozenset()
+
+    @property
+    def known(self) -> bool:
+        """Always: also one that is away reads nothing here."""
+        return True
+
+    async def ensure(self, name: str) -> None:
+        """Have `name` proved when this returns: by this engine, unless another was faster. As Reconciler.ensure."""
+        async with self._proved.lock(name):
+            if name in self._proved.names:
+                return
+            await self._load(name)
+
+    async def retire(self, name: str) -> None:
+        """Nothing: it keeps what it has, and is not asked for it any more."""
+
+    async def reconcile(self) -> None:
+        """One pass: is it well, and is there something to prove."""
+        if not await self._engine.healthy():
+            self._set(up=False, loaded=frozenset())
+            return
+        if not self._up:
+            if await self.objection.stands(self._engine):
+                return
+            self._failures = {}  # what failed on the old engine may work on this one
+        desired, unproved = self._keeping.desired(), self._unproved()
+        self._forget_failures(self._failures.keys() - desired.keys())
+        self._proved.keep(unproved & desired.keys())
+        self._set(up=True, loaded=frozenset())
+        await self._load_missing({name: desired[name] for name in unproved - self._proved.names if name in desired})
+        self._caught_up = self.engine_up
+        await self._keeping.after_pass()
+
+    async def _load(self, name: str) -> None:
+        await self._check_usable()
+        path = self._keeping.desired().get(name)
+        if path is None:
+            raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")
+        try:
+            await self._check(name, path)
+            await probe(self._engine, name, not_fetched=NOT_FETCHED)
+        except GatewayError as error:
+            self._fail(name, error)
+            raise
+        self._forget_failures({name})
+        self._proved.names |= {name}
+        self._keeping.on_try(True)
+        self._keeping.on_change()
+
+
+def keeper_for(resolves: bool, unproved: Callable[[], frozenset[str]]) -> Keeper:
+    """What looks after each of a gateway's engines. resolves: whether they fetch adapters by themselves."""
+    return partial(Resolving, unproved=unproved, proved=Proved()) if resolves else Reconciler

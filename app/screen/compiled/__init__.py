@@ -1,0 +1,1 @@
+"""Compiled kernels: the two measurements that are slow in NumPy, in machine code."""

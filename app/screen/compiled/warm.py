@@ -1,0 +1,28 @@
+"""Compile ahead of the first screening."""
+
+import time
+
+import numpy as np
+import torch
+
+from app.screen.core_svd import core_svd
+from app.screen.matmul import both, right
+from app.screen.quadratic_form import Array, quantiles
+
+
+def warm() -> float:
+    """Compile this room's kernels, or load them from numba's cache; return the seconds it took. Blocking: call in a thread.
+
+    A second from the cache, several otherwise. Without numba it does nothing worth mentioning.
+    """
+    begun = time.perf_counter()
+    v, x = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 1)
+    both(v, torch.ones(1, 1), x)
+    right(v, x)
+    core_svd(np.ones((2, 2)))
+
+    def weights(t: Array) -> tuple[Array, Array]:
+        return np.stack([1.0 - t, -t], 1), -np.ones((len(t), 2))
+
+    quantiles(weights, np.array([2.0, 2.0]), np.array([0.5]), 0.5, (0.0, 1.0))
+    return time.perf_counter() - begun

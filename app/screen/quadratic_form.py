@@ -1,0 +1,280 @@
+"""Exact quartiles of ratios of Gaussian quadratic forms.
+
+Every null of E-DIEM is a ratio T = N/D of quadratic forms in independent standard normals, and P(T ≤ t) =
+P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0): a signed sum of independent chi-squares against zero. Its distribution function is Imhof's
+integral (J. P. Imhof, Biometrika 48 (1961) 419, eq. 3.2),
+
+    P(Q ≤ 0) = ½ − (1/π)·∫₀^∞ sin θ(u) / (u·ρ(u)) du,
+    θ(u) = ½·Σ ν_j·atan(w_j·u),   ρ(u) = Π (1 + w_j²·u²)^{ν_j/4}.
+
+In complex form the integral is Im ∫ φ(u)/u du with φ(u) = Π (1 − i·w_j·u)^{−ν_j/2}. It is taken along a ray u = eˣ⁻ⁱᵃ,
+turned away from the real axis to the side of the heavier tail: there the many small weights of the other side, which only
+make φ turn on the real axis, make it fall. Where the mean is far from 0 the many may be on the heavy side, and φ grows
+along that ray beyond all numbers: then the other side is taken, or less of an angle. In x the integrand is analytic in a
+strip and falls off at both ends, so the trapezoid rule converges exponentially (L. N. Trefethen, J. A. C. Weideman, SIAM
+Rev. 56 (2014) 385, theorem 5.1). About eighty nodes give eight digits from 2 to 10⁶ degrees of freedom for the nulls of
+updates. Forms of one or two heavy degrees of freedom beside hundreds of light ones have a narrower strip, and at STEP an
+error of up to 2e-3. It is foretold by what every second and every fourth node come to, which costs nothing; then the step
+is halved until two sums agree. The result is a number, not a sample: float64, no seed, the same on any number of threads.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.screen.compiled.numba_support import kernel
+
+Array = NDArray[np.float64]
+Complex = NDArray[np.complex128]
+Weights = Callable[[Array], tuple[Array, Array]]
+"""t (n,) → w(t) (n, m) and its derivative dw/dt (n, m)."""
+
+Moments = tuple[Array, Array, Array, Array]
+
+STEP: Final = 0.125
+"""Of the trapezoid rule in x = ln u. Measured over forms of 8 to 14336·16 degrees of freedom: 0.2 gives 7e-6 of the IQR,
+0.15 2e-7, 0.1 below 4e-9."""
+
+ANGLE: Final = math.pi / 8
+"""Of the ray: between 0, where one-sided forms turn without falling, and π/4, where normal ones no longer fall."""
+
+GROWTH: Final = 0.07
+"""Most that ln |φ| may rise along a ray; on the real axis it only falls. Nulls of updates stay below it, so that theirs is
+the usual ray (a test says so); forms that rise far above it come out wrong there, or overflow."""
+
+HALVINGS: Final = 8
+"""Of ANGLE, at most, to 0.003."""
+
+LOOK: Final = 0.5
+"""Step in x at which |φ| is looked at for growth, which takes several units of x."""
+
+FINER: Final = 4
+"""STEP is divided by this where the ray is not the usual one: the strip in which φ does not grow is narrower there."""
+
+FORETOLD: Final = 1e-8
+"""Error (a probability) foretold of a sum, above which the step is halved. Of sums S over steps h, 2h, 4h that converge
+exponentially each has the squared error of the one before, so that of S_h is about δ³/δ₂² with δ = |S_h − S_2h| and
+δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 8e-9: nothing is halved there."""
+
+ROUGH: Final = 1e-4
+"""Or δ itself above this: where sums differ so much, nothing is foretold. Nulls of updates stay below 6e-5."""
+
+AGREE: Final = 1e-6
+"""Two sums are alike when they differ by less, as probabilities; the finer one's error is far smaller then."""
+
+REFINEMENTS: Final = 6
+"""Times the step is halved at most, to 0.002; the worst forms known need two."""
+
+DECAY: Final = 25.0
+"""−ln of |φ| where the upper end is cut: e⁻²⁵ ≈ 1e-11."""
+
+SMALL: Final = 2e-3
+"""Below this u, in 1/(|mean| + deviation), φ is its Taylor polynomial of degree two to about 1e-9."""
+
+LAST: Final = math.log(1e9)
+"""Largest x: forms with two or three degrees of freedom fall slowly and are cut there, at an error of 1e-9."""
+
+CANTELLI: Final = 2.0
+"""Means farther from 0 than this many deviations leave at most 1/(1 + 2²) = 1/5 beyond 0 (Cantelli): outside quartiles."""
+
+MAX_STEPS: Final = 60
+"""Newton steps, safeguarded by bisection: 2⁻⁶⁰ of the bracket even if every step is a bisection."""
+
+CLOSE: Final = 3e-4
+"""Newton ends after a step below this share of the form's spread: it converges quadratically, so under 1e-7 is left."""
+
+_SETTING: Final = (
+    *(STEP, ANGLE, DECAY, math.log(SMALL), LAST, CANTELLI, GROWTH, HALVINGS, LOOK, FINER),
+    *(FORETOLD, ROUGH, AGREE, REFINEMENTS),
+)
+"""What compiled/quadratic_form.py is told of the above."""
+
+
+def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
+    """P(Σ_j w_j·χ²_{ν_j} ≤ 0) and its derivative along dw, row by row.
+
+    w, dw: (n, m) weights and their derivatives; dof: (n, m) degrees of freedom, which need not be whole. A weight of 0
+    counts for nothing. Returns two (n,) arrays. Where the mean is more than CANTELLI deviations from 0, the answer is a
+    plain 0 or 1 with no slope: enough to tell on which side of the quartiles it lies. So it is, and exactly, where all
+    weights have one sign; there φ could grow beyond all numbers on the ray.
+    """
+    mean, deviation = np.sum(w * dof, axis=1), np.sqrt(2.0 * np.sum(w * w * dof, axis=1))
+    far = (np.abs(mean) > CANTELLI * deviation) | np.all(w >= 0.0, axis=1) | np.all(w <= 0.0, axis=1)
+    value, slope = np.where(mean < 0.0, 1.0, 0.0), np.zeros(len(w))
+    if not far.all():
+        scale = (np.abs(mean) + deviation)[~far, None]  # now u is counted in 1/(|mean| + deviation)
+        value[~far], slope[~far] = _near(w[~far] / scale, dof[~far], dw[~far] / scale)
+    return value, slope
+
+
+def _near(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
+    usual = np.where(np.sum(w**3 * dof, axis=1) > 0.0, -ANGLE, ANGLE)
+    angle = _side(w, dof, usual)
+    value, slope = np.empty(len(w)), np.empty(len(w))
+    for rows, step in ((angle == usual, STEP), (angle != usual, STEP / FINER)):
+        if rows.any():
+            value[rows], slope[rows] = _along(w[rows], dof[rows], dw[rows], angle[rows], step)
+    return value, slope
+
+
+def _along(w: Array, dof: Array, dw: Array, angle: Array, step: float) -> tuple[Array, Array]:
+    x = _grid(w, dof, angle, step)  # (n, nodes), descending
+    moments = _moments(w, dof, dw)
+    across, along = _terms(w, dof, dw, x, angle)
+    value, slope = _sum(moments, angle, x[:, -1], step, np.sum(across, axis=1), np.sum(along, axis=1))
+    two, four = (_coarser(moments, angle, x[:, ::many], many * step, across[:, ::many]) for many in (2, 4))
+    delta, before = np.abs(value - two), np.abs(two - four)
+    for i in np.flatnonzero((delta**3 > FORETOLD * before**2) | (delta > ROUGH)):
+        row = slice(i, i + 1)
+        value[row], slope[row] = _refined(w[row], dof[row], dw[row], angle[row], x[row], step)
+    return np.clip(value, 0.0, 1.0), slope
+
+
+def _coarser(moments: Moments, angle: Array, x: Array, step: float, across: Array) -> Array:
+    """The probability from these of the nodes alone."""
+    return _sum(moments, angle, x[:, -1], step, np.sum(across, axis=1), 0.0)[0]
+
+
+def _refined(w: Array, dof: Array, dw: Array, angle: Array, x: Array, step: float) -> tuple[Array, Array]:
+    """The sum of one row with the step halved until two agree; x (1, nodes) is the grid of the first. Not clipped."""
+    sums = [np.sum(y, axis=1) for y in _terms(w, dof, dw, x, angle)]
+    found = _sum(moments := _moments(w, dof, dw), angle, x[:, -1], step, *sums)
+    for level in range(1, REFINEMENTS + 1):
+        before, finer = found, step / 2**level
+        for between in range(1, 2**level, 2):  # the grid again, moved to where no node was yet
+            sums = [
+                a + np.sum(b, axis=1) for a, b in zip(sums, _terms(w, dof, dw, x - finer * between, angle), strict=True)
+            ]
+        found = _sum(moments, angle, x[:, -1] - (step - finer), finer, *sums)
+        if abs(found[0][0] - before[0][0]) <= AGREE:
+            break
+    return found
+
+
+def _terms(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Array, Array]:
+    """What is summed over the nodes, (n, nodes): Im φ and its derivative."""
+    phi, slope = _characteristic(w, dof, dw, x, angle)
+    return phi.imag, (phi * slope).imag
+
+
+def _moments(w: Array, dof: Array, dw: Array) -> Moments:
+    """κ₁ and κ₁² + κ₂, with κ₁, κ₂ mean and variance, and their derivatives; four (n,)."""
+    k1, k2 = np.sum(w * dof, axis=1), 2.0 * np.sum(w * w * dof, axis=1)
+    d1, d2 = np.sum(dw * dof, axis=1), 4.0 * np.sum(w * dw * dof, axis=1)
+    return k1, k1 * k1 + k2, d1, 2.0 * k1 * d1 + d2
+
+
+def _sum(
+    moments: Moments, angle: Array, last: Array, step: float, across: Array, along: Array | float
+) -> tuple[Array, Array]:
+    """Probability and slope from the sums over the nodes, of which x = last is the lowest.
+
+    Of the nodes below it, where φ = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8, the sum is two geometric series.
+    """
+    k1, square, d1, d_square = moments
+    one = 0.5 * np.cos(angle) * np.exp(last) / math.expm1(step)
+    two = -0.125 * np.sin(2.0 * angle) * np.exp(2.0 * last) / math.expm1(2.0 * step)
+    per = step / math.pi
+    value = 0.5 - (across * step + angle) / math.pi - per * (k1 * one + square * two)
+    return value, -along * step / math.pi - per * (d1 * one + d_square * two)
+
+
+def _side(w: Array, dof: Array, angle: Array) -> Array:
+    """The ray's angle (n,): the usual one, unless |φ| grows on it; then the other side's, or half of it, and so on."""
+    x = np.arange(math.log(SMALL), LAST, LOOK)
+    for _ in range(HALVINGS):
+        for _ in range(2):
+            real, imag = _factor(w, np.broadcast_to(x, (len(w), len(x))), angle)
+            fallen = 0.25 * np.sum(dof[:, :, None] * np.log(real * real + imag * imag), axis=1)
+            grows = np.min(fallen - np.maximum.accumulate(np.maximum(fallen, 0.0), axis=1), axis=1) < -GROWTH
+            if not grows.any():
+                return angle
+            angle = np.where(grows, -angle, angle)
+        angle = np.where(grows, 0.5 * angle, angle)
+    return angle
+
+
+def _factor(w: Array, x: Array, angle: Array) -> tuple[Array, Array]:
+    """Real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}."""
+    wu = w[:, :, None] * np.exp(x)[:, None, :]
+    return 1.0 + wu * np.sin(angle)[:, None, None], -wu * np.cos(angle)[:, None, None]
+
+
+def _characteristic(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Complex, Complex]:
+    """φ(u) and d ln φ(u) along dw, (n, nodes). In real arithmetic, which numpy vectorises."""
+    real, imag = _factor(w, x, angle)
+    square = real * real + imag * imag
+    half = 0.5 * dof[:, :, None]
+    size = np.exp(-0.5 * np.sum(half * np.log(square), axis=1))
+    phase = -np.sum(half * np.arctan2(imag, real), axis=1)
+    part = half * dw[:, :, None] / square  # d ln φ = Σ ½ν·dw·i·u·conj(factor)/|factor|²
+    turned = np.sum(part * real, axis=1) - 1j * np.sum(part * imag, axis=1)
+    iu = np.exp(x) * (1j * np.exp(1j * angle))[:, None]
+    return size * np.exp(1j * phase), iu * turned
+
+
+def _grid(w: Array, dof: Array, angle: Array, step: float) -> Array:
+    """Nodes x (n, nodes), from where φ has vanished down to where it is a polynomial."""
+    low, high = np.zeros(len(w)), np.full(len(w), LAST)
+    for _ in range(8):  # bisection to LAST/2⁸ < STEP: the range need not be exact
+        middle = 0.5 * (low + high)
+        real, imag = _factor(w, middle[:, None], angle)
+        fallen = 0.25 * np.sum(dof * np.log(real * real + imag * imag)[:, :, 0], axis=1)
+        high, low = np.where(fallen >= DECAY, middle, high), np.where(fallen >= DECAY, low, middle)
+    nodes = math.ceil((float(high.max()) - math.log(SMALL)) / step)
+    grid: Array = high[:, None] - step * np.arange(nodes)[None, :]
+    return grid
+
+
+def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
+    """`probability` with the degrees of freedom (m,) of all rows alike: compiled where numba is installed."""
+    fast = kernel("imhof")
+    if fast is None:
+        return probability(w, np.broadcast_to(dof, w.shape), dw)
+    found: tuple[Array, Array] = fast.probability(w, dof, dw, _SETTING)
+    return found
+
+
+def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> Array:
+    """The t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p for each p between 0.2 and 0.8, shape (n,).
+
+    weights: see `Weights`; the probability must grow with t. dof: (m,). mean: t's mean or near it, between the bounds.
+    Newton's method from the Cornish–Fisher expansion to the skewness, bisecting where it would leave the bracket.
+    """
+    t, spread = _start(weights, dof, p, mean, bounds)
+    low, high = np.full(len(p), bounds[0]), np.full(len(p), bounds[1])
+    moving = np.ones(len(p), dtype=bool)
+    for _ in range(MAX_STEPS):
+        w, dw = weights(t)
+        value, density = _measured(w, dof, dw)
+        low, high = np.where(value < p, t, low), np.where(value < p, high, t)
+        newton = t - (value - p) / np.where(density > 0.0, density, math.inf)
+        close = (density > 0.0) & (np.abs(newton - t) <= CLOSE * spread)
+        inside = (newton > low) & (newton < high) & (density > 0.0)
+        t = np.where(moving, np.where(close | inside, newton, 0.5 * (low + high)), t)
+        moving &= ~close
+        if not moving.any():
+            break
+    return t
+
+
+@functools.cache
+def _normal_quantile(p: float) -> float:
+    return NormalDist().inv_cdf(p)
+
+
+def _start(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> tuple[Array, float]:
+    """A first guess (n,), and t's deviation."""
+    (w,), (dw,) = weights(np.array([mean]))
+    variance, third = 2.0 * float(w**2 @ dof), 8.0 * float(w**3 @ dof)
+    deviation = math.sqrt(variance)
+    spread = deviation / -float(dw @ dof)
+    z = np.array([_normal_quantile(float(x)) for x in p])
+    guess = mean + spread * (z + third / (variance * deviation) * (z * z - 1.0) / 6.0)
+    room = 0.2
+    return np.clip(guess, bounds[0] + room * (mean - bounds[0]), bounds[1] - room * (bounds[1] - mean)), spread

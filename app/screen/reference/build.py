@@ -1,0 +1,309 @@
+"""Base + aligned checkpoint → reference directory, one module in memory at a time.
+
+Built in `.<name>.building` beside `out`, which has no reference.json until everything else is written and synced; then
+renamed. So a reference exists whole or not at all, and a build that was killed goes on where it stopped.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from app.domain.digest import Digest, digest_of, digest_of_parts
+from app.screen.reference.checkpoint import Checkpoint, fail
+from app.screen.reference.manifest import (
+    FORMAT,
+    MANIFEST,
+    FileInfo,
+    Manifest,
+    ModuleInfo,
+    dump,
+    module_from,
+    module_json,
+)
+from app.screen.reference.spectrum import spectrum_of
+from app.screen.sides import signs_of_swap
+
+Progress = Callable[[str, int, int], None]
+"""Called as (module, done, total) before each module and once at the end."""
+
+PLAN: Final = "plan.json"
+FILE_MODE: Final = 0o444
+BLOCK_BYTES: Final = 16 << 20
+"""Of a matrix in float64, worked on at a time: a build holds one stored V and a few of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """top_k: singular triples of V kept per module. dtype: how V is stored (bfloat16 halves what screening reads; the
+    rounding is recorded). modules: a glob over module names, None for all. compact: leave V out; such a reference is
+    megabytes and serves the `input` comparison only."""
+
+    top_k: int = 16
+    dtype: torch.dtype = torch.bfloat16
+    modules: str | None = None
+    compact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, not {self.top_k}")
+        if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise ValueError(f"V is stored as bfloat16, float16 or float32, not {self.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    base: Checkpoint
+    aligned: Checkpoint
+    names: tuple[str, ...]
+    options: BuildOptions
+
+
+def build_reference(
+    base: str | Path,
+    aligned: str | Path,
+    out: Path,
+    options: BuildOptions | None = None,
+    progress: Progress = lambda module, done, total: None,
+    warn: Callable[[str], None] = lambda sign: None,
+) -> Digest:
+    """Build the reference of a base and an aligned checkpoint (directories or hub ids) at `out`; return its digest.
+
+    warn: called with each sign that the two were swapped, before anything is measured. Raises Unavailable BAD_REFERENCE,
+    naming the tensor, when architectures or shapes differ, a value is not finite, or no module differs.
+    """
+    options = options or BuildOptions()
+    if out.exists():
+        raise fail(f"{out}: already exists; remove it or choose another directory")
+    pair = _open_pair(base, aligned, options)
+    for sign in signs_of_swap(pair.base.path, pair.aligned.path):
+        warn(sign)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _stage(out.parent / f".{out.name}.building", _plan(pair)) as stage:
+            return _build(pair, stage, out, progress)
+    except (OSError, SafetensorError) as error:
+        raise fail(f"{out}: cannot be written: {error}") from error
+    finally:
+        pair.base.close()
+        pair.aligned.close()
+
+
+def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> _Pair:
+    """Both checkpoints, with their modules compared by name and shape."""
+    one, two = Checkpoint(base), Checkpoint(aligned)
+    for name in sorted(set(one.modules) ^ set(two.modules)):
+        has, lacks = (one, two) if name in one.modules else (two, one)
+        raise fail(f"{has.where(f'{name}.weight')} is not in {lacks.path}: not the same architecture")
+    for name, shape in one.modules.items():
+        if shape != two.modules[name]:
+            ours, theirs = (f"{s.d_out} × {s.d_in}" for s in (shape, two.modules[name]))
+            tensor = f"{name}.weight"
+            raise fail(f"{two.where(tensor)} is {theirs}, in the base checkpoint ({one.where(tensor)}) it is {ours}")
+    glob = options.modules
+    names = tuple(name for name in one.modules if glob is None or fnmatchcase(name, glob))
+    if not names:
+        raise fail(f"{one.path}: no linear module {'found' if glob is None else f'matches {glob!r}'}")
+    return _Pair(one, two, names, options)
+
+
+def _plan(pair: _Pair) -> str:
+    """What a half-finished build must share with this one to be continued."""
+    o = pair.options
+    return json.dumps(
+        [FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), o.top_k, str(o.dtype), o.modules, o.compact]
+    )
+
+
+@contextmanager
+def _stage(stage: Path, plan: str) -> Iterator[Path]:
+    """The building directory, locked, emptied unless it holds the same plan's work."""
+    stage.mkdir(exist_ok=True)
+    fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise fail(f"{stage}: another build of this reference is running") from None
+        if not (stage / PLAN).is_file() or (stage / PLAN).read_text(encoding="utf-8") != plan:
+            for entry in stage.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            _write(stage / PLAN, plan.encode())
+        yield stage
+    finally:
+        os.close(fd)
+
+
+def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
+    infos: dict[str, ModuleInfo] = {}
+    parts: tuple[dict[str, Digest], dict[str, Digest]] = ({}, {})
+    for i, name in enumerate(pair.names):
+        progress(name, i, len(pair.names))
+        info, digests = _resume(stage, name) or _measure(pair, stage, name)
+        infos[name] = info
+        for of, digest in zip(parts, digests, strict=True):
+            of[f"{name}.weight"] = digest
+    if all(info.v_norm == 0.0 for info in infos.values()):
+        shutil.rmtree(stage)
+        raise fail(
+            f"{pair.aligned.path}: no module differs from {pair.base.path}; name the unaligned checkpoint as base"
+        )
+    _digest_rest(pair, parts)
+    base, aligned = (digest_of_parts(of.items()) for of in parts)
+    kind = str(pair.options.dtype).removeprefix("torch.")
+    manifest = Manifest(base, aligned, kind, pair.options.top_k, pair.options.compact, infos, _left_out(pair))
+    data = dump(manifest)
+    for leftover in (*stage.glob("*.done"), *stage.glob("*.new"), stage / PLAN):
+        leftover.unlink()
+    _write(stage / MANIFEST, data)
+    (stage / MANIFEST).chmod(FILE_MODE)
+    _sync(stage)
+    stage.rename(out)
+    _sync(out.parent)
+    progress("done", len(pair.names), len(pair.names))
+    return digest_of(data)
+
+
+def _left_out(pair: _Pair) -> tuple[str, ...]:
+    """Weights of the aligned checkpoint on which a LoRA is refused: no module of ours, or not matched by the glob."""
+    unmatched = (f"{name}.weight" for name in set(pair.aligned.modules) - set(pair.names))
+    return tuple(sorted({*pair.aligned.left_out, *unmatched}))
+
+
+def _digest_rest(pair: _Pair, parts: tuple[dict[str, Digest], dict[str, Digest]]) -> None:
+    """Digests of the tensors no module is made of, so that a checkpoint's digest covers all of it."""
+    for checkpoint, of in zip((pair.base, pair.aligned), parts, strict=True):
+        for tensor in checkpoint.shapes:
+            if tensor not in of:
+                of[tensor] = checkpoint.digest(tensor)
+
+
+def _resume(stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]] | None:
+    """What an earlier, killed run of this build measured for a module, if its files are whole."""
+    try:
+        fields = json.loads((stage / f"{name}.done").read_text(encoding="utf-8"))
+        info = module_from(fields["info"])
+        digests = Digest(fields["base"]), Digest(fields["aligned"])
+        whole = all(_hash(stage / f.name) == f.sha256 for f in (info.v, info.triples) if f is not None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (info, digests) if whole else None
+
+
+def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]]:
+    """One module: V, its statistics, its files, and the note that it is done."""
+    v, rounding, digests = _difference(pair, f"{name}.weight")
+    norm = _norm(v)
+    info = _zero_info(name, v) if norm == 0.0 else _info(name, v, norm, rounding, pair.options, stage)
+    note = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
+    _write(stage / f"{name}.done", json.dumps(note).encode())
+    return info, digests
+
+
+def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
+    """V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the very bytes it came from.
+
+    Differences are taken in float64 and rounded once to float32, once to the storage dtype.
+    """
+    shape = pair.base.shapes[tensor]
+    stored = torch.empty(shape, dtype=pair.options.dtype)
+    hashes = pair.base.hashing(tensor), pair.aligned.hashing(tensor)
+    rows = _rows(shape)
+    blocks = (c.rows(tensor, rows, sha) for c, sha in zip((pair.base, pair.aligned), hashes, strict=True))
+    lost = whole = 0.0
+    for at, (base, aligned) in zip(range(0, shape[0], rows), zip(*blocks, strict=True), strict=True):
+        exact = aligned.double() - base.double()
+        if not bool(torch.isfinite(exact).all()):
+            bad = pair.base if not bool(torch.isfinite(base).all()) else pair.aligned
+            raise fail(f"{bad.where(tensor)} holds a value that is not finite")
+        part = stored[at : at + rows]
+        part.copy_(exact.float())
+        if not bool(torch.isfinite(part).all()):
+            raise fail(
+                f"{pair.aligned.where(tensor)}: the difference does not fit {pair.options.dtype}; choose another dtype"
+            )
+        lost += float((part.double() - exact).square().sum())
+        whole += float(exact.square().sum())
+    base_sha, aligned_sha = (Digest(sha.hexdigest()) for sha in hashes)
+    return stored, (lost / whole) ** 0.5 if whole > 0.0 else 0.0, (base_sha, aligned_sha)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """Rows of a matrix worked on at a time."""
+    return max(1, BLOCK_BYTES // (8 * max(shape[1], 1)))
+
+
+def _norm(v: Tensor) -> float:
+    rows = _rows(v.shape)
+    total = sum(float(v[at : at + rows].double().square().sum()) for at in range(0, v.shape[0], rows))
+    return math.sqrt(total)
+
+
+def _zero_info(name: str, v: Tensor) -> ModuleInfo:
+    return ModuleInfo(name, v.shape[0], v.shape[1], 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, (), (), None, None)
+
+
+def _info(name: str, v: Tensor, norm: float, rounding: float, options: BuildOptions, stage: Path) -> ModuleInfo:
+    found = spectrum_of(v, options.top_k)
+    t = found.triples
+    triples = _save(stage, f"{name}.triples.safetensors", {"u": t.u, "s": t.s, "r": t.r})
+    stored = None if options.compact else _save(stage, f"{name}.v.safetensors", {"v": v})
+    return ModuleInfo(
+        name=name,
+        d_out=v.shape[0],
+        d_in=v.shape[1],
+        v_norm=norm,
+        s1=found.s1,
+        lambda_max=found.s1**2 / norm,
+        c_norm=found.c_norm,
+        rounding=rounding,
+        top_k=len(t.s),
+        triples_error=found.error,
+        nodes=found.nodes,
+        counts=found.counts,
+        v=stored,
+        triples=triples,
+    )
+
+
+def _save(stage: Path, file: str, tensors: dict[str, Tensor]) -> FileInfo:
+    path = stage / file
+    path.unlink(missing_ok=True)
+    save_file(tensors, path)
+    path.chmod(FILE_MODE)
+    _sync(path)
+    return FileInfo(file, _hash(path), path.stat().st_size)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: written beside, synced, renamed."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(data)
+    _sync(beside)
+    beside.rename(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,217 @@
+"""A checkpoint on disk: safetensors, one file or many, read tensor by tensor.
+
+Read, not mapped: mapped pages count as this process's memory, and a mapped file that shrinks kills it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from app.domain.digest import Digest
+from app.domain.errors import BAD_REFERENCE, Unavailable
+from app.domain.lora import Shape
+
+INDEX: Final = "model.safetensors.index.json"
+PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
+"""Files fetched of a hub repository: the weights, and what tells a base from an aligned one. No pickles, no code."""
+
+LINEAR: Final = re.compile(r"((?:[A-Za-z0-9_]+\.)*layers\.[0-9]+\.(?:[A-Za-z0-9_]+\.)*[a-z_]*_proj)\.weight")
+"""Weights of the linear modules LoRA adapts in Llama, Mistral, Qwen, Gemma and Phi-3 (fused ones too): inside a decoder
+layer, last name `…_proj`. Not embeddings, lm_head, norms; not the experts of a mixture."""
+
+EXPERT: Final = re.compile(r"(?:^|\.)experts\.")
+DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+CHUNK: Final = 1 << 22
+"""Bytes read at a time."""
+
+
+def fail(message: str) -> Unavailable:
+    """A reference that cannot be built or opened, in the operator's words."""
+    return Unavailable(BAD_REFERENCE, message)
+
+
+def module_of(tensor: str) -> str | None:
+    """The linear module whose weight this tensor is, or None when LoRA does not adapt it."""
+    found = LINEAR.fullmatch(tensor)
+    return None if found is None or EXPERT.search(tensor) else found[1]
+
+
+def resolve(checkpoint: str | Path) -> Path:
+    """A directory as it is, anything else as a hub id (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold)."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    if path.exists() or str(checkpoint).startswith(("/", ".", "~")) or str(checkpoint).count("/") > 1:
+        raise fail(f"checkpoint {checkpoint}: not a directory")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=list(PATTERNS)))
+    except (OSError, ValueError) as error:
+        raise fail(f"checkpoint {checkpoint}: neither a directory nor to be had from the hub: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies: file name, dtype as safetensors writes it, shape, and its bytes begin..end in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Checkpoint:
+    """The tensors of one checkpoint by name, read in parts, from any thread.
+
+    Raises Unavailable BAD_REFERENCE naming file and tensor when a file is missing, truncated or no safetensors.
+    """
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.path: Final = resolve(checkpoint)
+        self._entries: Final = self._scan()
+        self._fds: Final[dict[str, int]] = {}
+        self._opening: Final = threading.Lock()
+        self.shapes: Final[Mapping[str, tuple[int, ...]]] = {name: e.shape for name, e in self._entries.items()}
+        self.modules: Final[Mapping[str, Shape]] = {
+            module: Shape(*shape)
+            for name, shape in self.shapes.items()
+            if (module := module_of(name)) is not None and len(shape) == 2 and all(shape)
+        }
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Weights of two or more dimensions that are no module of ours: embeddings, experts, routers, towers."""
+        modules = self.modules
+        return tuple(n for n, shape in self.shapes.items() if len(shape) > 1 and module_of(n) not in modules)
+
+    def where(self, name: str) -> str:
+        """A tensor and its file, for a message."""
+        return f"{self.path / self._entries[name].file}: tensor {name}"
+
+    def _scan(self) -> dict[str, Entry]:
+        """Every tensor, sorted by name: the index's where there is one, else those of the files themselves."""
+        index = self.path / INDEX
+        if index.is_file():
+            return self._indexed(index)
+        found: dict[str, Entry] = {}
+        for path in sorted(self.path.glob("*.safetensors")):
+            for name, entry in read_header(path).items():
+                if name in found:
+                    raise fail(f"{path}: tensor {name} is also in {found[name].file}")
+                found[name] = entry
+        if not found:
+            raise fail(f"{self.path}: no safetensors files; pickled checkpoints are not read, convert it first")
+        return dict(sorted(found.items()))
+
+    def _indexed(self, index: Path) -> dict[str, Entry]:
+        try:
+            names = {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(f"{index}: not a safetensors index: {error}") from error
+        headers: dict[str, dict[str, Entry]] = {}
+        for name, file in sorted(names.items()):
+            if Path(file).name != file:
+                raise fail(f"{index}: tensor {name} lies outside the checkpoint: {file}")
+            if file not in headers:
+                headers[file] = read_header(self.path / file)
+            if name not in headers[file]:
+                raise fail(f"{self.path / file}: tensor {name} is missing")
+        return {name: headers[file][name] for name, file in sorted(names.items())}
+
+    def blocks(self, name: str, size: int = CHUNK) -> Iterator[bytearray]:
+        """One tensor's bytes in parts of `size` bytes, the last one shorter."""
+        entry = self._entries[name]
+        for at in range(entry.begin, entry.end, size):
+            data = bytearray(min(size, entry.end - at))
+            view, got = memoryview(data), 0
+            while got < len(data):
+                try:
+                    count = os.preadv(self._fd(entry.file), [view[got:]], at + got)
+                except OSError as error:
+                    raise fail(f"{self.where(name)}: {error.strerror}") from error
+                if count == 0:
+                    raise fail(f"{self.where(name)} ends early: the file was cut short while it was read")
+                got += count
+            yield data
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype; 16- and 32-bit floats only."""
+        kind = self._entries[name].dtype
+        if kind not in DTYPES:
+            raise fail(f"{self.where(name)} is {kind}; only 16- and 32-bit floats are read")
+        return DTYPES[kind]
+
+    def rows(self, name: str, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:
+        """A matrix (d_out, d_in) as stored, `rows` rows at a time, in memory of its own. sha: fed with the bytes."""
+        dtype, (_, columns) = self.dtype(name), self.shapes[name]
+        for data in self.blocks(name, rows * columns * dtype.itemsize):
+            if sha is not None:
+                sha.update(data)
+            yield torch.frombuffer(data, dtype=dtype).view(-1, columns)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as stored, whole, in memory of its own."""
+        dtype, shape, entry = self.dtype(name), self.shapes[name], self._entries[name]
+        parts = [torch.frombuffer(data, dtype=dtype) for data in self.blocks(name, max(entry.end - entry.begin, 1))]
+        return parts[0].view(shape) if parts else torch.empty(shape, dtype=dtype)
+
+    def hashing(self, name: str) -> "hashlib._Hash":
+        """A SHA-256 begun with a tensor's dtype and shape, to be fed its bytes: the same however files are cut."""
+        return hashlib.sha256(f"{self._entries[name].dtype} {self.shapes[name]}\n".encode())
+
+    def digest(self, name: str) -> Digest:
+        """SHA-256 over one tensor's dtype, shape and bytes."""
+        sha = self.hashing(name)
+        for data in self.blocks(name):
+            sha.update(data)
+        return Digest(sha.hexdigest())
+
+    def fingerprint(self) -> str:
+        """Identity of the files without reading them: equal as long as nobody has written or replaced one.
+
+        Inodes and change times too: two checkpoints of one architecture are equally large, and archives and images set
+        modification times as they please.
+        """
+        stats = [(file, os.stat(self.path / file)) for file in sorted({e.file for e in self._entries.values()})]
+        return json.dumps([[file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in stats])
+
+    def _fd(self, file: str) -> int:
+        with self._opening:
+            if file not in self._fds:
+                self._fds[file] = os.open(self.path / file, os.O_RDONLY)
+            return self._fds[file]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file; the library has checked header, offsets and length before they are used."""
+    try:
+        with safe_open(path, framework="pt") as whole:
+            names = set(whole.keys())
+        with path.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            fields: dict[str, Any] = json.loads(f.read(length))
+        start = 8 + length
+        spans = {name: fields[name]["data_offsets"] for name in names}
+        return {
+            name: Entry(path.name, fields[name]["dtype"], tuple(fields[name]["shape"]), start + begin, start + end)
+            for name, (begin, end) in spans.items()
+        }
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise fail(f"{path}: {error}") from error

@@ -1,0 +1,119 @@
+"""`reference.json`: what a reference says about itself. Its SHA-256 is the reference's digest."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from app.domain.digest import Digest
+from app.domain.lora import Shape
+from app.screen.reference.checkpoint import fail
+
+MANIFEST: Final = "reference.json"
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file of the reference: its name in the directory, SHA-256 and size in bytes."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """What is known of one module's V = W_aligned − W_base, as stored.
+
+    v_norm: ‖V‖_F; 0 when base and aligned are identical there (nothing can be measured). s1: ‖V‖₂. lambda_max: largest
+    eigenvalue of C, s₁²/‖V‖_F. c_norm: ‖C‖_F. rounding: ‖V − V_stored‖_F/‖V‖_F of the storage dtype. top_k: triples kept.
+    triples_error: their largest residual, as a share of s₁. nodes, counts: quadrature of the eigenvalues of (C' − I)²
+    (spectrum.py). v, triples: the files, None where left out.
+    """
+
+    name: str
+    d_out: int
+    d_in: int
+    v_norm: float
+    s1: float
+    lambda_max: float
+    c_norm: float
+    rounding: float
+    top_k: int
+    triples_error: float
+    nodes: tuple[float, ...]
+    counts: tuple[float, ...]
+    v: FileInfo | None
+    triples: FileInfo | None
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's shape."""
+        return Shape(self.d_out, self.d_in)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of reference.json.
+
+    base, aligned: digests of the two checkpoints (over all their tensors). dtype: how V is stored; every module says how
+    much that rounds (`rounding`). left_out: weights on which a LoRA is refused (embeddings, experts, what a glob left out).
+    """
+
+    base: Digest
+    aligned: Digest
+    dtype: str
+    top_k: int
+    compact: bool
+    modules: Mapping[str, ModuleInfo]
+    left_out: tuple[str, ...] = ()
+
+
+def module_json(info: ModuleInfo) -> dict[str, Any]:
+    """One module as plain JSON values."""
+    return asdict(info)
+
+
+def module_from(fields: Mapping[str, Any]) -> ModuleInfo:
+    """The reverse of `module_json`. Raises TypeError, KeyError or ValueError on anything else."""
+    files = {key: None if fields[key] is None else FileInfo(**fields[key]) for key in ("v", "triples")}
+    rows = {key: tuple(float(x) for x in fields[key]) for key in ("nodes", "counts")}
+    info = ModuleInfo(**{**fields, **files, **rows})
+    numbers = (info.v_norm, info.s1, info.lambda_max, info.c_norm, info.rounding, *info.nodes, *info.counts)
+    if not all(math.isfinite(x) for x in numbers):
+        raise ValueError(f"module {info.name} has a number that is not finite")
+    return info
+
+
+def dump(manifest: Manifest) -> bytes:
+    """The bytes of reference.json: the same for equal manifests."""
+    fields = {
+        "format": FORMAT,
+        "base": str(manifest.base),
+        "aligned": str(manifest.aligned),
+        "dtype": manifest.dtype,
+        "top_k": manifest.top_k,
+        "compact": manifest.compact,
+        "left_out": list(manifest.left_out),
+        "modules": [module_json(manifest.modules[name]) for name in sorted(manifest.modules)],
+    }
+    return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def parse(data: bytes) -> Manifest:
+    """The reverse of `dump`. Raises Unavailable BAD_REFERENCE when the format is unknown or something is missing."""
+    try:
+        fields = json.loads(data)
+        if fields["format"] != FORMAT:
+            raise fail(f"{MANIFEST}: format {fields['format']!r}, this gateway reads {FORMAT}; rebuild the reference")
+        modules = [module_from(m) for m in fields["modules"]]
+        head = {key: fields[key] for key in ("dtype", "top_k", "compact")}
+        by_name = {m.name: m for m in modules}
+        left_out = tuple(
+            str(name) for name in fields.get("left_out", ())
+        )  # absent in references built before it was kept
+        return Manifest(Digest(fields["base"]), Digest(fields["aligned"]), modules=by_name, left_out=left_out, **head)
+    except (ValueError, KeyError, TypeError) as error:
+        raise fail(f"{MANIFEST}: not readable ({type(error).__name__}: {error}); rebuild the reference") from error

@@ -1,0 +1,1 @@
+"""Request fields: OpenAI parameters, checked and written anew."""

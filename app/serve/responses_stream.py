@@ -1,0 +1,74 @@
+"""A streamed answer of /v1/responses: events with names, labelled at the beginning and the end, and no [DONE]."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from app.domain.errors import GatewayError, envelope
+from app.load.client.engine import EngineResponse
+from app.serve.relabel import refusal, relabel_within
+from app.serve.routing_table import Target
+from app.serve.sse import dump, event_of
+from app.serve.stream import Stream, usage_of
+from app.serve.timing import Clock
+
+LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+"""Events after which nothing follows."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
+_BROKEN: Final = 500
+
+
+class ResponseStream(Stream):
+    """As Stream. Nothing is passed on before the engine has said who answers."""
+
+    __slots__ = ("_labelled", "_sent")
+
+    def __init__(
+        self,
+        response: EngineResponse,
+        target: Target,
+        clock: Clock,
+        *,
+        usage_wanted: bool,
+        landed: Callable[[], None],
+    ) -> None:
+        self._labelled = False
+        self._sent = 0
+        super().__init__(response, target, clock, usage_wanted=usage_wanted, landed=landed)
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        said = super()._read(data)
+        if said.get("type") == "error":
+            message = str(said.get("message"))[:300].replace(self._target.engine_name, self._target.asked)
+            raise refusal(_BROKEN, message)
+        response = said.get("response")
+        if isinstance(response, Mapping) and (usage := usage_of(response)) is not None:
+            self._usage = usage
+        return said
+
+    def _event(self, data: bytes, said: Mapping[str, Any]) -> bytes:
+        name = said.get("type")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError("an event without a name")
+        if "response" in said:
+            data = relabel_within(data, said, "response", self._target)
+            self._labelled = True
+        elif not self._labelled:
+            raise ValueError("an answer that does not say whose it is")
+        self._sent += 1
+        return b"event: " + name.encode() + b"\n" + event_of(data)
+
+    def _error(self, error: GatewayError) -> bytes:
+        """OpenAI's error event, and in it the envelope, for which SDKs raise as they would for an error response."""
+        inner = envelope(error)["error"]
+        flat = {key: inner[key] for key in ("code", "message", "param")}
+        said = {"type": "error", "sequence_number": self._sent, **flat, "error": inner}
+        return b"event: error\n" + event_of(dump(said))
+
+    def _is_last(self, said: Mapping[str, Any]) -> bool:
+        return said.get("type") in LAST
+
+    def _texts(self, said: Mapping[str, Any]) -> tuple[int, int]:
+        piece = int(str(said.get("type")).endswith(".delta") and bool(said.get("delta")))
+        return piece, piece

@@ -1,0 +1,1 @@
+"""Application server: settings in, one wired FastAPI application out."""

@@ -1,0 +1,261 @@
+"""Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
+
+import logging
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from app.api.access.keys import Keys
+from app.api.access.rate_limits import Kind, Rates
+from app.api.dependencies import Context
+from app.concurrency.pools import Pools
+from app.domain.digest import Digest, digest_of
+from app.domain.lora import TargetModel
+from app.domain.verdict import METRIC_VERSION
+from app.gateway.audit_job import Audited, Auditor, engines_of
+from app.gateway.components import Rooms
+from app.gateway.gauges import watch_house
+from app.gateway.peer_sync import Following
+from app.gateway.publishing import Publishing, noop_engine_name
+from app.gateway.readiness import details_of, readiness_of
+from app.gateway.rescreening import Rescreening
+from app.gateway.uploads import Pipeline, policy_objection, publish_noop
+from app.load.client.engine import HttpEngine
+from app.load.embedded.command import cpu_build
+from app.load.embedded.supervisor import EmbeddedEngine
+from app.load.fleet.fleet import Fleet
+from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.plugin_engine import keeper_for
+from app.load.reconcile.reconciler import Reconciler
+from app.observe.log import event
+from app.observe.metrics import Metrics
+from app.observe.traces import open_traces
+from app.observe.upload_progress import Progress
+from app.sandbox.client import Sandbox
+from app.sandbox.sanitise import RULES, Measure, sanitise
+from app.screen.reference.open import Reference, check_policy, open_reference, short_of_energy
+from app.serve.admission import Admission
+from app.serve.relay import Relay, only
+from app.serve.routing_table import Routes
+from app.server.receiving import receiver, shares_of
+from app.server.settings import LOOPBACK, Settings
+from app.server.wiring_engines import engine_key, engines, served_model
+from app.store.open import Place, catalogue_at, open_store
+from app.store.uploads import ORIGINALS, Originals
+from app.upload.limits import MIB
+from app.validate.adapter import ValidateLimits
+
+OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+"""What loopback is called in a Host header."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """One gateway's rooms, open and wired. engine: the one there is, or all. front: what stands before them, if anything.
+    hosts: accepted Host names. doors: closes what needs closing."""
+
+    embedded: EmbeddedEngine | None
+    engine: HttpEngine | Fleet
+    front: HttpEngine | None
+    reconciler: Reconciler | Fleet
+    sandbox: Sandbox | None
+    auditor: Auditor
+    following: Following | None
+    context: Context
+    hosts: frozenset[str]
+    doors: ExitStack
+
+
+def open_house(settings: Settings) -> House:
+    """Open and wire every room; blocking. Nothing is started yet."""
+    doors = ExitStack()
+    try:
+        house = _wire(settings, doors)
+        watch_house(house.context.pipeline)
+        return house
+    except BaseException:
+        doors.close()
+        raise
+
+
+def _wire(settings: Settings, doors: ExitStack) -> House:
+    metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
+    reference = _reference(settings, metrics)
+    model = served_model(settings, reference)
+    parameters = _parameters(settings, reference)
+    store = open_store(_place(settings, parameters), doors)
+    blobs, peers = store.blobs, store.peers
+    pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
+    target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
+    noop = publish_noop(target, reference, settings.policy, store) if _through_noop(settings) else None
+    # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
+    routes = Routes(
+        settings.served_name,
+        base=noop_engine_name(noop.digest) if noop else None,
+        loaded=lambda name: reconciler.is_loaded(name) and (peers is None or peers.fresh),
+    )
+    keeping = Keeping(
+        desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
+        verify=lambda _, path: blobs.verify(Digest(path.name)),
+        interval_s=settings.reconcile_seconds,
+        silent_s=settings.engine_silent_seconds,
+        idle=routes.idle,
+        on_try=metrics.load_tried,
+        on_lost=metrics.adapters_lost,
+        after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
+        identify=model.identify,
+    )
+    keeper = keeper_for(settings.engine_resolves, lambda: publishing.waiting())  # noqa: PLW0108 - bound below
+    embedded, engine, reconciler = engines(settings, model.spec, keeping, metrics, keeper)
+    limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
+    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
+    sandbox = _sandbox(settings, measure, doors)
+    rooms = Rooms(
+        target=target,
+        limits=limits,
+        reference=reference,
+        policy=settings.policy,
+        screen_seconds=settings.screen_seconds,
+        keep_versions=settings.keep_versions,
+        parameters=parameters,
+        sanitise=sandbox or partial(sanitise, measure),
+        blobs=blobs,
+        originals=Originals(settings.data / ORIGINALS, keep=settings.keep_originals),
+        catalogue=store.catalogue,
+        reconciler=reconciler,
+        routes=routes,
+        metrics=metrics,
+        progress=Progress(),
+        noop=noop,
+        pools=pools,
+        peers=peers,
+    )
+    publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
+    publishing.open()
+    pipeline = Pipeline(rooms, publishing)
+    auditor = _auditor(settings, pipeline, engine)
+    front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
+    context = _context(settings, pipeline, engine, front, doors)
+    following = Following(peers, publishing, pools) if peers else None
+    return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
+
+
+def _context(
+    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
+) -> Context:
+    rooms, shares = pipeline.rooms, shares_of(settings)
+    if front:
+        choose = only(front)
+    else:
+        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _away(rooms.reconciler))
+    per_minute = {
+        Kind.UPLOAD: settings.uploads_per_minute,
+        Kind.SCREEN: settings.screens_per_minute,
+        Kind.CHAT: settings.chats_per_minute,
+    }
+    per_day = {Kind.SCREEN: settings.screens_per_day}
+    return Context(
+        keys=Keys(settings.keys, open_door=settings.open),
+        rates=Rates(per_minute, per_day=per_day),
+        shares=shares,
+        admission=Admission(shares),
+        metrics=rooms.metrics,
+        pipeline=pipeline,
+        rescreening=Rescreening(pipeline),
+        relay=Relay(
+            choose,
+            rooms.routes,
+            hooks=rooms.metrics,
+            missing=lambda _: rooms.reconciler.poke(),
+            pool=rooms.pools.bodies,
+            prompt_logprobs=settings.prompt_logprobs,
+            seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
+        ),
+        routes=rooms.routes,
+        receive=receiver(settings, rooms, shares, doors),
+        readiness=readiness_of(engine, rooms),
+        details=partial(details_of, rooms.reconciler),
+        engine_metrics=engine.exposition,
+    )
+
+
+def _away(reconciler: Reconciler | Fleet) -> bool:
+    """Known to be away: asked at least once, and not there. Before that nobody is turned away."""
+    return any(one.looked and not one.engine_up for one in reconciler.each)
+
+
+def _reference(settings: Settings, metrics: Metrics) -> Reference:
+    pinned = Digest(settings.reference_digest) if settings.reference_digest else None
+    reference = open_reference(settings.reference, pinned, device=settings.screen_device)
+    check_policy(reference, settings.policy)
+    if short := short_of_energy(reference, settings.policy):
+        event(
+            "reference_holds_less_than_energy",
+            logging.WARNING,
+            modules=short,
+            energy=settings.energy,
+            hint="their few strongest inputs do not hold that share of V; build the reference with more singular triples",
+        )
+    metrics.in_force(reference.digest.short, reference.modules, settings.policy)
+    event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
+    return reference
+
+
+def _place(settings: Settings, parameters: str) -> Place:
+    return Place(
+        data=settings.data,
+        artefacts=settings.artefacts,
+        store_url=settings.store_url,
+        catalogue_url=settings.catalogue_url,
+        patience_s=settings.catalogue_wait_seconds,
+        parameters=parameters,
+        copies_bytes=settings.copies_mib * MIB,
+    )
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
+    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
+
+
+def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Auditor:
+    asked = partial(engines_of, engine, pipeline.rooms.reconciler)
+    engines = (lambda: ()) if settings.engine_resolves else asked  # their lists name paths of their own
+    catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
+    what = Audited(settings.data, catalogue_url, engines, engine_key(settings), settings.artefacts, settings.store_url)
+    return Auditor(pipeline, what, settings.audit_seconds)
+
+
+def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
+    """Started at once: it takes seconds to be warm. A device of its own cannot be shared by forking, so not there."""
+    if not settings.screen_sandbox or settings.screen_device != "cpu":
+        event("sandbox", logging.WARNING, network="ours: uploads are read in the gateway's own process")
+        return None
+    sandbox = Sandbox(measure, settings.reference, settings.screen_memory_mib * MIB)
+    doors.callback(sandbox.close)
+    sandbox.start()
+    return sandbox
+
+
+def _through_noop(settings: Settings) -> bool:
+    """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
+    if settings.base_through_noop is not None:
+        return settings.base_through_noop
+    return not settings.engine_urls and cpu_build()
+
+
+def _parameters(settings: Settings, reference: Reference) -> str:
+    """One key for all that a verdict, a refusal and the bytes written depend on besides the upload."""
+    parts = (
+        RULES,
+        METRIC_VERSION,
+        str(reference.digest),
+        settings.policy,
+        settings.dtype,
+        settings.max_lora_rank,
+        settings.max_scaling,
+        None if settings.base_names is None else sorted(settings.base_names),
+    )
+    return digest_of(repr(parts).encode()).hex

@@ -1,0 +1,1 @@
+"""Artefacts: canonical adapters under their digests, on disk or in object storage."""

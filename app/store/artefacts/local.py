@@ -1,0 +1,309 @@
+"""Artefacts in files: `<root>/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}`, read-only.
+
+Written as: stage in `<root>/.staging/<random>` → fsync each file → fsync the directory → rename to its digest → fsync
+the root. So a digest's directory exists whole or not at all, whenever the power fails. Bytes at a digest never change.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from app.domain.artefact import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    Artefact,
+    content_digest,
+    content_digest_of,
+)
+from app.domain.digest import Digest
+from app.domain.errors import STORE_FAILED, Unavailable
+from app.store.artefacts.claims import Claims, LocalClaims
+from app.store.artefacts.files import (
+    StoreLock,
+    digests_in,
+    discard,
+    disk_errors,
+    exchange,
+    probe,
+    sync_directory,
+    write_durably,
+)
+from app.store.artefacts.staging import Staging
+from app.store.failpoints import failpoint
+
+STAGING: Final = ".staging"
+LOCK: Final = ".lock"
+FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
+FILE_MODE: Final = 0o444
+"""Readable by an engine under another user, writable by nobody."""
+
+DIRECTORY_MODE: Final = 0o555
+_OPEN_MODE: Final = 0o755
+"""A directory must be writable by its owner while it is moved: its `..` changes."""
+
+_CHUNK: Final = 1 << 20
+"""Bytes read at a time when hashing: enough to keep a disk busy, little enough to hold for every caller."""
+
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_CANNOT_SWAP: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+_log = logging.getLogger("gateway")
+
+
+class BlobStore:
+    """The directory of artefacts, held by one process or by gateways that share it. Any thread may call its methods."""
+
+    def __init__(self, root: Path, claims: Claims | None = None, *, shared: bool = False) -> None:
+        """Open or create `root`: take its lock, sweep what a crash left, prove that the disk keeps what it is told.
+
+        claims: what gateways with one catalogue agree by. shared: whether they also share this directory. Raises
+        Unavailable: STORE_BUSY when another gateway holds it, NO_SPACE or STORE_FAILED when the disk will not.
+        """
+        self.root: Final = root
+        self._claims: Final = claims or LocalClaims()
+        with disk_errors(f"store directory {root}"):
+            root.mkdir(parents=True, exist_ok=True)
+            sync_directory(root.parent)
+        self._lock = StoreLock(root / LOCK, shared=shared)
+        try:
+            self._staging: Final = Staging(root / STAGING, shared=shared)
+            probe(self._staging.path)
+            self._seal_all()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let another process have the store."""
+        self._staging.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
+        """held: short digests that an engine may read now; None while nobody knows. Asked before a copy is removed."""
+
+    def touch(self, digest: Digest) -> None:
+        """Somebody is about to read the files of this artefact, elsewhere than in the engine."""
+
+    def check_writable(self) -> None:
+        """Raise Unavailable STORE_FAILED when nothing could be staged now; cheap, unlike the probe at start."""
+        if not os.access(self._staging.path, os.W_OK | os.X_OK):
+            raise Unavailable(STORE_FAILED, f"{self._staging.path} is gone or not writable")
+
+    def path(self, digest: Digest) -> Path:
+        """Where the artefact of this digest lies, whether or not it is there."""
+        return self.root / digest.hex
+
+    def digests(self) -> frozenset[Digest]:
+        """The digests of all artefacts in the store."""
+        return digests_in(self.root)
+
+    def put(self, artefact: Artefact) -> Path:
+        """Keep `artefact` for ever and return its directory; when it returns, the disk has it.
+
+        An artefact that is already there, whole, is left as it is, with the manifest of whoever came first; a damaged one
+        is replaced in one step by these same bytes. Raises Unavailable NO_SPACE or STORE_FAILED; ValueError when the
+        artefact's digest is not that of its bytes (a programmer's error).
+        """
+        if content_digest(artefact.config, artefact.weights) != artefact.digest:
+            raise ValueError(f"artefact {artefact.digest.short}: its digest is not that of its bytes")
+        final = self.path(artefact.digest)
+        there = os.path.lexists(final)
+        if there and self.is_whole(artefact.digest):
+            with disk_errors(f"sync artefact {artefact.digest.short}"):
+                sync_directory(self.root)  # whoever renamed it may not have come to this yet
+            return final
+        staged = self._staging.fresh()
+        try:
+            with disk_errors(f"write artefact {artefact.digest.short}"):
+                self._stage(artefact, staged)
+                (self._restore if there else self._publish)(artefact.digest, staged, final)
+        finally:
+            discard(staged)
+        return final
+
+    def claimed(self, digest: Digest) -> AbstractContextManager[None]:
+        """While inside, `collect` leaves this digest alone: between `put` and the row that names it, nobody seems to."""
+        return self._claims.claimed(digest)
+
+    def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
+        """Remove what nobody needs: (artefacts removed, artefacts spared because somebody may still read or name them).
+
+        needed: the digests some version needs, asked again before each removal. read: whether an engine may still read it.
+        Raises Unavailable.
+        """
+        removed = spared = 0
+        for digest in sorted(self.digests() - needed()):
+            if read(digest):
+                spared += 1
+                continue
+            gone = self._remove_if_free(digest, needed)
+            removed, spared = removed + (gone is True), spared + (gone is False)
+        return removed, spared
+
+    def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
+        """Whether it was removed; None when it is needed after all."""
+        grave: Path | None = None
+        try:
+            with self._claims.removing(digest) as free:
+                if not free:
+                    return False
+                if digest in needed():
+                    return None
+                grave = self._bury(digest)
+        except BaseException:  # the others may not have been kept off until the end
+            if grave is not None:
+                self._dig_up(grave, digest)
+            raise
+        if grave is not None:
+            discard(grave)
+        return True
+
+    def verify(self, digest: Digest) -> None:
+        """Read the artefact back from the disk and check that its bytes are those of its digest.
+
+        The manifest must name this digest and these files. Raises Unavailable STORE_FAILED, naming the file at fault.
+        """
+        directory = self.path(digest)
+        with disk_errors(f"artefact {digest.short}"):
+            present = {entry.name for entry in os.scandir(directory)}
+        if missing := set(FILES) - present:
+            raise _damaged(digest, min(missing), "missing")
+        if foreign := present - set(FILES):
+            raise _damaged(digest, min(foreign), "does not belong there")
+        recorded = self._recorded(digest)
+        config, weights = self._hash(digest, CONFIG_FILE), self._hash(digest, WEIGHTS_FILE)
+        for name, found in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
+            if recorded.get(name) != found.hex:
+                raise _damaged(digest, name, "its bytes are not those that were stored")
+        if content_digest_of(config, weights) != digest:
+            raise _damaged(digest, WEIGHTS_FILE, "these are another artefact's files")
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Whether `verify` finds nothing wrong; what it finds is logged."""
+        try:
+            self.verify(digest)
+        except Unavailable as error:
+            _log.warning("%s", error.message)
+            return False
+        return True
+
+    def manifest(self, digest: Digest) -> bytes:
+        """The artefact's `manifest.json`. Raises Unavailable STORE_FAILED when it cannot be read."""
+        with disk_errors(f"artefact {digest.short}: {MANIFEST_FILE}"):
+            return (self.path(digest) / MANIFEST_FILE).read_bytes()
+
+    def received_bytes(self, digest: Digest) -> int:
+        """Bytes of weights the artefact came from, by its manifest; 0 for one that no upload made."""
+        try:
+            return int(json.loads(self.manifest(digest))["received"]["weights_bytes"])
+        except (Unavailable, ValueError, LookupError, TypeError, RecursionError):
+            return 0
+
+    def remove(self, digest: Digest) -> None:
+        """Take the artefact away, whole in one step; nothing when it is not there.
+
+        Only for digests that neither the catalogue nor the engine may still read. Raises Unavailable.
+        """
+        if grave := self._bury(digest):
+            discard(grave)
+
+    def _bury(self, digest: Digest) -> Path | None:
+        """Take it out of sight; None when it is not there."""
+        directory, grave = self.path(digest), self._staging.fresh()
+        with disk_errors(f"remove artefact {digest.short}"):
+            try:
+                directory.chmod(_OPEN_MODE)
+                failpoint("store.before_bury")
+                directory.rename(grave)
+            except FileNotFoundError:
+                return None
+            failpoint("store.after_bury")
+            sync_directory(self.root)
+            return grave
+
+    def _dig_up(self, grave: Path, digest: Digest) -> None:
+        """Put back what should not have gone."""
+        with suppress(OSError):  # it came again meanwhile
+            grave.rename(self.path(digest))
+
+    def _stage(self, artefact: Artefact, staged: Path) -> None:
+        staged.mkdir(mode=0o700)
+        failpoint("store.after_mkdir")
+        for name, data in zip(FILES, (artefact.config, artefact.weights, artefact.manifest), strict=True):
+            write_durably(staged / name, data, FILE_MODE)
+            failpoint(f"store.after_write.{name}")
+        staged.chmod(_OPEN_MODE)  # before the rename: an engine under another user must be able to enter at once
+        sync_directory(staged)
+        failpoint("store.after_fsync")
+
+    def _publish(self, digest: Digest, staged: Path, final: Path) -> None:
+        try:
+            os.rename(staged, final)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            self.verify(digest)  # another thread was faster with the same bytes
+        failpoint("store.after_rename")
+        final.chmod(DIRECTORY_MODE)
+        sync_directory(self.root)
+        failpoint("store.after_sync")
+
+    def _restore(self, digest: Digest, staged: Path, final: Path) -> None:
+        """Put the sound artefact where the damaged one is; whoever looks finds one of the two."""
+        if not final.is_symlink():
+            final.chmod(_OPEN_MODE)
+        try:
+            exchange(staged, final)
+        except OSError as error:
+            if error.errno not in _CANNOT_SWAP:
+                raise
+            final.rename(self._staging.fresh())  # gone for a moment; swept at the next start
+            os.rename(staged, final)
+        failpoint("store.after_exchange")
+        final.chmod(DIRECTORY_MODE)
+        sync_directory(self.root)
+
+    def _recorded(self, digest: Digest) -> dict[str, object]:
+        """The files' digests as the manifest records them."""
+        try:
+            manifest = json.loads(self.manifest(digest))
+            files = manifest["files"]
+            if manifest["digest"] == digest.hex and set(files) == {CONFIG_FILE, WEIGHTS_FILE}:
+                return dict(files)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            pass
+        raise _damaged(digest, MANIFEST_FILE, "it is not this artefact's manifest")
+
+    def _hash(self, digest: Digest, name: str) -> Digest:
+        hashed = hashlib.sha256()
+        with disk_errors(f"artefact {digest.short}: {name}"):
+            fd = os.open(self.path(digest) / name, os.O_RDONLY | os.O_NOFOLLOW)
+            with open(fd, "rb", buffering=0) as file:
+                while chunk := file.read(_CHUNK):
+                    hashed.update(chunk)
+        return Digest(hashed.hexdigest())
+
+    def _seal_all(self) -> None:
+        """Finish what a kill between rename and chmod left open, and make sure that the disk has every name."""
+        with disk_errors(f"seal {self.root}"):
+            for digest in digests_in(self.root):
+                self.path(digest).chmod(DIRECTORY_MODE)
+            sync_directory(self.root)
+
+
+def _damaged(digest: Digest, name: str, how: str) -> Unavailable:
+    return Unavailable(STORE_FAILED, f"artefact {digest.short}: {name}: {how}")

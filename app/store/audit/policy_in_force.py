@@ -1,0 +1,75 @@
+"""What is in force, written down beside the artefacts so that somebody else can check it.
+
+A version is served when it was screened by the policy in force, or when its stored bytes were measured again by that policy
+and passed; what did not pass is withheld. An artefact's manifest stays what it was when the bytes were written: it is the
+record of that measurement, and several policies may share one artefact.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from app.domain.digest import Digest
+from app.store.artefacts.files import disk_errors, sync_directory, write_durably
+
+STANDING: Final = ".standing.json"
+_MODE: Final = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """parameters: the key of all that a verdict depends on besides the bytes, as it is now in force.
+
+    passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
+    (adapter, version number) of those that did not. keep_versions: how many of an adapter's retired versions the engines
+    hold; None: all.
+    """
+
+    parameters: str
+    passed: frozenset[Digest] = frozenset()
+    withheld: frozenset[tuple[str, int]] = frozenset()
+    keep_versions: int | None = None
+
+    @classmethod
+    def make(
+        cls,
+        parameters: str,
+        passed: Iterable[Digest],
+        withheld: Iterable[tuple[str, int]],
+        keep_versions: int | None = None,
+    ) -> Self:
+        """From any iterables."""
+        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions)
+
+    def write(self, root: Path) -> None:
+        """Keep it in the store's directory, whole or not at all. Raises Unavailable NO_SPACE or STORE_FAILED."""
+        fields = {
+            "parameters": self.parameters,
+            "passed": sorted(digest.hex for digest in self.passed),
+            "withheld": sorted(self.withheld),
+            "keep_versions": self.keep_versions,
+        }
+        fresh = root / f".standing-{secrets.token_hex(8)}"
+        with disk_errors("write down what is in force"):
+            try:
+                write_durably(fresh, json.dumps(fields, indent=1).encode(), _MODE)
+                os.rename(fresh, root / STANDING)
+            finally:
+                fresh.unlink(missing_ok=True)
+            sync_directory(root)
+
+    @classmethod
+    def read(cls, root: Path) -> Self | None:
+        """What was last written there; None where nothing was, or where it cannot be read."""
+        try:
+            fields = json.loads((root / STANDING).read_bytes())
+            withheld = ((str(name), int(number)) for name, number in fields["withheld"])
+            keep = fields.get("keep_versions")  # an earlier release kept all
+            passed = map(Digest, fields["passed"])
+            return cls.make(str(fields["parameters"]), passed, withheld, None if keep is None else int(keep))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None

@@ -1,0 +1,1 @@
+"""Catalogue: names, versions and their states, in SQL."""

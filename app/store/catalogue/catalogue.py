@@ -1,0 +1,362 @@
+"""The catalogue of names: which adapters there are, each one's versions, and which of them its name points to.
+
+Every method is one transaction, on the disk when it returns. States move only through `lifecycle.advance`. A version is
+addressed by its adapter's name, exactly as it is written, and its number.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, insert, select, update
+
+from app.domain.api_keys import NOBODY, Uploader
+from app.domain.digest import Digest
+from app.domain.errors import SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
+from app.domain.lora import Received
+from app.domain.names import AdapterName
+from app.domain.verdict import Verdict
+from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
+from app.store.catalogue.beginning import again, not_ready, nothing_since
+from app.store.catalogue.database import BUSY_SECONDS, Database
+from app.store.catalogue.naming import Claim, bind, claim_of, spelled
+from app.store.catalogue.queries import (
+    Name,
+    adapter_keyed,
+    adapter_named,
+    free_engine_name,
+    overtaken,
+    same_version,
+    version_before,
+    version_numbered,
+    versions_where,
+)
+from app.store.catalogue.reader import CatalogueReader
+from app.store.catalogue.tables import AdapterRecord, AdapterRow, VersionRow, adapters, measured, versions
+from app.store.cluster.leases import BeatLog
+from app.store.cluster.peers import TakenOver, next_revision, orphaned
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a restart found. interrupted: were in flight, now failed. to_load: stored, waiting for the engine."""
+
+    interrupted: tuple[VersionRow, ...]
+    to_load: tuple[VersionRow, ...]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Catalogue(CatalogueReader):
+    """Adapters and versions in one SQL database. Safe for threads; blocking, so call it off the event loop.
+
+    As its reader, and: Unavailable NO_SPACE when the disk is full; lifecycle.IllegalMove for a move that is not drawn.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+        patience_s: float = 0.0,
+        gateway: str | None = None,
+        beats: BeatLog | None = None,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
+
+        patience_s: how long a server that does not answer is waited for. gateway, beats: who asks, and how long it has
+        watched the others, where several share the catalogue (cluster/peers.py). Raises Unavailable: see `Database`.
+        """
+        super().__init__(Database(url, busy_seconds, patience_s))
+        self._gateway = gateway
+        self._beats = beats or BeatLog()
+        self._now = now
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+    def begin_version(
+        self,
+        name: AdapterName,
+        received: Received,
+        parameters: str = "",
+        *,
+        after: int | None = None,
+        by: Uploader = NOBODY,
+    ) -> VersionRow:
+        """Give an upload its number, in state `received`; make the adapter when the name is new or was deleted.
+
+        parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. after: the number the
+        newest version must have. Raises Refused NAME_TAKEN where a version of the name was stored in another spelling, or
+        for another owner, VERSION_NOT_READY when a newer version was begun.
+        """
+        with self._database.writing() as connection:
+            return self._begin(connection, name, received, parameters, after, claim_of(connection, name, by))
+
+    def find_or_begin(
+        self,
+        name: AdapterName,
+        received: Received,
+        parameters: str = "",
+        *,
+        after: int | None = None,
+        by: Uploader = NOBODY,
+    ) -> tuple[VersionRow, bool]:
+        """`find_same`, else the newest of these bytes that ended, else `begin_version`, in one step; True when it is new.
+
+        Of any number of equal uploads of one owner at the same moment exactly one gets True. Raises as begin_version.
+        """
+        with self._database.writing() as connection:
+            claim = claim_of(connection, name, by)
+            same = same_version(connection, name, received, parameters, *_for_whom(claim), failed=True)
+            if same is not None:
+                return same, False
+            return self._begin(connection, name, received, parameters, after, claim), True
+
+    def begin_again(
+        self, name: Name, number: int, *, whole: bool = False, after: int | None = None, by: Uploader = NOBODY
+    ) -> tuple[VersionRow, bool]:
+        """Try a version once more that failed or was rejected, because its bytes came again; True when this call did it.
+
+        It is `received` again, or `stored` with `whole`: the artefact that an engine refused is there. Where a later one
+        has the name or may get it, so that it would not stay with this one, it gets a new number. Raises as begin_version.
+        """
+        with self._database.writing() as connection:
+            claim = claim_of(connection, version_numbered(connection, name, number).name, by)
+            row = version_numbered(connection, name, number)
+            mine = _for_whom(claim)
+            latest = same_version(connection, row.name, row.received, row.parameters, *mine, failed=True) or row
+            if latest.number != number or row.state not in ENDED:
+                return latest, False
+            adapter = spelled(connection, row.name)
+            if overtaken(connection, adapter, number):
+                return self._begin(connection, row.name, row.received, row.parameters, after, claim), True
+            nothing_since(name, adapter.next_version, after)
+            self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, whole=whole))
+            return version_numbered(connection, name, number), True
+
+    def record_validated(self, name: Name, number: int) -> VersionRow:
+        """received → validated. This and the next two raise TakenOver where another gateway has the version now."""
+        with self._database.writing() as connection:
+            return self._move(connection, self._my_work(connection, name, number), Event.VALIDATE)
+
+    def record_screened(self, name: Name, number: int, verdict: Verdict, report: str) -> VersionRow:
+        """validated → screened. report: JSON text, kept as it is."""
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number)
+            return self._move(connection, row, Event.SCREEN, **measured(verdict), report=report)
+
+    def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
+        """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
+
+        The engine name is `<adapter>@<digest12>`; where any version ever had that (even a deleted one), `-<number>`
+        follows. Raises Refused NAME_TAKEN as `bind`, and ValueError (a programmer's error) when outcome and artefact do not
+        fit each other.
+        """
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number)
+            if row.emptied is not (artefact is None):
+                raise ValueError(f"outcome {row.outcome} does not fit artefact {artefact}")
+            bind(connection, row)
+            values: dict[str, Any] = {}
+            if artefact is not None:
+                values = {"artefact": artefact.hex, "engine_name": free_engine_name(connection, row, artefact)}
+            return self._move(connection, row, Event.STORE, **values)
+
+    def record_rejected(
+        self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
+    ) -> VersionRow:
+        """received, validated or screened → rejected, with what is to be said about it. Raises TakenOver, too."""
+        values: dict[str, Any] = {} if verdict is None else measured(verdict)
+        if report is not None:
+            values["report"] = report
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number)
+            return self._move(connection, row, Event.REJECT, **values, **_said(error))
+
+    def record_failed(self, name: Name, number: int, error: GatewayError, *, at_work: bool = False) -> VersionRow:
+        """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
+
+        at_work: who says so was making it; then this raises TakenOver where another gateway has it now.
+        """
+        with self._database.writing() as connection:
+            row = self._my_work(connection, name, number) if at_work else version_numbered(connection, name, number)
+            return self._move(connection, row, Event.FAIL, **_said(error))
+
+    def record_try_failed(self, tried: VersionRow, error: GatewayError) -> VersionRow:
+        """In flight or stored → failed, unless the version has moved on since `tried` was read: another gateway was faster,
+        or its bytes came again. Returns it as it is now. Raises as record_failed.
+        """
+        with self._database.writing() as connection:
+            row = version_numbered(connection, tried.name, tried.number)
+            if row.revision != tried.revision:
+                return row
+            return self._move(connection, row, Event.FAIL, **_said(error))
+
+    def activate(self, name: Name, number: int) -> VersionRow:
+        """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
+
+        The name never moves backwards: when a later version is active already, this one is retired instead (and there
+        as `name@n`). What was published before is returned as it is; going back is `rollback`. Raises Refused
+        VERSION_NOT_READY in any other state.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            row = version_numbered(connection, name, number)
+            if row.state in SERVABLE:
+                return row
+            if row.state is not State.STORED:
+                raise not_ready(row)
+            if adapter.active is not None and adapter.active > number:
+                return self._move(connection, row, Event.SUPERSEDE)
+            return self._point(connection, adapter, row)
+
+    def rollback(self, name: Name, to: int | None = None) -> VersionRow:
+        """Point the name to a retired version; None: the latest before the active one.
+
+        Versions that still wait for the engine are retired: who goes back does not want them to come after all. Raises
+        Refused VERSION_NOT_READY when there is none, or when `to` was never published.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            row = version_numbered(connection, name, version_before(connection, adapter) if to is None else to)
+            if row.number == adapter.active:
+                return row
+            if row.state is not State.RETIRED:
+                raise not_ready(row)
+            mine = versions.c.adapter_id == adapter.id
+            for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
+                self._move(connection, waiting, Event.SUPERSEDE)
+            return self._point(connection, adapter, row)
+
+    def delete(self, name: Name) -> tuple[VersionRow, ...]:
+        """Delete the adapter with all its versions and return those as they were: the engine must forget them.
+
+        Uploads of this name in flight find their version gone. Numbers and engine names are never used again.
+        """
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            rows = versions_where(connection, versions.c.adapter_id == adapter.id)
+            for row in rows:
+                self._set(connection, row, state=advance(row.state, Event.DELETE))
+            gone = update(adapters).where(adapters.c.id == adapter.id).values(_GONE)
+            connection.execute(gone)
+            return rows
+
+    def transfer(self, name: Name, owner: str) -> AdapterRow:
+        """Give an adapter to another owner. Raises Refused ADAPTER_NOT_FOUND, VERSION_NOT_READY: nobody owns it yet."""
+        with self._database.writing() as connection:
+            adapter = adapter_named(connection, name, lock=True)
+            if not adapter.bound:
+                raise Refused(VERSION_NOT_READY, f"no version of {adapter.name} was ever stored: nobody owns the name")
+            connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(key_owner=owner))
+            return adapter_named(connection, name).public
+
+    def recover(self) -> Recovered:
+        """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded.
+
+        Where several gateways share the catalogue, at any time: what others that live are at work on is left to them.
+        """
+        with self._database.writing() as connection:
+            failed = []
+            dead = () if self._gateway is None else (orphaned(self._beats),)
+            for row in versions_where(connection, versions.c.state.in_(IN_FLIGHT), *dead):
+                message = f"interrupted: the gateway stopped when the version was {row.state}"
+                values: dict[str, Any] = {"error_code": SCREENING_FAILED.name, "error_message": message}
+                failed.append(self._move(connection, row, Event.FAIL, **values))
+            return Recovered(tuple(failed), versions_where(connection, versions.c.state == State.STORED))
+
+    def _begin(
+        self,
+        connection: Connection,
+        name: AdapterName,
+        received: Received,
+        parameters: str,
+        after: int | None,
+        claim: Claim,
+    ) -> VersionRow:
+        adapter, number = self._numbered(connection, name)
+        nothing_since(name, number, after)
+        now = self._now()
+        values = {
+            "adapter_id": adapter,
+            "number": number,
+            "state": State.RECEIVED,
+            "config_digest": received.config_digest.hex,
+            "weights_digest": received.weights_digest.hex,
+            "config_bytes": received.config_bytes,
+            "weights_bytes": received.weights_bytes,
+            "parameters": parameters,
+            "created_at": now,
+            "updated_at": now,
+            "owner": self._gateway,
+            "key_owner": claim.owner,
+            "spelling": name.text,
+            "revision": next_revision(connection),
+        }
+        connection.execute(insert(versions).values(values))
+        return version_numbered(connection, name, number)
+
+    def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:
+        """The adapter's id and its next version number, now used up. Until it is bound it is spelled as last asked."""
+        found = adapter_keyed(connection, name)
+        if found is None:
+            values = {"name": name.text, "name_key": name.key, "created_at": self._now(), "next_version": 2}
+            made = connection.execute(insert(adapters).values(**values, deleted=False).returning(adapters.c.id))
+            return int(made.scalar_one()), 1
+        values = {"name": name.text, "deleted": False, "next_version": found.next_version + 1}
+        connection.execute(update(adapters).where(adapters.c.id == found.id).values(values))
+        return found.id, found.next_version
+
+    def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:
+        """Make `row` the active version and retire the one that was."""
+        if adapter.active is not None:
+            self._move(connection, version_numbered(connection, adapter.name, adapter.active), Event.SUPERSEDE)
+        connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
+        return self._move(connection, row, Event.ACTIVATE)
+
+    def _my_work(self, connection: Connection, name: Name, number: int) -> VersionRow:
+        """The version that this gateway works on. Raises TakenOver where another one has given it up or begun it again."""
+        row = version_numbered(connection, name, number)
+        if self._gateway is not None and (row.owner != self._gateway or row.state is State.FAILED):
+            raise TakenOver(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
+        return row
+
+    def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
+        others = row.owner not in (None, self._gateway) and row.state in IN_FLIGHT
+        alone = (orphaned(self._beats),) if self._gateway is not None and others else ()
+        self._set(connection, row, *alone, state=advance(row.state, event), **values)
+        return version_numbered(connection, row.name, row.number)
+
+    def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
+        """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
+        adapter = select(adapters.c.id).where(adapters.c.name_key == row.name.key).scalar_subquery()
+        where = (
+            versions.c.adapter_id == adapter,
+            versions.c.number == row.number,
+            versions.c.state == row.state,
+            *also,
+        )
+        values |= {"updated_at": self._now(), "revision": next_revision(connection)}
+        changed = connection.execute(update(versions).where(*where).values(**values))
+        if changed.rowcount != 1:
+            raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
+
+
+_GONE: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
+"""Columns of a deleted adapter: the name is anybody's again."""
+
+
+def _for_whom(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """Equal bytes are one version to whoever may push to a name; until it is bound, only to those of one owner."""
+    return () if claim.bound else (versions.c.key_owner.is_not_distinct_from(claim.owner),)
+
+
+def _said(error: GatewayError) -> dict[str, Any]:
+    """The columns that say why a version ended."""
+    return {"error_code": error.code.name, "error_message": error.message}

@@ -1,0 +1,37 @@
+"""The catalogue page by page, for programs: adapters in the order of their names, each with all its versions."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, select
+
+from app.domain.names import AdapterName
+from app.domain.version_state import State
+from app.store.catalogue.tables import VERSION_COLUMNS, AdapterRow, VersionRow, adapters, version_row, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """Some adapters, each with its versions by number. next: what to ask for to go on; None at the end."""
+
+    adapters: tuple[tuple[AdapterRow, tuple[VersionRow, ...]], ...]
+    next: str | None
+
+
+def adapters_after(connection: Connection, after: str, limit: int) -> Chapter:
+    """Up to `limit` (≥ 1) adapters whose names come after this one, without regard to case. One query.
+
+    Goes on in the right place also when the adapter of that name is gone.
+    """
+    fits = (adapters.c.deleted.is_(False), adapters.c.name_key > after.casefold())
+    some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()
+    own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"), some.c.key_owner.label("whose"))
+    living = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)
+    query = select(*own, *VERSION_COLUMNS).select_from(some.outerjoin(versions, living))
+    found: dict[str, tuple[AdapterRow, list[VersionRow]]] = {}
+    for row in connection.execute(query.order_by(some.c.name_key, versions.c.id)):
+        if row.name not in found:
+            found[row.name] = (AdapterRow(AdapterName(row.name), row.active_version, row.begun_at, row.whose), [])
+        if row.number is not None:  # an adapter whose first upload is just beginning has none
+            found[row.name][1].append(version_row(row))
+    page = [(adapter, tuple(rows)) for adapter, rows in found.values()]
+    return Chapter(tuple(page[:limit]), str(page[limit - 1][0].name) if len(page) > limit else None)

@@ -1,0 +1,129 @@
+"""PostgreSQL as the catalogue's database: what SQLite does with a file, done with sessions and locks.
+
+Writers queue on one advisory lock, so that each transaction is alone among writers as in SQLite: every promise of the
+catalogue (numbers, names, aliases) holds by the same code. Transactions here take milliseconds. A reader sees one moment.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from app.domain.errors import NO_SPACE, STORE_AWAY, STORE_BUSY, STORE_FAILED, Code, Unavailable
+
+WRITERS_KEY: Final = 0x6C6F72612D676174
+"""The advisory lock all writers of a catalogue take ("lora-gat"); PostgreSQL keeps these apart by database."""
+
+CONNECT_SECONDS: Final = 5
+"""Seconds for one connection to be made: a host that drops packets must not hold a request for minutes."""
+
+STATEMENT_SECONDS: Final = 60
+"""Longest statement; ours take milliseconds, a migration of a large catalogue longer."""
+
+IDLE_SECONDS: Final = 15
+"""Longest silence inside a transaction: a gateway that was stopped while writing must not hold the others for ever."""
+
+AGAIN_SECONDS: Final = 1.0
+"""Seconds between two tries to reach a server at start."""
+
+OLDEST: Final = 130_000
+"""Oldest server (13.0) whose behaviour is known to fit."""
+
+_CODES: Final[dict[str, Code]] = {
+    "55P03": STORE_BUSY,  # lock_not_available: lock_timeout ran out
+    "57014": STORE_BUSY,  # query_canceled: statement_timeout
+    "40001": STORE_BUSY,  # serialization_failure
+    "40P01": STORE_BUSY,  # deadlock_detected
+    "53100": NO_SPACE,  # disk_full
+    "53300": STORE_AWAY,  # too_many_connections
+    "25006": STORE_AWAY,  # read_only_sql_transaction: this became a standby
+    "25P03": STORE_AWAY,  # idle_in_transaction_session_timeout
+    "57P01": STORE_AWAY,  # admin_shutdown
+    "57P02": STORE_AWAY,  # crash_shutdown
+    "57P03": STORE_AWAY,  # cannot_connect_now: starting, or recovering
+}
+"""SQLSTATE → what that means for who asked (PostgreSQL manual, appendix A)."""
+
+_CONNECTION: Final = "08"
+_log = logging.getLogger("gateway")
+
+
+def postgres_engine(url: URL, busy_seconds: float) -> Engine:
+    """A pool of connections for this URL, by psycopg whatever driver it names. busy_seconds: longest wait for a lock.
+
+    Raises Unavailable STORE_FAILED when psycopg is not installed. Nothing is connected yet.
+    """
+    try:
+        engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,  # a server that was restarted leaves dead connections behind
+            connect_args={"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 10, "keepalives_interval": 5},
+        )
+    except ImportError as error:
+        raise Unavailable(STORE_FAILED, "catalogue: PostgreSQL needs the extra `postgres` (psycopg)") from error
+
+    def on_connect(connection: Any, _record: object) -> None:
+        _check(connection)
+        limits = {
+            "lock_timeout": int(busy_seconds * 1000),
+            "statement_timeout": STATEMENT_SECONDS * 1000,
+            "idle_in_transaction_session_timeout": IDLE_SECONDS * 1000,
+        }
+        for name, milliseconds in limits.items():
+            connection.execute(f"SET {name} = {milliseconds}")
+        # a commit is on the disk when it returns; an operator's stronger choice (remote_apply) is left alone
+        off = "current_setting('synchronous_commit') = 'off'"
+        connection.execute(f"SELECT set_config('synchronous_commit', 'on', false) WHERE {off}")
+        connection.commit()
+
+    event.listen(engine, "connect", on_connect)
+    return engine
+
+
+def wait_for_writers(connection: Connection) -> None:
+    """Be alone among writers until this transaction ends."""
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_KEY})")
+
+
+def with_patience(prepare: Callable[[], None], patience_s: float) -> None:
+    """Do it as soon as the server answers: a database often starts beside its gateway, and later.
+
+    Raises what `prepare` raises; Unavailable STORE_AWAY, with the server's or the network's words, after `patience_s`.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return prepare()
+        except Unavailable as error:
+            if error.code is not STORE_AWAY:
+                raise
+            waited = time.monotonic() - began
+            if waited >= patience_s:  # at start it is the operator who reads this
+                words = getattr(error.__cause__, "orig", None) or error.message
+                raise Unavailable(STORE_AWAY, f"catalogue, after {waited:.0f} s: {words}") from error
+            _log.warning("waiting for the catalogue's database: %.0f of %.0f s", waited, patience_s)
+            time.sleep(min(AGAIN_SECONDS, patience_s - waited))
+
+
+def _check(connection: Any) -> None:
+    if connection.info.server_version < OLDEST:
+        raise Unavailable(
+            STORE_FAILED, f"catalogue: PostgreSQL {connection.info.server_version} is older than {OLDEST}"
+        )
+
+
+def said_by_postgres(error: DBAPIError) -> Unavailable:
+    """What the server's complaint means, without statement and values, and without addresses: those go to the log."""
+    state = getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated or state is None or state.startswith(_CONNECTION):
+        code = STORE_AWAY
+    else:
+        code = _CODES.get(state, STORE_FAILED)
+    if code is STORE_AWAY:
+        _log.warning("catalogue: %s", error.orig)
+        return Unavailable(code, "the catalogue's database does not answer")
+    words = getattr(getattr(error.orig, "diag", None), "message_primary", None) or type(error.orig).__name__
+    return Unavailable(code, f"catalogue: {words} ({state})")

@@ -1,0 +1,277 @@
+"""The catalogue's tables, and the frozen rows that leave it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
+
+from app.domain.digest import Digest
+from app.domain.lora import Received
+from app.domain.names import AdapterName
+from app.domain.verdict import Outcome, Verdict
+from app.domain.version_state import State
+
+SCHEMA_VERSION: Final = 5
+"""Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
+
+_HEX: Final = 64
+"""Characters of a SHA-256 in hex."""
+
+
+class _Utc(TypeDecorator[datetime]):
+    """Aware datetimes in Python, naive UTC in the database: SQLite keeps no time zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class _Name(TypeDecorator[str]):
+    """A name, as a stranger may have written it. What no database takes as text becomes what no name contains."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """To the database: PostgreSQL keeps no NUL, neither database keeps half a surrogate pair."""
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+_COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
+"""Bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
+
+_IN_BYTE_ORDER: Final = String(63).with_variant(String(63, collation="C"), "postgresql")
+"""Listed in one order whatever the server's language is, as SQLite does."""
+
+metadata: Final = MetaData()
+
+schema_info: Final = Table("schema_info", metadata, Column("version", Integer, nullable=False))
+
+adapters: Final = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", _Name(63), nullable=False),
+    Column("name_key", _IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
+    Column("created_at", _Utc, nullable=False),
+    Column("active_version", Integer),  # the alias: a number among this adapter's versions
+    Column("next_version", Integer, nullable=False),  # only grows, also over a deletion
+    Column("deleted", Boolean, nullable=False),
+    Column("key_owner", String(63)),  # whose keys may push to it; None: anybody's
+    Column("bound", Boolean, nullable=False, server_default=false()),  # a version was stored: spelling and owner stand
+)
+
+versions: Final = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),  # the one definite order of uploads
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("outcome", String(16)),
+    Column("config_digest", String(_HEX), nullable=False),
+    Column("weights_digest", String(_HEX), nullable=False),
+    Column("config_bytes", _COUNT, nullable=False),
+    Column("weights_bytes", _COUNT, nullable=False),
+    Column("parameters", String(_HEX), nullable=False),  # what the verdict depends on besides the bytes
+    Column("verdict_id", String(_HEX)),
+    Column("modules_total", Integer),
+    Column("modules_pruned", Integer),
+    Column("modules_projected", Integer),
+    Column("artefact", String(_HEX)),
+    Column("engine_name", String(128), unique=True),  # stays when the version is deleted: never used twice
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Column("report", Text),
+    Column("created_at", _Utc, nullable=False),
+    Column("updated_at", _Utc, nullable=False),
+    Column("owner", String(32)),  # the gateway at work on it, where several share the catalogue
+    Column("revision", _COUNT, nullable=False, server_default="0"),  # of the catalogue, when this row last changed
+    Column("key_owner", String(63)),  # whose the adapter becomes when this is its first version to be stored
+    Column("spelling", _Name(63), nullable=False, server_default=""),  # of the adapter's name in this upload
+    UniqueConstraint("adapter_id", "number"),
+    Index("versions_state", "state"),
+    Index("versions_artefact", "artefact"),
+)
+
+catalogue_state: Final = Table(
+    "catalogue_state",  # one row
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("revision", _COUNT, nullable=False),  # grows with every change
+    Column("store", String(32)),  # whose artefacts these rows speak of: the mark in the directory
+)
+
+gateways: Final = Table(
+    "gateways",  # those that share the catalogue now; cluster/peers.py
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("seen_at", _Utc, nullable=False),  # by the database's clock
+    Column("settled", _COUNT, nullable=False),  # its engine may read nothing that was unneeded at this revision
+    Column("parameters", String(_HEX), nullable=False),
+)
+
+claims: Final = Table(
+    "claims",  # artefacts about to be named by a row
+    metadata,
+    Column("digest", String(_HEX), primary_key=True),
+    Column("gateway", ForeignKey("gateways.id", ondelete="CASCADE"), primary_key=True),
+)
+
+deletions: Final = Table(
+    "deletions",  # artefacts being deleted from object storage now; claims.py
+    metadata,
+    Column("digest", String(_HEX), primary_key=True),
+    Column("gateway", String(32), nullable=False),  # no foreign key: who leaves may have a request under way
+    Column("marked_at", _Utc, nullable=False),  # by the database's clock
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """One adapter. `active`: the number of the version its plain name points to, None while there is none.
+
+    key_owner: the label of the keys that it belongs to; None: anybody may push to it.
+    """
+
+    name: AdapterName
+    active: int | None
+    created_at: datetime
+    key_owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A whole row of `adapters`, for this room only."""
+
+    id: int
+    name: AdapterName
+    active: int | None
+    next_version: int
+    deleted: bool
+    created_at: datetime
+    key_owner: str | None
+    bound: bool
+
+    @property
+    def public(self) -> AdapterRow:
+        """What leaves the room."""
+        return AdapterRow(self.name, self.active, self.created_at, self.key_owner)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One upload, without its report (which may be long: `Catalogue.report`).
+
+    outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever when the
+    version is emptied. parameters: the key given at the beginning, of all that the verdict depends on besides the bytes.
+    error_code: a name from `errors.CODES`. Times in UTC, for people only: nothing is ordered or expired by them.
+    revision: of the catalogue when this version last changed, so two readings with one revision are of one try. owner: the
+    gateway that works on it or did last, where several share the catalogue. name: as this upload spelled it, which is the
+    adapter's name for every version that was ever stored. key_owner: whom the adapter belongs to if this binds it.
+    """
+
+    name: AdapterName
+    number: int
+    state: State
+    outcome: Outcome | None
+    received: Received
+    parameters: str
+    verdict_id: Digest | None
+    modules_total: int | None
+    modules_pruned: int | None
+    modules_projected: int | None
+    artefact: Digest | None
+    engine_name: str | None
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    updated_at: datetime
+    revision: int
+    owner: str | None
+    key_owner: str | None
+
+    @property
+    def emptied(self) -> bool:
+        """True when every module was pruned: the served model itself answers for it, and it has no artefact."""
+        return self.outcome is Outcome.EMPTIED
+
+
+VERSION_COLUMNS: Final = tuple(column for column in versions.c if column is not versions.c.report)
+"""Columns that `version_row` needs."""
+
+
+def adapter_record(row: Row[Any]) -> AdapterRecord:
+    """A row of `adapters` as a value."""
+    return AdapterRecord(
+        id=row.id,
+        name=AdapterName(row.name),
+        active=row.active_version,
+        next_version=row.next_version,
+        deleted=row.deleted,
+        created_at=row.created_at,
+        key_owner=row.key_owner,
+        bound=row.bound,
+    )
+
+
+def version_row(row: Row[Any]) -> VersionRow:
+    """A row of `VERSION_COLUMNS` as a value."""
+    received = Received(Digest(row.config_digest), Digest(row.weights_digest), row.config_bytes, row.weights_bytes)
+    return VersionRow(
+        name=AdapterName(row.spelling),
+        number=row.number,
+        state=State(row.state),
+        outcome=Outcome(row.outcome) if row.outcome else None,
+        received=received,
+        parameters=row.parameters,
+        verdict_id=Digest(row.verdict_id) if row.verdict_id else None,
+        modules_total=row.modules_total,
+        modules_pruned=row.modules_pruned,
+        modules_projected=row.modules_projected,
+        artefact=Digest(row.artefact) if row.artefact else None,
+        engine_name=row.engine_name,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        revision=row.revision,
+        owner=row.owner,
+        key_owner=row.key_owner,
+    )
+
+
+def measured(verdict: Verdict) -> dict[str, Any]:
+    """The columns that a verdict fills."""
+    return {
+        "outcome": verdict.outcome,
+        "verdict_id": verdict.id.hex,
+        "modules_total": len(verdict.modules),
+        "modules_pruned": len(verdict.pruned),
+        "modules_projected": len(verdict.projected),
+    }

@@ -1,0 +1,1 @@
+"""Cluster: several gateways on one catalogue."""

@@ -1,0 +1,116 @@
+"""Which kinds of catalogue and store two URLs mean, opened together."""
+
+import re
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.engine import make_url
+
+from app.domain.errors import STORE_FAILED, Unavailable
+from app.store.artefacts.files import create_once, disk_errors
+from app.store.artefacts.local import BlobStore
+from app.store.artefacts.local_copies import Copies
+from app.store.artefacts.s3 import RemoteBlobs
+from app.store.artefacts.s3_client import Objects
+from app.store.artefacts.staging import mark_of
+from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.database import is_shared, sqlite_url
+from app.store.cluster.peers import Peers
+
+ARTEFACTS: Final = "artefacts"
+OWNER_FILE: Final = "store-owner"
+"""In the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
+
+_OWNER: Final = re.compile(r"file:[0-9a-f]{32}")
+_OWNER_MODE: Final = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a gateway keeps things, as its settings say.
+
+    data: what is this gateway's alone. artefacts: a directory of artefacts that is not. patience_s: how long a catalogue's
+    server is waited for at start. parameters: what this gateway's verdicts depend on. copies_bytes: the
+    most that copies of what is in object storage take here.
+    """
+
+    data: Path
+    artefacts: Path | None
+    store_url: str | None
+    catalogue_url: str | None
+    patience_s: float = 0.0
+    parameters: str = ""
+    copies_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Open. peers: the gateways that share the catalogue; None where this one has it alone."""
+
+    catalogue: Catalogue
+    blobs: BlobStore
+    peers: Peers | None
+
+
+def catalogue_at(data: Path, url: str | None) -> str:
+    """The catalogue's SQLAlchemy URL: as given, else SQLite in the data directory."""
+    return url or sqlite_url(data / "catalogue.sqlite")
+
+
+def open_store(place: Place, doors: ExitStack) -> Store:
+    """Open both; `doors` closes them. Raises Unavailable, as Catalogue, BlobStore, RemoteBlobs and Peers do."""
+    if place.store_url is not None and place.artefacts is not None:
+        raise Unavailable(
+            STORE_FAILED, "artefacts are kept in the object storage or in a shared directory, not in both"
+        )
+    url, peers = catalogue_at(place.data, place.catalogue_url), None
+    if is_shared(url):
+        peers = Peers(url, place.parameters, place.patience_s)
+        doors.callback(peers.leave)
+    if place.artefacts is None:
+        blobs = doors.enter_context(
+            open_blobs(place.data, place.store_url, place.catalogue_url, peers, place.copies_bytes)
+        )
+    else:
+        blobs = doors.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
+    if peers is not None and place.store_url is None:
+        peers.same_store(mark_of(blobs.root))
+    catalogue = Catalogue(url, gateway=peers.id, beats=peers.beats) if peers else Catalogue(url)
+    doors.callback(catalogue.close)
+    return Store(catalogue, blobs, peers)
+
+
+def open_blobs(
+    data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None, copies_bytes: int | None = None
+) -> BlobStore:
+    """Artefacts in a folder of the data directory, or, with an `s3://bucket/prefix`, there, and copies in that folder.
+
+    Raises Unavailable, as BlobStore and RemoteBlobs do.
+    """
+    if url is None:
+        return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
+    owner = owner_of(data, catalogue_at(data, catalogue_url))
+    return RemoteBlobs(data / ARTEFACTS, Objects(url), owner, claims=peers, copies=Copies(copies_bytes))
+
+
+def owner_of(data: Path, catalogue_url: str) -> str:
+    """What names a catalogue wherever it is asked from: a server's by its address, a file's by a random word beside it."""
+    parsed = make_url(catalogue_url)
+    if parsed.host is not None:
+        return f"{parsed.get_backend_name()}://{parsed.host}:{parsed.port}/{parsed.database}"
+    file = data / OWNER_FILE
+    with disk_errors(str(file)):
+        data.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            create_once(file, f"file:{secrets.token_hex(16)}".encode(), _OWNER_MODE)
+        owner = file.read_text(encoding="ascii", errors="replace")
+    if not _OWNER.fullmatch(owner):
+        raise Unavailable(
+            STORE_FAILED,
+            f"{file} is damaged: it must hold the name by which the object storage knows this catalogue (file: and 32 "
+            f"hexadecimal digits) and holds {len(owner)} other characters; restore it from a backup of this directory",
+        )
+    return owner

@@ -1,0 +1,52 @@
+"""What a request's headers announce about its body, checked before a byte of it is read."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from app.domain.errors import BAD_MULTIPART, DIGEST_MISMATCH, TOO_LARGE, UNSUPPORTED_ENCODING, Refused
+from app.upload.limits import UploadLimits
+from app.upload.multipart import boundary_of
+
+DIGEST_HEADER: Final = "x-weights-sha256"
+"""Optional request header: SHA-256 of the weights part in hex, checked against the bytes that arrived."""
+
+_LENGTH = re.compile(r"[0-9]{1,40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What the headers say. length: bytes of the body, None when chunked. digest: of the weights, in hex."""
+
+    boundary: bytes
+    length: int | None
+    digest: str | None
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str], limits: UploadLimits) -> Self:
+        """Check them. Raises Refused BAD_MULTIPART, TOO_LARGE, UNSUPPORTED_ENCODING or DIGEST_MISMATCH."""
+        fields = _merged(headers.items())
+        if fields.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Refused(UNSUPPORTED_ENCODING, "the body has a Content-Encoding", param="content-encoding")
+        length = fields.get("content-length")
+        if length is not None and not _LENGTH.fullmatch(length):
+            raise Refused(BAD_MULTIPART, "Content-Length is no number of bytes", param="content-length")
+        if length is not None and int(length) > limits.max_body_bytes:
+            raise Refused(
+                TOO_LARGE, f"{length} bytes announced, the cap is {limits.max_body_bytes}", param="content-length"
+            )
+        digest = fields.get(DIGEST_HEADER)
+        if digest is not None and not _SHA256.fullmatch(digest := digest.strip().lower()):
+            raise Refused(DIGEST_MISMATCH, f"{DIGEST_HEADER} is no SHA-256 in hex", param=DIGEST_HEADER)
+        return cls(boundary_of(fields.get("content-type")), None if length is None else int(length), digest)
+
+
+def _merged(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Headers by lower-case name; repeated ones joined (RFC 9110 §5.2), so that none hides behind another."""
+    fields: dict[str, str] = {}
+    for key, value in items:
+        lower = key.lower()
+        fields[lower] = f"{fields[lower]}, {value}" if lower in fields else value
+    return fields
