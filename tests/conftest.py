@@ -6,7 +6,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")  # how long an example takes says how busy the machine is
 
 pytest_plugins = [
-    *("tests.support.engine", "tests.support.demo_gateway", "tests.support.house", "tests.support.prometheus"),
+    *("tests.support.engine", "tests.support.demo_gateway", "tests.support.gateway", "tests.support.prometheus"),
     "tests.support.postgres",
     "tests.support.hostile",
 ]

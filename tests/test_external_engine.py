@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from app.screen.reference.build import build_reference
 from app.server.app import build_app
 from app.server.settings import Settings
-from app.server.wiring import open_house
+from app.server.wiring import wire_gateway
 from tests.support.engine import LiveEngine
 
 pytestmark = pytest.mark.engine
@@ -53,7 +53,7 @@ async def test_an_adapter_goes_through_an_engine_of_somebody_elses(
         "config": ("c", (folder / "adapter_config.json").read_bytes()),
         "weights": ("w", (folder / "adapter_model.safetensors").read_bytes()),
     }
-    app = build_app(open_house(settings))
+    app = build_app(wire_gateway(settings))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app)

@@ -13,8 +13,8 @@ from app.api.access.request_ids import RequestIds
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.server.app import middleware, started
-from app.server.wiring import House
-from tests.support.house import Running
+from app.server.wiring import Gateway
+from tests.support.gateway import Running
 
 STOPS = ["auditor.stop", "following.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]
 """In this order: what asks before what is asked."""
@@ -23,7 +23,7 @@ STOPS = ["auditor.stop", "following.stop", "reconciler.stop", "engine.close", "f
 def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
     """Ids on every refusal; the checks of other sites' pages before the cookie is a key, which they spare."""
     order: list[Any] = [RequestIds, Front, CookieToKey]
-    assert [each.cls for each in middleware(running.house)] == order
+    assert [each.cls for each in middleware(running.gateway)] == order
     assert [each.cls for each in running.app.user_middleware] == order
 
 
@@ -45,8 +45,8 @@ class Parts:
             "sandbox": self.part("sandbox", "warm"),
         }
         pools = SimpleNamespace(screening=asyncio.to_thread)
-        context = SimpleNamespace(pipeline=SimpleNamespace(rooms=SimpleNamespace(pools=pools)))
-        self.house = cast(House, SimpleNamespace(**each, context=context, doors=doors))
+        context = SimpleNamespace(uploads=SimpleNamespace(components=SimpleNamespace(pools=pools)))
+        self.gateway = cast(Gateway, SimpleNamespace(**each, context=context, doors=doors))
 
     def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:
         methods: dict[str, Any] = {verb: self.says(f"{name}.{verb}") for verb in plain}
@@ -77,7 +77,7 @@ class Parts:
 
 async def test_whatever_was_started_is_stopped_the_last_first() -> None:
     parts = Parts()
-    async with started(parts.house):
+    async with started(parts.gateway):
         assert not parts.stopped
         assert next(each for each in parts.told if each.endswith("start")) == "embedded.start"
     assert parts.stopped == STOPS
@@ -88,7 +88,7 @@ async def test_what_fails_to_stop_leaves_nothing_running(what: str) -> None:
     """The embedded engine above all: it would hold its memory until the next start."""
     parts = Parts(**{what.replace(".", "_"): RuntimeError(what)})
     with pytest.raises(RuntimeError, match=what):
-        async with started(parts.house):
+        async with started(parts.gateway):
             pass
     assert parts.stopped == STOPS
 
@@ -99,7 +99,7 @@ async def test_what_fails_to_stop_leaves_nothing_running(what: str) -> None:
 async def test_a_start_that_fails_stops_what_was_started(what: str) -> None:
     parts = Parts(**{what: RuntimeError(what)})
     with pytest.raises(RuntimeError, match=what):
-        async with started(parts.house):
+        async with started(parts.gateway):
             pytest.fail("it started")
     begun = {each.partition(".")[0] for each in parts.told if each.endswith(".start")}
     ended = {each.partition(".")[0] for each in parts.stopped}
@@ -109,6 +109,6 @@ async def test_a_start_that_fails_stops_what_was_started(what: str) -> None:
 
 async def test_an_engine_that_does_not_start_is_no_reason_not_to_serve() -> None:
     parts = Parts(embedded_start=Unavailable(ENGINE_UNAVAILABLE, "no engine"))
-    async with started(parts.house):
+    async with started(parts.gateway):
         assert "auditor.start" in parts.told
     assert parts.stopped == STOPS

@@ -13,8 +13,8 @@ import pytest
 from app.demo.assets import ALIGNED, BASE, REFERENCE
 from app.domain.errors import MODEL_MISMATCH, Unavailable
 from app.server.settings import Settings
-from app.server.wiring import open_house
-from tests.support.house import OpenHouse, Running, form
+from app.server.wiring import wire_gateway
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.references import make_pair
 from tests.support.waiting import STUCK_S
 
@@ -54,9 +54,9 @@ def embedded(data: Path, model: Path, **more: Any) -> Settings:
 
 
 def test_the_embedded_engines_files_are_compared_before_anything_is_opened(tmp_path: Path) -> None:
-    open_house(embedded(tmp_path / "aligned", ALIGNED)).doors.close()
+    wire_gateway(embedded(tmp_path / "aligned", ALIGNED)).doors.close()
     with pytest.raises(Unavailable, match="base checkpoint, not its aligned one") as caught:
-        open_house(embedded(tmp_path / "base", BASE))
+        wire_gateway(embedded(tmp_path / "base", BASE))
     assert caught.value.code is MODEL_MISMATCH
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["checkpoint-digests.json"]
 
@@ -65,10 +65,10 @@ def test_a_model_without_readable_weights_is_served_only_if_trusted(tmp_path: Pa
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(Unavailable, match="no safetensors files") as caught:
-        open_house(embedded(tmp_path / "data", tmp_path / "pickled"))
+        wire_gateway(embedded(tmp_path / "data", tmp_path / "pickled"))
     assert caught.value.code is MODEL_MISMATCH
     for model in (tmp_path / "pickled", BASE):
-        open_house(embedded(tmp_path / "data", model, trust_model=True)).doors.close()
+        wire_gateway(embedded(tmp_path / "data", model, trust_model=True)).doors.close()
 
 
 # ---- an engine of somebody else's --------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ async def test_an_engine_that_serves_the_base_is_not_used_and_ready_says_why(
         await ready(running, lambda body: body["status"] == "ready")
         running.simulator.root = base
         await running.simulator.stop()
-        running.house.reconciler.poke()
+        running.gateway.reconciler.poke()
         await ready(running, lambda body: body["status"] != "ready")
         await running.simulator.start()
         said = await ready(running, lambda body: "base checkpoint" in body["parts"]["engine"])
@@ -133,7 +133,7 @@ async def test_a_model_exchanged_behind_an_address_that_is_never_away_is_noticed
         running.simulator.checkpoint = "aligned"
         await ready(running, lambda body: body["status"] == "ready")
         async with asyncio.timeout(STUCK_S):
-            while not running.house.reconciler.loaded:
+            while not running.gateway.reconciler.loaded:
                 await asyncio.sleep(0.02)
 
 

@@ -9,11 +9,11 @@ from app.api.access.keys import Keys
 from app.api.access.rate_limits import Rates
 from app.domain.shares import Shares, address_holder
 from app.gateway.rescreening import Rescreening
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.observe.metrics import Metrics
 from app.serve.admission import Admission
 from app.serve.relay import Relay
-from app.serve.routing_table import Routes
+from app.serve.routing_table import RoutingTable
 from app.upload.receive import PendingUpload
 
 
@@ -30,10 +30,10 @@ class Context:
     shares: Shares
     admission: Admission
     metrics: Metrics
-    pipeline: Pipeline
+    uploads: Uploads
     rescreening: Rescreening
     relay: Relay
-    routes: Routes
+    routing_table: RoutingTable
     receive: Callable[[Request], Awaitable[PendingUpload]]
     readiness: Callable[[], Awaitable[dict[str, str | None]]]
     details: Callable[[], dict[str, str]]

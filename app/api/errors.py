@@ -22,7 +22,7 @@ from app.domain.errors import (
     envelope,
     printable,
 )
-from app.gateway.showing import VersionRefused
+from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.observe.metrics import Metrics
 from app.observe.request_id import REQUEST_ID
@@ -77,9 +77,9 @@ async def _what_it_left(request: Request, error: GatewayError) -> dict[str, obje
     if not isinstance(error, VersionRefused):
         return {}
     row = error.row
-    pipeline = request.app.state.context.pipeline
+    uploads = request.app.state.context.uploads
     which = (str(row.name), row.number, request.state.uploader.admin)
-    return {"version": await pipeline.rooms.pools.reading(one_version, pipeline, *which)}
+    return {"version": await uploads.components.pools.reading(one_version, uploads, *which)}
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:

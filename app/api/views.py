@@ -6,14 +6,14 @@ from typing import Any
 
 from app.domain.coarse import coarse_report
 from app.domain.version_state import SERVABLE, State
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.store.catalogue.tables import AdapterRow, VersionRow
 
 
-def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None, whole: bool = False) -> dict[str, Any]:
+def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, whole: bool = False) -> dict[str, Any]:
     """One version. With `report`: every module's score, rounded unless it is `whole`."""
-    withheld = pipeline.publishing.withheld(row)
-    old = pipeline.publishing.is_unloaded(row)
+    withheld = uploads.components.desired.state.withheld.get(row.key)
+    old = uploads.components.desired.state.is_unloaded(row)
     answers = row.state in SERVABLE and withheld is None and not old
     view: dict[str, Any] = {
         "name": str(row.name),
@@ -29,7 +29,7 @@ def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None,
         "modules_projected": row.modules_projected,
         "digest": str(row.artefact) if row.artefact else None,
         "verdict_id": str(row.verdict_id) if row.verdict_id else None,
-        "engine": _in_engine(pipeline, row.engine_name) if row.engine_name and answers else None,
+        "engine": _in_engine(uploads, row.engine_name) if row.engine_name and answers else None,
         "created_at": row.created_at.isoformat(),
         "error": {"code": row.error_code, "message": row.error_message} if row.error_code else None,
     }
@@ -39,52 +39,52 @@ def version_view(pipeline: Pipeline, row: VersionRow, report: str | None = None,
     return view | {"report": measured if whole else coarse_report(measured)}
 
 
-def _in_engine(pipeline: Pipeline, engine_name: str) -> dict[str, Any]:
+def _in_engine(uploads: Uploads, engine_name: str) -> dict[str, Any]:
     """Where a version is as far as engines let us know: they list what they answer to, not what is in a slot now.
 
     loaded_in: numbers of the engines that hold it, verified and probed. last_used: by requests through this process.
     """
-    routes, each = pipeline.rooms.routes, pipeline.rooms.reconciler.each
-    used = routes.last_used(engine_name)
+    in_flight, each = uploads.components.routing_table.in_flight, uploads.components.reconciler.each
+    used = in_flight.last_used(engine_name)
     return {
         "loaded": any(one.is_loaded(engine_name) for one in each),
         "loaded_in": [one.number for one in each if one.is_loaded(engine_name)],
-        "in_flight": routes.in_flight(engine_name),
+        "in_flight": in_flight.count(engine_name),
         "last_used": None if used is None else datetime.fromtimestamp(used, UTC).isoformat(),
     }
 
 
 def adapter_view(
-    pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...], whole: bool = False
+    uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], whole: bool = False
 ) -> dict[str, Any]:
     """One adapter with its versions, newest first. whole: with its owner, which is for administrators."""
     view = {
         "name": str(row.name),
         "active_version": row.active,
         "created_at": row.created_at.isoformat(),
-        "versions": [version_view(pipeline, version) for version in reversed(versions)],
+        "versions": [version_view(uploads, version) for version in reversed(versions)],
     }
     return view | {"owner": row.key_owner} if whole else view
 
 
-def one_version(pipeline: Pipeline, name: str, number: int, whole: bool = False) -> dict[str, Any]:
+def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -> dict[str, Any]:
     """A version with its report, where the scores are rounded unless it is `whole`. Blocking.
 
     Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND.
     """
-    catalogue = pipeline.rooms.catalogue
+    catalogue = uploads.components.catalogue
     row = catalogue.version(name, number)
-    return version_view(pipeline, row, catalogue.report(name, number), whole)
+    return version_view(uploads, row, catalogue.report(name, number), whole)
 
 
-def one_adapter(pipeline: Pipeline, name: str, whole: bool = False) -> dict[str, Any]:
+def one_adapter(uploads: Uploads, name: str, whole: bool = False) -> dict[str, Any]:
     """An adapter with its versions. Blocking. Raises Refused ADAPTER_NOT_FOUND."""
-    catalogue = pipeline.rooms.catalogue
-    return adapter_view(pipeline, catalogue.adapter(name), catalogue.versions(name), whole)
+    catalogue = uploads.components.catalogue
+    return adapter_view(uploads, catalogue.adapter(name), catalogue.versions(name), whole)
 
 
-def adapters_page(pipeline: Pipeline, after: str, limit: int, whole: bool = False) -> dict[str, Any]:
+def adapters_page(uploads: Uploads, after: str, limit: int, whole: bool = False) -> dict[str, Any]:
     """Some adapters with their versions, in the order of their names. Blocking."""
-    chapter = pipeline.rooms.catalogue.chapter(after, limit)
-    views = [adapter_view(pipeline, adapter, versions, whole) for adapter, versions in chapter.adapters]
+    chapter = uploads.components.catalogue.chapter(after, limit)
+    views = [adapter_view(uploads, adapter, versions, whole) for adapter, versions in chapter.adapters]
     return {"adapters": views, "next": chapter.next}

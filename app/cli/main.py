@@ -211,7 +211,7 @@ def screen_directory(
     """Measure one adapter on disk. Exit status: 0 clean, 1 pruned, projected or emptied, 2 rejected or invalid."""
     from app.domain.manifest import verdict_json
     from app.domain.policy import Policy
-    from app.gateway.uploads import screen_directory as screened
+    from app.gateway.directory_screening import screen_directory as screened
 
     action = action or default_action(comparison or Comparison.INPUT)
     given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}

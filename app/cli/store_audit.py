@@ -209,7 +209,7 @@ def _sanitised_again(folder: Path, reference: "Reference", policy: Mapping[str, 
     from app.domain.errors import GatewayError
     from app.domain.lora import Received, ServingDtype, TargetModel
     from app.domain.policy import policy_from
-    from app.gateway.uploads import MAX_RANK
+    from app.gateway.directory_screening import MAX_RANK
     from app.sandbox.sanitise import Measure, accepting, sanitise
     from app.store.audit.snapshot import read_blob
     from app.validate.adapter import ValidateLimits

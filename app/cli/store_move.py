@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from app.store.uploads import Originals
+    from app.store.uploads import KeptUploads
 
 out = Console()
 
@@ -39,7 +39,7 @@ def move_command(
     from app.store.catalogue.database import sqlite_url
     from app.store.migrate_store import database_file, move_artefacts, move_catalogue, needed_of
     from app.store.open import ARTEFACTS, owner_of
-    from app.store.uploads import ORIGINALS, Originals
+    from app.store.uploads import ORIGINALS, KeptUploads
 
     if to is None and artefacts_to is None and originals_to is None:
         raise typer.BadParameter("say where to: --to postgresql://…, --artefacts-to s3://…, --originals-to DIR")
@@ -55,7 +55,7 @@ def move_command(
             out.print(f"{sent} artefacts in {artefacts_to}, read back and found whole", soft_wrap=True, highlight=False)
             if left_out:
                 out.print(f"{left_out} damaged artefacts that no version needs were left out", highlight=False)
-        _originals(source, Originals(data / ORIGINALS, keep=False), originals_to)
+        _originals(source, KeptUploads(data / ORIGINALS, keep=False), originals_to)
         if to is not None:
             moved = move_catalogue(source, to, wait)
             counted = ", ".join(f"{count} {table}" for table, count in moved.items())
@@ -64,17 +64,17 @@ def move_command(
     out.print("Start gateways with", *(f"{name}=…" for name, value in names if value), highlight=False)
 
 
-def _originals(source: str, kept: "Originals", to: Path | None) -> None:
+def _originals(source: str, kept: "KeptUploads", to: Path | None) -> None:
     """Copy the kept uploads, or say where they stay."""
     from app.store.migrate_store import move_originals, uploads_of
-    from app.store.uploads import ORIGINALS, Originals
+    from app.store.uploads import ORIGINALS, KeptUploads
 
     if to is None:
         if count := len(kept.digests()):
             why = "one gateway's own, and only one that has them can screen them again (--originals-to)"
             out.print(f"{count} files of kept uploads stay in {kept.root}: {why}", soft_wrap=True, highlight=False)
         return
-    copied, damaged = move_originals(kept, Originals(to / ORIGINALS, keep=True), uploads_of(source))
+    copied, damaged = move_originals(kept, KeptUploads(to / ORIGINALS, keep=True), uploads_of(source))
     out.print(
         f"{copied} files of kept uploads in {to / ORIGINALS}, read back and found whole; they are that gateway's alone",
         soft_wrap=True,

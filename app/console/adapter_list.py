@@ -8,7 +8,7 @@ from typing import Final
 from app.console.traffic import Traffic, traffic_of
 from app.domain.errors import printable
 from app.domain.version_state import IN_FLIGHT, State
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.store.catalogue.tables import AdapterRow, VersionRow
 
 PAGE: Final = 50
@@ -61,24 +61,24 @@ class Listing:
     pages: int
 
 
-def listing(pipeline: Pipeline, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
+def listing(uploads: Uploads, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
     """Read one page. Blocking. A page beyond the last is the last."""
     contains = printable(contains.strip(), MAX_FILTER)
-    catalogue = pipeline.rooms.catalogue
+    catalogue = uploads.components.catalogue
     page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
     pages = max(1, -(-page.matching // PAGE))
     if number > pages:
         number = pages
         page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
-    lines = tuple(_line(pipeline, row, page.versions[row.name], answered) for row in page.adapters)
+    lines = tuple(_line(uploads, row, page.versions[row.name], answered) for row in page.adapters)
     return Listing(lines, page.matching, contains, number, pages)
 
 
-def standing(pipeline: Pipeline, row: VersionRow) -> Standing:
+def standing(uploads: Uploads, row: VersionRow) -> Standing:
     """How a version stands."""
     if row.state in IN_FLIGHT:
         return Standing.UNDER_WAY
-    if pipeline.publishing.withheld(row):
+    if row.key in uploads.components.desired.state.withheld:
         return Standing.WITHHELD
     return {
         State.STORED: Standing.WAITING,
@@ -93,17 +93,15 @@ def pruned_share(row: VersionRow) -> float | None:
     return (row.modules_pruned or 0) / row.modules_total if row.modules_total else None
 
 
-def _line(
-    pipeline: Pipeline, row: AdapterRow, versions: tuple[VersionRow, ...], answered: Mapping[str, Traffic]
-) -> Line:
+def _line(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], answered: Mapping[str, Traffic]) -> Line:
     newest = versions[-1] if versions else None
     shown = next((version for version in versions if version.number == row.active), newest)
     newer = newest if newest is not shown else None
     return Line(
         name=str(row.name),
         shown=shown,
-        standing=standing(pipeline, shown) if shown else None,
+        standing=standing(uploads, shown) if shown else None,
         newer=newer,
-        newer_standing=standing(pipeline, newer) if newer else None,
+        newer_standing=standing(uploads, newer) if newer else None,
         traffic=traffic_of(answered, str(row.name)),
     )

@@ -17,7 +17,7 @@ CUT: Final = "prune"
 MARKS: Final = {CUT: "×", "project": "⊥"}
 """What stands beside the score of a module that is not kept as it came."""
 
-FATES: Final = {"keep": "kept", CUT: "cut out", "project": "projected", "reject": "refused"}
+COUNTED_DECISIONS: Final = {"keep": "kept", CUT: "cut out", "project": "projected", "reject": "refused"}
 COMPARISONS: Final = ("input", "alignment", "projection")
 
 
@@ -128,7 +128,7 @@ def _shade(above: float, span: float) -> int:
 
 def fate(decision: str) -> str:
     """What became of a module, in a person's words."""
-    return FATES.get(decision, decision)
+    return COUNTED_DECISIONS.get(decision, decision)
 
 
 def ratio(module: Mapping[str, Any]) -> float | None:

@@ -86,15 +86,15 @@ def adapters(
     number: Annotated[int, Query(alias="page", ge=1, le=MAX_PAGE)] = 1,
 ) -> Response:
     """Every adapter and how it stands; what is in force."""
-    rooms = ctx.pipeline.rooms
+    components = ctx.uploads.components
     answered = traffic(ctx.metrics.exposition())
     return _page(
         request,
         ctx,
         "adapters.html",
-        listing=listing(ctx.pipeline, answered, q, number),
-        rooms=rooms,
-        engines=rooms.reconciler.report() if isinstance(rooms.reconciler, Fleet) else (),
+        listing=listing(ctx.uploads, answered, q, number),
+        components=components,
+        engines=components.reconciler.report() if isinstance(components.reconciler, Fleet) else (),
         served_traffic=answered.get(SERVED_MODEL, Traffic()),
     )
 
@@ -114,11 +114,11 @@ def adapter(
     before: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Response:
     """One adapter: a version's heat map and verdict, and the history of all."""
-    row = ctx.pipeline.rooms.catalogue.adapter(name)
+    row = ctx.uploads.components.catalogue.adapter(name)
     exact = request.state.uploader.admin
-    versions, older = history(ctx.pipeline, name, before, exact=exact)
+    versions, older = history(ctx.uploads, name, before, exact=exact)
     number = version or row.active or (versions[0].row.number if versions else None)
-    chosen = version_of(ctx.pipeline, name, number, exact=exact) if number is not None else None
+    chosen = version_of(ctx.uploads, name, number, exact=exact) if number is not None else None
     verdict = chosen.verdict if chosen else None
     return _page(
         request,
@@ -139,7 +139,7 @@ def adapter(
 @router.get("/console/upload")
 def upload(request: Request, ctx: Ctx, name: Annotated[str, Query(max_length=200)] = "") -> Response:
     """The upload form. name: filled in already."""
-    return _page(request, ctx, "upload.html", name=name, rooms=ctx.pipeline.rooms)
+    return _page(request, ctx, "upload.html", name=name, components=ctx.uploads.components)
 
 
 @router.get("/console/chat")
@@ -150,7 +150,7 @@ def chat(
     b: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """Two models side by side; a and b: which ones stand there first."""
-    models = [card["id"] for card in models_payload(ctx.routes)["data"]]
+    models = [card["id"] for card in models_payload(ctx.routing_table)["data"]]
     served, others = models[0], models[1:]
     left = a or (others[0] if others else served)
     right = b or served

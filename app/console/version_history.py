@@ -13,7 +13,7 @@ from app.domain.coarse import coarse_report
 from app.domain.combined_score import block_of
 from app.domain.errors import CODES
 from app.domain.version_state import IN_FLIGHT, State
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.store.catalogue.tables import VersionRow
 
 SHOWN: Final = 20
@@ -81,7 +81,7 @@ class Version:
 
 
 def history(
-    pipeline: Pipeline, name: str, before: int | None = None, at_most: int = SHOWN, *, exact: bool = False
+    uploads: Uploads, name: str, before: int | None = None, at_most: int = SHOWN, *, exact: bool = False
 ) -> tuple[tuple[Version, ...], bool]:
     """Versions below `before` (None: all), newest first; and whether there are older ones. Blocking.
 
@@ -89,47 +89,47 @@ def history(
 
     Raises Refused ADAPTER_NOT_FOUND.
     """
-    catalogue = pipeline.rooms.catalogue
+    catalogue = uploads.components.catalogue
     active = catalogue.adapter(name).active
     rows = [row for row in catalogue.versions(name) if before is None or row.number < before]
     shown, older = rows[-at_most:], rows[:-at_most]
     compared = [row for row in older if row.verdict_id is not None][-1:]  # what the oldest one shown is compared with
-    reports = {row.number: _report(pipeline, row, exact) for row in (*compared, *shown)}
+    reports = {row.number: _report(uploads, row, exact) for row in (*compared, *shown)}
     changed = _all_changes([*compared, *shown], reports)
-    made = [_version(pipeline, row, reports[row.number], changed.get(row.number), active) for row in shown]
+    made = [_version(uploads, row, reports[row.number], changed.get(row.number), active) for row in shown]
     return tuple(reversed(made)), bool(older)
 
 
-def version_of(pipeline: Pipeline, name: str, number: int, *, exact: bool = False) -> Version:
+def version_of(uploads: Uploads, name: str, number: int, *, exact: bool = False) -> Version:
     """One version, and what changed since the one measured before it. Blocking. Raises Refused VERSION_NOT_FOUND too."""
-    pipeline.rooms.catalogue.version(name, number)
-    versions, _ = history(pipeline, name, number + 1, 1, exact=exact)
+    uploads.components.catalogue.version(name, number)
+    versions, _ = history(uploads, name, number + 1, 1, exact=exact)
     return versions[0]
 
 
-def _report(pipeline: Pipeline, row: VersionRow, exact: bool) -> Mapping[str, Any] | None:
+def _report(uploads: Uploads, row: VersionRow, exact: bool) -> Mapping[str, Any] | None:
     if row.verdict_id is None:
         return None
-    text = pipeline.rooms.catalogue.report(row.name, row.number)
+    text = uploads.components.catalogue.report(row.name, row.number)
     measured = None if text is None else json.loads(text)
     return measured if exact else coarse_report(measured)
 
 
 def _version(
-    pipeline: Pipeline, row: VersionRow, report: Mapping[str, Any] | None, changes: Changes | None, active: int | None
+    uploads: Uploads, row: VersionRow, report: Mapping[str, Any] | None, changes: Changes | None, active: int | None
 ) -> Version:
-    withheld = pipeline.publishing.withheld(row)
+    withheld = uploads.components.desired.state.withheld.get(row.key)
     code = CODES.get(row.error_code or "")
     return Version(
         row=row,
-        standing=standing(pipeline, row),
+        standing=standing(uploads, row),
         withheld=withheld,
-        unloaded=pipeline.publishing.is_unloaded(row),
+        unloaded=uploads.components.desired.state.is_unloaded(row),
         hint=code.hint if code else None,
         changes=changes,
         report=report,
         can_return=row.state is State.RETIRED and row.number != active and withheld is None,
-        under_other_rules=report is not None and row.parameters != pipeline.rooms.parameters,
+        under_other_rules=report is not None and row.parameters != uploads.components.parameters,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from app.domain.errors import GatewayError, Unavailable
 from app.gateway.engine_lists import PATIENCE_S, engine_lists, in_both
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.load.client.engine import HttpEngine
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
@@ -54,9 +54,9 @@ class Auditor:
     Keys in files are looked for by the command only: that reads everything, the logs too.
     """
 
-    def __init__(self, pipeline: Pipeline, what: Audited, every_s: float) -> None:
+    def __init__(self, uploads: Uploads, what: Audited, every_s: float) -> None:
         """every_s: seconds from the end of one audit to the next; 0: none is made."""
-        self._pipeline = pipeline
+        self._uploads = uploads
         self._what = what
         self._every_s = every_s
         self._stopping = threading.Event()
@@ -89,7 +89,7 @@ class Auditor:
             found = in_both(found, self._once())
         for one in found.findings[:MAX_LOGGED]:
             event("audit_finding", logging.ERROR, invariant=one.invariant, where=one.where, what=one.what)
-        self._pipeline.rooms.metrics.audited(len(found.findings))
+        self._uploads.components.metrics.audited(len(found.findings))
         level = logging.ERROR if found.findings else logging.INFO
         skipped = [f"{one.what}: {one.why}" for one in found.skipped]
         event("audited", level, broken=len(found.findings), skipped=skipped, **found.counts)
@@ -113,7 +113,7 @@ class Auditor:
 
         One that is away or still being filled is not asked: the gauges of the engine say that.
         """
-        desired = self._pipeline.publishing.desired().keys()
+        desired = self._uploads.components.desired.state.adapters.keys()
         there = self._what.engines()
         full = [url for url, one in there if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
         if not there:

@@ -1,4 +1,4 @@
-"""The rooms of one gateway as one value: what the pipeline leads through and publishing keeps in step."""
+"""Components of one gateway as one value: what the use cases share."""
 
 from dataclasses import dataclass
 
@@ -6,33 +6,35 @@ from app.concurrency.pools import Pools
 from app.domain.artefact import Artefact
 from app.domain.lora import TargetModel
 from app.domain.policy import Policy
+from app.gateway.desired_state import StateInForce
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.metrics import Metrics
 from app.observe.upload_progress import Progress
 from app.sandbox.sanitise import Measure, Sanitise
 from app.screen.reference.open import Reference
-from app.serve.routing_table import Routes
+from app.serve.routing_table import RoutingTable
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
-from app.store.uploads import Originals
+from app.store.uploads import KeptUploads
 from app.validate.adapter import ValidateLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
-    """Filled in once, by `main`.
+class Components:
+    """Filled in once, by server/wiring.py.
 
-    parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     screen_seconds: the longest one screening may take.
+    parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
     keep_versions: of each adapter this many retired versions stay loaded, the newest.
-    progress: what becomes of each upload, for those who watch.
-    sanitise: makes of an upload what may be stored, here or in a process that is shut away.
-    reconciler: keeps the engine filled, or the fleet of several.
+    sanitise: makes of an upload what may be stored, in this process or in the sandbox.
+    reconciler: keeps the engine equal to the desired state; the fleet, when there are several engines.
+    desired: desired state in force.
+    progress: steps of each upload, for those who watch.
+    zero: adapter that stands in for the served model where the engine cannot mix both in a batch.
     pools: threads for what blocks.
-    peers: the gateways that share the catalogue, where several may.
-    noop: the zero adapter that stands in for the served model where the engine cannot mix both in a batch, else None.
+    peers: the gateways that share the catalogue, if several may.
     """
 
     target: TargetModel
@@ -44,17 +46,18 @@ class Rooms:
     keep_versions: int
     sanitise: Sanitise
     blobs: BlobStore
-    originals: Originals
+    kept_uploads: KeptUploads
     catalogue: Catalogue
     reconciler: Reconciler | Fleet
-    routes: Routes
+    desired: StateInForce
+    routing_table: RoutingTable
     metrics: Metrics
     progress: Progress
-    noop: Artefact | None
+    zero: Artefact | None
     pools: Pools
     peers: Peers | None = None
 
     @property
     def measure(self) -> Measure:
-        """What a verdict depends on besides the upload."""
+        """Everything that a verdict depends on besides the upload."""
         return Measure(self.target, self.limits, self.reference, self.policy, self.screen_seconds)

@@ -4,7 +4,7 @@ import shutil
 from functools import partial
 
 from app.domain.shares import Resource, Shares
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.load.fleet.fleet import Fleet
 from app.load.fleet.member import Member
 from app.observe.metrics import Metrics
@@ -20,16 +20,16 @@ def watch_waiting(metrics: Metrics, shares: Shares, quarantine: Quarantine, floo
     metrics.watch(gauges.quarantine_bytes, lambda: quarantine.open_bytes)
 
 
-def watch_house(pipeline: Pipeline) -> None:
+def watch_gateway(uploads: Uploads) -> None:
     """Versions in work, the store's disk, and what the engine holds."""
-    rooms, metrics = pipeline.rooms, pipeline.rooms.metrics
-    store, reconciler, engine = rooms.blobs.root, rooms.reconciler, metrics.engine
-    metrics.watch(metrics.uploads.screening, lambda: pipeline.working)
+    components, metrics = uploads.components, uploads.components.metrics
+    store, reconciler, engine = components.blobs.root, components.reconciler, metrics.engine
+    metrics.watch(metrics.uploads.screening, lambda: uploads.working)
     metrics.watch(metrics.uploads.store_free, lambda: shutil.disk_usage(store).free)
     metrics.watch(metrics.uploads.store_size, lambda: shutil.disk_usage(store).total)
     metrics.watch(engine.up, lambda: reconciler.engine_up)
     metrics.watch(engine.resident, lambda: len(reconciler.loaded))
-    metrics.watch(engine.desired, lambda: len(pipeline.publishing.desired()))
+    metrics.watch(engine.desired, lambda: len(uploads.components.desired.state.adapters))
     metrics.watch(engine.failing, lambda: len(reconciler.failures))
 
 

@@ -1,4 +1,4 @@
-"""Keeps one gateway in step with the others on its catalogue: says that it lives, and follows what they change."""
+"""Peer sync: keeps one gateway in step with the others on its catalogue; sends its heartbeat, follows their changes."""
 
 import asyncio
 import contextlib
@@ -6,9 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from app.concurrency.pools import Pools
 from app.domain.errors import GatewayError
-from app.gateway.publishing import Publishing
+from app.gateway.catalogue_follower import CatalogueFollower
+from app.gateway.components import Components
+from app.gateway.garbage import GarbageCollector
+from app.gateway.recovery import take_over
 from app.observe.log import event
 from app.store.cluster.peers import Peers
 
@@ -19,16 +21,20 @@ BEAT_S: Final = 4.0
 """Seconds between two signs of life: five fit into a lease."""
 
 
-class Following:
+class PeerSync:
     """Tasks that look, beat and take over for as long as the gateway runs; none of them waits for another.
 
     Following a change may take minutes, where versions have to be measured again: the beat goes on meanwhile.
     """
 
-    def __init__(self, peers: Peers, publishing: Publishing, pools: Pools) -> None:
+    def __init__(
+        self, peers: Peers, components: Components, follower: CatalogueFollower, garbage: GarbageCollector
+    ) -> None:
         self._peers = peers
-        self._publishing = publishing
-        self._in_thread = pools.heartbeat
+        self._components = components
+        self._follower = follower
+        self._garbage = garbage
+        self._in_thread = components.pools.heartbeat
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._stopping = asyncio.Event()
 
@@ -64,12 +70,12 @@ class Following:
                 logging.getLogger("gateway").exception("following broke")
 
     async def _look(self) -> None:
-        if await self._in_thread(self._peers.revision) != self._publishing.followed:
-            await self._publishing.refresh()
+        if await self._in_thread(self._peers.revision) != self._components.desired.state.revision:
+            await self._follower.refresh()
 
     async def _beat(self) -> None:
         await self._in_thread(self._peers.beat)
 
     async def _orphans(self) -> None:
         if await self._in_thread(self._peers.orphans):
-            await self._publishing.take_over()
+            await take_over(self._components, self._garbage)

@@ -4,23 +4,23 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from app.domain.errors import GatewayError
-from app.gateway.components import Rooms
+from app.gateway.components import Components
 from app.load.client.engine import HttpEngine
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
 
 
-def readiness_of(engine: HttpEngine | Fleet, rooms: Rooms) -> Callable[[], Awaitable[dict[str, str | None]]]:
+def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable[[], Awaitable[dict[str, str | None]]]:
     """Check behind /ready."""
-    reconciler, peers, in_thread = rooms.reconciler, rooms.peers, rooms.pools.readiness
+    reconciler, peers, in_thread = components.reconciler, components.peers, components.pools.readiness
 
     async def readiness() -> dict[str, str | None]:
         """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
         up = reconciler.engine_up and await engine.healthy()
         return {
-            "reference": await in_thread(_wrong_with, "reference", rooms.reference.check_unchanged),
-            "store": await in_thread(_wrong_with, "store", rooms.blobs.check_writable),
+            "reference": await in_thread(_wrong_with, "reference", components.reference.check_unchanged),
+            "store": await in_thread(_wrong_with, "store", components.blobs.check_writable),
             "engine": None if up else _why_down(reconciler),
             **({} if peers is None or peers.fresh else {"catalogue": "not read for too long"}),
         }

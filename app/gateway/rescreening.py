@@ -24,8 +24,8 @@ from app.domain.errors import (
     printable,
 )
 from app.domain.version_state import IN_FLIGHT, State
-from app.gateway.showing import VersionRefused
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
+from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.store.catalogue.tables import VersionRow
 from app.upload.quarantine import SealedFile
@@ -71,8 +71,8 @@ class _Source:
 class Rescreening:
     """Rescreens one adapter at a time, however many are asked for."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
         self._turn = asyncio.Lock()
         self._all_under_way = False
 
@@ -96,14 +96,14 @@ class Rescreening:
         if self._all_under_way:
             raise Refused(RESCREENING, "all adapters are being screened again now")
         self._all_under_way = True
-        return Run(self, self._pipeline)
+        return Run(self, self._uploads)
 
     def ended(self) -> None:
         """A run is over."""
         self._all_under_way = False
 
     async def _one(self, name: str) -> Rescreened:
-        pools = self._pipeline.rooms.pools
+        pools = self._uploads.components.pools
         source = await pools.store(self._source, name)
         opening = pools.screening.start(self._upload, source)
         try:
@@ -112,12 +112,12 @@ class Rescreening:
             opening.add_done_callback(self._abandoned)
             raise
         async with PendingUpload(upload, pools.receiving) as pending:
-            row, created = await self._pipeline.register(pending, wait=True, after=source.newest, by=source.by)
+            row, created = await self._uploads.register(pending, wait=True, after=source.newest, by=source.by)
         return Rescreened(name, Result.NEW if created else Result.UNCHANGED, row)
 
     def _source(self, name: str) -> _Source:
-        rooms = self._pipeline.rooms
-        adapter, rows = rooms.catalogue.adapter(name), rooms.catalogue.versions(name)
+        components = self._uploads.components
+        adapter, rows = components.catalogue.adapter(name), components.catalogue.versions(name)
         if flying := [row for row in rows if row.state in IN_FLIGHT]:
             raise Refused(VERSION_NOT_READY, f"{name} version {flying[-1].number} is being screened now")
         chosen = next(
@@ -125,9 +125,9 @@ class Rescreening:
         )
         if chosen is None:
             raise Refused(VERSION_NOT_READY, f"no version of {name} was ever accepted")
-        if not rooms.originals.has(chosen.received):
+        if not components.kept_uploads.has(chosen.received):
             raise Refused(ORIGINAL_NOT_KEPT, f"what was uploaded as {name} version {chosen.number} was not kept")
-        same = rooms.catalogue.find_same(name, chosen.received, rooms.parameters)
+        same = components.catalogue.find_same(name, chosen.received, components.parameters)
         if same is not None and same.state is State.REJECTED:  # it would be again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(Refused(code, same.error_message or "it was refused before"), same)
@@ -136,7 +136,7 @@ class Rescreening:
     def _upload(self, source: _Source) -> SealedUpload:
         """As if it had just arrived; digests checked."""
         received = source.row.received
-        original = self._pipeline.rooms.originals.open(received)
+        original = self._uploads.components.kept_uploads.open(received)
         weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
         held = ExitStack()
         held.callback(weights.close)
@@ -144,10 +144,10 @@ class Rescreening:
 
     def _abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
         if not opening.cancelled() and opening.exception() is None:
-            self._pipeline.rooms.pools.receiving.start(opening.result().close)
+            self._uploads.components.pools.receiving.start(opening.result().close)
 
     def _note(self, done: Rescreened) -> None:
-        self._pipeline.rooms.metrics.rescreened(done.result.value)
+        self._uploads.components.metrics.rescreened(done.result.value)
         number = done.row.number if done.row else None
         event("rescreened", adapter=printable(done.name, NAME_SHOWN), version=number, result=done.result.value)
 
@@ -155,9 +155,9 @@ class Rescreening:
 class Run:
     """The rescreening of every adapter, in the order of their names; iterate over it once, and close it."""
 
-    def __init__(self, rescreening: Rescreening, pipeline: Pipeline) -> None:
+    def __init__(self, rescreening: Rescreening, uploads: Uploads) -> None:
         self._rescreening = rescreening
-        self._pipeline = pipeline
+        self._uploads = uploads
         self._open = True
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Run:
 
     async def results(self) -> AsyncIterator[Rescreened | None]:
         """Each adapter's, as soon as it is there; None now and then while one takes long."""
-        rows = await self._pipeline.rooms.pools.store(self._pipeline.rooms.catalogue.adapters)
+        rows = await self._uploads.components.pools.store(self._uploads.components.catalogue.adapters)
         for row in rows:
             work = asyncio.ensure_future(self._one(str(row.name)))
             try:

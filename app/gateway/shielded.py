@@ -9,7 +9,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def unbroken(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]:
+def shielded(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]:
     """`work`, which a cancellation of its caller does not break off between two steps."""
 
     @wraps(work)

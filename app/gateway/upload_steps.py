@@ -5,7 +5,7 @@ import json
 from app.domain.errors import Stage
 from app.domain.manifest import received_json, verdict_json
 from app.domain.verdict import Outcome, Verdict
-from app.gateway.components import Rooms
+from app.gateway.components import Components
 from app.observe.log import event
 from app.store.catalogue.tables import VersionRow
 
@@ -15,11 +15,11 @@ def whose(row: VersionRow) -> dict[str, object]:
     return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
 
 
-class Tracking:
+class UploadSteps:
     """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
 
-    def __init__(self, rooms: Rooms, row: VersionRow | None) -> None:
-        self._rooms = rooms
+    def __init__(self, components: Components, row: VersionRow | None) -> None:
+        self._components = components
         self._row = row
         self._verdict: Verdict | None = None
 
@@ -38,19 +38,21 @@ class Tracking:
 
     def took(self, stage: Stage, seconds: float, outcome: str) -> None:
         """See Steps."""
-        self._rooms.metrics.took(stage, seconds, outcome, **({} if self._row is None else whose(self._row)))
+        self._components.metrics.took(stage, seconds, outcome, **({} if self._row is None else whose(self._row)))
 
     def validated(self) -> None:
         """See Steps."""
         if self._row is not None:
-            self._rooms.progress.tell(self._rooms.catalogue.record_validated(self._row.name, self._row.number))
+            self._components.progress.report(
+                self._components.catalogue.record_validated(self._row.name, self._row.number)
+            )
 
     def screened(self, verdict: Verdict) -> None:
         """See Steps."""
         self._verdict, row = verdict, self._row
         if row is None:
             return
-        self._rooms.metrics.screened(verdict)
+        self._components.metrics.screened(verdict)
         counts = {
             "modules": len(verdict.modules),
             "pruned": len(verdict.pruned),
@@ -58,4 +60,6 @@ class Tracking:
         }
         event("screened", adapter=row.name, version=row.number, outcome=verdict.outcome.value, **counts)
         if verdict.outcome is not Outcome.REJECTED:
-            self._rooms.progress.tell(self._rooms.catalogue.record_screened(row.name, row.number, verdict, self.report))
+            self._components.progress.report(
+                self._components.catalogue.record_screened(row.name, row.number, verdict, self.report)
+            )

@@ -1,4 +1,4 @@
-"""The only module that knows the order: upload → validate → screen → prune → store → load → serve."""
+"""Uploads: one adapter's way through upload → validate → screen → prune → store → load → serve; nothing else knows it."""
 
 import asyncio
 import logging
@@ -6,15 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from app.domain.api_keys import NOBODY, Uploader
-from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
-from app.domain.digest import digest_of
 from app.domain.errors import (
     CODES,
-    MISSING_PART,
     NAME_TAKEN,
     REJECTED,
     RESCREEN_FAILED,
@@ -26,30 +22,18 @@ from app.domain.errors import (
     Stage,
     Unavailable,
 )
-from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.names import AdapterName
-from app.domain.policy import Policy
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, State
-from app.gateway.components import Rooms
+from app.gateway.components import Components
+from app.gateway.garbage import GarbageCollector
 from app.gateway.publishing import Publishing
-from app.gateway.showing import VersionRefused
-from app.gateway.upload_steps import Tracking, whose
+from app.gateway.upload_steps import UploadSteps, whose
+from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
-from app.prune.canonical import canonicalise
-from app.prune.zero_adapter import noop_adapter
-from app.sandbox.sanitise import accepting
-from app.screen.balance import balance_all
-from app.screen.reference.open import Reference, check_policy, open_reference
-from app.screen.screen import screen
 from app.store.catalogue.tables import VersionRow
 from app.store.cluster.peers import TakenOver
-from app.store.open import Store
 from app.upload.receive import PendingUpload, SealedUpload
-from app.validate.adapter import ValidateLimits, validate
-
-MAX_RANK: Final = 512
-"""vLLM's largest rank: what a screening outside any engine accepts."""
 
 Begin = Callable[[], tuple[VersionRow, bool]]
 """Gives a version, and whether this call began it. Blocking."""
@@ -63,12 +47,13 @@ TAKEOVERS: Final = 3
 too slow to be told from a dead one."""
 
 
-class Pipeline:
+class Uploads:
     """Uploads in, served versions out. Everything that blocks runs in threads; chat never waits for it."""
 
-    def __init__(self, rooms: Rooms, publishing: Publishing) -> None:
-        self.rooms = rooms
+    def __init__(self, components: Components, publishing: Publishing, garbage: GarbageCollector) -> None:
+        self.components = components
         self.publishing = publishing
+        self._garbage = garbage
         self._working: dict[tuple[str, int], asyncio.Future[Any]] = {}
         self._beginning: Counter[str] = Counter()  # names whose versions are being found or begun, and by how many
 
@@ -81,14 +66,14 @@ class Pipeline:
         the engine holds it. after: refuse a new version unless the newest so far has this number. by: whose upload it
         is. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
-        r = self.rooms
+        r = self.components
         name = AdapterName.parse(upload.name, frozenset({r.target.name}))
         given = (name, upload.received, r.parameters)
         row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after, by=by))
         if not created:
             row, created = await self._came_before(row, after, by)
         if created and row.state is State.RECEIVED:
-            row, created = await self._work(r.progress.tell(row), upload, after, by)
+            row, created = await self._work(r.progress.report(row), upload, after, by)
             r.metrics.uploaded(str(row.outcome) if created else "known")
             await self.publishing.stored(row)
         else:
@@ -122,18 +107,18 @@ class Pipeline:
 
     def _again(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
         """Blocking."""
-        whole = row.artefact is not None and self.rooms.blobs.is_whole(row.artefact)
-        again, mine = self.rooms.catalogue.begin_again(row.name, row.number, whole=whole, after=after, by=by)
-        return (self.rooms.progress.tell_again(again) if mine else again), mine
+        whole = row.artefact is not None and self.components.blobs.is_whole(row.artefact)
+        again, mine = self.components.catalogue.begin_again(row.name, row.number, whole=whole, after=after, by=by)
+        return (self.components.progress.report_again(again) if mine else again), mine
 
     def _counted(self, error: VersionRefused) -> VersionRefused:
-        self.rooms.metrics.upload_refused(error)
+        self.components.metrics.upload_refused(error)
         return error
 
     async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
         """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
         self._beginning[name] += 1
-        work = self.rooms.pools.screening.start(begin)  # an artefact may have to be read whole
+        work = self.components.pools.screening.start(begin)  # an artefact may have to be read whole
         work.add_done_callback(lambda _: self._begun(name))
         try:
             return await asyncio.shield(work)
@@ -152,7 +137,7 @@ class Pipeline:
         row, mine = begun.result()
         if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
-            self._at_work(row, self.rooms.pools.store.start(self._failed, row, why))
+            self._at_work(row, self.components.pools.store.start(self._failed, row, why))
 
     async def _work(
         self, row: VersionRow, upload: PendingUpload, after: int | None, by: Uploader
@@ -181,7 +166,7 @@ class Pipeline:
         """One upload's way to the store. Where another gateway, which took this one for dead, gave the version up, it is
         begun again here; where that one or a third has begun it again, what becomes of it there is this upload's answer.
         """
-        pools = self.rooms.pools
+        pools = self.components.pools
         try:
             for left in reversed(range(TAKEOVERS)):
                 try:
@@ -193,15 +178,15 @@ class Pipeline:
                 row, mine = await self._came_before(row, after, by)
                 if not mine or row.state is not State.RECEIVED:
                     break
-                self._at_work(self.rooms.progress.tell(row), _current_task())
+                self._at_work(self.components.progress.report(row), _current_task())
             return row, False
         finally:
             await pools.receiving.free(upload.close)  # before it is loaded: a slow load must hold no slot
 
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
-        at, catalogue = (str(row.name), row.number), self.rooms.catalogue
-        looks, peers, store = 0, self.rooms.peers, self.rooms.pools.store
+        at, catalogue = (str(row.name), row.number), self.components.catalogue
+        looks, peers, store = 0, self.components.peers, self.components.pools.store
         while looks < ORPHAN_LOOKS:
             if row.state not in IN_FLIGHT:
                 return row
@@ -211,7 +196,7 @@ class Pipeline:
                 looks += peers is None or not await store(peers.at_work_elsewhere, *at)
             row = await store(catalogue.version, row.name, row.number)
         left = Unavailable(SCREENING_FAILED, f"{row.name} version {row.number} was left half done")
-        return self.rooms.progress.tell(await store(catalogue.record_try_failed, row, left))
+        return self.components.progress.report(await store(catalogue.record_try_failed, row, left))
 
     @property
     def working(self) -> int:
@@ -220,9 +205,9 @@ class Pipeline:
 
     def measure(self, upload: SealedUpload) -> Verdict:
         """Validate and screen, and keep nothing. Blocking. Raises Refused."""
-        steps = Tracking(self.rooms, None)
+        steps = UploadSteps(self.components, None)
         try:
-            self.rooms.sanitise(upload.config, upload.weights.file, upload.received, steps)
+            self.components.sanitise(upload.config, upload.weights.file, upload.received, steps)
         except Refused as error:
             if error.code is not RESCREEN_FAILED:  # measured it was, and nothing was to be kept
                 raise
@@ -235,7 +220,7 @@ class Pipeline:
         except TakenOver:  # not ours to record
             raise
         except Refused as error:
-            self.rooms.metrics.upload_refused(error)
+            self.components.metrics.upload_refused(error)
             raise VersionRefused(error, self._rejected(row, error)) from error
         except GatewayError as error:
             self._failed(row, error)
@@ -247,55 +232,57 @@ class Pipeline:
             raise failure from error
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at, steps = self.rooms, (row.name, row.number), Tracking(self.rooms, row)
+        r, at, steps = self.components, (row.name, row.number), UploadSteps(self.components, row)
         artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)
-            r.progress.tell(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
+            r.progress.report(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
             raise error
         with self._kept(row, upload):
             if artefact is None:
-                return r.progress.tell(r.catalogue.record_stored(*at, None))
+                return r.progress.report(r.catalogue.record_stored(*at, None))
             digest = artefact.digest.hex
             with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
                 r.blobs.put(artefact)
-                return r.progress.tell(r.catalogue.record_stored(*at, artefact.digest))
+                return r.progress.report(r.catalogue.record_stored(*at, artefact.digest))
 
     @contextmanager
     def _kept(self, row: VersionRow, upload: SealedUpload) -> Iterator[None]:
         """Keep what arrived, where that is wanted, and have it forgotten when what is done inside fails. Blocking."""
         try:
-            self.rooms.originals.keep(row.received, upload.config, upload.weights.file)
+            self.components.kept_uploads.keep(row.received, upload.config, upload.weights.file)
             yield
         except BaseException:
-            self.publishing.littered()
+            self._garbage.suspect()
             raise
 
     def _restored(self, row: VersionRow, upload: SealedUpload) -> bool:
         """These bytes came before. Where their artefact was damaged since, make it anew; blocking. Raises GatewayError."""
-        r = self.rooms
+        r = self.components
         with upload:
             if row.state in (State.STORED, *SERVABLE):  # kept or not when it first came: now it may be
                 with self._kept(row, upload):
                     pass
             if row.artefact is None or r.blobs.is_whole(row.artefact):
                 return False
-            artefact = r.sanitise(upload.config, upload.weights.file, row.received, Tracking(self.rooms, None))
+            artefact = r.sanitise(upload.config, upload.weights.file, row.received, UploadSteps(self.components, None))
             if artefact is not None:
                 r.blobs.put(artefact)
             return r.blobs.is_whole(row.artefact)
 
     def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
         """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""
-        current = self.rooms.catalogue.version(row.name, row.number)
+        current = self.components.catalogue.version(row.name, row.number)
         if current.state is State.REJECTED:
             return current
-        return self.rooms.progress.tell(self.rooms.catalogue.record_rejected(row.name, row.number, error))
+        return self.components.progress.report(self.components.catalogue.record_rejected(row.name, row.number, error))
 
     def _failed(self, row: VersionRow, error: GatewayError) -> None:
-        self.rooms.metrics.upload_refused(error)
+        self.components.metrics.upload_refused(error)
         try:
-            self.rooms.progress.tell(self.rooms.catalogue.record_failed(row.name, row.number, error, at_work=True))
+            self.components.progress.report(
+                self.components.catalogue.record_failed(row.name, row.number, error, at_work=True)
+            )
         except GatewayError as second:  # the first error is the one to tell; at the next start this version is failed
             event("not_recorded", logging.ERROR, adapter=row.name, version=row.number, why=second.message)
 
@@ -323,49 +310,3 @@ def _refusal(row: VersionRow) -> VersionRefused:
     code = CODES.get(row.error_code or "", SCREENING_FAILED)
     kind = Refused if code.status < 500 else Unavailable
     return VersionRefused(kind(code, row.error_message or "it failed before"), row)
-
-
-def publish_noop(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
-    """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
-    nothing = digest_of(b"")
-    adapter = balance_all(noop_adapter(target))
-    verdict = screen(adapter, reference, policy)
-    artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
-    if store.peers is not None:  # no row will ever name it
-        store.peers.keep(artefact.digest)
-    store.blobs.put(artefact)
-    return artefact
-
-
-def policy_objection(rooms: Rooms, row: VersionRow) -> str | None:
-    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking.
-
-    Its bytes are measured as they lie, not balanced first, since they are what the engine reads; an older release may have
-    written them unbalanced. Screening refuses factors that the engine's rounding would make another update of.
-    """
-    if row.artefact is None:
-        return None
-    folder = rooms.blobs.path(row.artefact)
-    try:
-        rooms.blobs.verify(row.artefact)
-        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
-            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, rooms.target, ValidateLimits())
-        verdict = screen(adapter, rooms.reference, accepting(rooms.policy), deadline_s=rooms.screen_seconds)
-    except (GatewayError, OSError) as error:
-        return str(error)
-    return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"
-
-
-def screen_directory(
-    directory: Path, reference_dir: Path, policy: Policy, dtype: ServingDtype, max_rank: int = MAX_RANK
-) -> Verdict:
-    """Validate and screen one adapter on disk, as an upload of its two files would be. Raises GatewayError."""
-    reference = open_reference(reference_dir, None)
-    check_policy(reference, policy)
-    target = TargetModel("any", reference.modules, dtype, max_rank)
-    try:
-        config = (directory / CONFIG_FILE).read_bytes()
-        with (directory / WEIGHTS_FILE).open("rb") as weights:
-            return screen(balance_all(validate(config, weights, target, ValidateLimits())), reference, policy)
-    except OSError as error:
-        raise Refused(MISSING_PART, f"{error.filename}: {error.strerror}") from error

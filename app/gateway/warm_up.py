@@ -18,7 +18,7 @@ from app.domain.errors import (
     Refused,
     Unavailable,
 )
-from app.gateway.components import Rooms
+from app.gateway.components import Components
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
 from app.serve.routing_table import Target
@@ -44,24 +44,24 @@ class Warmth:
     engines: tuple[Warmed, ...]
 
 
-async def warm(rooms: Rooms, name: str, number: int | None = None) -> Warmth:
+async def warm(components: Components, name: str, number: int | None = None) -> Warmth:
     """Ask every engine that holds this version, by default the active one, for one token.
 
     Afterwards it is as warm as any adapter that was just used, no longer: there is no pinning. Raises Refused as
     `Catalogue.version` does, or VERSION_NOT_READY when it is not served; Unavailable, the first engine's error, when none
     of them could be warmed.
     """
-    target = await _target(rooms, name, number)
+    target = await _target(components, name, number)
     if target.digest is None:
         return Warmth(target, ())
-    holding = [one for one in rooms.reconciler.each if one.is_loaded(target.engine_name)]
+    holding = [one for one in components.reconciler.each if one.is_loaded(target.engine_name)]
     if not holding:
         raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="name")
-    rooms.routes.depart(target.engine_name)  # what is in flight is not unloaded
+    components.routing_table.in_flight.begin(target.engine_name)  # what is in flight is not unloaded
     try:
         engines = await asyncio.gather(*(_warmed(one, target.engine_name) for one in holding))
     finally:
-        rooms.routes.land(target.engine_name)
+        components.routing_table.in_flight.end(target.engine_name)
     errors = [one.error for one in engines if one.error is not None]
     if len(errors) == len(engines):
         raise errors[0]
@@ -69,14 +69,14 @@ async def warm(rooms: Rooms, name: str, number: int | None = None) -> Warmth:
     return Warmth(target, tuple(engines))
 
 
-async def _target(rooms: Rooms, name: str, number: int | None) -> Target:
+async def _target(components: Components, name: str, number: int | None) -> Target:
     if number is None:
-        number = (await rooms.pools.reading(rooms.catalogue.adapter, name)).active
+        number = (await components.pools.reading(components.catalogue.adapter, name)).active
         if number is None:
             raise Refused(VERSION_NOT_READY, f"{name} has no version that is served", param="name")
-    row = await rooms.pools.reading(rooms.catalogue.version, name, number)
-    target = rooms.routes.snapshot.targets.get(f"{row.name}@{row.number}")
-    if (str(row.name), row.number) in rooms.routes.snapshot.unloaded:
+    row = await components.pools.reading(components.catalogue.version, name, number)
+    target = components.routing_table.snapshot.targets.get(f"{row.name}@{row.number}")
+    if row.key in components.routing_table.snapshot.unloaded:
         raise Refused(VERSION_UNLOADED, f"{name} version {number} is not kept loaded", param="version")
     if target is None:
         raise Refused(VERSION_NOT_READY, f"{name} version {number} is {row.state} and not served", param="version")

@@ -166,7 +166,7 @@ class Requests:
         )
 
 
-class House:
+class Gateway:
     """What runs, and by which rules."""
 
     def __init__(self, r: Registry) -> None:

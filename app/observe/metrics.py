@@ -31,7 +31,7 @@ RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
 LOAD_RESULTS: Final = ("loaded", "failed")
 
 
-class Fates(NamedTuple):
+class ModuleCounts(NamedTuple):
     """How many of a version's modules were kept whole, cut out, and projected."""
 
     kept: int
@@ -39,10 +39,10 @@ class Fates(NamedTuple):
     projected: int = 0
 
 
-FATES: Final = (Decision.KEEP, Decision.PRUNE, Decision.PROJECT)
+COUNTED_DECISIONS: Final = (Decision.KEEP, Decision.PRUNE, Decision.PROJECT)
 """The decisions `Fates` counts, in its order."""
 
-_NOTHING: Final = Fates(0, 0)
+_NOTHING: Final = ModuleCounts(0, 0)
 
 
 class Labelled(Protocol):
@@ -72,11 +72,11 @@ class Metrics:
         self.engine = metric_definitions.Engine(r)
         self.fleet = metric_definitions.Fleet(r)
         self.requests = metric_definitions.Requests(r)
-        self.house = metric_definitions.House(r)
+        self.gateway = metric_definitions.Gateway(r)
         self._labels = AdapterLabels(max_adapters)
         self._lock = threading.Lock()  # between a label's use and its end: or a late request would bring series back
         self._block_width = 1
-        self.house.build.info({"version": __version__})
+        self.gateway.build.info({"version": __version__})
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
@@ -101,10 +101,10 @@ class Metrics:
 
     def in_force(self, reference: str, modules: Collection[str], policy: Policy) -> None:
         """The reference (its digest and the modules it covers) and the policy all verdicts are made by."""
-        self.house.reference.info({"digest": reference, "modules": str(len(modules))})
+        self.gateway.reference.info({"digest": reference, "modules": str(len(modules))})
         settings = ((field.name, getattr(policy, field.name)) for field in fields(policy))
-        self.house.policy.info({name: "none" if value is None else str(value) for name, value in settings})
-        self.house.tau.set(policy.tau)
+        self.gateway.policy.info({name: "none" if value is None else str(value) for name, value in settings})
+        self.gateway.tau.set(policy.tau)
         self._block_width = max((len(str(place(module)[0])) for module in modules), default=1)
         for module in modules:
             block, kind = self._cell(module)
@@ -128,8 +128,8 @@ class Metrics:
 
     def audited(self, broken: int) -> None:
         """An audit ended and found so many invariants broken."""
-        self.house.broken.set(broken)
-        self.house.audited.set_to_current_time()
+        self.gateway.broken.set(broken)
+        self.gateway.audited.set_to_current_time()
 
     # ---- uploads and screening ---------------------------------------------------------------------------------------
 
@@ -179,23 +179,24 @@ class Metrics:
                 if score is not None:
                     self.screening.scores.labels(comparison.value).observe(score)
 
-    def show_adapters(self, active: Mapping[str, Fates], others: Collection[str], pending: int) -> None:
-        """What the catalogue says now. active: name → the modules of its active version; others: adapters without an
-        active version that older versions are still served of; pending: stored versions waiting for the engine."""
+    def show_adapters(self, modules: Mapping[str, ModuleCounts | None], stored: int) -> None:
+        """The catalogue as it is now. modules: adapter → modules of its active version, None when only older versions of it
+        are served; stored: versions that wait for the engine."""
+        active = {name: counts for name, counts in modules.items() if counts is not None}
         with self._lock:
-            gone = self._labels.follow((*active, *others))
-            shown: dict[str, Fates] = {}
-            for name, fates in active.items():
+            gone = self._labels.follow((*active, *(name for name in modules if name not in active)))
+            shown: dict[str, ModuleCounts] = {}
+            for name, counts in active.items():
                 label = self._labels.of(name)
-                shown[label] = Fates(*map(sum, zip(fates, shown.get(label, _NOTHING), strict=True)))
-            for label, counts in shown.items():
-                for decision, count in zip(FATES, counts, strict=True):
+                shown[label] = ModuleCounts(*map(sum, zip(counts, shown.get(label, _NOTHING), strict=True)))
+            for label, total in shown.items():
+                for decision, count in zip(COUNTED_DECISIONS, total, strict=True):
                     self.screening.adapter_modules.labels(label, decision.value).set(count)
             self._drop(gone)
-            for label in {OTHER, *others} - shown.keys():
+            for label in {OTHER, *modules} - shown.keys():
                 self.screening.adapter_modules.remove_by_labels({"adapter": label})
         self.screening.ready.set(len(active))
-        self.screening.pending.set(pending)
+        self.screening.pending.set(stored)
 
     def _drop(self, labels: Collection[str]) -> None:
         by_adapter = (

@@ -156,7 +156,7 @@ class Progress:
         self._started: dict[tuple[str, int], float] = {}
         self._followers: set[Follower] = set()
 
-    def tell(self, row: R) -> R:
+    def report(self, row: R) -> R:
         """Note the state a version is in now, and give the row back. What was told already, or is past, is no news."""
         at = (str(row.name), row.number)
         with self._lock:
@@ -169,13 +169,13 @@ class Progress:
             self._wake()
         return row
 
-    def tell_again(self, row: R) -> R:
+    def report_again(self, row: R) -> R:
         """A version that had ended begins again: what was told of it is forgotten, and this is its first step."""
         at = (str(row.name), row.number)
         with self._lock:
             self._steps.pop(at, None)
             self._started.pop(at, None)
-        return self.tell(row)
+        return self.report(row)
 
     def newest(self, name: str, after: int) -> int | None:
         """The highest number above `after` among the versions of this name that are known here and not deleted."""

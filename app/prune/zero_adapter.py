@@ -11,7 +11,7 @@ _DTYPES = {
 }
 
 
-def noop_adapter(target: TargetModel) -> Adapter:
+def zero_adapter(target: TargetModel) -> Adapter:
     """An adapter of rank 1 on the target's first module whose A and B are zero: ΔW = 0."""
     name = min(target.modules)
     shape = target.modules[name]

@@ -32,7 +32,7 @@ GRAM_EXACT: Final = 1024
 def _fast(v: Tensor, x: Tensor) -> ModuleType | None:
     """The kernels, if they can multiply these two."""
     suits = v.dtype is torch.bfloat16 and x.dtype is torch.float32 and v.device.type == x.device.type == "cpu"
-    found = kernel("kernels") if suits else None
+    found = kernel("matmul") if suits else None
     return found if found is not None and v.is_contiguous() and v.numel() and not v.shape[1] % found.WIDTH else None
 
 

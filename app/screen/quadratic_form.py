@@ -233,7 +233,7 @@ def _grid(w: Array, dof: Array, angle: Array, step: float) -> Array:
 
 def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
     """`probability` with the degrees of freedom (m,) of all rows alike: compiled where numba is installed."""
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     if fast is None:
         return probability(w, np.broadcast_to(dof, w.shape), dw)
     found: tuple[Array, Array] = fast.probability(w, dof, dw, _SETTING)

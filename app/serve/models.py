@@ -3,29 +3,29 @@
 from typing import Any
 
 from app.domain.errors import MODEL_NOT_FOUND, Refused
-from app.serve.routing_table import Routes, Served
+from app.serve.routing_table import RoutingTable, Served
 
 OWNER = "lora-gateway"
 
 
-def models_payload(routes: Routes) -> dict[str, Any]:
+def models_payload(routing_table: RoutingTable) -> dict[str, Any]:
     """The served model first, then each adapter's name, then each of its versions."""
-    versions = sorted(routes.snapshot.served, key=lambda served: (served.adapter.casefold(), served.version))
-    data = [_card(routes.model, routes.created, None)]
-    data += [_adapter(served, served.adapter, routes.model) for served in versions if served.active]
-    data += [_adapter(served, f"{served.adapter}@{served.version}", routes.model) for served in versions]
+    versions = sorted(routing_table.snapshot.served, key=lambda served: (served.adapter.casefold(), served.version))
+    data = [_card(routing_table.model, routing_table.created, None)]
+    data += [_adapter(served, served.adapter, routing_table.model) for served in versions if served.active]
+    data += [_adapter(served, f"{served.adapter}@{served.version}", routing_table.model) for served in versions]
     return {"object": "list", "data": data}
 
 
-def model_payload(routes: Routes, name: str) -> dict[str, Any]:
+def model_payload(routing_table: RoutingTable, name: str) -> dict[str, Any]:
     """One of them. Raises Refused MODEL_NOT_FOUND."""
-    if name == routes.model:
-        return _card(routes.model, routes.created, None)
-    table = routes.snapshot
+    if name == routing_table.model:
+        return _card(routing_table.model, routing_table.created, None)
+    table = routing_table.snapshot
     if (target := table.targets.get(name)) is not None:
         meant = (target.adapter, target.version)
         served = next(one for one in table.served if (one.adapter, one.version) == meant)
-        return _adapter(served, name, routes.model)
+        return _adapter(served, name, routing_table.model)
     raise Refused(MODEL_NOT_FOUND, f"The model {name[:80]!r} does not exist", param="model")
 
 

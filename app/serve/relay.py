@@ -29,7 +29,7 @@ from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, Kind, Load, addressed, parse
 from app.serve.responses_stream import ResponseStream
-from app.serve.routing_table import Routes, Target
+from app.serve.routing_table import RoutingTable, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
 from app.serve.timing import Clock, Hooks, NoHooks
@@ -113,7 +113,7 @@ class Relay:
     def __init__(
         self,
         choose: Choose,
-        routes: Routes,
+        routing_table: RoutingTable,
         *,
         hooks: Hooks | None = None,
         missing: Callable[[str], None] = lambda _: None,
@@ -123,7 +123,7 @@ class Relay:
     ) -> None:
         self._choose = choose
         self._salt_key = secrets.token_bytes(32)
-        self._routes = routes
+        self._routing_table = routing_table
         self._hooks = hooks or NoHooks()
         self._missing = missing
         self._pool = pool or Pool("bodies", 1)
@@ -150,15 +150,15 @@ class Relay:
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
         self._check_offered(inference)
-        self._routes.resolve(inference.model)
+        self._routing_table.resolve(inference.model)
         asked = time.monotonic()
         if admit is not None:
             await admit(inference.load)
         waited = time.monotonic() - asked
-        target = self._routes.resolve(inference.model)  # another version, it may be, than before the wait
+        target = self._routing_table.resolve(inference.model)  # another version, it may be, than before the wait
         body = addressed(written, target.engine_name, self._salt_of(owner))
         clock = Clock(self._hooks, target, began, waited)
-        self._routes.depart(target.engine_name)
+        self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
         try:
             clock.wait()
@@ -177,7 +177,7 @@ class Relay:
             raise
         finally:
             if not streaming:
-                self._routes.land(target.engine_name)
+                self._routing_table.in_flight.end(target.engine_name)
 
     def _check_offered(self, inference: Inference) -> None:
         """Raises Refused INVALID_REQUEST for what would end the engine."""
@@ -216,7 +216,7 @@ class Relay:
             target,
             clock,
             usage_wanted=inference.usage_wanted,
-            landed=lambda: self._routes.land(target.engine_name),
+            landed=lambda: self._routing_table.in_flight.end(target.engine_name),
         )
 
     async def _whole(self, response: EngineResponse, engine: Asked, target: Target, clock: Clock) -> Answer:

@@ -1,17 +1,17 @@
-"""What each name means right now: an immutable table, swapped as a whole.
+"""Routing table: model name → engine target. Immutable, and replaced as a whole.
 
 Names are resolved once, at the door; a request keeps the target it was given however the table changes meanwhile.
 """
 
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from app.domain.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, VERSION_UNLOADED, Refused, Unavailable
 from app.domain.names import NAME_LIMIT, parse_model
+from app.serve.in_flight import InFlight
 
 MODEL_LIMIT: Final = NAME_LIMIT + 11
 """Characters of the longest name that can mean anything: a name, `@`, a version number."""
@@ -33,9 +33,12 @@ class Target:
     digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Served:
-    """One servable version. engine_name and digest None: emptied, answered by the served model. created: Unix time, s."""
+    """One servable version. engine_name and digest None: emptied, answered by the served model. created: Unix time, s.
+
+    Made once for each revision of a version, so that its targets are made once, however often the table is replaced.
+    """
 
     adapter: str
     version: int
@@ -43,6 +46,16 @@ class Served:
     digest: str | None
     active: bool
     created: int = 0
+
+    @cached_property
+    def targets(self) -> tuple[Target, Target]:
+        """Targets under its number and under the plain name, for a version that is not emptied."""
+        return self.answered_by(self.engine_name or "")
+
+    def answered_by(self, engine_name: str) -> tuple[Target, Target]:
+        """Targets under its number and under the plain name, answered under this engine name."""
+        labels = (engine_name, self.adapter, self.version, self.digest)
+        return Target(f"{self.adapter}@{self.version}", *labels), Target(self.adapter, *labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +70,12 @@ class Snapshot:
     unloaded: AbstractSet[tuple[str, int]] = frozenset()
 
 
-class Routes:
-    """The table in force, and how many requests are in flight on each engine name.
+class RoutingTable:
+    """Routing table in force.
 
-    model: the served model's own name. base: what the engine calls it, where requests to it must go by another name
-    (engine.md row 10). loaded: whether the engine answers to an engine name now. created: Unix time (s) shown for the
-    served model.
+    model: the served model's own name. base: the engine's name for it, where requests must go by another (engine.md row
+    10). in_flight: requests on each engine name. loaded: whether the engine answers to an engine name now. created: Unix
+    time (s) shown for the served model.
     """
 
     def __init__(
@@ -70,17 +83,16 @@ class Routes:
         model: str,
         *,
         base: str | None = None,
+        in_flight: InFlight | None = None,
         loaded: Callable[[str], bool] = lambda _: True,
         created: int = 0,
     ) -> None:
         self.model = model
         self.created = created
+        self.in_flight = in_flight or InFlight()
         self._base = Target(model, base or model)
         self._loaded = loaded
         self._guarded = base is not None  # the engine's own name needs no loading, a stand-in does
-        self._flying: Counter[str] = Counter()
-        self._used: dict[str, float] = {}
-        self._made: dict[int, tuple[Served, Target, Target]] = {}  # by the identity of Served, which it holds
         self._snapshot = Snapshot({model: self._base})
 
     @property
@@ -91,19 +103,17 @@ class Routes:
     def replace(self, versions: tuple[Served, ...], unloaded: AbstractSet[tuple[str, int]] = frozenset()) -> None:
         """Put a new table in force, at once and for all requests that come after."""
         targets: dict[str, Target] = {}
-        before, made = self._made, dict[int, tuple[Served, Target, Target]]()
         for served in versions:
-            known = made[id(served)] = before.get(id(served)) or (served, *self._targets(served))
-            targets[known[1].asked] = known[1]
+            emptied = served.engine_name is None
+            numbered, plain = served.answered_by(self._base.engine_name) if emptied else served.targets
+            targets[numbered.asked] = numbered
             if served.active:
-                targets[served.adapter] = known[2]
+                targets[plain.asked] = plain
         targets[self.model] = self._base
-        self._made = made
         self._snapshot = Snapshot(targets, versions, unloaded)
-        names = {served.engine_name for served in versions} | {self._base.engine_name}
-        for name in list(self._used):  # in one step: requests go on meanwhile
-            if name not in names and name not in self._flying:
-                self._used.pop(name, None)
+        self.in_flight.keep(
+            {served.engine_name for served in versions if served.engine_name} | {self._base.engine_name}
+        )
 
     def resolve(self, model: object) -> Target:
         """What `model`, as a stranger sent it, means.
@@ -122,35 +132,6 @@ class Routes:
         """Whether the engine answers for `target` now."""
         name = target.engine_name
         return (name == self.model and not self._guarded) or self._loaded(name)
-
-    def depart(self, engine_name: str) -> None:
-        """One more request in flight; `land` must follow."""
-        self._flying[engine_name] += 1
-        self._used[engine_name] = time.time()
-
-    def land(self, engine_name: str) -> None:
-        """One request less."""
-        self._flying[engine_name] -= 1
-        if self._flying[engine_name] <= 0:
-            del self._flying[engine_name]
-
-    def in_flight(self, engine_name: str) -> int:
-        """Requests in flight on `engine_name`."""
-        return self._flying.get(engine_name, 0)
-
-    def last_used(self, engine_name: str) -> float | None:
-        """When the last request for it began (Unix time, s, for people); None when none has since the gateway started."""
-        return self._used.get(engine_name)
-
-    def idle(self, engine_name: str) -> bool:
-        """Whether nothing is in flight on `engine_name`: safe to unload."""
-        return engine_name not in self._flying
-
-    def _targets(self, served: Served) -> tuple[Target, Target]:
-        """Under its number, and under the plain name."""
-        name = served.engine_name or self._base.engine_name
-        labels = (name, served.adapter, served.version, served.digest)
-        return Target(f"{served.adapter}@{served.version}", *labels), Target(served.adapter, *labels)
 
 
 def _unknown(model: object, unloaded: AbstractSet[tuple[str, int]]) -> Refused:

@@ -25,7 +25,7 @@ from app.observe.log import configure, event
 from app.screen.compiled.warm import warm
 from app.server.open_files import tell_open_files
 from app.server.settings import Settings
-from app.server.wiring import House, open_house
+from app.server.wiring import Gateway, wire_gateway
 
 SHUTDOWN_S: Final = 5
 """Seconds that running requests get to end at shutdown."""
@@ -40,37 +40,37 @@ def run(settings: Settings) -> None:
     """Serve until a signal. Raises GatewayError when a room will not open (store held, reference wrong, …)."""
     configure(settings.log, settings.log_level)
     tell_open_files()
-    house = open_house(settings)
-    if house.context.keys.open_door:
+    gateway = wire_gateway(settings)
+    if gateway.context.keys.open_door:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
     event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
-    app = build_app(house)
+    app = build_app(gateway)
     gc.collect()  # the collector never looks again at what stands now: see gc.freeze, and docs/performance.md
     gc.freeze()
-    uvicorn.run(app, host=settings.host, port=settings.port, **server_options(house))
+    uvicorn.run(app, host=settings.host, port=settings.port, **server_options(gateway))
 
 
-def server_options(house: House) -> dict[str, Any]:
+def server_options(gateway: Gateway) -> dict[str, Any]:
     """What uvicorn is told besides the address."""
     return {
         "log_level": "warning",
         "access_log": False,
-        "http": wire(house.context.metrics, house.context.shares),
+        "http": wire(gateway.context.metrics, gateway.context.shares),
         "ws": "none",
         "timeout_graceful_shutdown": SHUTDOWN_S,
         "timeout_keep_alive": KEEP_ALIVE_S,
     }
 
 
-def build_app(house: House) -> FastAPI:
+def build_app(gateway: Gateway) -> FastAPI:
     """The FastAPI application over an open house; its lifespan starts engine and reconciler, and closes the house."""
 
-    open_door = house.context.keys.open_door
+    open_door = gateway.context.keys.open_door
     app = FastAPI(
         title="LoRA gateway",
         version=__version__,
-        lifespan=lambda _: started(house),
-        middleware=middleware(house),
+        lifespan=lambda _: started(gateway),
+        middleware=middleware(gateway),
         docs_url="/docs" if open_door else None,  # a browser sends no key
         redoc_url=None,
         openapi_url="/openapi.json" if open_door else None,
@@ -79,7 +79,7 @@ def build_app(house: House) -> FastAPI:
     describe(app)
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
-    app.state.context = house.context
+    app.state.context = gateway.context
     errors.install(app)
     # Routes are tried one by one for every request: those of inference come first.
     for router in (
@@ -96,42 +96,42 @@ def build_app(house: House) -> FastAPI:
     return app
 
 
-def middleware(house: House) -> list[Middleware]:
+def middleware(gateway: Gateway) -> list[Middleware]:
     """Every middleware, outermost first.
 
     Ids come first, so that every refusal has one. The cookie becomes a key only behind the checks of what other sites'
     pages send: they spare whoever sends a key, for no browser does that by itself.
     """
     return [
-        Middleware(RequestIds, traces=house.context.metrics.traces),
-        Middleware(Front, hosts=house.hosts),
+        Middleware(RequestIds, traces=gateway.context.metrics.traces),
+        Middleware(Front, hosts=gateway.hosts),
         Middleware(CookieToKey),
     ]
 
 
 @contextlib.asynccontextmanager
-async def started(house: House) -> AsyncIterator[None]:
+async def started(gateway: Gateway) -> AsyncIterator[None]:
     """The house's parts, running. Each is stopped, the last first, whatever becomes of the others: when the block ends, and
     when one of them does not start.
     """
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(house.doors)
-        if house.embedded is not None:
-            stack.push_async_callback(house.embedded.stop)
+        stack.enter_context(gateway.doors)
+        if gateway.embedded is not None:
+            stack.push_async_callback(gateway.embedded.stop)
             try:
-                await house.embedded.start()
+                await gateway.embedded.start()
             except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
                 event("engine_missing", logging.ERROR, why=error.message)
-        if house.front is not None:
-            stack.push_async_callback(house.front.close)
-        stack.push_async_callback(house.engine.close)
-        stack.push_async_callback(house.reconciler.stop)
-        house.reconciler.start()
-        if house.following is not None:
-            stack.push_async_callback(house.following.stop)
-            house.following.start()
-        stack.callback(house.auditor.stop)
-        house.auditor.start()
-        in_thread = house.context.pipeline.rooms.pools.screening
-        await in_thread(house.sandbox.warm if house.sandbox else warm)  # while the engine starts: no upload waits
+        if gateway.front is not None:
+            stack.push_async_callback(gateway.front.close)
+        stack.push_async_callback(gateway.engine.close)
+        stack.push_async_callback(gateway.reconciler.stop)
+        gateway.reconciler.start()
+        if gateway.peer_sync is not None:
+            stack.push_async_callback(gateway.peer_sync.stop)
+            gateway.peer_sync.start()
+        stack.callback(gateway.auditor.stop)
+        gateway.auditor.start()
+        in_thread = gateway.context.uploads.components.pools.screening
+        await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)  # while the engine starts: no upload waits
         yield

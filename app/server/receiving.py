@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import Request
 
 from app.domain.shares import SHARED, Resource, Shares
-from app.gateway.components import Rooms
+from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
 from app.load.embedded.command import cores, cpu_build
 from app.server.open_files import half_of_open_files
@@ -47,7 +47,7 @@ def _sequences(settings: Settings, keys: int) -> int:
     return max(MIN_SEQUENCES, SEQUENCES_A_CORE * cores())
 
 
-def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack) -> Receive:
+def receiver(settings: Settings, components: Components, shares: Shares, doors: ExitStack) -> Receive:
     """Receiver of uploads: turns a request's body into a sealed upload."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
@@ -56,10 +56,10 @@ def receiver(settings: Settings, rooms: Rooms, shares: Shares, doors: ExitStack)
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
     doors.callback(quarantine.close)
-    watch_waiting(rooms.metrics, shares, quarantine, limits.free_disk_floor_bytes)
+    watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> PendingUpload:
-        who, pool = request.state.key, rooms.pools.receiving
+        who, pool = request.state.key, components.pools.receiving
         return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, who)
 
     return receive_body

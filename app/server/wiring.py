@@ -14,18 +14,24 @@ from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
 from app.domain.verdict import METRIC_VERSION
 from app.gateway.audit_job import Audited, Auditor, engines_of
-from app.gateway.components import Rooms
-from app.gateway.gauges import watch_house
-from app.gateway.peer_sync import Following
-from app.gateway.publishing import Publishing, noop_engine_name
+from app.gateway.catalogue_follower import CatalogueFollower
+from app.gateway.components import Components
+from app.gateway.desired_state import StateInForce
+from app.gateway.garbage import GarbageCollector
+from app.gateway.gauges import watch_gateway
+from app.gateway.peer_sync import PeerSync
+from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.publishing import Publishing
 from app.gateway.readiness import details_of, readiness_of
+from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
-from app.gateway.uploads import Pipeline, policy_objection, publish_noop
+from app.gateway.uploads import Uploads
+from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
 from app.load.embedded.command import cpu_build
 from app.load.embedded.supervisor import EmbeddedEngine
 from app.load.fleet.fleet import Fleet
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import AfterPass, Callbacks
 from app.load.reconcile.plugin_engine import keeper_for
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
@@ -36,13 +42,14 @@ from app.sandbox.client import Sandbox
 from app.sandbox.sanitise import RULES, Measure, sanitise
 from app.screen.reference.open import Reference, check_policy, open_reference, short_of_energy
 from app.serve.admission import Admission
+from app.serve.in_flight import InFlight
 from app.serve.relay import Relay, only
-from app.serve.routing_table import Routes
+from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
 from app.server.settings import LOOPBACK, Settings
 from app.server.wiring_engines import engine_key, engines, served_model
 from app.store.open import Place, catalogue_at, open_store
-from app.store.uploads import ORIGINALS, Originals
+from app.store.uploads import ORIGINALS, KeptUploads
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
 
@@ -51,7 +58,7 @@ OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Gateway:
     """One gateway's rooms, open and wired. engine: the one there is, or all. front: what stands before them, if anything.
     hosts: accepted Host names. doors: closes what needs closing."""
 
@@ -61,25 +68,27 @@ class House:
     reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
-    following: Following | None
+    follower: CatalogueFollower
+    garbage: GarbageCollector
+    peer_sync: PeerSync | None
     context: Context
     hosts: frozenset[str]
     doors: ExitStack
 
 
-def open_house(settings: Settings) -> House:
+def wire_gateway(settings: Settings) -> Gateway:
     """Open and wire every room; blocking. Nothing is started yet."""
     doors = ExitStack()
     try:
-        house = _wire(settings, doors)
-        watch_house(house.context.pipeline)
-        return house
+        wired = _wire(settings, doors)
+        watch_gateway(wired.context.uploads)
+        return wired
     except BaseException:
         doors.close()
         raise
 
 
-def _wire(settings: Settings, doors: ExitStack) -> House:
+def _wire(settings: Settings, doors: ExitStack) -> Gateway:
     metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
@@ -88,30 +97,31 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
     blobs, peers = store.blobs, store.peers
     pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
-    noop = publish_noop(target, reference, settings.policy, store) if _through_noop(settings) else None
-    # The reconciler asks publishing what is desired, publishing tells the reconciler to look: the knot is tied here.
-    routes = Routes(
-        settings.served_name,
-        base=noop_engine_name(noop.digest) if noop else None,
-        loaded=lambda name: reconciler.is_loaded(name) and (peers is None or peers.fresh),
-    )
-    keeping = Keeping(
-        desired=lambda: publishing.desired(),  # noqa: PLW0108 - bound below
+    zero = store_zero_adapter(target, reference, settings.policy, store) if _through_zero(settings) else None
+    desired, in_flight, after_pass = StateInForce(), InFlight(), AfterPass()
+    callbacks = Callbacks(
+        desired=desired.adapters,
         verify=lambda _, path: blobs.verify(Digest(path.name)),
         interval_s=settings.reconcile_seconds,
         silent_s=settings.engine_silent_seconds,
-        idle=routes.idle,
+        idle=in_flight.idle,
         on_try=metrics.load_tried,
         on_lost=metrics.adapters_lost,
-        after_pass=lambda: publishing.settle(),  # noqa: PLW0108 - bound below
+        after_pass=after_pass,
         identify=model.identify,
     )
-    keeper = keeper_for(settings.engine_resolves, lambda: publishing.waiting())  # noqa: PLW0108 - bound below
-    embedded, engine, reconciler = engines(settings, model.spec, keeping, metrics, keeper)
+    keeper = keeper_for(settings.engine_resolves, desired.waiting)
+    embedded, engine, reconciler = engines(settings, model.spec, callbacks, metrics, keeper)
+    routing_table = RoutingTable(
+        settings.served_name,
+        base=zero_adapter_name(zero.digest) if zero else None,
+        in_flight=in_flight,
+        loaded=lambda name: reconciler.is_loaded(name) and (peers is None or peers.fresh),
+    )
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
     sandbox = _sandbox(settings, measure, doors)
-    rooms = Rooms(
+    components = Components(
         target=target,
         limits=limits,
         reference=reference,
@@ -121,34 +131,51 @@ def _wire(settings: Settings, doors: ExitStack) -> House:
         parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
-        originals=Originals(settings.data / ORIGINALS, keep=settings.keep_originals),
+        kept_uploads=KeptUploads(settings.data / ORIGINALS, keep=settings.keep_originals),
         catalogue=store.catalogue,
         reconciler=reconciler,
-        routes=routes,
+        desired=desired,
+        routing_table=routing_table,
         metrics=metrics,
         progress=Progress(),
-        noop=noop,
+        zero=zero,
         pools=pools,
         peers=peers,
     )
-    publishing = Publishing(rooms, lambda row: policy_objection(rooms, row))
-    publishing.open()
-    pipeline = Pipeline(rooms, publishing)
-    auditor = _auditor(settings, pipeline, engine)
+    garbage = GarbageCollector(components)
+    follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
+    publishing = Publishing(components, follower, garbage)
+    after_pass.connect(publishing.settle)
+    recover(components, follower, garbage)
+    uploads = Uploads(components, publishing, garbage)
+    auditor = _auditor(settings, uploads, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, pipeline, engine, front, doors)
-    following = Following(peers, publishing, pools) if peers else None
-    return House(embedded, engine, front, reconciler, sandbox, auditor, following, context, _hosts(settings), doors)
+    context = _context(settings, uploads, engine, front, doors)
+    peer_sync = PeerSync(peers, components, follower, garbage) if peers else None
+    return Gateway(
+        embedded,
+        engine,
+        front,
+        reconciler,
+        sandbox,
+        auditor,
+        follower,
+        garbage,
+        peer_sync,
+        context,
+        _hosts(settings),
+        doors,
+    )
 
 
 def _context(
-    settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
+    settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
 ) -> Context:
-    rooms, shares = pipeline.rooms, shares_of(settings)
+    components, shares = uploads.components, shares_of(settings)
     if front:
         choose = only(front)
     else:
-        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _away(rooms.reconciler))
+        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _away(components.reconciler))
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -160,22 +187,22 @@ def _context(
         rates=Rates(per_minute, per_day=per_day),
         shares=shares,
         admission=Admission(shares),
-        metrics=rooms.metrics,
-        pipeline=pipeline,
-        rescreening=Rescreening(pipeline),
+        metrics=components.metrics,
+        uploads=uploads,
+        rescreening=Rescreening(uploads),
         relay=Relay(
             choose,
-            rooms.routes,
-            hooks=rooms.metrics,
-            missing=lambda _: rooms.reconciler.poke(),
-            pool=rooms.pools.bodies,
+            components.routing_table,
+            hooks=components.metrics,
+            missing=lambda _: components.reconciler.poke(),
+            pool=components.pools.bodies,
             prompt_logprobs=settings.prompt_logprobs,
             seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
         ),
-        routes=rooms.routes,
-        receive=receiver(settings, rooms, shares, doors),
-        readiness=readiness_of(engine, rooms),
-        details=partial(details_of, rooms.reconciler),
+        routing_table=components.routing_table,
+        receive=receiver(settings, components, shares, doors),
+        readiness=readiness_of(engine, components),
+        details=partial(details_of, components.reconciler),
         engine_metrics=engine.exposition,
     )
 
@@ -220,12 +247,12 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
-def _auditor(settings: Settings, pipeline: Pipeline, engine: HttpEngine | Fleet) -> Auditor:
-    asked = partial(engines_of, engine, pipeline.rooms.reconciler)
+def _auditor(settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet) -> Auditor:
+    asked = partial(engines_of, engine, uploads.components.reconciler)
     engines = (lambda: ()) if settings.engine_resolves else asked  # their lists name paths of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
     what = Audited(settings.data, catalogue_url, engines, engine_key(settings), settings.artefacts, settings.store_url)
-    return Auditor(pipeline, what, settings.audit_seconds)
+    return Auditor(uploads, what, settings.audit_seconds)
 
 
 def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
@@ -239,7 +266,7 @@ def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox 
     return sandbox
 
 
-def _through_noop(settings: Settings) -> bool:
+def _through_zero(settings: Settings) -> bool:
     """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
     if settings.base_through_noop is not None:
         return settings.base_through_noop

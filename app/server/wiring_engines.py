@@ -14,7 +14,7 @@ from app.load.embedded.supervisor import EmbeddedEngine, socket_home
 from app.load.fleet.dns import fleet_of
 from app.load.fleet.fleet import Fleet
 from app.load.fleet.member import CheckedEngine
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.plugin_engine import Keeper
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
@@ -58,19 +58,19 @@ def served_model(settings: Settings, reference: Reference) -> ServedModel:
 
 
 def engines(
-    settings: Settings, spec: EngineSpec | None, keeping: Keeping, metrics: Metrics, keeper: Keeper
+    settings: Settings, spec: EngineSpec | None, callbacks: Callbacks, metrics: Metrics, keeper: Keeper
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
     """The embedded engine if it is one (spec: how it is started); what is asked; what keeps it filled."""
     urls, key = settings.engine_urls, engine_key(settings)
     made, say = partial(CheckedEngine, api_key=key), partial(event, "engines")
-    if fleet := fleet_of(urls, made, keeping, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
+    if fleet := fleet_of(urls, made, callbacks, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
         watch_fleet(metrics, fleet)
         return None, fleet, fleet
     if spec is None:
         engine = HttpEngine(urls[0], api_key=key)
-        return None, engine, keeper(engine, keeping)
+        return None, engine, keeper(engine, callbacks)
     embedded = _embedded(settings, spec)
-    reconciler = Reconciler(embedded.client, keeping)
+    reconciler = Reconciler(embedded.client, callbacks)
     embedded.on_ready = reconciler.poke
     embedded.on_restart = metrics.engine_restarted
     embedded.hangs = reconciler.hangs

@@ -18,7 +18,7 @@ from app.store.artefacts.s3 import RemoteBlobs
 from app.store.catalogue.database import Database, is_shared
 from app.store.catalogue.reader import CatalogueReader
 from app.store.catalogue.tables import adapters, catalogue_state, versions
-from app.store.uploads import Originals
+from app.store.uploads import KeptUploads
 
 BATCH: Final = 500
 """Rows read and written at a time; a version's report is some 100 kB."""
@@ -85,7 +85,9 @@ def move_artefacts(
     return sent, left_out
 
 
-def move_originals(source: Originals, target: Originals, needed: frozenset[Digest]) -> tuple[int, tuple[Digest, ...]]:
+def move_originals(
+    source: KeptUploads, target: KeptUploads, needed: frozenset[Digest]
+) -> tuple[int, tuple[Digest, ...]]:
     """Copy every kept file that some version may be screened from again: (how many are there now, damaged: left out).
 
     needed: digests of what arrived. A damaged file could not be screened here either, so it ends nothing. What is there

@@ -40,7 +40,7 @@ class Original:
     weights: io.BufferedReader
 
 
-class Originals:
+class KeptUploads:
     """The directory. Its methods block and may be called from any thread.
 
     What was kept stays until no version needs it, also when nothing more is to be kept.
@@ -49,7 +49,7 @@ class Originals:
     def __init__(self, root: Path, *, keep: bool) -> None:
         """keep: whether new uploads are kept. Raises Unavailable when the directory cannot be made, or made private."""
         self.root: Final = root
-        self.keeping: Final = keep
+        self.callbacks: Final = keep
         self._lock: Final = threading.Lock()  # between looking whether a file is there and relying on it
         with disk_errors(f"originals directory {root}"):
             if keep:
@@ -66,7 +66,7 @@ class Originals:
         The version that needs it stands in the catalogue already, so that `collect` spares it. Raises Unavailable NO_SPACE,
         or STORE_FAILED, also when the bytes are not those of their digests.
         """
-        if not self.keeping:
+        if not self.callbacks:
             return
         self._put(received.config_digest, io.BytesIO(config))
         self._put(received.weights_digest, weights)

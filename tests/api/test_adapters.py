@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 
 
 async def chat(running: Running, model: str) -> tuple[int, str]:
@@ -233,7 +233,7 @@ async def test_projecting_serves_every_module_without_what_acts_on_alignments_in
         assert len(projected) == report["modules_projected"] > 0
         assert (version["modules_pruned"], version["modules_projected"]) == (0, len(projected))
         served = load_file(next((running.data / "artefacts").glob(f"{version['digest']}/adapter_model.safetensors")))
-        reference = running.house.context.pipeline.rooms.reference
+        reference = running.gateway.context.uploads.components.reference
         for name in projected:
             a = served[f"base_model.model.{name}.lora_A.weight"]
             b = served[f"base_model.model.{name}.lora_B.weight"]

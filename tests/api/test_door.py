@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.server.settings import Settings
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 GUARDED = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.shares import SHARED, Resource
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 HAPPY = ["received", "validated", "screened", "stored", "ready"]
 
@@ -110,7 +110,7 @@ async def test_the_stream_asks_for_a_key(running: Running) -> None:
 
 async def test_too_many_watchers_are_refused_and_places_are_given_back(running: Running) -> None:
     await running.http.post("/adapters", files=form("first"))
-    shares = running.house.context.shares
+    shares = running.gateway.context.shares
     for _ in range(3):
         await steps(running, "first")
     held = [shares.take(Resource.WATCHERS, "x") for _ in range(SHARED[Resource.WATCHERS].limit)]  # all are free again

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.api_keys import Role, new_key
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, content_digest
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 
 async def test_a_published_version_resolves_to_its_artefact_and_the_bytes_are_those(running: Running) -> None:

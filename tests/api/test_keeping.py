@@ -11,7 +11,7 @@ from app.domain.retention import unloaded
 from app.gateway.engine_lists import engine_list
 from app.store.audit.audit import audit
 from app.store.open import catalogue_at
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import until
 
 
@@ -64,7 +64,7 @@ async def test_requests_in_flight_finish_on_the_version_they_started_on(open_gat
         running.simulator.faults["chat"] = "slow"
         body = {"model": "bard", "messages": [{"role": "user", "content": "hi"}], "stream": True}
         asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body))
-        await until(lambda: not running.house.context.routes.idle(first))
+        await until(lambda: not running.gateway.context.routing_table.in_flight.idle(first))
         await push(running, "bard", 2)
         await asyncio.sleep(0.3)  # several passes
         assert first in running.simulator.loaded
@@ -134,7 +134,7 @@ async def test_after_a_restart_the_same_are_kept_and_more_when_the_setting_grows
         await until(lambda: set(names[2:]) == running.simulator.loaded.keys())
         assert (await chat(running, "bard@1")).json()["error"]["code"] == "version_unloaded"
     async with open_gateway(keep_versions=3) as running:
-        await until(lambda: set(names) == running.house.reconciler.loaded)  # listed is not yet probed
+        await until(lambda: set(names) == running.gateway.reconciler.loaded)  # listed is not yet probed
         assert (await chat(running, "bard@1")).status_code == 200
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from app.domain.names import AdapterName
 from app.store.catalogue.catalogue import Catalogue
 from tests.store.making import received, stored
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 LENIENT = {"tau": 1e9, "max_pruned_share": 1.0}
@@ -37,7 +37,7 @@ async def page(running: Running, **params: Any) -> dict[str, Any]:
 @contextmanager
 def statements(running: Running) -> Iterator[list[str]]:
     """What is asked of the database meanwhile."""
-    engine, told = running.house.context.pipeline.rooms.catalogue._database._engine, list[str]()
+    engine, told = running.gateway.context.uploads.components.catalogue._database._engine, list[str]()
 
     def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         told.append(statement)
@@ -51,8 +51,8 @@ def statements(running: Running) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 1000])
 async def test_the_pages_together_are_the_whole_in_order(running: Running, limit: int) -> None:
-    await running.house.reconciler.stop()  # it would follow what is stored here, and withhold it between two pages
-    names = fill(running.house.context.pipeline.rooms.catalogue, 20)
+    await running.gateway.reconciler.stop()  # it would follow what is stored here, and withhold it between two pages
+    names = fill(running.gateway.context.uploads.components.catalogue, 20)
     found: list[dict[str, Any]] = []
     after: str | None = ""
     while after is not None:
@@ -68,7 +68,7 @@ async def test_the_pages_together_are_the_whole_in_order(running: Running, limit
 
 
 async def test_a_page_is_one_query_however_long(running: Running) -> None:
-    fill(running.house.context.pipeline.rooms.catalogue, 30)
+    fill(running.gateway.context.uploads.components.catalogue, 30)
     for limit in (1, 30):
         with statements(running) as told:
             await page(running, limit=limit)
@@ -79,7 +79,7 @@ async def test_a_page_is_one_query_however_long(running: Running) -> None:
 
 
 async def test_one_that_was_deleted_meanwhile_is_no_hole(running: Running) -> None:
-    catalogue = running.house.context.pipeline.rooms.catalogue
+    catalogue = running.gateway.context.uploads.components.catalogue
     names = fill(catalogue, 6)
     first = await page(running, limit=3)
     for gone in (names[2], names[3]):
@@ -90,7 +90,7 @@ async def test_one_that_was_deleted_meanwhile_is_no_hole(running: Running) -> No
 
 
 async def test_one_whose_first_upload_is_just_beginning_is_listed_too(running: Running) -> None:
-    running.house.context.pipeline.rooms.catalogue.begin_version(AdapterName("early"), received())
+    running.gateway.context.uploads.components.catalogue.begin_version(AdapterName("early"), received())
     (adapter,) = (await page(running))["adapters"]
     assert (adapter["name"], adapter["versions"][0]["state"]) == ("early", "received")
 
@@ -127,9 +127,9 @@ async def test_what_was_used_is_forgotten_with_its_adapter(running: Running) -> 
     await running.http.post("/adapters", files=form("style"))
     body = {"model": "style", "messages": [{"role": "user", "content": "hello"}]}
     await running.http.post("/v1/chat/completions", json=body)
-    assert len(running.house.context.routes._used) == 1
+    assert len(running.gateway.context.routing_table.in_flight._used) == 1
     await running.http.delete("/adapters/style")
-    assert running.house.context.routes._used == {}
+    assert running.gateway.context.routing_table.in_flight._used == {}
 
 
 async def test_a_version_without_its_artefact_is_not_answered_by_the_served_model(open_gateway: OpenHouse) -> None:

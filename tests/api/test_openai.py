@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.load.client import engine as engine_module
-from tests.support.house import KEY, Running, form
+from tests.support.gateway import KEY, Running, form
 from tests.support.waiting import STUCK_S
 
 SERVED = "served"
@@ -39,15 +39,15 @@ async def test_a_client_that_leaves_before_the_answer_stops_the_engines_work(run
         "query_string": b"",
         "headers": [(b"authorization", f"Bearer {KEY}".encode())],
     }
-    target = running.house.context.routes.resolve("first").engine_name
+    target = running.gateway.context.routing_table.resolve("first").engine_name
     request = asyncio.ensure_future(running.app(scope, receive, send))
     async with asyncio.timeout(STUCK_S):
-        while running.house.context.routes.idle(target):
+        while running.gateway.context.routing_table.in_flight.idle(target):
             await asyncio.sleep(0.01)
     began = time.monotonic()
     left.set()
     await asyncio.wait_for(request, 5)
-    assert running.house.context.routes.idle(target)
+    assert running.gateway.context.routing_table.in_flight.idle(target)
     assert time.monotonic() - began < 1.0
 
 

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 from app.api.access.rules import ROUTES
 from app.domain.errors import CODES
 from tests.console.conftest import serving
-from tests.support.house import form
+from tests.support.gateway import form
 
 EXAMPLES: Final = int(os.environ.get("EXAMPLES", "12"))
 """Requests of each kind a route gets: `make test EXAMPLES=…` for more."""

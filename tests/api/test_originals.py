@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.domain.digest import digest_of
 from tests.support.audited import rested
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 
 def kept(running: Running) -> set[str]:

@@ -20,7 +20,7 @@ from app.domain.coarse import coarse
 from app.domain.names import AdapterName
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.tables import VersionRow
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 
 KEYS = {
     "alice": new_key("alice", [Role.UPLOAD, Role.CHAT]),

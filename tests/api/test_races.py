@@ -10,7 +10,7 @@ import torch
 
 from app.domain.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
 from app.domain.version_state import IN_FLIGHT
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 
@@ -31,7 +31,7 @@ async def test_a_slow_look_at_the_catalogue_never_undoes_a_later_one(
     for seed in (0, 1):
         await running.http.post("/adapters", files=form("stays", seed=seed))
     await running.http.post("/adapters", files=form("goes", seed=2))
-    catalogue = running.house.context.pipeline.rooms.catalogue
+    catalogue = running.gateway.context.uploads.components.catalogue
     read, slow = catalogue.served, threading.Event()
 
     def served() -> Any:
@@ -59,14 +59,14 @@ async def test_equal_bad_uploads_at_the_same_moment_are_all_refused(open_gateway
 async def test_equal_good_uploads_at_the_same_moment_are_all_served(
     running: Running, monkeypatch: pytest.MonkeyPatch, late: float
 ) -> None:
-    publishing = running.house.context.pipeline.publishing
-    refresh, slow = publishing.refresh, iter([late])
+    follower = running.gateway.follower
+    refresh, slow = follower.refresh, iter([late])
 
     async def refresh_late() -> None:
         await asyncio.sleep(next(slow, 0.0))
         await refresh()
 
-    monkeypatch.setattr(publishing, "refresh", refresh_late)
+    monkeypatch.setattr(follower, "refresh", refresh_late)
     answers = await asyncio.gather(*(running.http.post("/adapters", files=form("good")) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
     assert {answer.json()["state"] for answer in answers} == {"ready"}
@@ -82,14 +82,14 @@ async def test_equal_uploads_that_the_engine_refuses_are_all_told_so(running: Ru
 async def test_after_a_full_disk_the_next_upload_of_the_same_bytes_works(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = running.house.context.pipeline.rooms
+    components = running.gateway.context.uploads.components
 
     def full(*_: object, **__: object) -> None:
         raise Unavailable(NO_SPACE, "the disk is full")
 
     with monkeypatch.context() as disk:
-        disk.setattr(rooms.blobs, "put", full)
-        disk.setattr(rooms.catalogue, "record_failed", full)  # the catalogue lies on the same disk
+        disk.setattr(components.blobs, "put", full)
+        disk.setattr(components.catalogue, "record_failed", full)  # the catalogue lies on the same disk
         assert (await running.http.post("/adapters", files=form("first"))).status_code == 507
     assert (await running.http.get("/adapters/first")).json()["versions"][0]["state"] in IN_FLIGHT
     again = await running.http.post("/adapters", files=form("first"))

@@ -12,10 +12,10 @@ import pytest
 
 from app.domain.errors import LOAD_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, STORE_FAILED, Code, Refused, Unavailable
 from app.domain.names import AdapterName
-from app.gateway.showing import VersionRefused
+from app.gateway.version_refused import VersionRefused
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
-from tests.support.house import Running, form
+from tests.support.gateway import Running, form
 from tests.support.waiting import STUCK_S
 
 REPEATS = 5
@@ -103,7 +103,7 @@ async def test_with_the_engine_away_it_waits_for_it(running: Running) -> None:
 async def test_who_leaves_before_it_is_followed_leaves_nothing_waiting_for_ever(running: Running) -> None:
     with refusing(running):
         await push(running)
-    running.house.context.pipeline.rooms.catalogue.begin_again(NAME, 1, whole=True)  # and nobody is told
+    running.gateway.context.uploads.components.catalogue.begin_again(NAME, 1, whole=True)  # and nobody is told
     await until_ready(running, 1)
 
 
@@ -150,24 +150,24 @@ async def test_together_they_are_one_version_and_all_are_told(running: Running) 
 async def test_a_late_refusal_fails_only_the_try_that_it_was_of(
     running: Running, monkeypatch: pytest.MonkeyPatch, overtaken: bool
 ) -> None:
-    await running.house.reconciler.stop()  # it would load by itself
+    await running.gateway.reconciler.stop()  # it would load by itself
     await push(running, wait="false")
-    rooms, publishing = running.house.context.pipeline.rooms, running.house.context.pipeline.publishing
-    row, ensure, refusals = rooms.catalogue.version("style", 1), rooms.reconciler.ensure, [LOAD_FAILED]
+    components, publishing = running.gateway.context.uploads.components, running.gateway.context.uploads.publishing
+    row, ensure, refusals = components.catalogue.version("style", 1), components.reconciler.ensure, [LOAD_FAILED]
 
     async def refused_once(name: str) -> None:
         if refusals:
             raise Unavailable(refusals.pop(), "no")
         await ensure(name)
 
-    monkeypatch.setattr(rooms.reconciler, "ensure", refused_once)
+    monkeypatch.setattr(components.reconciler, "ensure", refused_once)
     if overtaken:
         row = replace(row, revision=row.revision - 1)
         assert (await publishing.load(row)).state == "ready"
     else:
         with pytest.raises(VersionRefused):
             await publishing.load(row)
-        assert rooms.catalogue.version("style", 1).state == "failed"
+        assert components.catalogue.version("style", 1).state == "failed"
 
 
 def broken(kind: str, running: Running, patch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def broken(kind: str, running: Running, patch: pytest.MonkeyPatch) -> None:
 
     limits: dict[str, Code] = {"screening_killed": SCREENING_KILLED, "screening_timeout": SCREENING_TIMEOUT}
     if kind == "store_failed":
-        blobs = running.house.context.pipeline.rooms.blobs
+        blobs = running.gateway.context.uploads.components.blobs
         patch.setattr(blobs, "put", raising(Unavailable(STORE_FAILED, "the disk is broken")))
     else:
         error = Refused(limits[kind], "the machine was busy") if kind in limits else RuntimeError("a bug")

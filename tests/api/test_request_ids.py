@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.house import Running, form
+from tests.support.gateway import Running, form
 
 OURS = re.compile(r"[0-9a-f]{32}")
 ROUTES = [
@@ -47,7 +47,7 @@ async def test_a_bug_of_ours_is_answered_with_the_id(running: Running, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(running.house.context.pipeline.rooms.catalogue, "adapter", broken)
+    monkeypatch.setattr(running.gateway.context.uploads.components.catalogue, "adapter", broken)
     answer = await running.http.get("/adapters/x", headers={"X-Request-Id": "mine"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
 

@@ -21,7 +21,7 @@ from app.domain.names import AdapterName
 from app.domain.version_state import IN_FLIGHT, State
 from app.server.app import server_options
 from tests.support.audited import rested
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 LENIENT = {"tau": 1e9, "max_pruned_share": 1.0}
@@ -59,7 +59,7 @@ def events(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def counted(running: Running, result: str) -> float:
-    value = running.house.context.metrics.registry.collector.get_sample_value(
+    value = running.gateway.context.metrics.registry.collector.get_sample_value(
         "gateway_rescreens_total", {"result": result}
     )
     assert value is not None
@@ -178,7 +178,7 @@ async def test_the_newest_upload_is_not_undone_by_an_older_one(open_gateway: Ope
     async with open_gateway(keep_originals=True, **LENIENT) as running:
         await push(running, "style", 1)
     async with open_gateway(keep_originals=True) as running:
-        rescreening = running.house.context.rescreening
+        rescreening = running.gateway.context.rescreening
         source = rescreening._source("style")  # chosen, and then an upload comes
         await push(running, "style", 2)
         rescreening._source = lambda _: source
@@ -249,7 +249,7 @@ async def test_all_are_screened_again_and_each_is_told(open_gateway: OpenHouse) 
 async def test_one_run_at_a_time_and_the_next_when_it_was_broken_off(open_gateway: OpenHouse) -> None:
     async with open_gateway(keep_originals=True, **LENIENT) as running:
         await push(running, "style")
-        rescreening = running.house.context.rescreening
+        rescreening = running.gateway.context.rescreening
         run = rescreening.all()
         second = await running.http.post("/rescreen")
         assert (second.status_code, second.json()["error"]["code"]) == (429, "rescreening")
@@ -264,22 +264,22 @@ async def test_who_leaves_takes_no_file_from_under_the_screening(open_gateway: O
     async with open_gateway(keep_originals=True, **LENIENT) as running:
         await push(running, "style", 0)
     async with open_gateway(keep_originals=True, tau=3.5) as running:
-        context = running.house.context
-        rooms, begun, left = context.pipeline.rooms, threading.Event(), threading.Event()
+        context = running.gateway.context
+        components, begun, left = context.uploads.components, threading.Event(), threading.Event()
 
         def slow(*given: Any) -> Any:
             begun.set()
             assert left.wait(10)
-            return rooms.sanitise(*given)
+            return components.sanitise(*given)
 
-        context.pipeline.rooms = replace(rooms, sanitise=slow)
+        context.uploads.components = replace(components, sanitise=slow)
         work = asyncio.ensure_future(context.rescreening.one("style"))
         assert await asyncio.to_thread(begun.wait, 10)
         work.cancel()
         await asyncio.wait({work})
         left.set()
         async with asyncio.timeout(STUCK_S):
-            while (row := rooms.catalogue.version(AdapterName("style"), 2)).state in IN_FLIGHT:
+            while (row := components.catalogue.version(AdapterName("style"), 2)).state in IN_FLIGHT:
                 await asyncio.sleep(0.01)
         assert (row.state, row.error_message) == (State.STORED, None)
 
@@ -316,7 +316,7 @@ async def listening(running: Running) -> AsyncIterator[str]:
     """The gateway's address, on a port of its own."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        options = {**server_options(running.house), "lifespan": "off"}
+        options = {**server_options(running.gateway), "lifespan": "off"}
         server = uvicorn.Server(uvicorn.Config(running.app, **options))
         work = asyncio.create_task(server.serve([bound]))
         try:

@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from app.api.access.rules import ADMIN_ONLY, ROUTES
 from app.domain.api_keys import Role, new_key
 from app.server.settings import Settings
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 
 KEYS = {role: new_key(f"key-for-{role}", [role]) for role in Role}
 CONCRETE = {"{name}": "x", "{number}": "1"}

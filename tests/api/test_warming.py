@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from app.cli import adapters as remote
 from app.domain.api_keys import Role, new_key
 from app.gateway import warm_up as warming
-from tests.support.house import SERVED, OpenHouse, Running, form, gateway
+from tests.support.gateway import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
 
 
@@ -77,10 +77,10 @@ async def test_an_engine_that_hangs_is_given_up(running: Running, monkeypatch: p
     running.simulator.faults["completions"] = "hang"
     asked = asyncio.create_task(warm(running, "bard"))
     await asyncio.sleep(0.1)
-    assert not running.house.context.routes.idle(name)  # so it is not unloaded meanwhile
+    assert not running.gateway.context.routing_table.in_flight.idle(name)  # so it is not unloaded meanwhile
     status, told = await asked
     assert (status, told["error"]["code"]) == (503, "engine_unavailable")
-    assert running.house.context.routes.idle(name)
+    assert running.gateway.context.routing_table.in_flight.idle(name)
 
 
 @pytest_asyncio.fixture
@@ -98,7 +98,7 @@ async def two(tiny_reference_dir: Path, tmp_path: Path) -> AsyncIterator[tuple[R
 async def test_every_engine_is_warmed_and_the_one_that_is_not_is_named(two: tuple[Running, list[Simulator]]) -> None:
     running, engines = two
     name = await push(running, "bard")
-    while len(running.house.reconciler.each[1].loaded) < 1 or len(running.house.reconciler.each[0].loaded) < 1:
+    while len(running.gateway.reconciler.each[1].loaded) < 1 or len(running.gateway.reconciler.each[0].loaded) < 1:
         await asyncio.sleep(0.01)
     before = [len(engine.seen) for engine in engines]
     _, told = await warm(running, "bard")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.api.http_protocol import HEAD_PIECE_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from app.domain.shares import Resource, Shares
 from tests.support.connection import Connection
-from tests.support.house import Running
+from tests.support.gateway import Running
 from tests.support.served import AUTH, line, on_a_port
 
 HOST = b"Host: gateway\r\n"

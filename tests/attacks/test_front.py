@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.api.access.request_checks import SINGLE
-from tests.support.house import OpenHouse, Running
+from tests.support.gateway import OpenHouse, Running
 
 ROOT = Path(__file__).parents[2]
 HOSTS = {

@@ -19,7 +19,7 @@ from app.domain.shares import SHARED, Resource
 from app.serve.grammar_cost import schema_cost
 from app.serve.request import TOKENS_UNSAID
 from app.upload.limits import UploadLimits
-from tests.support.house import OpenHouse, Running
+from tests.support.gateway import OpenHouse, Running
 from tests.support.served import AUTH, Line, line, on_a_port
 from tests.support.waiting import STUCK_S
 
@@ -70,7 +70,7 @@ ENGINE: Mapping[Resource, str] = {
 
 
 def refusals(running: Running, resource: Resource) -> float:
-    metric, code = running.house.context.metrics.uploads.rejected, SHARED[resource].code.name
+    metric, code = running.gateway.context.metrics.uploads.rejected, SHARED[resource].code.name
     return float(sum(s.value for family in metric.collect() for s in family.samples if s.labels.get("code") == code))
 
 
@@ -90,7 +90,7 @@ async def test_one_caller_leaves_some_to_others(open_gateway: OpenHouse, tmp_pat
     file = tmp_path / "keys"
     file.write_text("\n".join(key.line for _, key in (GREEDY, OTHER)))
     async with open_gateway(api_keys_file=file) as running, on_a_port(running) as port, AsyncExitStack() as lines:
-        shares, limit = running.house.context.shares, PLACES * UNITS.get(resource, 1)
+        shares, limit = running.gateway.context.shares, PLACES * UNITS.get(resource, 1)
         shares._limits[resource] = limit
         if resource in ENGINE:
             running.simulator.faults["chat"] = ENGINE[resource]
@@ -160,5 +160,5 @@ async def test_no_route_waits_for_a_body_that_does_not_come(
         asking: list[Awaitable[None]] = [ended(port, method, path, auth) for method, path in paths()]
         async with asyncio.timeout(60):
             await asyncio.gather(*asking)
-        shares = running.house.context.shares
+        shares = running.gateway.context.shares
         await until(lambda: not any(shares.in_use(resource) for resource in SHARED))

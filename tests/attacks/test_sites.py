@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 
 OURS = {
     "a program": {},

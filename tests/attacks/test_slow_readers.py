@@ -10,7 +10,7 @@ import pytest
 
 from app.api import http_protocol as wire
 from app.server.app import KEEP_ALIVE_S
-from tests.support.house import Running
+from tests.support.gateway import Running
 from tests.support.served import AUTH, line, on_a_port
 from tests.support.waiting import STUCK_S
 
@@ -88,7 +88,7 @@ async def test_who_takes_too_little_is_cut_off_and_the_engine_freed(
             await reading
         metrics = (await running.http.get("/metrics")).text
     assert 'code="read_timeout"' in metrics
-    assert running.house.context.routes.idle("served")
+    assert running.gateway.context.routing_table.in_flight.idle("served")
 
 
 async def test_who_pauses_and_reads_on_gets_everything(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from app.screen.reference.build import BuildOptions
 from tests.attacks import test_adapter_names, test_config, test_safetensors, test_tensors
 from tests.support.adapters import SHAPES, Upload
 from tests.support.audited import rested
-from tests.support.house import SERVED, OpenHouse, Running, form, gateway
+from tests.support.gateway import SERVED, OpenHouse, Running, form, gateway
 from tests.support.references import make_reference
 from tests.support.simulator import Simulator
 
@@ -119,7 +119,7 @@ async def test_ten_thousand_unknown_names_never_reach_the_engine(running: Runnin
             assert await chats(running, model) == 404
         else:
             with pytest.raises(Exception, match="model_not_found"):
-                running.house.context.routes.resolve(model)
+                running.gateway.context.routing_table.resolve(model)
     assert not running.simulator.seen
     assert len((await running.http.get("/metrics")).text) < page + 2000
 

@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from app.api import http_protocol as wire
-from tests.support.house import Running
+from tests.support.gateway import Running
 from tests.support.served import AUTH, line, on_a_port
 
 HOST = b"Host: gateway\r\n"
@@ -48,7 +48,7 @@ async def test_what_is_no_request_gets_the_envelope_and_the_door(running: Runnin
 
 
 def refused(running: Running, code: str) -> float:
-    metric = running.house.context.metrics.uploads.rejected
+    metric = running.gateway.context.metrics.uploads.rejected
     return float(sum(s.value for family in metric.collect() for s in family.samples if s.labels.get("code") == code))
 
 

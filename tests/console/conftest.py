@@ -15,9 +15,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from app.server.app import build_app
 from app.server.settings import Settings
-from app.server.wiring import open_house
+from app.server.wiring import wire_gateway
 from tests.console.chromium import FLAGS, chromium
-from tests.support.house import SERVED, form
+from tests.support.gateway import SERVED, form
 from tests.support.simulator import Simulator
 
 PATIENCE_MS = 30_000
@@ -61,7 +61,7 @@ def serving(directory: Path, reference: Path, **settings: Any) -> Iterator[str]:
             **settings,
         }
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            app = build_app(open_house(Settings(**values)))
+            app = build_app(wire_gateway(Settings(**values)))
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             running = asyncio.ensure_future(server.serve([listener]))
             while not server.started and not running.done():

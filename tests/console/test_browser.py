@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.console.conftest import Files, Serve, Visitor
 from tests.support.adapters import Upload
-from tests.support.house import KEY, SERVED
+from tests.support.gateway import KEY, SERVED
 
 PHONE = {"width": 360, "height": 740}
 MakeFiles = Callable[[int], Files]

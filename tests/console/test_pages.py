@@ -10,7 +10,7 @@ from app.domain.digest import digest_of
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.version_state import State
-from tests.support.house import KEY, SERVED, OpenHouse, Running, form
+from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
 
 OURS = {"X-Console": "1"}
 
@@ -163,7 +163,7 @@ async def test_odd_addresses_get_a_page_and_never_break_one(running: Running, pa
 
 
 async def test_a_thousand_adapters_are_paged_and_filtered_quickly(running: Running) -> None:
-    catalogue = running.house.context.pipeline.rooms.catalogue
+    catalogue = running.gateway.context.uploads.components.catalogue
     received = Received(digest_of(b"c"), digest_of(b"w"), 1, 1)
     for index in range(1000):
         catalogue.begin_version(AdapterName(f"many.{index:04d}"), received, "p")
@@ -192,7 +192,7 @@ async def test_an_adapters_page_shows_each_state_it_can_be_in(open_gateway: Open
         assert "one@1" in page
         for module in first["report"]["verdict"]["modules"]:
             assert module["name"] in page
-        catalogue = running.house.context.pipeline.rooms.catalogue
+        catalogue = running.gateway.context.uploads.components.catalogue
         received = Received(digest_of(b"c"), digest_of(b"w"), 1, 1)
         row = catalogue.begin_version(AdapterName("one"), received, "p")
         assert row.state is State.RECEIVED

@@ -21,7 +21,7 @@ import yaml
 from fastapi import FastAPI
 
 from app.observe.metrics import Metrics
-from tests.support.house import KEY, SERVED, OpenHouse, form
+from tests.support.gateway import KEY, SERVED, OpenHouse, form
 from tests.support.prometheus import ROOT, RULES, Prometheus, Promtool, free_port
 from tests.support.prometheus import start as start_prometheus
 from tests.support.waiting import STUCK_S

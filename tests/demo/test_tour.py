@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.demo.tour import Tour, check_audit
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 
 
 async def test_the_tour_fails_by_what_its_audit_finds(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.served import on_a_port
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "ray-serve" / "export.py"

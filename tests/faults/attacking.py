@@ -18,7 +18,7 @@ from typing import Final
 
 from app.domain.lora import ServingDtype, Shape, TargetModel
 from tests.support.adapters import Upload, raw
-from tests.support.house import KEY
+from tests.support.gateway import KEY
 from tests.upload.bodies import BOUNDARY, HEADERS, body, form, part
 
 SHAPES: Final[Mapping[str, Shape]] = {

@@ -27,7 +27,7 @@ import httpx
 from app.screen.reference.build import BuildOptions, build_reference
 from tests.faults.attacking import CAP_MIB, LAYERS, RANK, SHAPES, attack, shaped
 from tests.support.adapters import Upload
-from tests.support.house import KEY, SERVED, gateway
+from tests.support.gateway import KEY, SERVED, gateway
 from tests.support.references import aligned_from, weights, write_checkpoint
 from tests.support.served import on_a_port
 from tests.support.simulator import Simulator

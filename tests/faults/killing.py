@@ -33,7 +33,7 @@ from app.store.failpoints import VARIABLE
 from tests.store.crashing import FAILPOINTS
 from tests.support import tally
 from tests.support.audited import rested
-from tests.support.house import KEY, SERVED, Running, form, gateway
+from tests.support.gateway import KEY, SERVED, Running, form, gateway
 from tests.support.references import make_reference
 from tests.support.simulator import Simulator
 

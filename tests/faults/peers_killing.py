@@ -17,7 +17,7 @@ from typing import Any
 from app.store.failpoints import VARIABLE
 from tests.faults.killing import SEEDS, _push, promises
 from tests.store.crashing import FAILPOINTS
-from tests.support.house import Running, gateway
+from tests.support.gateway import Running, gateway
 
 SHARED = ("one", "two", "Three")
 DOOMED = "doomed"

@@ -10,7 +10,7 @@ from app.store.audit.audit import Promise
 from app.upload.receive import SealedUpload
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 AWAITS = 400
@@ -43,20 +43,20 @@ async def test_an_upload_cancelled_at_any_await(open_gateway: OpenHouse, kind: s
         running.simulator.faults.clear()
         assert (await running.http.post("/adapters", files=form("after", 999))).status_code in (201, 202)
         async with asyncio.timeout(STUCK_S):
-            while running.house.context.pipeline._working:
+            while running.gateway.context.uploads._working:
                 await asyncio.sleep(0.02)
         await rested(running, [Promise("known", 1)])
         assert not list((running.data / "quarantine").iterdir())
         async with asyncio.timeout(STUCK_S):
-            while running.house.context.pipeline.rooms.catalogue.unfinished():
+            while running.gateway.context.uploads.components.catalogue.unfinished():
                 await asyncio.sleep(0.02)
 
 
 async def test_a_dry_run_whose_client_leaves_keeps_its_file_until_it_is_measured(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = running.house.context.pipeline
-    measure, begun, go_on, open_still = pipeline.measure, threading.Event(), threading.Event(), []
+    uploads = running.gateway.context.uploads
+    measure, begun, go_on, open_still = uploads.measure, threading.Event(), threading.Event(), []
 
     def slow(sealed: SealedUpload) -> Verdict:
         begun.set()
@@ -64,7 +64,7 @@ async def test_a_dry_run_whose_client_leaves_keeps_its_file_until_it_is_measured
         open_still.append(not sealed.weights.file.closed)
         return measure(sealed)
 
-    monkeypatch.setattr(pipeline, "measure", slow)
+    monkeypatch.setattr(uploads, "measure", slow)
     asked = asyncio.ensure_future(running.http.post("/screen", files=form("mine")))
     assert await asyncio.to_thread(begun.wait, 10)
     asked.cancel()

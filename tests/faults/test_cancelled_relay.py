@@ -11,12 +11,12 @@ import pytest
 
 from app.domain.errors import GatewayError
 from app.load.client.engine import HttpEngine
+from app.serve.in_flight import InFlight
 from app.serve.relay import Relay
-from app.serve.routing_table import Routes
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.cancelling import Moment, ends_before
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 ENOUGH = 100
 """More awaits than a request has that ends."""
@@ -48,14 +48,14 @@ KINDS: dict[str, tuple[bool, dict[str, str], bool]] = {
 
 
 def engine_of(running: Running) -> HttpEngine:
-    engine = running.house.engine
+    engine = running.gateway.engine
     assert isinstance(engine, HttpEngine)
     return engine
 
 
 def held(running: Running) -> tuple[int, int, int]:
-    """Requests that anybody still counts: the engine, the table of routes, connections in use (by reconciling, too)."""
-    flying = sum(running.house.context.routes._flying.values())
+    """Requests that anybody still counts: the engine, the counter of requests, connections in use (by reconciling, too)."""
+    flying = running.gateway.context.routing_table.in_flight.total()
     session = engine_of(running)._inference._session
     assert session is not None
     assert session.connector is not None
@@ -83,17 +83,17 @@ class Departures:
     def __init__(self, running: Running, patch: pytest.MonkeyPatch) -> None:
         self.left = 0
         self._running = running
-        depart = Routes.depart
+        begin = InFlight.begin
 
-        def counted(routes: Routes, name: str) -> None:
+        def counted(in_flight: InFlight, name: str) -> None:
             self.left += 1
-            depart(routes, name)
+            begin(in_flight, name)
 
-        patch.setattr(Routes, "depart", counted)
+        patch.setattr(InFlight, "begin", counted)
         self._before = self._told()
 
     def _told(self) -> float:
-        told = self._running.house.context.metrics.exposition().decode().splitlines()
+        told = self._running.gateway.context.metrics.exposition().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in told if line.startswith("gateway_requests_total{"))
 
     @property
@@ -107,7 +107,7 @@ async def at_the_door(running: Running, body: dict[str, Any]) -> None:
 
 async def within(running: Running, body: dict[str, Any]) -> None:
     """What the door's task does: the awaits that are reached when the client leaves."""
-    relay: Relay = running.house.context.relay
+    relay: Relay = running.gateway.context.relay
     answer = await relay.complete("chat", json.dumps(body).encode(), "a-request")
     if not isinstance(answer.body, bytes):
         try:

@@ -29,7 +29,7 @@ from app.store.audit.audit import Promise
 from tests.support import tiny_model
 from tests.support.audited import rested
 from tests.support.engine import START_S, LiveEngine
-from tests.support.house import Running, gateway
+from tests.support.gateway import Running, gateway
 from tests.support.references import aligned_from, weights, write_checkpoint
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -189,7 +189,7 @@ async def test_hung_with_an_answer_under_way(running: Running, engine: LiveEngin
 
     streaming = asyncio.create_task(stream())
     async with asyncio.timeout(START_S):
-        while not BUSY(await running.house.engine.exposition()):
+        while not BUSY(await running.gateway.engine.exposition()):
             if streaming.done():  # its answer was over before anybody looked
                 streaming = asyncio.create_task(stream())
             await asyncio.sleep(0.01)
@@ -207,9 +207,9 @@ async def test_its_core_hangs_and_its_server_says_that_it_is_well(running: Runni
     with engine.stopped(but_the_server=True):
         asked = {model: asyncio.create_task(ask(running, model)) for model in said}
         async with asyncio.timeout(START_S):
-            while running.house.reconciler.engine_up:
+            while running.gateway.reconciler.engine_up:
                 await asyncio.sleep(0.05)
-        assert await running.house.engine.healthy()
+        assert await running.gateway.engine.healthy()
         for model in said:
             began = time.monotonic()
             answer = await ask(running, model)
@@ -228,7 +228,7 @@ async def test_its_core_hangs_for_good(running: Running, engine: LiveEngine, mon
     """As the test before, but as the gateway's own engine: killed after a while, started again, filled again."""
     said, generation = await published(running, engine), engine.embedded.generation
     monkeypatch.setattr(embedded_module, "HUNG_S", PATIENCE_S)
-    (reconciler,) = running.house.reconciler.each
+    (reconciler,) = running.gateway.reconciler.each
     monkeypatch.setattr(engine.embedded, "hangs", reconciler.hangs)
     with engine.stopped(but_the_server=True):
         waiting = asyncio.create_task(ask(running, "one"))

@@ -12,7 +12,7 @@ from app.domain.errors import STORE_FAILED, Unavailable
 from app.store.catalogue.catalogue import Catalogue
 from app.upload.quarantine import SealedFile, UnsealedFile
 from tests.support.cancelling import Moment, ends_before
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 CHAT = {"model": SERVED, "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -133,7 +133,7 @@ async def test_what_arrived_is_freed_off_the_event_loop_when_its_request_is_canc
         else:
             raise AssertionError("it never came through")
         async with asyncio.timeout(STUCK_S):
-            while running.house.context.pipeline.working or list((running.data / "quarantine").iterdir()):
+            while running.gateway.context.uploads.working or list((running.data / "quarantine").iterdir()):
                 await asyncio.sleep(0.02)
         freed.off_the_loop()
 

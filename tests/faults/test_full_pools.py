@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from app.concurrency.pools import Pools
-from app.gateway.publishing import Publishing
-from app.gateway.uploads import Pipeline
+from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.uploads import Uploads
 from app.observe.metrics import Metrics
 from app.screen.reference.open import Reference
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.holding import Held
-from tests.support.house import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 PATIENCE_S = 10.0
@@ -58,9 +58,9 @@ class Kind:
 
 
 KINDS = {
-    "screening": Kind(((Pipeline, "_measure_and_store"), (Pipeline, "_restored")), screenings, 5),
+    "screening": Kind(((Uploads, "_measure_and_store"), (Uploads, "_restored")), screenings, 5),
     "changes": Kind(((Catalogue, "delete"),), deletes, 4, frozenset({("DELETE", "/adapters/doomed")})),
-    "following": Kind(((Publishing, "_measure_again"),), followed, 1, frozenset({("DELETE", "/adapters/doomed")})),
+    "following": Kind(((PolicyRecheck, "check"),), followed, 1, frozenset({("DELETE", "/adapters/doomed")})),
     "fetching": Kind(((BlobStore, "touch"),), looks("/resolve/kept@1"), 4),
     "readiness": Kind(((Reference, "check_unchanged"),), looks("/ready"), 2, frozenset({("GET", "/ready")})),
     "scrapes": Kind(((Metrics, "exposition"),), looks("/metrics"), 1, frozenset({("GET", "/metrics")})),
@@ -125,7 +125,7 @@ async def test_garbage_that_takes_for_ever_stops_no_reconcile_pass(
             assert (await push(running, name, seed)).status_code == 201
         held = Held()
         with monkeypatch.context() as patch:
-            held.hold(patch, type(running.house.context.pipeline.rooms.blobs), "collect")
+            held.hold(patch, type(running.gateway.context.uploads.components.blobs), "collect")
             try:
                 await answered(running, "DELETE", "/adapters/doomed")
                 await held.until(1)
@@ -137,7 +137,7 @@ async def test_garbage_that_takes_for_ever_stops_no_reconcile_pass(
                 async with asyncio.timeout(PATIENCE_S):
                     while not {"kept", "late"} <= bare(running.simulator.loaded):
                         await asyncio.sleep(0.02)
-                    while not {"kept", "late"} <= bare(running.house.reconciler.loaded):  # probed, too
+                    while not {"kept", "late"} <= bare(running.gateway.reconciler.loaded):  # probed, too
                         await asyncio.sleep(0.02)
                 await answered(running, "POST", "/v1/chat/completions", json=CHAT)
             finally:
@@ -153,7 +153,7 @@ async def test_a_screening_under_way_at_the_end_is_over_before_the_store_is_clos
 ) -> None:
     """What the sandbox's end fails is still recorded, and nothing is written to a store that others may have opened."""
     held, order = Held(), list[str]()
-    work, close_pools, close = Pipeline._measure_and_store, Pools.close, Catalogue.close
+    work, close_pools, close = Uploads._measure_and_store, Pools.close, Catalogue.close
 
     def screens(*args: Any) -> Any:
         row = work(*args)
@@ -169,8 +169,8 @@ async def test_a_screening_under_way_at_the_end_is_over_before_the_store_is_clos
         close(catalogue)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "_measure_and_store", screens)
-        held.hold(patch, Pipeline, "_measure_and_store")
+        patch.setattr(Uploads, "_measure_and_store", screens)
+        held.hold(patch, Uploads, "_measure_and_store")
         patch.setattr(Pools, "close", closing)
         patch.setattr(Catalogue, "close", closed)
         async with open_gateway(tau=1e9) as running:

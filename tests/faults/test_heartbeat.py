@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.gateway.publishing import Publishing
-from app.gateway.uploads import Pipeline
+from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.uploads import Uploads
 from app.store.cluster.peers import Peers
 from tests.faults.test_peers import Join, join, push  # noqa: F401 - `join` is a fixture
+from tests.support.gateway import Running
 from tests.support.holding import Held
-from tests.support.house import Running
 from tests.support.waiting import STUCK_S
 
 BEATS: Counter[str] = Counter()
@@ -37,7 +37,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 
 async def still_beats(running: Running) -> None:
-    peers = running.house.context.pipeline.rooms.peers
+    peers = running.gateway.context.uploads.components.peers
     assert peers is not None
     before = BEATS[peers.id]
     async with asyncio.timeout(STUCK_S):
@@ -53,7 +53,7 @@ async def test_screenings_that_fill_every_thread_do_not_stop_it(
     running = await join(max_uploads=5)
     with monkeypatch.context() as patch:
         for name in ("_measure_and_store", "_restored"):
-            held.hold(patch, Pipeline, name)
+            held.hold(patch, Uploads, name)
         pushed = [asyncio.ensure_future(push(running, f"held{n}", n)) for n in range(5)]
         try:
             await held.until(len(pushed))
@@ -71,7 +71,7 @@ async def test_following_a_change_for_minutes_does_not_stop_it(
     """Versions screened by another policy are measured again before they are served: that may take minutes."""
     first, second = await join(), await join()
     with monkeypatch.context() as patch:
-        held.hold(patch, Publishing, "_measure_again")
+        held.hold(patch, PolicyRecheck, "check")
         pushed = asyncio.ensure_future(push(second, "style", 1))
         try:
             await held.until(2)  # both follow, and measure

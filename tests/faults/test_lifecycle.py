@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
-from tests.support.house import SERVED, Running, form, gateway
+from tests.support.gateway import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
 
 RUNS: Final = int(os.environ.get("LIFECYCLE_RUNS", "6"))

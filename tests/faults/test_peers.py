@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from app.domain.errors import GatewayError
 from app.domain.version_state import State
+from app.gateway.recovery import take_over
 from app.store.audit.audit import audit
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.queries import Name
@@ -22,7 +23,7 @@ from app.store.cluster.leases import LEASE_S, MISSED_BEATS
 from tests.faults.killing import promises, simulated, victims
 from tests.faults.peers_killing import PLACES, Victims, numbered_once, options
 from tests.support.audited import rested
-from tests.support.house import KEY, SERVED, Running, form, gateway
+from tests.support.gateway import KEY, SERVED, Running, form, gateway
 from tests.support.postgres import Server
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S
@@ -79,7 +80,7 @@ async def mean(gateways: list[Running], version: int) -> None:
 
 
 def targets(running: Running) -> Any:
-    return running.house.context.routes.snapshot.targets
+    return running.gateway.context.routing_table.snapshot.targets
 
 
 async def test_what_one_takes_in_all_serve_and_what_one_takes_back_none(three: list[Running]) -> None:
@@ -127,7 +128,7 @@ async def test_of_a_refusal_that_two_gateways_record_at_one_moment_both_uploads_
     first, second, _ = three
     for running in three:
         running.simulator.faults["load"] = "500"
-    mine, theirs = (running.house.context.pipeline.rooms.catalogue for running in (first, second))
+    mine, theirs = (running.gateway.context.uploads.components.catalogue for running in (first, second))
     recorded: list[VersionRow] = []
     record = mine.record_try_failed
 
@@ -143,14 +144,14 @@ async def test_of_a_refusal_that_two_gateways_record_at_one_moment_both_uploads_
 
 async def taken_for_dead(running: Running, by: Running, postgres: Server) -> None:
     """`by` has heard nothing of `running` for a lease's time and gives up what it works on."""
-    peers, judge = running.house.context.pipeline.rooms.peers, by.house.context.pipeline.rooms.peers
+    peers, judge = running.gateway.context.uploads.components.peers, by.gateway.context.uploads.components.peers
     assert peers is not None
     assert judge is not None
     silent = f"UPDATE gateways SET seen_at = seen_at - interval '{LEASE_S + 1} s' WHERE id = '{peers.id}'"
     postgres.psql(silent, peers._database._engine.url.database or "")
     for _ in range(MISSED_BEATS):
         await asyncio.to_thread(judge.beat)
-    await by.house.context.pipeline.publishing.take_over()
+    await take_over(by.gateway.context.uploads.components, by.gateway.garbage)
 
 
 @pytest.mark.parametrize("begun_again", [False, True], ids=["given up", "given up and begun again elsewhere"])
@@ -159,16 +160,16 @@ async def test_an_upload_at_a_gateway_that_was_taken_for_dead_ends_well(
 ) -> None:
     """It was only slow: another gateway gives its version up while it is measured, or has it sent once more meanwhile."""
     slow, judge, _ = three
-    rooms = slow.house.context.pipeline.rooms
+    components = slow.gateway.context.uploads.components
     measuring, go_on, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
-    validated = rooms.catalogue.record_validated
+    validated = components.catalogue.record_validated
 
     def slowly(name: Name, number: int) -> VersionRow:
         loop.call_soon_threadsafe(measuring.set)
         assert go_on.wait(60)
         return validated(name, number)
 
-    monkeypatch.setattr(rooms.catalogue, "record_validated", slowly)
+    monkeypatch.setattr(components.catalogue, "record_validated", slowly)
     pushed = asyncio.create_task(push(slow, "style", 1))
     try:
         await measuring.wait()
@@ -223,10 +224,10 @@ async def test_a_gateway_with_another_policy_measures_again_what_the_others_took
     lenient, strict = await join(), await join(tau=-1e9)
     row = (await push(lenient, "style", 1)).json()
     assert await answers(lenient, "style") == 200
-    pipeline = strict.house.context.pipeline
-    version = await asyncio.to_thread(pipeline.rooms.catalogue.version, "style", row["version"])
+    uploads = strict.gateway.context.uploads
+    version = await asyncio.to_thread(uploads.components.catalogue.version, "style", row["version"])
     async with asyncio.timeout(STUCK_S):
-        while pipeline.publishing.withheld(version) is None:
+        while version.key not in uploads.components.desired.state.withheld:
             assert await answers(strict, "style") == 404, "not served before it was measured"
             await asyncio.sleep(0.02)
     assert await answers(strict, "style") == 404

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.store.audit.audit import audit
 from tests.load.test_resolving import Fetching, chat, up
-from tests.support.house import Running, form, gateway
+from tests.support.gateway import Running, form, gateway
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 from tests.support.waiting import STUCK_S

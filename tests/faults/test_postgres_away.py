@@ -14,7 +14,7 @@ from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.postgres import with_patience
 from tests.store.making import NAME, published
 from tests.support.audited import rested
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.postgres import Server, free_port
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 from tests.support.audited import rested
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.sandboxes import children
 
 
@@ -21,7 +21,7 @@ async def test_a_gateway_with_it(open_gateway: OpenHouse) -> None:
         bad_form = form("bad") | {"config": ("c", b"{}")}
         assert (await running.http.post("/adapters", files=bad_form)).status_code == 400
         pushes = [asyncio.ensure_future(running.http.post("/adapters", files=form("many", seed))) for seed in range(8)]
-        process = running.house.sandbox._worker.process
+        process = running.gateway.sandbox._worker.process
         deadline = time.monotonic() + 5
         killed = 0
         while killed < 2 and time.monotonic() < deadline and not all(push.done() for push in pushes):

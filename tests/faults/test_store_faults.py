@@ -18,7 +18,7 @@ from app.store.audit.snapshot import read_catalogue
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from tests.support.audited import rested
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 

@@ -20,11 +20,11 @@ from app.load.fleet import dns as discovery
 from app.load.fleet.dns import DiscoveredFleet
 from app.load.fleet.member import CheckedEngine
 from app.load.reconcile import reconciler as reconcile_module
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.server.settings import Settings
 from app.store.catalogue.queries import Name
 from app.store.catalogue.tables import VersionRow
-from tests.support.house import SERVED, Running, form, gateway
+from tests.support.gateway import SERVED, Running, form, gateway
 from tests.support.postgres import free_port
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S, until
@@ -76,8 +76,8 @@ class Named:
 
     @property
     def fleet(self) -> DiscoveredFleet:
-        assert isinstance(self.running.house.reconciler, DiscoveredFleet)
-        return self.running.house.reconciler
+        assert isinstance(self.running.gateway.reconciler, DiscoveredFleet)
+        return self.running.gateway.reconciler
 
     async def push(self, name: str, seed: int = 0) -> httpx.Response:
         return await self.running.http.post("/adapters", files=form(name, seed))
@@ -219,7 +219,7 @@ async def test_no_more_than_so_many(named: Named) -> None:
 async def test_an_audit_asks_those_that_are_there(named: Named) -> None:
     await named.lead_to(named.one)
     assert (await named.push("a")).status_code == 201
-    auditor = named.running.house.auditor
+    auditor = named.running.gateway.auditor
     await named.lead_to(named.one, named.two)
     await until(lambda: named.two.loaded == named.one.loaded)
     await until(lambda: all(member.caught_up for member in named.fleet.members))
@@ -235,7 +235,7 @@ async def test_an_audit_asks_those_that_are_there(named: Named) -> None:
 async def test_gateways_agree_whose_an_adapter_is_whatever_they_saw_first(monkeypatch: pytest.MonkeyPatch) -> None:
     urls, homes = [f"http://10.0.0.{n}:8000" for n in range(1, 6)], []
     for seen in (urls, urls[::-1]):
-        fleet = DiscoveredFleet(DnsName("engines", 8000), CheckedEngine, Keeping(dict, lambda *_: None))
+        fleet = DiscoveredFleet(DnsName("engines", 8000), CheckedEngine, Callbacks(dict, lambda *_: None))
         for count in range(1, len(urls) + 1):
 
             async def lookup(_: DnsName, now: frozenset[str] = frozenset(seen[:count])) -> frozenset[str]:
@@ -260,7 +260,7 @@ async def test_a_gateway_finds_its_engine_by_the_systems_resolver(tiny_reference
     await engine.start()
     url = f"dns+http://localhost:{engine.port}"
     async with gateway(tmp_path / "data", tiny_reference_dir, engine, engine_url=url) as running:
-        await until(lambda: running.house.reconciler.engine_up)
+        await until(lambda: running.gateway.reconciler.engine_up)
         assert (await running.http.post("/adapters", files=form("a"))).status_code == 201
         assert len(engine.loaded) == 1
     await engine.stop()
@@ -294,7 +294,7 @@ async def test_a_version_is_published_though_the_engine_that_had_it_goes_meanwhi
     named: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await named.lead_to(named.one)
-    catalogue = named.running.house.context.pipeline.rooms.catalogue
+    catalogue = named.running.gateway.context.uploads.components.catalogue
     activate, begun, go_on = catalogue.activate, threading.Event(), threading.Event()
 
     def slow(name: Name, number: int) -> VersionRow:

@@ -18,7 +18,7 @@ from app.load.fleet import fleet as fleet_module
 from app.load.fleet.fleet import CROWDED_MORE, Fleet
 from app.load.reconcile import reconciler as reconcile_module
 from app.server.settings import Settings
-from tests.support.house import SERVED, Running, form, gateway
+from tests.support.gateway import SERVED, Running, form, gateway
 from tests.support.simulator import Simulator
 from tests.support.waiting import until
 
@@ -31,8 +31,8 @@ class Several:
 
     @property
     def fleet(self) -> Fleet:
-        assert isinstance(self.running.house.reconciler, Fleet)
-        return self.running.house.reconciler
+        assert isinstance(self.running.gateway.reconciler, Fleet)
+        return self.running.gateway.reconciler
 
     async def push(self, name: str, seed: int = 0) -> httpx.Response:
         answer = await self.running.http.post("/adapters", files=form(name, seed))
@@ -278,7 +278,7 @@ async def test_metrics_and_console_show_each_engine(several: Several) -> None:
 
 async def test_an_audit_looks_at_every_engine(several: Several) -> None:
     await several.push("a")
-    auditor = several.running.house.auditor
+    auditor = several.running.gateway.auditor
     assert (await asyncio.to_thread(auditor.look)).findings == ()
     (name,) = several.engines[2].loaded
     several.engines[2].loaded[name] = "/elsewhere"

@@ -13,9 +13,9 @@ import pytest_asyncio
 
 from app.load.fleet.fleet import Fleet
 from app.load.fleet.member import CheckedEngine
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.serve.relay import Relay
-from app.serve.routing_table import Routes, Served
+from app.serve.routing_table import RoutingTable, Served
 from app.serve.stream import Stream
 from tests.support.engine import LONG_CONTEXT, LiveEngine, live_engine
 
@@ -39,11 +39,11 @@ class Pair:
 
     def __init__(self, first: LiveEngine, second: LiveEngine) -> None:
         desired = {name: first.adapter(seed) for seed, name in enumerate(NAMES, 1)}
-        self.routes = Routes(first.model, loaded=lambda name: self.fleet.is_loaded(name))  # noqa: PLW0108 - bound below
-        self.routes.replace(tuple(Served(name[:2], 1, name, name[3:], active=True) for name in NAMES))
-        keeping = Keeping(lambda: desired, lambda *_: None, interval_s=0.5, idle=self.routes.idle)
-        self.fleet = Fleet([CheckedEngine(first.url), CheckedEngine(second.url)], keeping)
-        self.relay = Relay(self.fleet.choose, self.routes)
+        self.routing_table = RoutingTable(first.model, loaded=lambda name: self.fleet.is_loaded(name))  # noqa: PLW0108 - bound below
+        self.routing_table.replace(tuple(Served(name[:2], 1, name, name[3:], active=True) for name in NAMES))
+        callbacks = Callbacks(lambda: desired, lambda *_: None, interval_s=0.5, idle=self.routing_table.in_flight.idle)
+        self.fleet = Fleet([CheckedEngine(first.url), CheckedEngine(second.url)], callbacks)
+        self.relay = Relay(self.fleet.choose, self.routing_table)
 
     async def ask(self, model: str, tokens: int = 8, *, stream: bool = False) -> bytes | Stream:
         wanted = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": tokens, "temperature": 0}

@@ -16,7 +16,7 @@ from app.load.fleet.fleet import Fleet
 from app.load.reconcile import hung as hung_module
 from app.load.reconcile.hung import HungWatch
 from app.load.reconcile.pulse import Pulse
-from tests.support.house import SERVED, OpenHouse, Running, form, gateway
+from tests.support.gateway import SERVED, OpenHouse, Running, form, gateway
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S, until
 
@@ -57,11 +57,11 @@ def asking(running: Running, model: str = "style", **more: Any) -> "asyncio.Task
 
 
 async def found(running: Running) -> None:
-    await until(lambda: not running.house.reconciler.engine_up)
+    await until(lambda: not running.gateway.reconciler.engine_up)
 
 
 async def back(running: Running) -> None:
-    await until(lambda: running.house.reconciler.engine_up)
+    await until(lambda: running.gateway.reconciler.engine_up)
 
 
 def probes(engine: Simulator) -> int:
@@ -119,7 +119,7 @@ async def test_a_stream_that_stops_in_its_midst_tells_too(watched: Running) -> N
 async def test_a_streams_head_comes_from_the_server_and_tells_nothing(watched: Running) -> None:
     with core(watched.simulator):
         streams = []
-        while watched.house.reconciler.engine_up:
+        while watched.gateway.reconciler.engine_up:
             streams.append(asking(watched, stream=True))
             await asyncio.sleep(0.05)
             assert len(streams) < 100
@@ -130,7 +130,7 @@ async def test_what_the_server_refuses_by_itself_does_not_hide_it(watched: Runni
     with core(watched.simulator):
         waiting = asking(watched)
         async with asyncio.timeout(STUCK_S):
-            while watched.house.reconciler.engine_up:
+            while watched.gateway.reconciler.engine_up:
                 assert (await chat(watched, max_tokens=100_000)).status_code in (400, 503)
                 await asyncio.sleep(SILENT_S / 10)
     assert (await waiting).status_code == 200
@@ -139,7 +139,7 @@ async def test_what_the_server_refuses_by_itself_does_not_hide_it(watched: Runni
 async def test_clients_that_lose_patience_early_do_not_hide_it(watched: Running) -> None:
     async with asyncio.timeout(5):
         with core(watched.simulator):
-            while watched.house.reconciler.engine_up:
+            while watched.gateway.reconciler.engine_up:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SILENT_S / 4):
                         await chat(watched)
@@ -171,7 +171,7 @@ async def test_who_answers_others_is_busy(watched: Running) -> None:
     asked = probes(watched.simulator)
     for _ in range(50):
         await asyncio.sleep(SILENT_S / 10)
-        assert watched.house.reconciler.engine_up
+        assert watched.gateway.reconciler.engine_up
     assert probes(watched.simulator) == asked
     for task in (stream, waiting):
         task.cancel()
@@ -183,7 +183,7 @@ async def test_who_reads_a_long_prompt_is_busy(watched: Running) -> None:
         waiting = asking(watched)
         for _ in range(30):
             await asyncio.sleep(SILENT_S / 10)
-            assert watched.house.reconciler.engine_up
+            assert watched.gateway.reconciler.engine_up
         assert not waiting.done()
         assert probes(watched.simulator) == 0
     assert (await waiting).status_code == 200
@@ -199,13 +199,13 @@ async def test_one_whose_metrics_tell_nothing_may_be_busy_for_as_long_as_an_answ
         waiting = asking(watched)
         for _ in range(30):
             await asyncio.sleep(SILENT_S / 10)
-            assert watched.house.reconciler.engine_up
+            assert watched.gateway.reconciler.engine_up
         assert probes(watched.simulator) == 0
         monkeypatch.setattr(hung_module, "SILENCE_S", 2 * SILENT_S)
         await found(watched)
         watched.simulator.faults["metrics"] = "500"
         await asyncio.sleep(SILENT_S)
-        assert not watched.house.reconciler.engine_up
+        assert not watched.gateway.reconciler.engine_up
     assert (await waiting).status_code == 200
     await back(watched)
 
@@ -214,7 +214,7 @@ async def test_who_owes_nothing_is_asked_nothing(watched: Running) -> None:
     with core(watched.simulator):
         seen = len(watched.simulator.seen)
         await asyncio.sleep(3 * SILENT_S)
-        assert watched.house.reconciler.engine_up
+        assert watched.gateway.reconciler.engine_up
         assert len(watched.simulator.seen) == seen
 
 
@@ -222,7 +222,7 @@ async def test_one_that_is_slow_but_answers_the_one_token_is_left_alone(watched:
     watched.simulator.faults["chat"] = "hang"  # this request only: completions are computed
     waiting = asking(watched)
     await until(lambda: probes(watched.simulator) > 1)
-    assert watched.house.reconciler.engine_up
+    assert watched.gateway.reconciler.engine_up
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
@@ -236,7 +236,7 @@ async def test_of_several_engines_the_others_answer(tiny_reference_dir: Path, tm
         given = {"engine_url": ",".join(engine.url for engine in engines), "engine_silent_seconds": SILENT_S}
         made = gateway(tmp_path / "data", tiny_reference_dir, engines[0], **given)
         running = await doors.enter_async_context(made)
-        fleet = running.house.reconciler
+        fleet = running.gateway.reconciler
         assert isinstance(fleet, Fleet)
         await until(lambda: all(member.caught_up for member in fleet.members))
         assert (await running.http.post("/adapters", files=form("style"))).status_code == 201

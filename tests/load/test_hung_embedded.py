@@ -22,7 +22,7 @@ from app.load.embedded import supervisor as embedded_module
 from app.load.embedded.supervisor import EmbeddedEngine
 from app.load.reconcile import hung as hung_module
 from tests.support import tally
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ async def running(open_gateway: OpenHouse, tiny_reference_dir: Path) -> AsyncIte
     model = str(tiny_reference_dir.parent / "aligned")
     own = {"engine_url": None, "model": model, "served_model_name": SERVED, "base_through_noop": False}
     async with open_gateway(**own, engine_silent_seconds=0.3) as made:
-        await until(lambda: made.house.reconciler.engine_up)
+        await until(lambda: made.gateway.reconciler.engine_up)
         for seed, name in enumerate(NAMES):
             answer = await made.http.post("/adapters", files=form(name, seed))
             assert answer.status_code == 201, answer.text
@@ -79,8 +79,8 @@ async def running(open_gateway: OpenHouse, tiny_reference_dir: Path) -> AsyncIte
 
 
 def engine_of(running: Running) -> EmbeddedEngine:
-    assert running.house.embedded is not None
-    return running.house.embedded
+    assert running.gateway.embedded is not None
+    return running.gateway.embedded
 
 
 def family(running: Running) -> list[int]:
@@ -107,7 +107,7 @@ async def hung(running: Running) -> "asyncio.Task[httpx.Response]":
     async with asyncio.timeout(STUCK_S):
         while (waiting := asyncio.create_task(chat(running, "one"))) in (await asyncio.wait({waiting}, timeout=0.1))[0]:
             pass  # answered before the signal came
-    await until(lambda: not running.house.reconciler.engine_up)
+    await until(lambda: not running.gateway.reconciler.engine_up)
     return waiting
 
 
@@ -124,11 +124,11 @@ async def test_it_is_killed_and_started_again_with_every_adapter(
     before, said = family(running), {name: (await chat(running, name)).json() for name in NAMES}
     assert await restarts(running) == 0
     waiting = await hung(running)
-    assert await running.house.engine.healthy(), "its server says that it is well"
+    assert await running.gateway.engine.healthy(), "its server says that it is well"
     await until(lambda: engine_of(running).generation == 2)
     assert (await waiting).status_code in (502, 503), "who waited is told"
     assert not any(Path(f"/proc/{pid}").exists() for pid in before)
-    await until(lambda: len(running.house.reconciler.loaded) == len(NAMES))
+    await until(lambda: len(running.gateway.reconciler.loaded) == len(NAMES))
     assert {name: (await chat(running, name)).json() for name in NAMES} == said
     assert (await chat(running, SERVED)).status_code == 200
     assert await restarts(running) == 1
@@ -146,7 +146,7 @@ async def test_one_that_computes_again_in_time_is_left_alone(running: Running) -
         await asyncio.sleep(HUNG_S / 2)
         tell(running, signal.SIGUSR2)
         assert (await waiting).status_code == 200
-        await until(lambda: running.house.reconciler.engine_up)
+        await until(lambda: running.gateway.reconciler.engine_up)
         await asyncio.sleep(0.3)  # until the supervisor has looked
     assert (family(running), await restarts(running)) == (before, 0)
 

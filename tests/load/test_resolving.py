@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.server.settings import Settings
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S
 
@@ -54,7 +54,7 @@ async def chat(running: Running, model: str) -> int:
 
 async def up(running: Running, count: int) -> None:
     async with asyncio.timeout(STUCK_S):
-        while [one.engine_up for one in running.house.reconciler.each].count(True) != count:
+        while [one.engine_up for one in running.gateway.reconciler.each].count(True) != count:
             await asyncio.sleep(0.01)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, Unavailable
 from app.load.client.engine import HttpEngine
 from app.load.client.probe import probe
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 from tests.support import tiny_model
 from tests.support.engine import COMPILER, MAX_CPU_LORAS, MAX_LORAS, LiveEngine
@@ -243,6 +243,6 @@ async def test_rows_5_3_and_14_nan_then_deleted_files_kill_the_engine_which_come
     await asyncio.to_thread(engine.wait_for_generation, generation + 1)
     assert await client.models() == {engine.model}
     desired = {name_of(seed): engine.adapter(seed) for seed in (1, 2)}
-    reconciler = Reconciler(client, Keeping(lambda: desired, lambda *_: None))
+    reconciler = Reconciler(client, Callbacks(lambda: desired, lambda *_: None))
     await reconciler.reconcile()
     assert reconciler.loaded == desired.keys() == await client.models() - {engine.model}

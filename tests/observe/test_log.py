@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.observe.log import LOGGER, Console, JsonLines, event
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 
 SECRET_PROMPT = "xyzzy-do-not-log-this-prompt"
 WRONG_KEY = "wrong-key-that-is-somebodys-password"

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.domain.policy import Policy
 from app.observe.adapter_label import MAX_ADAPTERS, OTHER, SERVED_MODEL, AdapterLabels
 from app.observe.metric_registry import Declared
-from app.observe.metrics import UPLOAD_OUTCOMES, Fates, Metrics
+from app.observe.metrics import UPLOAD_OUTCOMES, Metrics, ModuleCounts
 from app.serve.routing_table import Target
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 
 Labels = frozenset[tuple[str, str]]
 
@@ -93,7 +93,7 @@ async def test_streams_are_measured_token_by_token_whether_or_not_the_client_ask
 async def test_waiting_for_the_engine_is_not_our_work(running: Running) -> None:
     running.simulator.faults["chat"] = "slow"
     body = {"model": SERVED, "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    relay = running.house.context.relay
+    relay = running.gateway.context.relay
     answer = await relay.complete("chat", json.dumps(body).encode())
     assert not isinstance(answer.body, bytes)
     for _ in range(6):
@@ -127,7 +127,7 @@ async def test_the_engines_state_is_told(running: Running) -> None:
     assert value(found, "gateway_engine_adapters") == value(found, "gateway_engine_adapters_desired") == 1
     assert value(found, "gateway_engine_loads_total", result="loaded") == 1
     running.simulator.loaded.clear()  # as a restart does
-    running.house.reconciler.poke()
+    running.gateway.reconciler.poke()
     deadline = time.monotonic() + 10
     while value(found, "gateway_engine_loads_total", result="loaded") < 2 and time.monotonic() < deadline:
         found = await scrape(running)
@@ -163,7 +163,7 @@ def adapters_in(metrics: Metrics) -> set[str]:
 def test_a_thousand_adapters_make_a_bounded_page() -> None:
     metrics = Metrics()
     names = [f"adapter-{i:04d}" for i in range(1000)]
-    metrics.show_adapters(dict.fromkeys(names, Fates(3, 1, 2)), (), 0)
+    metrics.show_adapters(dict.fromkeys(names, ModuleCounts(3, 1, 2)), 0)
     for name in names:
         ask(metrics, name)
     assert len(adapters_in(metrics)) == MAX_ADAPTERS + 1
@@ -178,11 +178,11 @@ def test_a_thousand_adapters_make_a_bounded_page() -> None:
 
 def test_who_goes_makes_room_and_leaves_nothing_behind() -> None:
     metrics = Metrics(max_adapters=2)
-    metrics.show_adapters(dict.fromkeys("abc", Fates(1, 0)), (), 0)
+    metrics.show_adapters(dict.fromkeys("abc", ModuleCounts(1, 0)), 0)
     for name in "abc":
         ask(metrics, name)
     assert adapters_in(metrics) == {"a", "b", OTHER}
-    metrics.show_adapters(dict.fromkeys("bc", Fates(1, 0)), (), 0)
+    metrics.show_adapters(dict.fromkeys("bc", ModuleCounts(1, 0)), 0)
     ask(metrics, "a")  # a request that ended after its adapter was deleted
     ask(metrics, "c")
     assert adapters_in(metrics) == {"b", "c", OTHER}
@@ -193,9 +193,9 @@ def test_who_goes_makes_room_and_leaves_nothing_behind() -> None:
 
 def test_adapters_of_which_only_older_versions_are_served_keep_their_series() -> None:
     metrics = Metrics()
-    metrics.show_adapters({"a": Fates(1, 0)}, (), 0)
+    metrics.show_adapters({"a": ModuleCounts(1, 0)}, 0)
     ask(metrics, "a")
-    metrics.show_adapters({}, {"a"}, 0)
+    metrics.show_adapters({"a": None}, 0)
     found = samples(metrics.exposition().decode())
     assert value(found, "gateway_requests_total", adapter="a", status="200") == 1
     assert "gateway_adapter_modules" not in found
@@ -216,7 +216,7 @@ def test_a_scrape_while_adapters_come_and_go_never_breaks() -> None:
         i = 0
         while not stop.is_set():
             names = [f"n{(i + j) % 20}" for j in range(8)]
-            metrics.show_adapters(dict.fromkeys(names, Fates(1, 1)), (), 0)
+            metrics.show_adapters(dict.fromkeys(names, ModuleCounts(1, 1)), 0)
             ask(metrics, names[0])
             i += 1
 
@@ -235,7 +235,7 @@ def test_a_scrape_while_adapters_come_and_go_never_breaks() -> None:
     for thread in threads:
         thread.join()
     assert not broke
-    metrics.show_adapters({}, (), 0)
+    metrics.show_adapters({}, 0)
     assert adapters_in(metrics) <= {OTHER}
 
 

@@ -12,7 +12,7 @@ import pytest
 from app.domain.lora import Shape
 from app.screen.reference import open as reference_module
 from app.server import open_files
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.references import make_reference
 
 MODULES = 150

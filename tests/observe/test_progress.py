@@ -27,7 +27,7 @@ class Version:
 
 def tell(progress: Progress, number: int, *states: State, name: str = "a") -> None:
     for state in states:
-        progress.tell(Version(name, number, state))
+        progress.report(Version(name, number, state))
 
 
 async def watch(progress: Progress, name: str = "a", after: int = 0) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.house import KEY, SERVED, OpenHouse, form
+from tests.support.gateway import KEY, SERVED, OpenHouse, form
 
 SECRET_PROMPT = "what nobody but the engine is to read"
 

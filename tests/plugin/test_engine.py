@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import tiny_model
-from tests.support.house import Running, gateway
+from tests.support.gateway import Running, gateway
 from tests.support.plugin_engine import PluginEngine, files, plugin_reference
 from tests.support.served import on_a_port
 from tests.support.simulator import Simulator
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest_asyncio.fixture
-async def house(plugin_reference: Path, tmp_path: Path) -> AsyncIterator[Running]:
+async def wired(plugin_reference: Path, tmp_path: Path) -> AsyncIterator[Running]:
     """A gateway whose own engine is simulated."""
     simulator = Simulator(tmp_path / "e.sock", tiny_model.MODEL_NAME)
     await simulator.start()
@@ -52,17 +52,17 @@ def started(tmp_path: Path, tiny_model_dir: Path) -> Iterator[Callable[[str], Pl
 
 
 async def test_an_engine_serves_what_the_gateway_screened_and_nothing_else(
-    house: Running, started: Callable[[str], PluginEngine], tiny_adapter: Callable[[int], Path]
+    wired: Running, started: Callable[[str], PluginEngine], tiny_adapter: Callable[[int], Path]
 ) -> None:
     digests = {}
     for name, seed in (("bard", 1), ("other", 2)):
-        pushed = await house.http.post("/adapters", files=files(name, tiny_adapter(seed)))
+        pushed = await wired.http.post("/adapters", files=files(name, tiny_adapter(seed)))
         assert pushed.status_code == 201, pushed.text
         digests[name] = pushed.json()["digest"]
-    async with on_a_port(house) as port:
+    async with on_a_port(wired) as port:
         engine = await asyncio.to_thread(started, f"http://127.0.0.1:{port}")
         await asyncio.to_thread(_serves_the_screened_only, engine, digests, tiny_adapter(1))
-        await asyncio.to_thread(_refuses_what_was_tampered_with, engine, digests, house.data / "artefacts")
+        await asyncio.to_thread(_refuses_what_was_tampered_with, engine, digests, wired.data / "artefacts")
         await asyncio.to_thread(_survives_a_restart, engine, digests)
 
 

@@ -18,7 +18,7 @@ from app.store.audit.audit import audit
 from app.store.catalogue.database import sqlite_url
 from tests.support import tiny_model
 from tests.support.engine import LONG_CONTEXT
-from tests.support.house import KEY, Running, gateway
+from tests.support.gateway import KEY, Running, gateway
 from tests.support.plugin_engine import SAY, PluginEngine, files, plugin_reference
 from tests.support.s3 import Storage, storage
 from tests.support.served import on_a_port
@@ -85,27 +85,27 @@ async def test_an_engine_killed_and_started_empty_serves_again_and_nobody_fills_
     unused = Simulator(tmp_path / "unused.sock")
     urls = ",".join(f"unix:{engine.socket}" for engine in pair)
     settings = {**SERVED, "engine_url": urls, "store_url": storage.url}
-    async with gateway(tmp_path / "data", plugin_reference, unused, **settings) as house, on_a_port(house) as port:
+    async with gateway(tmp_path / "data", plugin_reference, unused, **settings) as wired, on_a_port(wired) as port:
         url = f"http://127.0.0.1:{port}"
         for engine in pair:
             engine.gateway_url = url
         await asyncio.gather(*(asyncio.to_thread(engine.start) for engine in pair))
         key = {"authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=url, headers=key, timeout=120) as http:
-            await _through_a_death(house, http, pair, tiny_adapter)
-        url = sqlite_url(house.data / "catalogue.sqlite")
-        found = await asyncio.to_thread(audit, house.data, url, secrets=[KEY], store_url=storage.url)
+            await _through_a_death(wired, http, pair, tiny_adapter)
+        url = sqlite_url(wired.data / "catalogue.sqlite")
+        found = await asyncio.to_thread(audit, wired.data, url, secrets=[KEY], store_url=storage.url)
         assert found.findings == ()
         assert found.counts["objects_read_back"] == len(NAMES)
 
 
 async def _through_a_death(
-    house: Running,
+    wired: Running,
     http: httpx.AsyncClient,
     pair: tuple[PluginEngine, PluginEngine],
     tiny_adapter: Callable[[int], Path],
 ) -> None:
-    fleet = house.house.engine
+    fleet = wired.gateway.engine
     assert isinstance(fleet, Fleet)
     for member in fleet.members:
         await back(member)

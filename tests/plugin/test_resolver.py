@@ -19,7 +19,7 @@ from app.domain.artefact import content_digest
 from lora_gateway_vllm.artefact import FILES
 from lora_gateway_vllm.resolver import UNKNOWN_LIMIT, GatewayResolver
 from lora_gateway_vllm.settings import Settings
-from tests.support.house import KEY, Running, form
+from tests.support.gateway import KEY, Running, form
 from tests.support.served import on_a_port
 
 BASE = "served"

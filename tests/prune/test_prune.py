@@ -15,7 +15,7 @@ from app.domain.policy import Policy
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
 from app.prune.canonical import canonicalise
 from app.prune.prune import cut
-from app.prune.zero_adapter import noop_adapter
+from app.prune.zero_adapter import zero_adapter
 from app.screen.balance import balance_all
 
 TARGET = TargetModel(
@@ -123,7 +123,7 @@ def test_peft_reads_the_canonical_config(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_noop_adapter_changes_nothing_and_fits_the_target() -> None:
-    noop = noop_adapter(TARGET)
-    (module,) = noop.modules
+    zero = zero_adapter(TARGET)
+    (module,) = zero.modules
     assert module.name in TARGET.modules
     assert torch.count_nonzero(module.b @ module.a) == 0

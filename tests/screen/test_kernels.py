@@ -20,7 +20,7 @@ from app.screen.compiled.warm import warm
 from app.screen.matmul import both, left, right
 
 pytest.importorskip("numba")
-kernels = kernel("kernels")
+kernels = kernel("matmul")
 
 SHAPES = [(1, 32), (2, 32), (3, 64), (23, 96), (24, 32), (25, 64), (479, 32), (481, 64), (1000, 160)]
 """Around a register tile (3 rows), a block (24), a fold (480)."""
@@ -129,7 +129,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("plain")
 def test_without_numba_everything_still_works() -> None:
-    assert compiling.kernel("kernels") is None
+    assert compiling.kernel("matmul") is None
     assert warm() < 5.0
     check(*drawn(100, 64, 5))
 
@@ -160,7 +160,7 @@ def test_probability_is_the_same_compiled_and_not(
     terms: list[tuple[float, float, float]], against: float, off: float
 ) -> None:
     """Positive weights against a negative one, at a mean within a deviation of 0: where quartiles are looked for."""
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     w, dof, dw = (np.array([column]) for column in zip(*terms, (0.0, against, -1.0), strict=True))
     w[0, -1] = -((w @ dof[0]).item() + off * math.sqrt(2.0 * (w**2 @ dof[0]).item())) / against
@@ -175,7 +175,7 @@ def test_probability_is_the_same_compiled_and_not(
 @pytest.mark.parametrize("rest", [0.0, 6.6e-6])
 def test_weights_of_one_sign_leave_no_doubt(sign: float, rest: float) -> None:
     """Few degrees of freedom at a mean within CANTELLI deviations, and many at next to no weight: φ would overflow."""
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     w, dof, dw = sign * np.array([[1.335, rest]]), np.array([[1.0, 83600.0]]), np.array([[0.7, -1.0]])
     certain = 0.0 if sign > 0.0 else 1.0
@@ -185,7 +185,7 @@ def test_weights_of_one_sign_leave_no_doubt(sign: float, rest: float) -> None:
 
 @pytest.mark.parametrize("x", [1e-5, 0.7, 1.0, math.sqrt(2.0), 1.5, 2.0, 1e18, 1e300])
 def test_logarithm(x: float) -> None:
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     assert fast._log(x) == pytest.approx(math.log(x), rel=4e-16, abs=1e-16)
 
@@ -193,7 +193,7 @@ def test_logarithm(x: float) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_angle(y: float, x: float) -> None:
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     y += 0.0  # −0 becomes 0: on the negative axis the two differ in sign, and no weight leads there
     if max(abs(x), abs(y)) > 1e-200:

@@ -15,7 +15,9 @@ from app.domain.errors import BAD_NUMBERS, Refused
 from app.domain.lora import Adapter, LoraModule, ServingDtype, TargetModel
 from app.domain.policy import Policy
 from app.domain.verdict import Outcome
-from app.gateway.uploads import policy_objection, publish_noop, screen_directory
+from app.gateway.directory_screening import screen_directory
+from app.gateway.policy_recheck import policy_objection
+from app.gateway.zero_adapter import store_zero_adapter
 from app.prune.canonical import config_bytes
 from app.screen.balance import balanced
 from app.screen.reference.open import Reference, open_reference
@@ -67,8 +69,8 @@ def folder(at: Path, reference: Reference, factors: tuple[Tensor, Tensor]) -> Pa
 def objection(at: Path, reference: Reference) -> str | None:
     target = TargetModel("served", reference.modules, ServingDtype.BFLOAT16, 64)
     blobs = SimpleNamespace(path=lambda _: at, verify=lambda _: None)
-    rooms = SimpleNamespace(blobs=blobs, target=target, reference=reference, policy=POLICY, screen_seconds=60.0)
-    return policy_objection(cast("Any", rooms), cast("Any", SimpleNamespace(artefact="any")))
+    components = SimpleNamespace(blobs=blobs, target=target, reference=reference, policy=POLICY, screen_seconds=60.0)
+    return policy_objection(cast("Any", components), cast("Any", SimpleNamespace(artefact="any")))
 
 
 def test_what_an_older_release_stored_is_measured_as_the_engine_reads_it(reference: Reference, tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_the_zero_adapter_goes_the_same_way(reference: Reference) -> None:
     stored: list[Artefact] = []
     target = TargetModel("served", reference.modules, ServingDtype.BFLOAT16, 64)
     store = SimpleNamespace(peers=None, blobs=SimpleNamespace(put=stored.append))
-    made = publish_noop(target, reference, POLICY, cast("Any", store))
+    made = store_zero_adapter(target, reference, POLICY, cast("Any", store))
     assert stored == [made]
     tensors = load(made.weights)
     a, b = sorted(tensors.items())

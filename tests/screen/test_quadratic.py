@@ -66,7 +66,7 @@ def test_many_small_weights_on_the_side_of_few_large_ones(terms: list[tuple[floa
     w = [mirrored * x for x in w]
     exact = probability_below_zero(w, dof)
     row, nu, along = np.array([w]), np.array([dof]), -np.ones((1, len(w)))
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     h = 1e-6 / sum(dof)
     for value, slope in (probability(row, nu, along), fast.probability(row, nu[0], along, _SETTING)):
@@ -100,7 +100,7 @@ def drawn(seed: int) -> list[tuple[float, float]]:
 )
 def test_where_few_heavy_ones_decide_the_step_is_fine_enough(terms: list[tuple[float, float]]) -> None:
     w, dof = (np.array([column]) for column in zip(*terms, strict=True))
-    fast = kernel("imhof")
+    fast = kernel("quadratic_form")
     assert fast is not None
     (plain,), _ = probability(w, dof, -np.ones_like(w))
     (compiled,), _ = fast.probability(w, dof[0], -np.ones_like(w), _SETTING)

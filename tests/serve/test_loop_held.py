@@ -14,7 +14,7 @@ from app.domain.errors import GatewayError
 from app.load.client.engine import HttpEngine
 from app.serve.relay import Relay, only
 from app.serve.request import parse
-from app.serve.routing_table import Routes
+from app.serve.routing_table import RoutingTable
 from tests.support.large_bodies import Body, large_bodies
 from tests.support.simulator import MODEL, Simulator
 
@@ -47,7 +47,7 @@ def callbacks() -> Iterator[list[float]]:
 @pytest.mark.hostile("P14")
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp's, of what it takes: that is measured here
 async def test_no_body_holds_the_loop(simulator: Simulator, simulated_client: HttpEngine) -> None:
-    relay = Relay(only(simulated_client), Routes(MODEL))
+    relay = Relay(only(simulated_client), RoutingTable(MODEL))
     for body in large_bodies():
         raw = body.raw.replace(b'"model":"m"', b'"model":"%s"' % MODEL.encode(), 1)
         for _ in range(TRIES):

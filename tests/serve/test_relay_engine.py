@@ -14,11 +14,11 @@ import pytest_asyncio
 
 from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Refused, Unavailable
 from app.load.client.engine import HttpEngine
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 from app.serve.relay import PATHS, Relay, only
 from app.serve.request import Kind
-from app.serve.routing_table import Routes, Served
+from app.serve.routing_table import RoutingTable, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine
 from tests.support.tiny_model import BLANKS
@@ -35,13 +35,14 @@ class Gateway:
         self.client = HttpEngine(live.url)
         self.desired: dict[str, Path] = {NOOP: live.adapter(0)}
         self.desired |= {f"a{seed}@{seed:012d}": live.adapter(seed) for seed in (1, 2)}
-        self.routes = Routes(live.model, base=NOOP, loaded=self.is_loaded)
+        self.routing_table = RoutingTable(live.model, base=NOOP, loaded=self.is_loaded)
         named = [Served(f"a{n}", n, f"a{n}@{n:012d}", f"d{n}", active=True) for n in (1, 2)]
-        self.routes.replace((*named, Served("emptied", 1, None, None, active=True)))
+        self.routing_table.replace((*named, Served("emptied", 1, None, None, active=True)))
         self.reconciler = Reconciler(
-            self.client, Keeping(lambda: self.desired, lambda *_: None, interval_s=0.5, idle=self.routes.idle)
+            self.client,
+            Callbacks(lambda: self.desired, lambda *_: None, interval_s=0.5, idle=self.routing_table.in_flight.idle),
         )
-        self.relay = Relay(only(self.client), self.routes, missing=lambda _: self.reconciler.poke())
+        self.relay = Relay(only(self.client), self.routing_table, missing=lambda _: self.reconciler.poke())
 
     def is_loaded(self, name: str) -> bool:
         return self.reconciler.is_loaded(name)

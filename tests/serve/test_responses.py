@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.errors import Refused
 from app.serve.request import parse
-from tests.support.house import SERVED, Running, form
+from tests.support.gateway import SERVED, Running, form
 from tests.support.simulated_responses import USAGE, WORDS
 
 TEXT = "".join(WORDS)
@@ -87,7 +87,7 @@ async def test_a_stream_that_goes_wrong_ends_with_an_error_event(
 async def test_a_client_that_leaves_ends_the_engines_work(http: httpx.AsyncClient, running: Running) -> None:
     running.simulator.faults["responses"] = "slow"
     body = json.dumps({"model": "mine", "input": "x", "stream": True}).encode()
-    answer = await running.house.context.relay.complete("responses", body)
+    answer = await running.gateway.context.relay.complete("responses", body)
     assert not isinstance(answer.body, bytes)
     await anext(answer.body)
     assert running.simulator.running == 1

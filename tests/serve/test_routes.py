@@ -4,43 +4,43 @@ import pytest
 
 from app.domain.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
 from app.serve.models import model_payload, models_payload
-from app.serve.routing_table import Routes, Served, Target
+from app.serve.routing_table import RoutingTable, Served, Target
 
 OLD = Served("a", 1, "a@000000000001", "d1", active=False, created=10)
 NEW = Served("a", 3, "a@000000000003", "d3", active=True, created=30)
 EMPTIED = Served("b", 1, None, None, active=True, created=20)
 
 
-def routes(*, base: str | None = None, loaded: frozenset[str] | None = None) -> Routes:
-    made = Routes("served", base=base, loaded=lambda name: loaded is None or name in loaded, created=5)
+def routing_table(*, base: str | None = None, loaded: frozenset[str] | None = None) -> RoutingTable:
+    made = RoutingTable("served", base=base, loaded=lambda name: loaded is None or name in loaded, created=5)
     made.replace((OLD, NEW, EMPTIED))
     return made
 
 
 def test_a_name_is_its_active_version() -> None:
-    assert routes().resolve("a") == Target("a", "a@000000000003", "a", 3, "d3")
+    assert routing_table().resolve("a") == Target("a", "a@000000000003", "a", 3, "d3")
 
 
 def test_a_number_is_that_version() -> None:
-    assert routes().resolve("a@1") == Target("a@1", "a@000000000001", "a", 1, "d1")
-    assert routes().resolve("a@3") == Target("a@3", "a@000000000003", "a", 3, "d3")
+    assert routing_table().resolve("a@1") == Target("a@1", "a@000000000001", "a", 1, "d1")
+    assert routing_table().resolve("a@3") == Target("a@3", "a@000000000003", "a", 3, "d3")
 
 
 def test_the_served_model_is_itself_or_what_stands_in_for_it() -> None:
-    assert routes().resolve("served") == Target("served", "served")
-    assert routes(base="noop@000000000000").resolve("served") == Target("served", "noop@000000000000")
+    assert routing_table().resolve("served") == Target("served", "served")
+    assert routing_table(base="noop@000000000000").resolve("served") == Target("served", "noop@000000000000")
 
 
 def test_an_emptied_version_is_answered_by_the_served_model_under_its_own_name() -> None:
-    assert routes().resolve("b") == Target("b", "served", "b", 1, None)
-    assert routes(base="noop@000000000000").resolve("b@1") == Target("b@1", "noop@000000000000", "b", 1, None)
+    assert routing_table().resolve("b") == Target("b", "served", "b", 1, None)
+    assert routing_table(base="noop@000000000000").resolve("b@1") == Target("b@1", "noop@000000000000", "b", 1, None)
 
 
 @pytest.mark.parametrize("model", [None, ""])
 @pytest.mark.hostile("P02")
 def test_no_model_is_a_400(model: object) -> None:
     with pytest.raises(Refused) as caught:
-        routes().resolve(model)
+        routing_table().resolve(model)
     assert (caught.value.code, caught.value.param) == (MODEL_MISSING, "model")
 
 
@@ -72,13 +72,13 @@ def test_no_model_is_a_400(model: object) -> None:
 @pytest.mark.hostile("P04", "N11")
 def test_what_is_no_name_of_ours_is_a_404(model: object) -> None:
     with pytest.raises(Refused) as caught:
-        routes(base="noop@000000000000").resolve(model)
+        routing_table(base="noop@000000000000").resolve(model)
     assert (caught.value.code, caught.value.param) == (MODEL_NOT_FOUND, "model")
     assert len(caught.value.message) < 200
 
 
 def test_a_version_the_engine_does_not_hold_is_a_503_never_the_served_model() -> None:
-    some = routes(loaded=frozenset({"a@000000000001"}))
+    some = routing_table(loaded=frozenset({"a@000000000001"}))
     assert some.resolve("a@1").version == 1
     with pytest.raises(Unavailable) as caught:
         some.resolve("a")
@@ -86,14 +86,14 @@ def test_a_version_the_engine_does_not_hold_is_a_503_never_the_served_model() ->
 
 
 def test_the_served_model_needs_no_loading_but_its_stand_in_does() -> None:
-    assert routes(loaded=frozenset()).resolve("served").engine_name == "served"
+    assert routing_table(loaded=frozenset()).resolve("served").engine_name == "served"
     for model in ("served", "b"):
         with pytest.raises(Unavailable):
-            routes(base="noop@000000000000", loaded=frozenset()).resolve(model)
+            routing_table(base="noop@000000000000", loaded=frozenset()).resolve(model)
 
 
 def test_a_new_table_is_in_force_at_once_and_changes_no_target_given_before() -> None:
-    table = routes()
+    table = routing_table()
     before = table.resolve("a")
     table.replace((OLD,))
     assert before.engine_name == "a@000000000003"
@@ -105,25 +105,25 @@ def test_a_new_table_is_in_force_at_once_and_changes_no_target_given_before() ->
 
 
 def test_an_adapter_cannot_take_the_served_models_name() -> None:
-    table = Routes("served")
+    table = RoutingTable("served")
     table.replace((Served("served", 1, "served@000000000009", "d", active=True),))
     assert table.resolve("served").engine_name == "served"
 
 
 def test_requests_in_flight_are_counted_by_engine_name() -> None:
-    table = routes()
-    assert table.idle("x")
-    table.depart("x")
-    table.depart("x")
-    assert (table.in_flight("x"), table.idle("x"), table.idle("y")) == (2, False, True)
-    table.land("x")
-    assert not table.idle("x")
-    table.land("x")
-    assert table.idle("x")
+    table = routing_table()
+    assert table.in_flight.idle("x")
+    table.in_flight.begin("x")
+    table.in_flight.begin("x")
+    assert (table.in_flight.count("x"), table.in_flight.idle("x"), table.in_flight.idle("y")) == (2, False, True)
+    table.in_flight.end("x")
+    assert not table.in_flight.idle("x")
+    table.in_flight.end("x")
+    assert table.in_flight.idle("x")
 
 
 def test_the_list_of_models_shows_every_name_and_nothing_of_the_engines() -> None:
-    payload = models_payload(routes(base="noop@000000000000"))
+    payload = models_payload(routing_table(base="noop@000000000000"))
     assert payload["object"] == "list"
     assert [card["id"] for card in payload["data"]] == ["served", "a", "b", "a@1", "a@3", "b@1"]
     assert [card["parent"] for card in payload["data"]] == [None, *["served"] * 5]
@@ -133,8 +133,8 @@ def test_the_list_of_models_shows_every_name_and_nothing_of_the_engines() -> Non
 
 
 def test_one_model_of_the_list() -> None:
-    card = model_payload(routes(), "a")
+    card = model_payload(routing_table(), "a")
     assert (card["version"], card["digest"], card["created"]) == (3, "d3", 30)
     with pytest.raises(Refused) as caught:
-        model_payload(routes(), "a@000000000003")
+        model_payload(routing_table(), "a@000000000003")
     assert caught.value.code is MODEL_NOT_FOUND

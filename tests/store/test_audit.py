@@ -17,10 +17,10 @@ from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.gateway.engine_lists import engine_list, in_both
 from app.store.audit.audit import Audit, Promise, Skipped, audit
 from app.store.audit.engines import Card
-from app.store.audit.policy_in_force import STANDING
+from app.store.audit.policy_in_force import FILE_NAME
 from app.store.audit.rules import Finding
 from app.store.catalogue.database import sqlite_url
-from tests.support.house import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, OpenHouse, Running, form
 
 Filled = tuple[Path, dict[str, Card]]
 
@@ -48,7 +48,7 @@ async def filled(open_gateway: OpenHouse, tmp_path: Path, kept: Path) -> Filled:
         async with open_gateway(tau=1e9, max_pruned_share=1.0) as running:
             await fill(running)
             while any(name.startswith("gone@") for name in running.simulator.loaded):
-                await running.house.reconciler.reconcile()
+                await running.gateway.reconciler.reconcile()
             listed = dict(await engine_list(running.simulator.url))
         async with open_gateway(tau=-1e9, max_pruned_share=1.0, unscorable="prune") as running:
             answer = await running.http.post("/adapters", files=form("nothing", 6))
@@ -373,14 +373,14 @@ async def test_a_version_withheld_by_the_policy_is_none_to_be_served(
 ) -> None:
     """What was screened by an older policy passes by the new one, or is withheld; both are written down."""
     async with open_gateway(tau=0.0, max_pruned_share=0.0) as running:
-        await running.house.reconciler.reconcile()
+        await running.gateway.reconciler.reconcile()
         now = dict(await engine_list(running.simulator.url))
     assert [name for name in now if "@" in name] == []
     found = look((filled[0], now))
     assert found.findings == ()
     assert any("withheld" in note for note in found.notes)
     assert {one.invariant for one in look(filled).findings} == {"I1"}, "the engine still holds what is withheld"
-    (filled[0] / "artefacts" / STANDING).write_text("{")
+    (filled[0] / "artefacts" / FILE_NAME).write_text("{")
     assert any("not written down" in note for note in look(filled).notes)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.load.test_resolving import Fetching, chat, fleet, up
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 NAMES = ("bard", "clerk")
 

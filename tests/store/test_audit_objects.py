@@ -13,7 +13,7 @@ from app.store.artefacts.s3_client import Objects
 from app.store.audit.audit import Audit, Skipped, audit
 from app.store.catalogue.database import sqlite_url
 from tests.store.test_auditing import broken
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.s3 import Storage, storage
 
 __all__ = ["storage"]
@@ -107,7 +107,7 @@ def test_the_command_looks_there_too(tmp_path: Path, storage: Storage, digest: s
 async def test_a_gateway_notices_by_itself_what_is_gone(
     open_gateway: OpenHouse, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.gateway.watching.PATIENCE_S", 0.2)
+    monkeypatch.setattr("app.gateway.audit_job.PATIENCE_S", 0.2)
     async with open_gateway(store_url=storage.url, audit_seconds=0.1) as running:
         digest = (await running.http.post("/adapters", files=form("bard"))).json()["digest"]
         await broken(running, 0)

@@ -18,7 +18,7 @@ from app.gateway.engine_lists import engine_list
 from app.store.audit.audit import Audit, audit
 from app.store.catalogue.database import sqlite_url
 from tests.support.adapters import Upload
-from tests.support.house import SERVED, OpenHouse, Running, form
+from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 from tests.support.waiting import STUCK_S
@@ -34,7 +34,7 @@ EMPTYING: dict[str, Any] = {"tau": -1e9, "max_pruned_share": 1.0, "unscorable": 
 
 def uploaded(running: Running, name: str, change: Callable[[str, Any], Any], modules: int | None = None) -> Any:
     """The parts of an upload of rank 1 on the model's first modules (None: all), its tensors changed by name."""
-    target = running.house.context.pipeline.rooms.target
+    target = running.gateway.context.uploads.components.target
     wanted = {module: target.modules[module] for module in sorted(target.modules)[:modules]}
     sent = Upload.valid(TargetModel(SERVED, wanted, ServingDtype.FLOAT32, 16), rank=1)
     sent.tensors.update({key: change(key, tensor) for key, tensor in sent.tensors.items()})
@@ -47,7 +47,7 @@ def uploaded(running: Running, name: str, change: Callable[[str, Any], Any], mod
 
 def half_on_alignments_inputs(running: Running) -> Any:
     """An upload one of whose modules reads nothing but the inputs that alignment acts on."""
-    reference = running.house.context.pipeline.rooms.reference
+    reference = running.gateway.context.uploads.components.reference
     condemned = min(reference.modules)
 
     def change(key: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -67,10 +67,12 @@ async def push(running: Running, parts: Any, status: int = 201) -> dict[str, Any
 async def nothing_is_broken(running: Running, reference: Path, artefacts: int) -> None:
     """The gateway's own audit, the command's with the engine's list, and every artefact measured again."""
     async with asyncio.timeout(STUCK_S):
-        while running.house.context.pipeline.publishing.desired().keys() != running.simulator.loaded.keys():
-            running.house.reconciler.poke()
+        while (
+            running.gateway.context.uploads.components.desired.state.adapters.keys() != running.simulator.loaded.keys()
+        ):
+            running.gateway.reconciler.poke()
             await asyncio.sleep(0.02)
-    own = await asyncio.to_thread(running.house.auditor.look)
+    own = await asyncio.to_thread(running.gateway.auditor.look)
     assert own.findings == ()
     listed = await engine_list(running.simulator.url)
     url = sqlite_url(running.data / "catalogue.sqlite")
@@ -125,7 +127,7 @@ async def test_nor_beside_the_zero_adapter_when_an_upload_has_its_very_bytes(
     async with open_gateway(base_through_noop=True, **DEFAULT) as running:
         await nothing_is_broken(running, tiny_reference_dir, artefacts=1)
         pushed = await push(running, uploaded(running, "one", lambda _, x: torch.zeros_like(x), modules=1))
-        assert pushed["digest"] == running.house.context.pipeline.rooms.noop.digest.hex
+        assert pushed["digest"] == running.gateway.context.uploads.components.zero.digest.hex
         await nothing_is_broken(running, tiny_reference_dir, artefacts=1)
 
 
@@ -153,7 +155,7 @@ async def test_nor_of_an_artefact_that_was_damaged_and_came_again(
         weights = running.data / "artefacts" / pushed["digest"] / "adapter_model.safetensors"
         weights.chmod(0o644)
         weights.write_bytes(b"damaged")
-        assert (await asyncio.to_thread(running.house.auditor.look)).findings
+        assert (await asyncio.to_thread(running.gateway.auditor.look)).findings
         await push(running, form("one"), status=200)
         await nothing_is_broken(running, tiny_reference_dir, artefacts=1)
 
@@ -175,7 +177,7 @@ async def test_nor_of_a_store_that_was_moved(
     assert found.counts["objects_read_back"] == 2
     shutil.rmtree(data / "artefacts" / ".staging", ignore_errors=True)
     async with open_gateway(catalogue_url=url, store_url=there, **PROJECTING) as running:
-        assert (await asyncio.to_thread(running.house.auditor.look)).findings == ()
+        assert (await asyncio.to_thread(running.gateway.auditor.look)).findings == ()
         again = await asyncio.to_thread(measured_again, running.data / "artefacts", tiny_reference_dir, there)
         assert again == Audit((), counts={"artefacts_measured_again": 2})
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from app.store.audit.audit import Skipped
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 
 SOON_S = 20.0
 
@@ -25,7 +25,7 @@ async def broken(running: Running, expected: int) -> None:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.gateway.watching.PATIENCE_S", 0.2)
+    monkeypatch.setattr("app.gateway.audit_job.PATIENCE_S", 0.2)
 
 
 async def test_damage_under_a_running_gateway_is_found_and_its_repair_too(
@@ -54,7 +54,7 @@ async def test_damage_under_a_running_gateway_is_found_and_its_repair_too(
 async def test_an_engine_that_reads_other_bytes_than_ours_is_found(open_gateway: OpenHouse) -> None:
     async with open_gateway(reconcile_seconds=3600) as running:
         await running.http.post("/adapters", files=form("style"))
-        look = running.house.auditor.look
+        look = running.gateway.auditor.look
         before = await asyncio.to_thread(look)
         assert (before.findings, before.counts["engine_names"], before.counts["engines"]) == ((), 2, 1)
         (name,) = running.simulator.loaded
@@ -67,7 +67,7 @@ async def test_while_the_engine_is_away_it_is_not_asked(open_gateway: OpenHouse)
     async with open_gateway() as running:
         await running.simulator.stop()
         await running.http.post("/adapters", files=form("style"))
-        found = await asyncio.to_thread(running.house.auditor.look)
+        found = await asyncio.to_thread(running.gateway.auditor.look)
         assert (found.findings, found.counts["artefacts"]) == ((), 1)
         assert not {"engines", "engine_names"} & found.counts.keys(), "no number is told of what was not looked at"
         assert Skipped("engines", "1 of 1 are away or being filled") in found.skipped

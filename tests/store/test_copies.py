@@ -10,7 +10,7 @@ from app.store.artefacts.s3 import RemoteBlobs
 from app.store.artefacts.s3_client import Objects, Patience
 from tests.load.test_resolving import chat, fleet, up
 from tests.store.making import artefact
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.s3 import Storage, storage
 
 __all__ = ["storage"]

@@ -81,7 +81,7 @@ def test_it_works_without_root(nobodys_home: Path, processes: ForkServerContext)
 
 
 def test_the_list_of_places_is_complete() -> None:
-    text = "".join(path.read_text() for path in SOURCES.glob("*.py"))
+    text = "".join(path.read_text() for path in SOURCES.rglob("*.py"))
     plain = {place for place in FAILPOINTS if not place.startswith("store.after_write.")}
     assert text.count("failpoint(") - text.count("def failpoint(") == len(plain) + 1
     assert all(f'failpoint("{place}")' in text for place in plain)

@@ -20,7 +20,7 @@ from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
 from tests.store.making import NAME, artefact, published, received, verdict
 from tests.store.test_remote import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
-from tests.support.house import OpenHouse
+from tests.support.gateway import OpenHouse
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 
@@ -314,6 +314,6 @@ async def test_the_zero_adapter_that_another_removed_before_it_was_claimed_is_th
         shared = running.data / "artefacts"
     monkeypatch.setattr(Peers, "keep", late)
     async with open_gateway(catalogue_url=url, base_through_noop=True) as running:
-        rooms = running.house.context.pipeline.rooms
-        assert rooms.noop is not None
-        assert rooms.blobs.is_whole(rooms.noop.digest)
+        components = running.gateway.context.uploads.components
+        assert components.zero is not None
+        assert components.blobs.is_whole(components.zero.digest)

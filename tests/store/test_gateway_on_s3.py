@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.store.audit.audit import audit
 from app.store.catalogue.database import sqlite_url
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.s3 import Storage, storage
 
 __all__ = ["storage"]

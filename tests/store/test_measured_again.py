@@ -18,7 +18,7 @@ from app.domain.digest import digest_of
 from app.screen.reference.build import BuildOptions
 from app.store.artefacts.s3_client import Objects
 from app.store.audit.audit import Audit, Skipped
-from tests.support.house import OpenHouse, Running, form
+from tests.support.gateway import OpenHouse, Running, form
 from tests.support.references import make_reference
 from tests.support.s3 import Storage, storage
 
@@ -80,7 +80,7 @@ async def test_bytes_that_nobody_screened_are_found_though_every_digest_is_right
     async with open_gateway(max_update_ratio=100.0) as running:
         version = (await running.http.post("/adapters", files=form("one"))).json()
         name = forged(running, version["digest"], 50.0)
-        seen = await asyncio.to_thread(running.house.auditor.look)
+        seen = await asyncio.to_thread(running.gateway.auditor.look)
         assert not seen.findings  # structure tells nothing
     findings = measured_again(running.data / "artefacts", tiny_reference_dir).findings
     assert [(one.invariant, one.where) for one in findings] == [("I9", f"artefact {name[:12]}")]

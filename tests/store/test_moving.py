@@ -18,7 +18,7 @@ from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.migrate_store import BATCH, move_catalogue
 from tests.store.making import NAME, artefact, published, received, stored
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 

@@ -17,9 +17,9 @@ from app.domain.names import AdapterName
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
-from app.store.uploads import Originals
+from app.store.uploads import KeptUploads
 from tests.store.making import noise
-from tests.support.house import OpenHouse, form, gateway
+from tests.support.gateway import OpenHouse, form, gateway
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
 
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
     home = tmp_path / "data"
     home.mkdir()
     BlobStore(home / "artefacts").close()
-    kept = Originals(home / "originals", keep=True)
+    kept = KeptUploads(home / "originals", keep=True)
     catalogue = Catalogue(sqlite_url(home / "catalogue.sqlite"))
     for name in (*NAMES, "unkept"):
         received = Received(digest_of(CONFIG), digest(name), len(CONFIG), len(weights(name)))

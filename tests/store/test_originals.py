@@ -14,7 +14,7 @@ from app.domain.errors import ORIGINAL_NOT_KEPT, STORE_FAILED, Refused, Unavaila
 from app.domain.lora import Received
 from app.store.audit.snapshot import AdapterSeen, CatalogueSeen, VersionSeen
 from app.store.audit.uploads import count, originals
-from app.store.uploads import Originals
+from app.store.uploads import KeptUploads
 from tests.store.making import noise
 
 CONFIG, WEIGHTS = b'{"r": 4}', noise("weights", 3_000_000)
@@ -26,12 +26,12 @@ BOTH = frozenset({RECEIVED.config_digest, RECEIVED.weights_digest})
 def data(tmp_path: Path) -> Path:
     """A data directory with one kept upload, and artefacts beside it."""
     (tmp_path / "artefacts").mkdir()
-    Originals(tmp_path / "originals", keep=True).keep(RECEIVED, CONFIG, io.BytesIO(WEIGHTS))
+    KeptUploads(tmp_path / "originals", keep=True).keep(RECEIVED, CONFIG, io.BytesIO(WEIGHTS))
     return tmp_path
 
 
-def opened(data: Path, *, keep: bool = True) -> Originals:
-    return Originals(data / "originals", keep=keep)
+def opened(data: Path, *, keep: bool = True) -> KeptUploads:
+    return KeptUploads(data / "originals", keep=keep)
 
 
 def test_what_is_kept_comes_back_byte_for_byte(data: Path) -> None:
@@ -53,7 +53,7 @@ def test_nobody_else_may_read_it_and_nobody_may_write_it(data: Path) -> None:
 
 
 def test_nothing_is_kept_unless_asked_but_what_is_there_can_be_read_and_removed(data: Path, tmp_path: Path) -> None:
-    elsewhere = Originals(tmp_path / "elsewhere", keep=False)
+    elsewhere = KeptUploads(tmp_path / "elsewhere", keep=False)
     elsewhere.keep(RECEIVED, CONFIG, io.BytesIO(WEIGHTS))
     assert not elsewhere.root.exists()
     assert not elsewhere.has(RECEIVED)

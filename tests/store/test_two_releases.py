@@ -17,7 +17,7 @@ from app.store.cluster.leases import LEASE_S
 from app.store.cluster.peers import Peers
 from tests.store.making import NAME, published, stored
 from tests.store.test_peers import silent
-from tests.support.house import OpenHouse, form
+from tests.support.gateway import OpenHouse, form
 from tests.support.postgres import Server
 
 NEXT = SCHEMA_VERSION + 1

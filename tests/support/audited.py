@@ -9,7 +9,7 @@ from app.gateway.engine_lists import engine_list
 from app.store.audit.audit import Promise, audit
 from app.store.catalogue.database import sqlite_url
 from tests.support import tally
-from tests.support.house import KEY, Running
+from tests.support.gateway import KEY, Running
 
 REST_S = 40.0
 

@@ -17,7 +17,7 @@ from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from tests.store.making import artefact, received, verdict
-from tests.support.house import SERVED, Running, form, gateway
+from tests.support.gateway import SERVED, Running, form, gateway
 from tests.support.references import make_reference
 from tests.support.simulator import Simulator
 
@@ -68,13 +68,13 @@ async def figures(running: Running, count: int, opened: float) -> dict[str, floa
         answer = await running.http.post("/adapters", files=form(f"new-{number}", number))
         assert answer.status_code == 201, answer.text
 
-    publishing = running.house.context.pipeline.publishing
+    follower = running.gateway.follower
     return {
         "start: rooms open, s": opened,
         "start: engine filled besides, s": filled,
         "page of 100, ms": await median_ms(lambda: listed(100)),
         "page of 1000, ms": await median_ms(lambda: listed(1000)),
-        "following one change, ms": await median_ms(publishing.refresh),
+        "following one change, ms": await median_ms(follower.refresh),
         "upload to served, ms": await median_ms(pushed),
     }
 
@@ -88,7 +88,7 @@ async def measured(count: int) -> dict[str, float]:
         await simulator.start()
         try:
             async with gateway(home / "data", reference, simulator, audit_seconds=0) as running:
-                parameters = running.house.context.pipeline.rooms.parameters
+                parameters = running.gateway.context.uploads.components.parameters
             await asyncio.to_thread(fill, home / "data", count, parameters)
             begun = time.perf_counter()
             async with gateway(home / "data", reference, simulator, audit_seconds=0) as running:

@@ -22,7 +22,7 @@ from app.load.embedded.supervisor import socket_home
 from app.screen.reference.build import build_reference
 from tests.support import tiny_model
 from tests.support.engine import START_S, tiny_spec
-from tests.support.house import KEY
+from tests.support.gateway import KEY
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
 SAY = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "temperature": 0}

@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 
 from app.server.app import server_options
-from tests.support.house import KEY, Running
+from tests.support.gateway import KEY, Running
 from tests.support.waiting import STUCK_S
 
 AUTH = f"Authorization: Bearer {KEY}\r\n".encode()
@@ -18,7 +18,7 @@ AUTH = f"Authorization: Bearer {KEY}\r\n".encode()
 @asynccontextmanager
 async def on_a_port(running: Running) -> AsyncIterator[int]:
     """Serve this house's application on a port of loopback; the house itself stays open."""
-    options = {**server_options(running.house), "lifespan": "off", "host": "127.0.0.1", "port": 0}
+    options = {**server_options(running.gateway), "lifespan": "off", "host": "127.0.0.1", "port": 0}
     server = uvicorn.Server(uvicorn.Config(running.app, **options))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(STUCK_S):

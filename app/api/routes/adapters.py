@@ -17,7 +17,7 @@ from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
 from app.domain.version_state import State
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.gateway.warm_up import warm
 from app.observe.log import event
 from app.serve import json_body
@@ -85,9 +85,9 @@ async def upload(
         ctx.metrics.upload_refused(error)
         raise
     async with received as sealed:
-        row, created = await ctx.pipeline.register(sealed, wait=wait, by=request.state.uploader)
-    view = await ctx.pipeline.rooms.pools.reading(
-        one_version, ctx.pipeline, str(row.name), row.number, request.state.uploader.admin
+        row, created = await ctx.uploads.register(sealed, wait=wait, by=request.state.uploader)
+    view = await ctx.uploads.components.pools.reading(
+        one_version, ctx.uploads, str(row.name), row.number, request.state.uploader.admin
     )
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
@@ -101,17 +101,17 @@ async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
     Scores are rounded to two digits for all but administrators, here and wherever else reports are shown.
     """
     async with await _receive(request, ctx) as sealed:
-        work = ctx.pipeline.rooms.pools.screening.start(_measured, ctx.pipeline, sealed.take())
+        work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take())
         verdict = await asyncio.shield(work)
         measured = verdict_json(verdict)
         shown = measured if request.state.uploader.admin else coarse_verdict(measured)
         return {"received": received_json(sealed.received), "verdict": shown}
 
 
-def _measured(pipeline: Pipeline, sealed: SealedUpload) -> Verdict:
+def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
     """In a thread, which nobody who leaves can stop: so the file is closed here, and freeing gigabytes takes time."""
     with sealed:
-        return pipeline.measure(sealed)
+        return uploads.measure(sealed)
 
 
 @router.get("/adapters")
@@ -122,28 +122,30 @@ async def index(
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
 ) -> dict[str, Any]:
     """Adapters with their versions, in the order of their names; `next` is null on the last page."""
-    return await ctx.pipeline.rooms.pools.reading(
-        adapters_page, ctx.pipeline, after, limit, request.state.uploader.admin
+    return await ctx.uploads.components.pools.reading(
+        adapters_page, ctx.uploads, after, limit, request.state.uploader.admin
     )
 
 
 @router.get("/adapters/{name}")
 async def adapter(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
     """One adapter with its versions."""
-    return await ctx.pipeline.rooms.pools.reading(one_adapter, ctx.pipeline, name, request.state.uploader.admin)
+    return await ctx.uploads.components.pools.reading(one_adapter, ctx.uploads, name, request.state.uploader.admin)
 
 
 @router.get("/adapters/{name}/versions/{number}")
 async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict[str, Any]:
     """One version with its report: every module's score and what became of it."""
-    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, number, request.state.uploader.admin)
+    return await ctx.uploads.components.pools.reading(
+        one_version, ctx.uploads, name, number, request.state.uploader.admin
+    )
 
 
 @router.post("/adapters/{name}/rollback")
 async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
     """Point the name to an earlier version: `to`, or the one before the active."""
-    row = await ctx.pipeline.publishing.rollback(name, to)
-    return await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, name, row.number, True)
+    row = await ctx.uploads.publishing.rollback(name, to)
+    return await ctx.uploads.components.pools.reading(one_version, ctx.uploads, name, row.number, True)
 
 
 @router.post("/adapters/{name}/warm")
@@ -157,7 +159,7 @@ async def warm_up(
     `engines`: how long each took, and why one is not warm; empty for an emptied version, which the served model answers.
     It stays warm as long as anything else that was just used: vLLM has no way to pin it.
     """
-    done = await warm(ctx.pipeline.rooms, name, version)
+    done = await warm(ctx.uploads.components, name, version)
     return {
         "model": done.target.asked,
         "digest": done.target.digest,
@@ -178,7 +180,7 @@ async def transfer(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
     """Give an adapter to another owner: from now on that owner's keys may push to it, besides administrators'."""
     async with body_of(request, MAX_OWNER_BODY) as raw:
         owner = _owner_in(raw)
-    row = await ctx.pipeline.rooms.pools.store(ctx.pipeline.rooms.catalogue.transfer, name, owner)
+    row = await ctx.uploads.components.pools.store(ctx.uploads.components.catalogue.transfer, name, owner)
     event("transferred", adapter=row.name, owner=owner)
     return {"name": str(row.name), "owner": row.key_owner}
 
@@ -198,5 +200,5 @@ def _owner_in(raw: bytes) -> str:
 @router.delete("/adapters/{name}", status_code=204)
 async def delete(name: str, ctx: Ctx) -> Response:
     """Forget an adapter with all its versions. Running requests finish; its numbers are never used again."""
-    await ctx.pipeline.publishing.delete(name)
+    await ctx.uploads.publishing.delete(name)
     return Response(status_code=204)

@@ -33,33 +33,33 @@ async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
     itself answers for those), and names without a version.
     """
     name = _engine_name(ctx, model)
-    path = ctx.pipeline.publishing.desired().get(name) if name else None
+    path = ctx.uploads.components.desired.state.adapters.get(name) if name else None
     if name is None or path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
-    sizes = await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
+    sizes = await ctx.uploads.components.pools.fetching(_sizes, ctx, path)
     return {"model": model, "engine_name": name, "digest": path.name, "bytes": sizes}
 
 
 @router.get("/artefacts/{digest}/{file}")
 async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
     """One file of an artefact that engines may hold, as it is kept. Whoever reads it checks it against the digest."""
-    path = next((path for path in ctx.pipeline.publishing.desired().values() if path.name == digest), None)
+    path = next((path for path in ctx.uploads.components.desired.state.adapters.values() if path.name == digest), None)
     if path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
-    await ctx.pipeline.rooms.pools.fetching(_sizes, ctx, path)
+    await ctx.uploads.components.pools.fetching(_sizes, ctx, path)
     return FileResponse(path / file, media_type="application/octet-stream")
 
 
 def _engine_name(ctx: Context, model: str) -> str | None:
-    if model in ctx.pipeline.publishing.desired():
+    if model in ctx.uploads.components.desired.state.adapters:
         return model
-    target = ctx.routes.snapshot.targets.get(model)
+    target = ctx.routing_table.snapshot.targets.get(model)
     return target.engine_name if target is not None and "@" in model else None
 
 
 def _sizes(ctx: Context, path: Path) -> dict[str, int]:
     """Bytes of each file, which may have to be fetched from object storage first. Raises Unavailable STORE_FAILED."""
-    ctx.pipeline.rooms.blobs.touch(Digest(path.name))
+    ctx.uploads.components.blobs.touch(Digest(path.name))
     try:
         return {file: (path / file).stat().st_size for file in ENGINE_FILES}
     except OSError as error:

@@ -15,7 +15,7 @@ from app.api.routes.adapters import MAX_NUMBER
 from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
 from app.domain.names import AdapterName
 from app.domain.shares import Resource
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 from app.observe.upload_progress import Follower
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
@@ -68,16 +68,16 @@ async def events(
         AdapterName.parse(name)
     with ExitStack() as held:
         held.enter_context(ctx.shares.take(Resource.WATCHERS, holder_of(request)))
-        follower = ctx.pipeline.rooms.progress.follower()
+        follower = ctx.uploads.components.progress.follower()
         held.callback(follower.close)
-        await ctx.pipeline.rooms.pools.reading(_tell_where_it_stands, ctx.pipeline, name, after or 0, waits=waits)
+        await ctx.uploads.components.pools.reading(_tell_where_it_stands, ctx.uploads, name, after or 0, waits=waits)
         return _Events(follower, name, after or 0, held.pop_all())
 
 
-def _tell_where_it_stands(pipeline: Pipeline, name: str, after: int, *, waits: bool) -> None:
+def _tell_where_it_stands(uploads: Uploads, name: str, after: int, *, waits: bool) -> None:
     """Progress may know less than the catalogue: after a restart, or when much happened since."""
     try:
-        versions = pipeline.rooms.catalogue.versions(name)
+        versions = uploads.components.catalogue.versions(name)
     except Refused as error:
         if waits and error.code is ADAPTER_NOT_FOUND:
             return
@@ -85,7 +85,7 @@ def _tell_where_it_stands(pipeline: Pipeline, name: str, after: int, *, waits: b
     if not versions and not waits:
         raise Refused(VERSION_NOT_FOUND, f"{name} has no version yet")
     if versions and versions[-1].number > after:
-        pipeline.rooms.progress.tell(versions[-1])
+        uploads.components.progress.report(versions[-1])
 
 
 async def _lines(follower: Follower, name: str, after: int) -> AsyncIterator[bytes]:

@@ -32,13 +32,13 @@ Ctx = Annotated[Context, Depends(context)]
 @router.get("/models")
 async def models(ctx: Ctx) -> dict[str, Any]:
     """Every name `model` may be."""
-    return models_payload(ctx.routes)
+    return models_payload(ctx.routing_table)
 
 
 @router.get("/models/{name}")
 async def model(name: str, ctx: Ctx) -> dict[str, Any]:
     """One of them."""
-    return model_payload(ctx.routes, name)
+    return model_payload(ctx.routing_table, name)
 
 
 @router.post("/chat/completions")

@@ -33,7 +33,7 @@ async def ready(ctx: Annotated[Context, Depends(context)]) -> JSONResponse:
 @router.get("/metrics", dependencies=[Depends(guarded)])
 async def metrics(request: Request, ctx: Annotated[Context, Depends(context)]) -> Response:
     """Prometheus text format."""
-    return Response(await ctx.pipeline.rooms.pools.metrics(ctx.metrics.exposition), media_type=CONTENT_TYPE)
+    return Response(await ctx.uploads.components.pools.metrics(ctx.metrics.exposition), media_type=CONTENT_TYPE)
 
 
 @router.get("/metrics/engine", dependencies=[Depends(guarded)])

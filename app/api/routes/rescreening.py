@@ -15,7 +15,7 @@ from app.api.views import one_version, version_view
 from app.domain.errors import envelope
 from app.domain.version_state import State
 from app.gateway.rescreening import Rescreened, Result, Run
-from app.gateway.uploads import Pipeline
+from app.gateway.uploads import Uploads
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -27,8 +27,8 @@ HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 class _Results(StreamingResponse):
     """Sends what comes of each adapter, and ends the run however sending ends."""
 
-    def __init__(self, run: Run, pipeline: Pipeline) -> None:
-        super().__init__(_lines(run, pipeline), media_type="text/event-stream", headers=HEADERS)
+    def __init__(self, run: Run, uploads: Uploads) -> None:
+        super().__init__(_lines(run, uploads), media_type="text/event-stream", headers=HEADERS)
         self._run = run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +48,9 @@ async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
     """
     done = await ctx.rescreening.one(name)
     assert done.row is not None
-    view = await ctx.pipeline.rooms.pools.reading(one_version, ctx.pipeline, str(done.row.name), done.row.number, True)
+    view = await ctx.uploads.components.pools.reading(
+        one_version, ctx.uploads, str(done.row.name), done.row.number, True
+    )
     status = 200 if done.result is Result.UNCHANGED else 201
     location = f"/adapters/{done.row.name}/versions/{done.row.number}"
     return JSONResponse(view, 202 if done.row.state is State.STORED else status, {"Location": location})
@@ -60,26 +62,26 @@ async def rescreen_all(ctx: Ctx) -> StreamingResponse:
 
     Whoever hangs up ends it; what was done until then stays. 429 while another run is under way.
     """
-    return _Results(ctx.rescreening.all(), ctx.pipeline)
+    return _Results(ctx.rescreening.all(), ctx.uploads)
 
 
-async def _lines(run: Run, pipeline: Pipeline) -> AsyncIterator[bytes]:
+async def _lines(run: Run, uploads: Uploads) -> AsyncIterator[bytes]:
     counts = Counter({result.value: 0 for result in Result})
     async for done in run.results():
         if done is None:
             yield KEEP_ALIVE
             continue
         counts[done.result.value] += 1
-        yield _event("adapter", _view(done, pipeline))
+        yield _event("adapter", _view(done, uploads))
     yield _event("done", dict(counts))
 
 
-def _view(done: Rescreened, pipeline: Pipeline) -> dict[str, Any]:
+def _view(done: Rescreened, uploads: Uploads) -> dict[str, Any]:
     row = done.row
     return {
         "name": done.name,
         "result": done.result.value,
-        "version": version_view(pipeline, row) if row else None,
+        "version": version_view(uploads, row) if row else None,
         "error": envelope(done.error)["error"] if done.error else None,
     }
 

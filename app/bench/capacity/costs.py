@@ -17,7 +17,7 @@ from app.bench.progress import Tell
 from app.bench.screening.machine import this_machine
 from app.demo.serving import serve_settings
 from app.load.client.probe import probe
-from app.serve.routing_table import Routes, Served
+from app.serve.routing_table import RoutingTable, Served
 from app.server.settings import Settings
 
 KEPT: Final = Path(__file__).parents[1] / "results" / "costs.json"
@@ -98,9 +98,9 @@ def _hash_rate() -> float:
 
 def _route_seconds() -> float:
     served = tuple(Served(f"a{n}", 1, f"a{n}@{n:012d}", f"{n:064d}", active=True) for n in range(ROUTED))
-    routes = Routes("model")
+    routing_table = RoutingTable("model")
     start = time.thread_time()
-    routes.replace(served)
+    routing_table.replace(served)
     return (time.thread_time() - start) / ROUTED
 
 

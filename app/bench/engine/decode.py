@@ -30,7 +30,7 @@ from app.domain.policy import Policy
 from app.load.client.engine import Engine
 from app.load.embedded.supervisor import EmbeddedEngine, socket_home
 from app.prune.canonical import canonicalise
-from app.prune.zero_adapter import noop_adapter
+from app.prune.zero_adapter import zero_adapter
 from app.screen.balance import balance_all
 from app.screen.reference.open import open_reference
 from app.screen.screen import screen
@@ -108,7 +108,7 @@ def artefacts_of(settings: Settings) -> dict[str, tuple[Artefact, int]]:
         "as uploaded": whole,
         "half cut out": Adapter(whole.modules[::2], whole.dtype),
         "q and v only": Adapter(tuple(m for m in whole.modules if m.name.endswith(("q_proj", "v_proj"))), whole.dtype),
-        "zero adapter": noop_adapter(target),
+        "zero adapter": zero_adapter(target),
     }
     nothing = Received(digest_of(b""), digest_of(b""), 0, 0)
     made = {}

@@ -82,7 +82,7 @@ def multiply_rate() -> float | None:
 
     None without the compiled kernels. What the products cost if memory were free: on fast memory this is the longer floor.
     """
-    kernels = kernel("kernels")
+    kernels = kernel("matmul")
     if kernels is None:
         return None
     cores, (rows, width), tile = usable_cores(), CACHED, kernels.TILE
@@ -117,7 +117,7 @@ def bytes_from_disk() -> int:
 
 def _adder() -> Callable[[NDArray[np.int64]], Any]:
     """Sums an array as fast as it can be read: compiled, or numpy's where numba is missing."""
-    if kernel("kernels") is None:
+    if kernel("matmul") is None:
         return np.add.reduce
 
     def add(x: Any) -> int:

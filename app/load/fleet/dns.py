@@ -16,7 +16,7 @@ from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.load.client.engine import HttpEngine
 from app.load.fleet.fleet import Fleet
 from app.load.fleet.member import CheckedEngine, Result
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 
 LOOKUP_S: Final = 5.0
@@ -56,13 +56,13 @@ class DiscoveredFleet(Fleet):
         self,
         name: DnsName,
         made: Callable[[str], CheckedEngine],
-        keeping: Keeping,
+        callbacks: Callbacks,
         *,
         heard: Callable[[int, Result], None] = lambda _number, _result: None,
-        keeper: Callable[[HttpEngine, Keeping], Reconciler] = Reconciler,
+        keeper: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        super().__init__((), keeping, heard=heard, keeper=keeper)
+        super().__init__((), callbacks, heard=heard, keeper=keeper)
         self._name, self._made, self._say = name, made, say
         self._complete = False
         self._said = ""
@@ -119,14 +119,14 @@ class DiscoveredFleet(Fleet):
 def fleet_of(
     urls: Sequence[str],
     made: Callable[[str], CheckedEngine],
-    keeping: Keeping,
+    callbacks: Callbacks,
     *,
     heard: Callable[[int, Result], None],
-    keeper: Callable[[HttpEngine, Keeping], Reconciler],
+    keeper: Callable[[HttpEngine, Callbacks], Reconciler],
     say: Callable[[str], None],
 ) -> Fleet | None:
     """The fleet that these URLs mean; None where they are one engine's, or none. The rest: see Fleet, DiscoveredFleet."""
     name = dns_name(urls[0]) if urls else None
     if name is not None:
-        return DiscoveredFleet(name, made, keeping, heard=heard, keeper=keeper, say=say)
-    return Fleet([made(url) for url in urls], keeping, heard=heard, keeper=keeper) if len(urls) > 1 else None
+        return DiscoveredFleet(name, made, callbacks, heard=heard, keeper=keeper, say=say)
+    return Fleet([made(url) for url in urls], callbacks, heard=heard, keeper=keeper) if len(urls) > 1 else None

@@ -18,7 +18,7 @@ from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Una
 from app.load.client.engine import HttpEngine
 from app.load.client.metrics_merge import merged
 from app.load.fleet.member import CheckedEngine, Member, Result
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import DRAIN_S, Reconciler
 
 OTHERS_S: Final = 10.0
@@ -53,12 +53,12 @@ class Fleet:
     def __init__(
         self,
         engines: Sequence[CheckedEngine],
-        keeping: Keeping,
+        callbacks: Callbacks,
         *,
         heard: Callable[[int, Result], None] = lambda _number, _result: None,
-        keeper: Callable[[HttpEngine, Keeping], Reconciler] = Reconciler,
+        keeper: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
     ) -> None:
-        self._keeping, self._heard, self._keeper = keeping, heard, keeper
+        self._callbacks, self._heard, self._keeper = callbacks, heard, keeper
         self._one_at_a_time = asyncio.Lock()
         self._late: set[asyncio.Task[None]] = set()
         self._leaving: dict[Member, asyncio.Task[None]] = {}
@@ -77,7 +77,7 @@ class Fleet:
         """One more engine, from now on filled and asked, under the lowest number that is free. key: see Member."""
         taken = {member.number for member in (*self.members, *self._leaving)}
         number = next(n for n in count(1) if n not in taken)
-        told = replace(self._keeping, after_pass=self._after_pass)
+        told = replace(self._callbacks, after_pass=self._after_pass)
         made = Member(number, engine, self._keeper(engine, told), self._heard, key)
         self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
         self.joined(made)
@@ -89,7 +89,7 @@ class Fleet:
         """One engine less: asked for nothing more from now on, let go once what is in flight on it is over."""
         self.members = tuple(one for one in self.members if one is not member)
         self._leaving[member] = asyncio.create_task(self._let_go(member))
-        self._keeping.on_change()
+        self._callbacks.on_change()
 
     async def _let_go(self, member: Member) -> None:
         await member.keeper.stop()
@@ -251,7 +251,7 @@ class Fleet:
 
     async def _after_pass(self) -> None:
         async with self._one_at_a_time:
-            await self._keeping.after_pass()
+            await self._callbacks.after_pass()
 
     def _in_the_end(self, task: asyncio.Task[None]) -> None:
         self._late.discard(task)

@@ -1,20 +1,32 @@
-"""What is to be kept in an engine, and who hears of it: what publishing and the reconcilers agree on."""
+"""Callbacks of a reconciler: where the desired state comes from, and who is called about what."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.load.client.identity import Identify, unidentified
 from app.load.reconcile.hung import SILENT_S
 
 
-async def _nothing() -> None:
-    pass
+class AfterPass:
+    """Signal after each pass that found the engine up; connected once the use case that publishes exists."""
+
+    def __init__(self) -> None:
+        self._listener: Callable[[], Awaitable[None]] | None = None
+
+    def connect(self, listener: Callable[[], Awaitable[None]]) -> None:
+        """Await this after each pass from now on."""
+        self._listener = listener
+
+    async def __call__(self) -> None:
+        """Send it."""
+        if self._listener is not None:
+            await self._listener()
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """What is to be kept, and who hears of it.
+class Callbacks:
+    """Desired state and listeners.
 
     desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
     engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. silent_s:
@@ -32,5 +44,5 @@ class Keeping:
     on_change: Callable[[], None] = lambda: None
     on_try: Callable[[bool], None] = lambda _: None
     on_lost: Callable[[int], None] = lambda _: None
-    after_pass: Callable[[], Awaitable[None]] = _nothing
+    after_pass: Callable[[], Awaitable[None]] = field(default_factory=AfterPass)
     identify: Identify = unidentified

@@ -13,14 +13,14 @@ from typing import Final
 from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Unavailable
 from app.load.client.engine import Engine
 from app.load.client.probe import probe
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 
 NOT_FETCHED: Final = frozenset({404, 502, 503, 507})
 """What the plugin answers where it could not fetch an adapter: it says nothing against the adapter's bytes."""
 
 
-Keeper = Callable[[Engine, Keeping], Reconciler]
+Keeper = Callable[[Engine, Callbacks], Reconciler]
 """What looks after one engine."""
 
 
@@ -42,13 +42,13 @@ class Proved:
             del self._locks[name]
 
 
-class Resolving(Reconciler):
+class PluginReconciler(Reconciler):
     """Watches one such engine. unproved: names among the desired that have not been published yet."""
 
     def __init__(
-        self, engine: Engine, keeping: Keeping, unproved: Callable[[], frozenset[str]], proved: Proved | None = None
+        self, engine: Engine, callbacks: Callbacks, unproved: Callable[[], frozenset[str]], proved: Proved | None = None
     ) -> None:
-        super().__init__(engine, keeping)
+        super().__init__(engine, callbacks)
         self._unproved = unproved
         self._proved = proved or Proved()
 
@@ -57,12 +57,12 @@ class Resolving(Reconciler):
         """Engine names it answers to: all that are desired and proved."""
         if not self.engine_up:
             return frozenset()
-        return frozenset(self._keeping.desired()) - (self._unproved() - self._proved.names)
+        return frozenset(self._callbacks.desired()) - (self._unproved() - self._proved.names)
 
     def is_loaded(self, name: str) -> bool:
         """Whether requests may be sent to `name` now."""
         known = name not in self._unproved() or name in self._proved.names
-        return self.engine_up and known and name in self._keeping.desired()
+        return self.engine_up and known and name in self._callbacks.desired()
 
     def may_read(self) -> frozenset[str]:
         """None: it reads copies of its own."""
@@ -92,17 +92,17 @@ class Resolving(Reconciler):
             if await self.objection.stands(self._engine):
                 return
             self._failures = {}  # what failed on the old engine may work on this one
-        desired, unproved = self._keeping.desired(), self._unproved()
+        desired, unproved = self._callbacks.desired(), self._unproved()
         self._forget_failures(self._failures.keys() - desired.keys())
         self._proved.keep(unproved & desired.keys())
         self._set(up=True, loaded=frozenset())
         await self._load_missing({name: desired[name] for name in unproved - self._proved.names if name in desired})
         self._caught_up = self.engine_up
-        await self._keeping.after_pass()
+        await self._callbacks.after_pass()
 
     async def _load(self, name: str) -> None:
         await self._check_usable()
-        path = self._keeping.desired().get(name)
+        path = self._callbacks.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")
         try:
@@ -113,10 +113,10 @@ class Resolving(Reconciler):
             raise
         self._forget_failures({name})
         self._proved.names |= {name}
-        self._keeping.on_try(True)
-        self._keeping.on_change()
+        self._callbacks.on_try(True)
+        self._callbacks.on_change()
 
 
 def keeper_for(resolves: bool, unproved: Callable[[], frozenset[str]]) -> Keeper:
     """What looks after each of a gateway's engines. resolves: whether they fetch adapters by themselves."""
-    return partial(Resolving, unproved=unproved, proved=Proved()) if resolves else Reconciler
+    return partial(PluginReconciler, unproved=unproved, proved=Proved()) if resolves else Reconciler

@@ -22,7 +22,7 @@ from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, STORE_FAILED, Gat
 from app.load.client.engine import Engine
 from app.load.client.model_list import Cards
 from app.load.client.probe import probe
-from app.load.reconcile.callbacks import Keeping
+from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.hung import HungWatch
 from app.load.reconcile.objection import Objection
 
@@ -57,9 +57,9 @@ class _Failure:
 class Reconciler:
     """Makes one engine hold `keeping.desired()`."""
 
-    def __init__(self, engine: Engine, keeping: Keeping) -> None:
+    def __init__(self, engine: Engine, callbacks: Callbacks) -> None:
         self._engine = engine
-        self._keeping = keeping
+        self._callbacks = callbacks
         self._verifying = Pool("verifying", LOADERS)
         self._loaded: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
@@ -69,11 +69,11 @@ class Reconciler:
         self._serves: Mapping[str, str | None] = {}  # its own models as it listed them when it was last found usable
         self._up = False
         self._caught_up = False
-        self.objection = Objection(keeping.identify)
+        self.objection = Objection(callbacks.identify)
         self.looked = False  # whether the engine was asked at all yet
         self._wake = asyncio.Event()
         self.number = 1  # its engine's, where there are several
-        self._hung = HungWatch(engine, keeping.silent_s, self._hangs_or_not)
+        self._hung = HungWatch(engine, callbacks.silent_s, self._hangs_or_not)
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     @property
@@ -128,7 +128,7 @@ class Reconciler:
         """What stood in the way of `name` is gone: try again now, not when its wait is over."""
         if name in self._failures:
             self._forget_failures({name})
-            self._keeping.on_change()
+            self._callbacks.on_change()
             self.poke()
 
     def away(self) -> None:
@@ -183,7 +183,7 @@ class Reconciler:
 
         Raises Unavailable ENGINE_UNAVAILABLE; then a later pass does it.
         """
-        while not self._keeping.idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
+        while not self._callbacks.idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
             await asyncio.sleep(DRAIN_S)
         await self._unload(name)
 
@@ -205,17 +205,17 @@ class Reconciler:
         if not self._up:
             self._failures = {}  # what failed on the old engine may work on this one
         self._held = listed
-        desired = self._keeping.desired()
+        desired = self._callbacks.desired()
         self._forget_failures(self._failures.keys() - desired.keys())
         forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
         if lost := len(self._loaded & forgotten):
             self._caught_up = False
-            self._keeping.on_lost(lost)
+            self._callbacks.on_lost(lost)
         self._set(up=True, loaded=(self._loaded - forgotten) & desired.keys())
         await self._load_missing(desired)
         self._caught_up = self._caught_up or self._holds_its_share(desired)
         await self._unload_strays(listed)
-        await self._keeping.after_pass()
+        await self._callbacks.after_pass()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Reconciler:
                 logging.getLogger("gateway").exception("reconcile pass broke")
             self.looked = True
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
-                async with asyncio.timeout(self._keeping.interval_s if self._up else DOWN_S):
+                async with asyncio.timeout(self._callbacks.interval_s if self._up else DOWN_S):
                     await self._wake.wait()
 
     def _holds_its_share(self, desired: Mapping[str, Path]) -> bool:
@@ -257,7 +257,7 @@ class Reconciler:
     async def _load(self, name: str) -> None:
         """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
         await self._check_usable()
-        path = self._keeping.desired().get(name)
+        path = self._callbacks.desired().get(name)
         if path is None:
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not wanted now")  # says nothing against its bytes
         try:
@@ -269,7 +269,7 @@ class Reconciler:
             raise
         self._forget_failures({name})
         self._held |= {name}
-        self._keeping.on_try(True)
+        self._callbacks.on_try(True)
         self._set(up=True, loaded=self._loaded | {name})
 
     async def _check_usable(self) -> None:
@@ -283,7 +283,7 @@ class Reconciler:
 
     async def _check(self, name: str, path: Path) -> None:
         try:
-            await self._verifying(self._keeping.verify, name, path)
+            await self._verifying(self._callbacks.verify, name, path)
         except OSError as error:
             raise Unavailable(STORE_FAILED, f"{name} cannot be read: {error.strerror}") from error
 
@@ -303,26 +303,26 @@ class Reconciler:
         self._failures = {**self._failures, name: _Failure(error, count, time.monotonic() + wait)}
         if error.code is ENGINE_UNAVAILABLE:
             self._wake.set()  # is it away, or was it this adapter? the next pass knows
-        self._keeping.on_try(False)
-        self._keeping.on_change()
+        self._callbacks.on_try(False)
+        self._callbacks.on_change()
 
     async def _unload_strays(self, listed: frozenset[str]) -> None:
         """Unload engine names that nobody wants; names without `@` are the engine's own."""
         for name in listed:
-            if "@" in name and name not in self._keeping.desired() and self._keeping.idle(name):
+            if "@" in name and name not in self._callbacks.desired() and self._callbacks.idle(name):
                 with contextlib.suppress(Unavailable):
                     await self._unload(name)
 
     async def _unload(self, name: str) -> None:
         async with self._alone_with(name):
-            if name in self._keeping.desired():  # wanted again while we waited
+            if name in self._callbacks.desired():  # wanted again while we waited
                 return
             self._set(up=self._up, loaded=self._loaded - {name})
             await self._engine.unload(name)
         self._locks.pop(name, None)
 
     def _hangs_or_not(self) -> None:
-        self._keeping.on_change()
+        self._callbacks.on_change()
         self.poke()
 
     @asynccontextmanager
@@ -344,7 +344,7 @@ class Reconciler:
             self._caught_up = False
         if (up, loaded) != (self._up, self._loaded):
             self._up, self._loaded = up, loaded
-            self._keeping.on_change()
+            self._callbacks.on_change()
 
 
 def _checkpoints(cards: Cards) -> Mapping[str, str | None]:

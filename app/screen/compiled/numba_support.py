@@ -1,4 +1,4 @@
-"""How this room compiles: numba, one thread, without the interpreter's lock, kept on disk where that is possible.
+"""Compilation of kernels: numba, one thread, without the interpreter's lock, kept on disk if that is possible.
 
 Every compiled kernel has a plain form beside it that gives the same numbers to rounding; that one serves where numba is not
 installed.
@@ -6,6 +6,7 @@ installed.
 
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -34,10 +35,7 @@ def compiled(function: F) -> F:
 
 @functools.cache
 def kernel(name: str) -> ModuleType | None:
-    """The module app.screen.<name> of compiled kernels, or None on a machine without numba."""
-    if os.environ.get(PLAIN):
+    """Module `name` of compiled kernels, or None on a machine without numba."""
+    if os.environ.get(PLAIN) or importlib.util.find_spec("numba") is None:
         return None
-    try:
-        return importlib.import_module(f"app.screen.{name}")
-    except ImportError:
-        return None
+    return importlib.import_module(f"app.screen.compiled.{name}")

@@ -17,7 +17,7 @@ from app.store.artefacts.local import LOCK, STAGING
 from app.store.artefacts.staging import MARK
 from app.store.audit import engines, rules, s3, uploads
 from app.store.audit.engines import Card
-from app.store.audit.policy_in_force import STANDING, Standing
+from app.store.audit.policy_in_force import FILE_NAME, PolicyInForce
 from app.store.audit.rules import HAS_ARTEFACT, Finding, Findings
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, VersionSeen, read_blob, read_catalogue
 from app.store.catalogue.tables import SCHEMA_VERSION
@@ -101,7 +101,7 @@ def audit(
     seen = read_catalogue(url)  # before the files: what it names was stored before, and is removed only afterwards
     stored = None if store_url is None else s3.look(store_url, rehash=rehash)
     blobs, foreign = _blobs(root)
-    standing = Standing.read(root)
+    standing = PolicyInForce.read(root)
     by_digest = {blob.name: tuple(rules.blob(blob)) for blob in blobs}
     findings = [*foreign, *rules.catalogue(seen, SCHEMA_VERSION), *rules.records(blobs, seen)]
     findings += [found for several in by_digest.values() for found in several]
@@ -154,7 +154,7 @@ def _unseen(root: Path, stored: s3.Stored | None, *, living: bool) -> Iterator[S
 def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
     blobs, foreign = [], []
     for entry in sorted(os.scandir(root), key=lambda e: e.name) if root.is_dir() else ():
-        if entry.name in (STAGING, LOCK, STANDING, MARK) or entry.name.startswith((".standing-", f"{MARK}-")):
+        if entry.name in (STAGING, LOCK, FILE_NAME, MARK) or entry.name.startswith((".standing-", f"{MARK}-")):
             continue
         if len(entry.name) != 2 * 32 or not set(entry.name) <= _HEX or not entry.is_dir(follow_symlinks=False):
             foreign.append(Finding("I3", f"store entry {entry.name[:80]!r}", "is no artefact"))
@@ -179,7 +179,7 @@ def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]], *, 
             yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is damaged")
 
 
-def _in_force(adapter: AdapterSeen, standing: Standing | None) -> Findings:
+def _in_force(adapter: AdapterSeen, standing: PolicyInForce | None) -> Findings:
     """I1: served only by the policy in force. An emptied version needs none: the served model itself answers for it."""
     if standing is None:
         return
@@ -188,7 +188,7 @@ def _in_force(adapter: AdapterSeen, standing: Standing | None) -> Findings:
             yield Finding("I1", f"{adapter.name}@{row.number}", "screened by a policy that is not in force any more")
 
 
-def _stands(adapter: AdapterSeen, row: VersionSeen, standing: Standing) -> bool:
+def _stands(adapter: AdapterSeen, row: VersionSeen, standing: PolicyInForce) -> bool:
     return (
         row.parameters == standing.parameters
         or row.artefact in {digest.hex for digest in standing.passed}
@@ -259,7 +259,7 @@ def _holder_lives(root: Path) -> bool:
         return False
 
 
-def _notes(adapters: tuple[AdapterSeen, ...], root: Path, standing: Standing | None) -> Iterator[str]:
+def _notes(adapters: tuple[AdapterSeen, ...], root: Path, standing: PolicyInForce | None) -> Iterator[str]:
     flying = sum(row.state in IN_FLIGHT for one in adapters for row in one.versions)
     if flying:
         yield f"{flying} versions in flight (failed at the next start, if no gateway is at work on them)"

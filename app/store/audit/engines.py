@@ -8,7 +8,7 @@ from typing import Final
 from app.domain.digest import SHORT
 from app.domain.retention import unloaded
 from app.domain.version_state import SERVABLE, State
-from app.store.audit.policy_in_force import Standing
+from app.store.audit.policy_in_force import PolicyInForce
 from app.store.audit.rules import HAS_ARTEFACT, Finding, Findings
 from app.store.audit.snapshot import AdapterSeen, VersionSeen
 
@@ -37,7 +37,7 @@ def filled(
     listed: Mapping[str, Card],
     root: Path,
     blobs: Mapping[str, tuple[Finding, ...]],
-    standing: Standing | None,
+    standing: PolicyInForce | None,
 ) -> Findings:
     """Of engines that the gateway fills: I1 and I6 for whatever they hold, I4 for whatever they should hold.
 
@@ -67,7 +67,7 @@ def fetching(
     adapters: tuple[AdapterSeen, ...],
     listed: Mapping[str, Card],
     blobs: Mapping[str, tuple[Finding, ...]],
-    standing: Standing | None,
+    standing: PolicyInForce | None,
 ) -> Findings:
     """I1, of engines that fetch adapters by themselves (plugin/): they hold only what they may, at its digest.
 
@@ -103,7 +103,7 @@ def _at(name: str) -> str:
     return f"engine name {name[:80]!r}"
 
 
-def _unloaded(one: AdapterSeen, standing: Standing | None) -> Iterable[tuple[str, int]]:
+def _unloaded(one: AdapterSeen, standing: PolicyInForce | None) -> Iterable[tuple[str, int]]:
     """Versions that the engine need not hold, because there are newer ones."""
     if standing is None or standing.keep_versions is None:
         return ()

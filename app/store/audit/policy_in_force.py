@@ -16,12 +16,12 @@ from typing import Final, Self
 from app.domain.digest import Digest
 from app.store.artefacts.files import disk_errors, sync_directory, write_durably
 
-STANDING: Final = ".standing.json"
+FILE_NAME: Final = ".standing.json"
 _MODE: Final = 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PolicyInForce:
     """parameters: the key of all that a verdict depends on besides the bytes, as it is now in force.
 
     passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
@@ -57,7 +57,7 @@ class Standing:
         with disk_errors("write down what is in force"):
             try:
                 write_durably(fresh, json.dumps(fields, indent=1).encode(), _MODE)
-                os.rename(fresh, root / STANDING)
+                os.rename(fresh, root / FILE_NAME)
             finally:
                 fresh.unlink(missing_ok=True)
             sync_directory(root)
@@ -66,7 +66,7 @@ class Standing:
     def read(cls, root: Path) -> Self | None:
         """What was last written there; None where nothing was, or where it cannot be read."""
         try:
-            fields = json.loads((root / STANDING).read_bytes())
+            fields = json.loads((root / FILE_NAME).read_bytes())
             withheld = ((str(name), int(number)) for name, number in fields["withheld"])
             keep = fields.get("keep_versions")  # an earlier release kept all
             passed = map(Digest, fields["passed"])

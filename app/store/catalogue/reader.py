@@ -9,7 +9,7 @@ from app.store.catalogue.database import Database
 from app.store.catalogue.listing import Page, page_of
 from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
-from app.store.catalogue.row_cache import Remembered
+from app.store.catalogue.row_cache import RowCache
 from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, adapters, versions
 
 
@@ -22,7 +22,7 @@ class CatalogueReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._remembered = Remembered()
+        self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:
         """All adapters by name, also those that have no version to serve yet."""
@@ -97,7 +97,7 @@ class CatalogueReader:
     def served(self) -> tuple[VersionRow, ...]:
         """Every published version, emptied ones too: the active ones first, each time the newest first."""
         with self._database.reading() as connection:
-            rows = self._remembered.published(connection)
+            rows = self._row_cache.published(connection)
         ready = [row for row in rows if row.state is State.READY]
         retired = [row for row in rows if row.state is not State.READY]
         return (*reversed(ready), *reversed(retired))

@@ -13,7 +13,7 @@ ONE_BY_ONE: Final = 400
 """Changed versions that are asked for by their ids; more are read with all others (SQLite takes 999 variables)."""
 
 
-class Remembered:
+class RowCache:
     """Rows as last read, by their ids. Safe for threads; believes nothing but the database about what is published now."""
 
     def __init__(self) -> None:

@@ -217,6 +217,11 @@ class VersionRow:
     key_owner: str | None
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Adapter's name and version number."""
+        return str(self.name), self.number
+
+    @property
     def emptied(self) -> bool:
         """True when every module was pruned: the served model itself answers for it, and it has no artefact."""
         return self.outcome is Outcome.EMPTIED

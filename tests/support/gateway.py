@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from app.domain.lora import ServingDtype, TargetModel
 from app.server.app import build_app
 from app.server.settings import Settings
-from app.server.wiring import House, open_house
+from app.server.wiring import Gateway, wire_gateway
 from tests.support.adapters import Upload
 from tests.support.references import TINY, make_reference
 from tests.support.simulator import Simulator
@@ -30,7 +30,7 @@ class Running:
     app: FastAPI
     http: httpx.AsyncClient
     simulator: Simulator
-    house: House
+    gateway: Gateway
     data: Path
 
 
@@ -70,8 +70,8 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             **overrides,
         }
     )
-    house = open_house(settings)
-    app = build_app(house)
+    wired = wire_gateway(settings)
+    app = build_app(wired)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -79,7 +79,7 @@ async def gateway(data: Path, reference: Path, simulator: Simulator, **overrides
             transport=transport, base_url="http://gateway", headers={"Authorization": f"Bearer {KEY}"}
         )
         await stack.enter_async_context(client)
-        yield Running(app, client, simulator, house, data)
+        yield Running(app, client, simulator, wired, data)
 
 
 @pytest_asyncio.fixture

@@ -1,0 +1,77 @@
+"""Follower of the catalogue: computes the desired state after each change and puts it in force."""
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from app.gateway.components import Components
+from app.gateway.desired_state import DesiredState, Entries, Key, answerable, desired_state
+from app.gateway.garbage import GarbageCollector
+from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.zero_adapter import zero_adapter_name
+from app.observe.log import event
+from app.store.catalogue.tables import VersionRow
+
+
+class CatalogueFollower:
+    """The one place where the desired state is computed and applied."""
+
+    def __init__(self, components: Components, recheck: PolicyRecheck, garbage: GarbageCollector) -> None:
+        self._components = components
+        self._recheck = recheck
+        self._garbage = garbage
+        self._entries = Entries(components.blobs.path)
+        self._recalled: Mapping[Key, int] = {}  # old versions on their way back, and how many ask for each
+        # of threads: holds through a cancellation, and an older read never comes last
+        self._one_at_a_time: Final = threading.Lock()
+
+    async def refresh(self) -> None:
+        """Follow the catalogue after a change, and have the reconciler look at once."""
+        await self._components.pools.following(self.follow)
+        self._components.reconciler.poke()
+
+    def follow(self) -> None:
+        """Read the catalogue, compute the desired state, apply it. Blocking."""
+        with self._one_at_a_time:
+            self._apply(self._compute())
+
+    @asynccontextmanager
+    async def recalled(self, row: VersionRow) -> AsyncIterator[None]:
+        """Have the engines hold an old version for as long as this lasts."""
+        self._recalled = {**self._recalled, row.key: self._recalled.get(row.key, 0) + 1}
+        try:
+            await self.refresh()
+            yield
+        finally:
+            left = {**self._recalled, row.key: self._recalled[row.key] - 1}
+            self._recalled = {key: count for key, count in left.items() if count}
+            await self.refresh()
+
+    def _compute(self) -> DesiredState:
+        c = self._components
+        revision = c.peers.revision() if c.peers else 0  # first: what changes from here on is followed again
+        # stored first: what is published between the two reads is then in both, never in neither
+        stored, published = c.catalogue.pending(), c.catalogue.served()
+        for row in published:
+            if not answerable(row):  # a damaged catalogue: the served model must not answer in its place
+                event("not_served", logging.ERROR, adapter=row.name, version=row.number, why="it has no artefact")
+        return desired_state(
+            revision,
+            stored=stored,
+            published=published,
+            withheld=self._recheck.check((*published, *stored)),
+            recalled=self._recalled.keys(),
+            keep_versions=c.keep_versions,
+            standing={zero_adapter_name(c.zero.digest): c.blobs.path(c.zero.digest)} if c.zero else {},
+            entries=self._entries,
+        )
+
+    def _apply(self, state: DesiredState) -> None:
+        c = self._components
+        if c.desired.state.adapters.keys() - state.adapters.keys():
+            self._garbage.suspect()
+        c.desired.state = state
+        c.routing_table.replace(state.served, state.unloaded)
+        c.metrics.show_adapters(state.modules, state.stored)

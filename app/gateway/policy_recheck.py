@@ -1,0 +1,70 @@
+"""Policy recheck: versions screened under another policy or reference are measured again before they are served."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.errors import GatewayError
+from app.domain.verdict import Outcome
+from app.gateway.components import Components
+from app.observe.log import event
+from app.sandbox.sanitise import accepting
+from app.screen.screen import screen
+from app.store.audit.policy_in_force import PolicyInForce
+from app.store.catalogue.tables import VersionRow
+from app.validate.adapter import ValidateLimits, validate
+
+
+class PolicyRecheck:
+    """Measures each such version once. For one thread at a time."""
+
+    def __init__(self, components: Components, objection: Callable[[VersionRow], str | None] | None = None) -> None:
+        """objection: what the policy in force has against a version's artefact, None when it passes; blocking."""
+        self._components = components
+        self._objection = objection or (lambda row: policy_objection(components, row))
+        self._withheld: Mapping[tuple[str, int], str] = {}
+        self._measured: set[tuple[str, int]] = set()
+        self._written = False
+
+    def check(self, rows: Iterable[VersionRow]) -> Mapping[tuple[str, int], str]:
+        """Measure what has to be; versions that the policy in force does not pass, and why. Blocking."""
+        found, measured = dict(self._withheld), len(self._measured)
+        for row in rows:
+            if row.parameters == self._components.parameters or row.emptied or row.key in self._measured:
+                continue
+            if (why := self._objection(row)) is not None:
+                found[row.key] = why
+                event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
+            self._measured.add(row.key)
+        self._withheld = found
+        if not self._written or len(self._measured) > measured:
+            self._write()
+            self._written = True
+        return found
+
+    def _write(self) -> None:
+        """Write down what is in force, for the auditor."""
+        c = self._components
+        rows = (*c.catalogue.served(), *c.catalogue.pending())
+        older = (row for row in rows if row.parameters != c.parameters and row.key not in self._withheld)
+        passed = (row.artefact for row in older if row.artefact is not None)
+        PolicyInForce.make(c.parameters, passed, self._withheld, c.keep_versions).write(c.blobs.root)
+
+
+def policy_objection(components: Components, row: VersionRow) -> str | None:
+    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking.
+
+    Its bytes are measured as they lie, not balanced first, since they are what the engine reads; an older release may have
+    written them unbalanced. Screening refuses factors that the engine's rounding would make another update of.
+    """
+    if row.artefact is None:
+        return None
+    c, folder = components, components.blobs.path(row.artefact)
+    try:
+        c.blobs.verify(row.artefact)
+        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
+            adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, c.target, ValidateLimits())
+        verdict = screen(adapter, c.reference, accepting(c.policy), deadline_s=c.screen_seconds)
+    except (GatewayError, OSError) as error:
+        return str(error)
+    return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

@@ -1,0 +1,35 @@
+"""Zero adapter: stands in for the served model in an engine that cannot mix adapters and the bare model in one batch."""
+
+from typing import Final
+
+from app.domain.artefact import Artefact
+from app.domain.digest import Digest, digest_of
+from app.domain.lora import Received, TargetModel
+from app.domain.names import AdapterName, engine_name
+from app.domain.policy import Policy
+from app.prune.canonical import canonicalise
+from app.prune.zero_adapter import zero_adapter
+from app.screen.balance import balance_all
+from app.screen.reference.open import Reference
+from app.screen.screen import screen
+from app.store.open import Store
+
+NAME: Final = AdapterName("base")
+"""Its name in the engine; reserved, so no upload has it."""
+
+
+def zero_adapter_name(digest: Digest) -> str:
+    """Engine name of the zero adapter of this digest."""
+    return engine_name(NAME, digest)
+
+
+def store_zero_adapter(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
+    """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
+    nothing = digest_of(b"")
+    adapter = balance_all(zero_adapter(target))
+    verdict = screen(adapter, reference, policy)
+    artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
+    if store.peers is not None:  # no row will ever name it
+        store.peers.keep(artefact.digest)
+    store.blobs.put(artefact)
+    return artefact
