@@ -27,6 +27,7 @@ from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
 from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
+from app.store.catalogue.beginning import Same
 from app.store.catalogue.tables import VersionRow
 from app.upload.quarantine import SealedFile
 from app.upload.receive import PendingUpload, SealedUpload
@@ -112,8 +113,8 @@ class Rescreening:
             opening.add_done_callback(self._abandoned)
             raise
         async with PendingUpload(upload, pools.receiving) as pending:
-            row, created = await self._uploads.register(pending, wait=True, after=source.newest, by=source.by)
-        return Rescreened(name, Result.NEW if created else Result.UNCHANGED, row)
+            begun = await self._uploads.register(pending, wait=True, after=source.newest, by=source.by)
+        return Rescreened(name, Result.UNCHANGED if isinstance(begun, Same) else Result.NEW, begun.row)
 
     def _source(self, name: str) -> _Source:
         components = self._uploads.components

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -31,12 +32,10 @@ from app.gateway.publishing import Publishing
 from app.gateway.upload_steps import UploadSteps, whose
 from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
+from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same
 from app.store.catalogue.tables import VersionRow
 from app.store.cluster.peers import TakenOver
 from app.upload.receive import PendingUpload, SealedUpload
-
-Begin = Callable[[], tuple[VersionRow, bool]]
-"""Gives a version, and whether this call began it. Blocking."""
 
 ORPHAN_LOOKS: Final = 10
 ORPHAN_LOOK_S: Final = 0.1
@@ -59,99 +58,104 @@ class Uploads:
 
     async def register(
         self, upload: PendingUpload, *, wait: bool, after: int | None = None, by: Uploader = NOBODY
-    ) -> tuple[VersionRow, bool]:
-        """Take one sealed upload through every stage: (the version, whether it is new, or failed before and not this time).
+    ) -> Begun:
+        """Take one sealed upload through every stage: New or Retry when this call made the version, Same otherwise.
 
         The version is `ready`, or `stored` when the engine is away or `wait` is False: then it is published as soon as
         the engine holds it. after: refuse a new version unless the newest so far has this number. by: whose upload it
         is. Raises Refused or Unavailable; what was refused stays in the catalogue with its report.
         """
-        r = self.components
-        name = AdapterName.parse(upload.name, frozenset({r.target.name}))
-        given = (name, upload.received, r.parameters)
-        row, created = await self._begin(name.text, partial(r.catalogue.find_or_begin, *given, after=after, by=by))
-        if not created:
-            row, created = await self._came_before(row, after, by)
-        if created and row.state is State.RECEIVED:
-            row, created = await self._work(r.progress.report(row), upload, after, by)
-            r.metrics.uploaded(str(row.outcome) if created else "known")
-            await self.publishing.stored(row)
+        c = self.components
+        name = AdapterName.parse(upload.name, frozenset({c.target.name}))
+        begin = partial(c.catalogue.begin, name, upload.received, c.parameters, after=after, by=by)
+        begun = await self._begin(name.text, begin)
+        if isinstance(begun, Same):
+            begun = await self._came_before(begun.row, after, by)
+        if not isinstance(begun, Same) and begun.row.state is State.RECEIVED:
+            begun = await self._work(begun, upload, after, by)
+            c.metrics.uploaded("known" if isinstance(begun, Same) else str(begun.row.outcome))
+            await self.publishing.stored(begun.row)
         else:
-            if await asyncio.shield(r.pools.screening.start(self._restored, row, upload.take())):
+            row = begun.row
+            if await asyncio.shield(c.pools.screening.start(self._restored, row, upload.take())):
                 event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
                 await self.publishing.stored(row)
-            r.metrics.uploaded("known")
-        at_once = wait or row.emptied  # an emptied version waits for no engine
-        return (await self.publishing.load(row) if at_once else row), created
+            c.metrics.uploaded("known")
+        at_once = wait or begun.row.emptied  # an emptied version waits for no engine
+        return replace(begun, row=await self.publishing.load(begun.row)) if at_once else begun
 
-    async def _came_before(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
-        """The version there is of these bytes, once nobody works on it, and whether this call tries it again: where it
-        failed, under its own number, for repeating must not fill the catalogue and the disk.
+    async def _came_before(self, row: VersionRow, after: int | None, by: Uploader) -> Begun:
+        """The version there is of these bytes, once nobody works on it: Same, or begun again if it failed, under its own
+        number, for repeating must not fill the catalogue and the disk.
 
-        Raises VersionRefused where it would end as before, or where another upload tried again first and failed.
+        Raises VersionRefused if it would end as before, or if another upload tried again first and failed.
         """
         row = await self._when_done(row)
         if (known := _known_refusal(row)) is not None:
             raise self._counted(known)
         if row.state not in ENDED:
-            return row, False
-        slow = self._worker((str(row.name), row.number))
+            return Same(row)
+        slow = self._worker(row.key)
         if slow is not None:  # given up by another gateway: let it come to its end
             await asyncio.wait({slow})
-        row, mine = await self._begin(str(row.name), partial(self._again, row, after, by))
-        if mine and row.state is State.STORED:
-            await self.publishing.stored(row)
-        if not mine and (row := await self._when_done(row)).state in ENDED:
+        begun = await self._begin(str(row.name), partial(self._again, row, after, by))
+        if not isinstance(begun, Same):
+            if begun.row.state is State.STORED:
+                await self.publishing.stored(begun.row)
+            return begun
+        if (row := await self._when_done(begun.row)).state in ENDED:
             raise self._counted(_refusal(row))
-        return row, mine
+        return Same(row)
 
-    def _again(self, row: VersionRow, after: int | None, by: Uploader) -> tuple[VersionRow, bool]:
+    def _again(self, row: VersionRow, after: int | None, by: Uploader) -> Begun:
         """Blocking."""
-        whole = row.artefact is not None and self.components.blobs.is_whole(row.artefact)
-        again, mine = self.components.catalogue.begin_again(row.name, row.number, whole=whole, after=after, by=by)
-        return (self.components.progress.report_again(again) if mine else again), mine
+        c, given = self.components, (row.name, row.received, row.parameters)
+        intact = row.artefact is not None and c.blobs.is_whole(row.artefact)
+        begun = c.catalogue.begin(*given, after=after, by=by, ended=Ended(row.number, intact))
+        return begun if isinstance(begun, Same) else replace(begun, row=c.progress.report_again(begun.row))
 
     def _counted(self, error: VersionRefused) -> VersionRefused:
         self.components.metrics.upload_refused(error)
         return error
 
-    async def _begin(self, name: str, begin: Begin) -> tuple[VersionRow, bool]:
-        """Find or begin a version. Where who asked goes meanwhile, what was begun is failed, not left in flight."""
+    async def _begin(self, name: str, begin: Callable[[], Begun]) -> Begun:
+        """Find or begin a version. If who asked goes meanwhile, what was begun is failed, not left in flight."""
         self._beginning[name] += 1
         work = self.components.pools.screening.start(begin)  # an artefact may have to be read whole
-        work.add_done_callback(lambda _: self._begun(name))
+        work.add_done_callback(lambda _: self._no_longer_beginning(name))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(self._abandoned)
             raise
 
-    def _begun(self, name: str) -> None:
+    def _no_longer_beginning(self, name: str) -> None:
         self._beginning[name] -= 1
         if not self._beginning[name]:
             del self._beginning[name]
 
-    def _abandoned(self, begun: asyncio.Future[tuple[VersionRow, bool]]) -> None:
-        if begun.cancelled() or begun.exception() is not None:
+    def _abandoned(self, work: asyncio.Future[Begun]) -> None:
+        if work.cancelled() or work.exception() is not None:
             return
-        row, mine = begun.result()
-        if mine and row.state is State.RECEIVED:  # one that is stored again is followed by the next pass
+        begun = work.result()
+        if (
+            not isinstance(begun, Same) and begun.row.state is State.RECEIVED
+        ):  # a stored one is followed by the next pass
             why = Unavailable(SCREENING_FAILED, "the upload was broken off")
-            self._at_work(row, self.components.pools.store.start(self._failed, row, why))
+            self._at_work(begun.row, self.components.pools.store.start(self._failed, begun.row, why))
 
-    async def _work(
-        self, row: VersionRow, upload: PendingUpload, after: int | None, by: Uploader
-    ) -> tuple[VersionRow, bool]:
+    async def _work(self, begun: New | Retry, upload: PendingUpload, after: int | None, by: Uploader) -> Begun:
         """Sanitise in a thread, to its end even when who asked has gone, and let others wait for it.
 
-        Gives the version, and whether it was made here: another gateway may have made it, see `_to_the_end`.
+        Same when another gateway made the version in the end, see `_to_the_end`.
         """
-        work = asyncio.ensure_future(self._to_the_end(row, upload.take(), after, by))
+        row = self.components.progress.report(begun.row)
+        work = asyncio.ensure_future(self._to_the_end(replace(begun, row=row), upload.take(), after, by))
         self._at_work(row, work)
         return await asyncio.shield(work)
 
     def _at_work(self, row: VersionRow, work: asyncio.Future[Any]) -> None:
-        at = (str(row.name), row.number)
+        at = row.key
         self._working[at] = work
         work.add_done_callback(lambda _: self._working.pop(at, None))
 
@@ -160,32 +164,31 @@ class Uploads:
         work = self._working.get(at)
         return None if work is asyncio.current_task() else work
 
-    async def _to_the_end(
-        self, row: VersionRow, upload: SealedUpload, after: int | None, by: Uploader
-    ) -> tuple[VersionRow, bool]:
-        """One upload's way to the store. Where another gateway, which took this one for dead, gave the version up, it is
-        begun again here; where that one or a third has begun it again, what becomes of it there is this upload's answer.
+    async def _to_the_end(self, begun: Begun, upload: SealedUpload, after: int | None, by: Uploader) -> Begun:
+        """One upload's way to the store. If another gateway, which took this one for dead, gave the version up, it is
+        begun again here; if that one or a third has begun it again, what becomes of it there is this upload's answer.
         """
         pools = self.components.pools
         try:
             for left in reversed(range(TAKEOVERS)):
+                row = begun.row
                 try:
-                    return await pools.screening(self._sanitise, row, upload), True
+                    return replace(begun, row=await pools.screening(self._sanitise, row, upload))
                 except TakenOver as error:
                     event("taken_over", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
                     if not left:
                         raise
-                row, mine = await self._came_before(row, after, by)
-                if not mine or row.state is not State.RECEIVED:
+                begun = await self._came_before(row, after, by)
+                if isinstance(begun, Same) or begun.row.state is not State.RECEIVED:
                     break
-                self._at_work(self.components.progress.report(row), _current_task())
-            return row, False
+                self._at_work(self.components.progress.report(begun.row), _current_task())
+            return Same(begun.row)
         finally:
             await pools.receiving.free(upload.close)  # before it is loaded: a slow load must hold no slot
 
     async def _when_done(self, row: VersionRow) -> VersionRow:
         """The version of these bytes once nobody works on it any more; what nobody works on is failed, not waited for."""
-        at, catalogue = (str(row.name), row.number), self.components.catalogue
+        at, catalogue = row.key, self.components.catalogue
         looks, peers, store = 0, self.components.peers, self.components.pools.store
         while looks < ORPHAN_LOOKS:
             if row.state not in IN_FLIGHT:

@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from app.domain.names import AdapterName
 from app.store.catalogue.catalogue import Catalogue
-from tests.store.making import received, stored
+from tests.store.making import begun, received, stored
 from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
@@ -90,7 +90,7 @@ async def test_one_that_was_deleted_meanwhile_is_no_hole(running: Running) -> No
 
 
 async def test_one_whose_first_upload_is_just_beginning_is_listed_too(running: Running) -> None:
-    running.gateway.context.uploads.components.catalogue.begin_version(AdapterName("early"), received())
+    begun(running.gateway.context.uploads.components.catalogue, AdapterName("early"), received())
     (adapter,) = (await page(running))["adapters"]
     assert (adapter["name"], adapter["versions"][0]["state"]) == ("early", "received")
 

@@ -14,6 +14,7 @@ from app.domain.errors import LOAD_FAILED, SCREENING_KILLED, SCREENING_TIMEOUT, 
 from app.domain.names import AdapterName
 from app.gateway.version_refused import VersionRefused
 from app.store.audit.audit import Promise
+from tests.store.making import begin_again
 from tests.support.audited import rested
 from tests.support.gateway import Running, form
 from tests.support.waiting import STUCK_S
@@ -103,7 +104,7 @@ async def test_with_the_engine_away_it_waits_for_it(running: Running) -> None:
 async def test_who_leaves_before_it_is_followed_leaves_nothing_waiting_for_ever(running: Running) -> None:
     with refusing(running):
         await push(running)
-    running.gateway.context.uploads.components.catalogue.begin_again(NAME, 1, whole=True)  # and nobody is told
+    begin_again(running.gateway.context.uploads.components.catalogue, NAME, 1, intact=True)  # and nobody is told
     await until_ready(running, 1)
 
 

@@ -79,7 +79,7 @@ async def push_without_catalogue(running: Running) -> Any:
         raise Unavailable(STORE_FAILED, "the catalogue is away")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Catalogue, "find_or_begin", away)
+        patch.setattr(Catalogue, "begin", away)
         return await push(running, "mine")
 
 

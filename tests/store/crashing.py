@@ -17,7 +17,7 @@ from app.store.artefacts.local import FILES, LOCK, STAGING, BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.failpoints import VARIABLE
-from tests.store.making import artefact, received, verdict
+from tests.store.making import artefact, begun, received, verdict
 
 NAMES = [AdapterName(text) for text in ("one", "two", "Three")]
 
@@ -58,7 +58,7 @@ def write_until_killed(home: Path, seed: int, failpoint: str | None, uid: int | 
 
 
 def _push(blobs: BlobStore, catalogue: Catalogue, acknowledged: int, name: AdapterName, seed: str) -> None:
-    number = catalogue.begin_version(name, received(seed)).number
+    number = begun(catalogue, name, received(seed)).number
     catalogue.record_validated(name, number)
     made = artefact(seed, size=40_000)
     catalogue.record_screened(name, number, verdict(seed=seed), "{}")

@@ -4,13 +4,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from app.domain.api_keys import NOBODY, Uploader
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact, content_digest
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.policy import Policy
 from app.domain.verdict import METRIC_VERSION, Decision, ModuleVerdict, Outcome, Reason, Verdict
+from app.store.catalogue.beginning import Ended, Same
 from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.naming import claim_of
 from app.store.catalogue.tables import VersionRow
 
 NAME = AdapterName("style")
@@ -49,11 +52,40 @@ def verdict(decisions: Sequence[Decision] = (Decision.KEEP, Decision.PRUNE), see
     )
 
 
+def begun(
+    catalogue: Catalogue,
+    name: AdapterName,
+    received: Received,
+    parameters: str = "",
+    *,
+    after: int | None = None,
+    by: Uploader = NOBODY,
+) -> VersionRow:
+    """A version with a number of its own, also for bytes that came before."""
+    with catalogue._database.writing() as connection:
+        return catalogue._begin(connection, name, received, parameters, after, claim_of(connection, name, by))
+
+
+def begin_again(
+    catalogue: Catalogue,
+    name: AdapterName,
+    number: int,
+    *,
+    intact: bool = False,
+    after: int | None = None,
+    by: Uploader = NOBODY,
+) -> tuple[VersionRow, bool]:
+    """Try a version that ended once more: the version there is now, and whether this call began it."""
+    row = catalogue.version(name, number)
+    made = catalogue.begin(row.name, row.received, row.parameters, after=after, by=by, ended=Ended(number, intact))
+    return made.row, not isinstance(made, Same)
+
+
 def stored(
     catalogue: Catalogue, seed: int | str = 0, name: AdapterName = NAME, *, digest: Digest | None = None
 ) -> VersionRow:
     """One upload taken as far as `stored` (the artefact's digest is the seed's unless given)."""
-    row = catalogue.begin_version(name, received(seed))
+    row = begun(catalogue, name, received(seed))
     catalogue.record_validated(name, row.number)
     catalogue.record_screened(name, row.number, verdict(seed=seed), f'{{"seed": "{seed}"}}')
     return catalogue.record_stored(name, row.number, digest or artefact(seed).digest)

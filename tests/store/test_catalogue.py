@@ -29,10 +29,11 @@ from app.domain.manifest import verdict_json
 from app.domain.names import AdapterName
 from app.domain.verdict import Decision, Outcome
 from app.domain.version_state import IllegalMove, State
+from app.store.catalogue.beginning import New, Same
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.catalogue.tables import SCHEMA_VERSION, versions
-from tests.store.making import NAME, artefact, published, received, stored, verdict
+from tests.store.making import NAME, artefact, begin_again, begun, published, received, stored, verdict
 
 OTHER = AdapterName("other")
 
@@ -56,7 +57,7 @@ def states(catalogue: Catalogue, name: AdapterName = NAME) -> dict[int, State]:
 
 
 def test_a_version_from_beginning_to_ready(catalogue: Catalogue) -> None:
-    row = catalogue.begin_version(NAME, received(1), "parameters")
+    row = begun(catalogue, NAME, received(1), "parameters")
     assert (row.name, row.number, row.state, row.received) == (NAME, 1, State.RECEIVED, received(1))
     assert (row.outcome, row.artefact, row.engine_name, row.error_code, row.modules_total) == (None,) * 5
     assert row.parameters == "parameters"
@@ -77,7 +78,7 @@ def test_a_version_from_beginning_to_ready(catalogue: Catalogue) -> None:
 
 
 def test_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
-    number = catalogue.begin_version(NAME, received(1)).number
+    number = begun(catalogue, NAME, received(1)).number
     catalogue.record_validated(NAME, number)
     row = catalogue.record_screened(NAME, number, verdict([Decision.PRUNE]), "{}")
     assert row.emptied
@@ -93,7 +94,7 @@ def test_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
 
 
 def test_only_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
-    number = catalogue.begin_version(NAME, received(1)).number
+    number = begun(catalogue, NAME, received(1)).number
     catalogue.record_validated(NAME, number)
     catalogue.record_screened(NAME, number, verdict(), "{}")
     with pytest.raises(ValueError, match="does not fit"):
@@ -102,13 +103,13 @@ def test_only_an_emptied_version_has_no_artefact(catalogue: Catalogue) -> None:
 
 
 def test_a_rejection_keeps_its_words_and_its_report(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     catalogue.record_validated(NAME, 1)
     row = catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "m.0 is\nbad"), verdict(), '{"r": 0}')
     assert (row.state, row.error_code, row.error_message) == (State.REJECTED, "rejected", "m.0 is\\nbad")
     assert (row.modules_total, row.verdict_id) == (2, verdict().id)
     assert catalogue.report(NAME, 1) == '{"r": 0}'
-    catalogue.begin_version(NAME, received(2))
+    begun(catalogue, NAME, received(2))
     row = catalogue.record_rejected(NAME, 2, Refused(REJECTED_CODE, "at once"))
     assert (row.state, row.verdict_id) == (State.REJECTED, None)
     assert catalogue.report(NAME, 2) is None
@@ -122,7 +123,7 @@ def test_a_failure_of_a_stored_version_leaves_the_active_one(catalogue: Catalogu
 
 
 def test_moves_that_are_not_drawn_change_nothing(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     with pytest.raises(IllegalMove):
         catalogue.record_screened(NAME, 1, verdict(), "{}")
     with pytest.raises(ValueError, match="does not fit"):
@@ -139,38 +140,39 @@ def test_moves_that_are_not_drawn_change_nothing(catalogue: Catalogue) -> None:
 
 
 def test_the_same_bytes_again_are_found(catalogue: Catalogue) -> None:
-    first = catalogue.begin_version(NAME, received(1), "p")
+    first = begun(catalogue, NAME, received(1), "p")
     assert catalogue.find_same(NAME, received(1)) == catalogue.find_same("style", received(1), "p") == first
     assert catalogue.find_same(NAME, received(2)) is None
     assert catalogue.find_same(NAME, received(1), "q") is None
     assert catalogue.find_same(OTHER, received(1)) is None
-    assert catalogue.find_or_begin(NAME, received(1), "p") == (first, False)
-    second, new = catalogue.find_or_begin(NAME, received(1), "q")
-    assert (second.number, new) == (2, True)
-    assert catalogue.find_same(NAME, received(1)) == second
+    assert catalogue.begin(NAME, received(1), "p") == Same(first)
+    second = catalogue.begin(NAME, received(1), "q")
+    assert isinstance(second, New)
+    assert second.row.number == 2
+    assert catalogue.find_same(NAME, received(1)) == second.row
 
 
 def test_failed_and_deleted_versions_are_not_the_same(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     failed = catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
     assert catalogue.find_same(NAME, received(1)) is None
-    assert catalogue.find_or_begin(NAME, received(1)) == (failed, False)
-    second = catalogue.begin_version(NAME, received(1))
-    assert catalogue.find_or_begin(NAME, received(1)) == (second, False)
+    assert catalogue.begin(NAME, received(1)) == Same(failed)
+    second = begun(catalogue, NAME, received(1))
+    assert catalogue.begin(NAME, received(1)) == Same(second)
     catalogue.delete(NAME)
     assert catalogue.find_same(NAME, received(1)) is None
-    assert catalogue.find_or_begin(NAME, received(1))[0].number == 3
+    assert catalogue.begin(NAME, received(1)).row.number == 3
 
 
 def test_a_rejected_version_is_found_again(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     row = catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"))
-    assert catalogue.find_or_begin(NAME, received(1)) == (row, False)
+    assert catalogue.begin(NAME, received(1)) == Same(row)
 
 
 @pytest.mark.parametrize("as_far_as", ["received", "screened", "rejected"])
 def test_what_failed_on_its_way_begins_again_with_nothing_said(catalogue: Catalogue, as_far_as: str) -> None:
-    first = catalogue.begin_version(NAME, received(1), "p")
+    first = begun(catalogue, NAME, received(1), "p")
     if as_far_as == "screened":
         catalogue.record_validated(NAME, 1)
         catalogue.record_screened(NAME, 1, verdict(), "{}")
@@ -178,37 +180,37 @@ def test_what_failed_on_its_way_begins_again_with_nothing_said(catalogue: Catalo
         catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"), verdict(), "{}")
     else:
         catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
-    again, mine = catalogue.begin_again(NAME, 1)
+    again, mine = begin_again(catalogue, NAME, 1)
     assert (replace(again, updated_at=first.updated_at, revision=first.revision), mine) == (first, True)
     assert catalogue.report(NAME, 1) is None
-    assert catalogue.begin_again(NAME, 1) == (again, False)
+    assert begin_again(catalogue, NAME, 1) == (again, False)
     assert [row.number for row in catalogue.versions(NAME)] == [1]
 
 
 def test_what_the_engine_refused_is_stored_again_under_its_engine_name(catalogue: Catalogue) -> None:
     first = stored(catalogue, 1)
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
-    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    again, mine = begin_again(catalogue, NAME, 1, intact=True)
     assert (replace(again, updated_at=first.updated_at, revision=first.revision), mine) == (first, True)
     assert catalogue.report(NAME, 1) == '{"seed": "1"}'
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
-    lost, _ = catalogue.begin_again(NAME, 1)
+    lost, _ = begin_again(catalogue, NAME, 1)
     assert (lost.state, lost.artefact, lost.engine_name) == (State.RECEIVED, None, None)
     catalogue.record_validated(NAME, 1)
     catalogue.record_screened(NAME, 1, verdict(seed=1), "{}")
     assert catalogue.record_stored(NAME, 1, artefact(1).digest).engine_name == first.engine_name
     assert catalogue.activate(NAME, 1).state is State.READY
-    assert catalogue.begin_again(NAME, 1, whole=True) == (catalogue.version(NAME, 1), False)
+    assert begin_again(catalogue, NAME, 1, intact=True) == (catalogue.version(NAME, 1), False)
 
 
 def test_behind_a_later_version_it_gets_a_number_the_name_can_move_to(catalogue: Catalogue) -> None:
     stored(catalogue, 1)
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
     published(catalogue, 2)
-    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    again, mine = begin_again(catalogue, NAME, 1, intact=True)
     assert (again.number, again.state, again.received, mine) == (3, State.RECEIVED, received(1), True)
     assert states(catalogue) == {1: State.FAILED, 2: State.READY, 3: State.RECEIVED}
-    assert catalogue.find_or_begin(NAME, received(1)) == (again, False)
+    assert catalogue.begin(NAME, received(1)) == Same(again)
 
 
 def test_nor_is_it_tried_again_behind_one_that_comes_later(catalogue: Catalogue) -> None:
@@ -216,40 +218,40 @@ def test_nor_is_it_tried_again_behind_one_that_comes_later(catalogue: Catalogue)
     stored(catalogue, 1)
     catalogue.record_failed(NAME, 1, Unavailable(LOAD_FAILED, "no"))
     stored(catalogue, 2)
-    again, mine = catalogue.begin_again(NAME, 1, whole=True)
+    again, mine = begin_again(catalogue, NAME, 1, intact=True)
     assert (again.number, again.state, mine) == (3, State.RECEIVED, True)
     catalogue.record_failed(NAME, 3, Unavailable(SCREENING_FAILED, "x"))
     catalogue.record_failed(NAME, 2, Unavailable(LOAD_FAILED, "no"))
-    assert catalogue.begin_again(NAME, 3)[0].number == 3, "nothing comes after it any more"
+    assert begin_again(catalogue, NAME, 3)[0].number == 3, "nothing comes after it any more"
 
 
 def test_who_asks_late_is_given_the_new_number_too(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1), "p")
+    begun(catalogue, NAME, received(1), "p")
     catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
     published(catalogue, 2)
-    again, _ = catalogue.begin_again(NAME, 1)
-    assert catalogue.begin_again(NAME, 1) == (again, False)
-    assert catalogue.begin_again(NAME, 1, after=2) == (again, False)
+    again, _ = begin_again(catalogue, NAME, 1)
+    assert begin_again(catalogue, NAME, 1) == (again, False)
+    assert begin_again(catalogue, NAME, 1, after=2) == (again, False)
 
 
 def test_of_those_that_ended_the_newest_is_tried_again(catalogue: Catalogue) -> None:
     """However they ended: else what was too slow once had a new number each time it fails."""
-    catalogue.begin_version(NAME, received(1), "p")
+    begun(catalogue, NAME, received(1), "p")
     catalogue.record_rejected(NAME, 1, Refused(SCREENING_TIMEOUT, "slow"))
     published(catalogue, 2)
-    assert catalogue.begin_again(NAME, 1)[0].number == 3
+    assert begin_again(catalogue, NAME, 1)[0].number == 3
     failed = catalogue.record_failed(NAME, 3, Unavailable(SCREENING_FAILED, "x"))
-    assert catalogue.find_or_begin(NAME, received(1), "p") == (failed, False)
+    assert catalogue.begin(NAME, received(1), "p") == Same(failed)
 
 
 def test_nothing_begins_again_that_somebody_overtook(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
-    catalogue.begin_version(NAME, received(2))
+    begun(catalogue, NAME, received(2))
     with refuses(VERSION_NOT_READY):
-        catalogue.begin_again(NAME, 1, after=1)
+        begin_again(catalogue, NAME, 1, after=1)
     assert catalogue.version(NAME, 1).state is State.FAILED
-    assert catalogue.begin_again(NAME, 1, after=2)[1]
+    assert begin_again(catalogue, NAME, 1, after=2)[1]
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -257,9 +259,8 @@ def test_nothing_begins_again_that_somebody_overtook(catalogue: Catalogue) -> No
 
 def test_a_name_that_differs_only_in_case_is_taken(catalogue: Catalogue) -> None:
     stored(catalogue, 1)
-    for begin in (catalogue.begin_version, catalogue.find_or_begin):
-        with refuses(NAME_TAKEN):
-            begin(AdapterName("STYLE"), received(2))
+    with refuses(NAME_TAKEN):
+        catalogue.begin(AdapterName("STYLE"), received(2))
     assert len(catalogue.versions(NAME)) == 1
     with refuses(ADAPTER_NOT_FOUND):
         catalogue.adapter("STYLE")
@@ -298,11 +299,11 @@ def test_two_versions_with_the_same_artefact_have_two_engine_names(catalogue: Ca
 
 
 def test_an_upload_in_flight_finds_its_deleted_version_gone(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     catalogue.delete(NAME)
     with refuses(ADAPTER_NOT_FOUND):
         catalogue.record_validated(NAME, 1)
-    catalogue.begin_version(NAME, received(2))
+    begun(catalogue, NAME, received(2))
     with refuses(VERSION_NOT_FOUND):
         catalogue.record_validated(NAME, 1)
 
@@ -322,7 +323,7 @@ def test_what_a_stranger_wrote_for_a_name_finds_nothing(catalogue: Catalogue) ->
 
 def test_adapters_are_listed_by_name_with_those_that_have_nothing_yet(catalogue: Catalogue) -> None:
     published(catalogue, 1, AdapterName("b"))
-    catalogue.begin_version(AdapterName("A"), received(2))
+    begun(catalogue, AdapterName("A"), received(2))
     published(catalogue, 3, AdapterName("c"))
     assert [(str(row.name), row.active) for row in catalogue.adapters()] == [("A", None), ("b", 1), ("c", 1)]
 
@@ -350,7 +351,7 @@ def test_the_name_never_moves_backwards_by_itself(catalogue: Catalogue) -> None:
 
 @pytest.mark.parametrize("end", ["received", "validated", "screened", "rejected", "failed"])
 def test_only_a_stored_version_can_be_published(catalogue: Catalogue, end: str) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     if end == "rejected":
         catalogue.record_rejected(NAME, 1, Refused(REJECTED_CODE, "x"))
     if end == "failed":
@@ -396,7 +397,7 @@ def test_recovery_fails_what_was_in_flight_and_keeps_what_was_stored(catalogue_u
     catalogue = Catalogue(url)
     kept, waiting = published(catalogue, 1), stored(catalogue, 2)
     for seed in (3, 4, 5):
-        catalogue.begin_version(NAME, received(seed))
+        begun(catalogue, NAME, received(seed))
     catalogue.record_validated(NAME, 4)
     catalogue.record_validated(NAME, 5)
     catalogue.record_screened(NAME, 5, verdict(), "{}")
@@ -447,13 +448,13 @@ def test_a_locked_database_is_busy_and_changes_nothing(tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "c.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with fails(STORE_BUSY):
-        catalogue.begin_version(NAME, received(2))
+        begun(catalogue, NAME, received(2))
     with fails(STORE_BUSY):
         Catalogue(sqlite_url(tmp_path / "c.db"), busy_seconds=0.05)
     assert catalogue.resolve(NAME) is not None, "readers are not disturbed"
     other.execute("ROLLBACK")
     other.close()
-    assert catalogue.begin_version(NAME, received(2)).number == 2
+    assert begun(catalogue, NAME, received(2)).number == 2
     catalogue.close()
 
 
@@ -504,7 +505,7 @@ def test_an_older_catalogue_is_brought_up_from_its_reports(tmp_path: Path) -> No
     catalogue = Catalogue(url)
     measured = verdict([Decision.PRUNE, Decision.PROJECT, Decision.PROJECT, Decision.KEEP])
     for number in (1, 2):
-        catalogue.begin_version(NAME, received(number))
+        begun(catalogue, NAME, received(number))
         catalogue.record_validated(NAME, number)
     catalogue.record_screened(NAME, 1, measured, json.dumps({"verdict": verdict_json(measured)}))
     before = tuple(replace(row, revision=0) for row in catalogue.versions(NAME))  # changes were not numbered then
@@ -560,7 +561,7 @@ def test_errors_do_not_show_statements_or_values(catalogue: Catalogue) -> None:
     with catalogue._database.writing() as connection:
         versions.drop(connection)
     with pytest.raises(Unavailable) as caught:
-        catalogue.begin_version(NAME, received("secret"))
+        begun(catalogue, NAME, received("secret"))
     said = caught.value.message
     assert "no such table" in said or "does not exist" in said
     assert "SELECT" not in said

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
 from app.domain.errors import ADAPTER_NOT_FOUND, LOAD_FAILED, NAME_TAKEN, SCREENING_FAILED, Refused, Unavailable
 from app.domain.names import AdapterName
 from app.domain.version_state import SERVABLE, State
+from app.store.catalogue.beginning import New
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
-from tests.store.making import NAME, artefact, published, received, stored, verdict
+from tests.store.making import NAME, artefact, begin_again, begun, published, received, stored, verdict
 from tests.support.postgres import Server
 
 THREADS = 8
@@ -54,22 +55,22 @@ def together(work: Callable[[int], T]) -> list[T]:
 
 @pytest.mark.ruling("R01")
 def test_uploads_of_one_name_get_numbers_in_one_order(catalogue: Catalogue) -> None:
-    numbers = together(lambda n: [catalogue.begin_version(NAME, received(f"{n} {i}")).number for i in range(10)])
+    numbers = together(lambda n: [begun(catalogue, NAME, received(f"{n} {i}")).number for i in range(10)])
     assert sorted(number for own in numbers for number in own) == list(range(1, 10 * THREADS + 1))
     assert all(own == sorted(own) for own in numbers)
     assert len(catalogue.adapters()) == 1
 
 
 def test_the_same_bytes_at_once_make_one_version(catalogue: Catalogue) -> None:
-    found = together(lambda _: catalogue.find_or_begin(NAME, received(1), "p"))
-    assert sorted(new for _, new in found) == [False] * (THREADS - 1) + [True]
-    assert {row.number for row, _ in found} == {1}
+    found = together(lambda _: catalogue.begin(NAME, received(1), "p"))
+    assert sorted(isinstance(one, New) for one in found) == [False] * (THREADS - 1) + [True]
+    assert {one.row.number for one in found} == {1}
 
 
 def test_the_same_bytes_tried_again_at_once_are_tried_once(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     catalogue.record_failed(NAME, 1, Unavailable(SCREENING_FAILED, "x"))
-    found = together(lambda _: catalogue.begin_again(NAME, 1))
+    found = together(lambda _: begin_again(catalogue, NAME, 1))
     assert sorted(mine for _, mine in found) == [False] * (THREADS - 1) + [True]
     assert {row.number for row, _ in found} == {1}
 
@@ -176,11 +177,11 @@ class Walk(RuleBasedStateMachine):
         other = next((other for other in self.model if other.key == name.key and other != name), None)
         if other in self.bound:
             with pytest.raises(Refused, match="name_taken"):
-                self.catalogue.begin_version(name, received(seed))
+                begun(self.catalogue, name, received(seed))
             return multiple()
         if other is not None:  # nothing was stored: the adapter is spelled as last asked
             self.model[name] = self.model.pop(other)
-        row = self.catalogue.begin_version(name, received(seed))
+        row = begun(self.catalogue, name, received(seed))
         self.highest[name.key] += 1
         assert row.number == self.highest[name.key]
         self.model.setdefault(name, {})[row.number] = "received"
@@ -228,7 +229,7 @@ class Walk(RuleBasedStateMachine):
         latest = ([n for n in same if versions[n] not in {"failed", "rejected"}] or same)[-1]
         later = {versions[n] for n in versions if n > number}
         overtaken = (self.active(name) or 0) > number or bool(later & {"received", "stored"})
-        row, mine = self.catalogue.begin_again(name, number, whole=True)
+        row, mine = begin_again(self.catalogue, name, number, intact=True)
         assert mine is (latest == number and versions[number] == "failed")
         if not mine:
             assert row.number == latest

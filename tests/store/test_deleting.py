@@ -18,7 +18,7 @@ from app.store.artefacts.s3 import RemoteBlobs
 from app.store.artefacts.s3_client import DELETE_S, Objects
 from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
-from tests.store.making import NAME, artefact, published, received, verdict
+from tests.store.making import NAME, artefact, begun, published, received, verdict
 from tests.store.test_remote import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
 from tests.support.gateway import OpenHouse
 from tests.support.postgres import Server
@@ -103,7 +103,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def upload(blobs: RemoteBlobs, peers: Peers, catalogue: Catalogue) -> None:
     """Store MADE as an upload does: claimed, put, named by a row."""
-    number = catalogue.begin_version(NAME, received(1)).number
+    number = begun(catalogue, NAME, received(1)).number
     catalogue.record_validated(NAME, number)
     catalogue.record_screened(NAME, number, verdict(), "{}")
     with peers.claimed(MADE.digest):

@@ -14,7 +14,7 @@ from app.store.artefacts.files import filesystem_of
 from app.store.artefacts.local import STAGING, BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
-from tests.store.making import NAME, artefact, noise, published, received, verdict
+from tests.store.making import NAME, artefact, begun, noise, published, received, verdict
 
 MOUNT_BYTES = 2 << 20
 
@@ -66,7 +66,7 @@ def test_a_full_disk_refuses_and_keeps_what_it_has(small_disk: Path, leave: int)
 def test_a_full_disk_under_the_catalogue_refuses_and_keeps_what_it_has(small_disk: Path) -> None:
     catalogue = Catalogue(sqlite_url(small_disk / "c.db"))
     kept = published(catalogue, 1)
-    number = catalogue.begin_version(NAME, received(2)).number
+    number = begun(catalogue, NAME, received(2)).number
     catalogue.record_validated(NAME, number)
     ballast = fill(small_disk)
     report = noise(1, 200_000).hex()

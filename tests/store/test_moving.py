@@ -17,7 +17,7 @@ from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.migrate_store import BATCH, move_catalogue
-from tests.store.making import NAME, artefact, published, received, stored
+from tests.store.making import NAME, artefact, begun, published, received, stored
 from tests.support.gateway import OpenHouse, form
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
@@ -139,7 +139,7 @@ def test_more_rows_than_are_read_at_once(tmp_path: Path, postgres: Server) -> No
     source, url = sqlite_url(tmp_path / "c.sqlite"), postgres.fresh()
     catalogue = Catalogue(source)
     for seed in range(BATCH + 7):
-        catalogue.begin_version(NAME, received(seed))
+        begun(catalogue, NAME, received(seed))
     catalogue.close()
     assert move_catalogue(source, url) == {"adapters": 1, "versions": BATCH + 7}
 

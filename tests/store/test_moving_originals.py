@@ -18,7 +18,7 @@ from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.uploads import KeptUploads
-from tests.store.making import noise
+from tests.store.making import begun, noise
 from tests.support.gateway import OpenHouse, form, gateway
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
     catalogue = Catalogue(sqlite_url(home / "catalogue.sqlite"))
     for name in (*NAMES, "unkept"):
         received = Received(digest_of(CONFIG), digest(name), len(CONFIG), len(weights(name)))
-        catalogue.begin_version(AdapterName(name), received)
+        begun(catalogue, AdapterName(name), received)
         if name in NAMES:
             kept.keep(received, CONFIG, io.BytesIO(weights(name)))
     catalogue.delete(AdapterName("gone"))

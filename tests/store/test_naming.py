@@ -10,10 +10,11 @@ from app.domain.api_keys import NOBODY, Uploader
 from app.domain.errors import LOAD_FAILED, NAME_TAKEN, REJECTED, VERSION_NOT_READY, Refused, Unavailable
 from app.domain.names import AdapterName
 from app.domain.version_state import State
+from app.store.catalogue.beginning import New
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.catalogue.tables import VersionRow
-from tests.store.making import NAME, artefact, published, received, stored, verdict
+from tests.store.making import NAME, artefact, begin_again, begun, published, received, stored, verdict
 
 SPELLED = AdapterName("STYLE")
 ALICE, BOB, ROOT = Uploader("alice"), Uploader("bob"), Uploader("root", admin=True)
@@ -33,13 +34,13 @@ def stores(catalogue: Catalogue, row: VersionRow, seed: int = 0) -> VersionRow:
 
 
 def pushed(catalogue: Catalogue, by: Uploader, seed: int = 0, name: AdapterName = NAME) -> VersionRow:
-    return stores(catalogue, catalogue.begin_version(name, received(seed), by=by), seed)
+    return stores(catalogue, begun(catalogue, name, received(seed), by=by), seed)
 
 
 @pytest.mark.hostile("N13")
 @pytest.mark.parametrize("end", ["rejected", "failed", "in flight"])
 def test_what_was_never_stored_binds_nobody(catalogue: Catalogue, end: str) -> None:
-    garbage = catalogue.begin_version(SPELLED, received(1), by=BOB)
+    garbage = begun(catalogue, SPELLED, received(1), by=BOB)
     if end == "rejected":
         catalogue.record_rejected(SPELLED, garbage.number, Refused(REJECTED, "no"))
     if end == "failed":
@@ -59,10 +60,10 @@ def test_what_was_never_stored_binds_nobody(catalogue: Catalogue, end: str) -> N
 def test_of_two_in_flight_the_first_to_be_stored_has_the_name(
     catalogue: Catalogue, other: tuple[AdapterName, Uploader], first: str
 ) -> None:
-    theirs = catalogue.begin_version(other[0], received(1), by=other[1])
-    mine, new = catalogue.find_or_begin(NAME, received(1), by=ALICE)
-    assert new, "equal bytes of another, or under another spelling, are another version"
-    winner, loser = (theirs, mine) if first == "theirs" else (mine, theirs)
+    theirs = begun(catalogue, other[0], received(1), by=other[1])
+    made = catalogue.begin(NAME, received(1), by=ALICE)
+    assert isinstance(made, New), "equal bytes of another, or under another spelling, are another version"
+    winner, loser = (theirs, made.row) if first == "theirs" else (made.row, theirs)
     stores(catalogue, winner)
     with pytest.raises(Refused) as refused:
         stores(catalogue, loser)
@@ -76,12 +77,11 @@ def test_of_two_in_flight_the_first_to_be_stored_has_the_name(
 def test_a_name_belongs_to_the_owner_of_the_key_that_made_it(catalogue: Catalogue) -> None:
     pushed(catalogue, ALICE, 1)
     pushed(catalogue, Uploader("alice"), 2)
-    for begin in (catalogue.begin_version, catalogue.find_or_begin):
-        for seed in (1, 3):
-            with pytest.raises(Refused, match="belongs to the owner of another key") as refused:
-                begin(NAME, received(seed), by=BOB)
-            assert refused.value.code is NAME_TAKEN
-            assert "alice" not in refused.value.message
+    for seed in (1, 3):
+        with pytest.raises(Refused, match="belongs to the owner of another key") as refused:
+            catalogue.begin(NAME, received(seed), by=BOB)
+        assert refused.value.code is NAME_TAKEN
+        assert "alice" not in refused.value.message
     assert len(catalogue.versions(NAME)) == 2
 
 
@@ -108,17 +108,17 @@ def test_what_is_nobodys_is_open_to_anybody_until_it_is_transferred(catalogue: C
 
 def test_a_version_under_way_during_a_transfer_is_refused(catalogue: Catalogue) -> None:
     pushed(catalogue, ALICE, 1)
-    row = catalogue.begin_version(NAME, received(2), by=ALICE)
+    row = begun(catalogue, NAME, received(2), by=ALICE)
     catalogue.transfer(NAME, "bob")
     with pytest.raises(Refused, match=NAME_TAKEN.name):
         stores(catalogue, row)
     catalogue.record_rejected(NAME, row.number, Refused(NAME_TAKEN, "no"))
-    again, mine = catalogue.begin_again(NAME, row.number, by=BOB)
+    again, mine = begin_again(catalogue, NAME, row.number, by=BOB)
     assert (again.number, again.key_owner, mine) == (row.number, "bob", True)
 
 
 def test_a_name_that_nothing_binds_cannot_be_transferred(catalogue: Catalogue) -> None:
-    catalogue.begin_version(NAME, received(1), by=ALICE)
+    begun(catalogue, NAME, received(1), by=ALICE)
     with pytest.raises(Refused, match=VERSION_NOT_READY.name):
         catalogue.transfer(NAME, "bob")
 
@@ -133,18 +133,18 @@ def test_a_deleted_name_is_anybodys_again(catalogue: Catalogue) -> None:
 def test_a_stored_version_that_is_tried_anew_keeps_the_name(catalogue: Catalogue) -> None:
     row = pushed(catalogue, ALICE, 1)
     catalogue.record_failed(NAME, row.number, Unavailable(LOAD_FAILED, "no"))
-    catalogue.begin_again(NAME, row.number, by=ALICE)  # its artefact is gone: nothing is stored now
+    begin_again(catalogue, NAME, row.number, by=ALICE)  # its artefact is gone: nothing is stored now
     with pytest.raises(Refused, match=NAME_TAKEN.name):
-        catalogue.begin_version(SPELLED, received(2), by=ALICE)
+        begun(catalogue, SPELLED, received(2), by=ALICE)
     with pytest.raises(Refused, match=NAME_TAKEN.name):
-        catalogue.begin_version(NAME, received(2), by=BOB)
+        begun(catalogue, NAME, received(2), by=BOB)
 
 
 def test_a_catalogue_from_before_has_names_that_are_bound_and_nobodys(tmp_path: Path) -> None:
     path, waiting = tmp_path / "c.db", AdapterName("waiting")
     catalogue = Catalogue(sqlite_url(path))
     published(catalogue, 1)
-    catalogue.begin_version(waiting, received(1))
+    begun(catalogue, waiting, received(1))
     published(catalogue, 1, AdapterName("gone"))
     catalogue.delete("gone")
     catalogue.close()

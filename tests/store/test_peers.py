@@ -18,7 +18,7 @@ from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.cluster.leases import LEASE_S, MISSED_BEATS
 from app.store.cluster.peers import FORGET_S, Peers
-from tests.store.making import NAME, artefact, published, received, stored, verdict
+from tests.store.making import NAME, artefact, begin_again, begun, published, received, stored, verdict
 from tests.support.postgres import Server
 
 
@@ -80,7 +80,7 @@ def test_only_the_work_of_the_dead_is_given_up(postgres: Server, url: str, join:
     one, other = join(), join()
     mine = Catalogue(url, gateway=one.id, beats=one.beats)
     theirs = Catalogue(url, gateway=other.id, beats=other.beats)
-    row = mine.begin_version(NAME, received(1))
+    row = begun(mine, NAME, received(1))
     assert theirs.recover().interrupted == ()
     assert not other.orphans()
     assert other.at_work_elsewhere(str(NAME), row.number)
@@ -107,11 +107,11 @@ def test_who_slept_does_not_move_what_another_has_begun_again(
     one, other = join(), join()
     mine = Catalogue(url, gateway=one.id, beats=one.beats)
     theirs = Catalogue(url, gateway=other.id, beats=other.beats)
-    number = mine.begin_version(NAME, received(1)).number
+    number = begun(mine, NAME, received(1)).number
     silent(postgres, url, one, LEASE_S + 1)
     watched(other)
     theirs.recover()
-    again, _ = theirs.begin_again(NAME, number)
+    again, _ = begin_again(theirs, NAME, number)
     assert again.state is State.RECEIVED
     one.beat()
     late: tuple[Callable[[], object], ...] = (
@@ -132,11 +132,11 @@ def test_nor_fails_it_when_it_is_stored_by_now(postgres: Server, url: str, join:
     one, other = join(), join()
     mine = Catalogue(url, gateway=one.id, beats=one.beats)
     theirs = Catalogue(url, gateway=other.id, beats=other.beats)
-    number = mine.begin_version(NAME, received(1)).number
+    number = begun(mine, NAME, received(1)).number
     silent(postgres, url, one, LEASE_S + 1)
     watched(other)
     theirs.recover()
-    theirs.begin_again(NAME, number)
+    begin_again(theirs, NAME, number)
     theirs.record_validated(NAME, number)
     theirs.record_screened(NAME, number, verdict(), "{}")
     theirs.record_stored(NAME, number, artefact(1).digest)
@@ -154,7 +154,7 @@ def test_when_all_were_silent_together_nobody_is_dead(postgres: Server, url: str
     """The database was away, or the machine stood still: whoever beats first afterwards must not judge by that."""
     one, other = join(), join()
     mine = Catalogue(url, gateway=one.id, beats=one.beats)
-    number = mine.begin_version(NAME, received(1)).number
+    number = begun(mine, NAME, received(1)).number
     for peers in (other, one):
         watched(peers)
         silent(postgres, url, peers, 10 * LEASE_S)
@@ -178,7 +178,7 @@ def test_of_one_refusal_told_by_two_gateways_the_first_is_kept(url: str, join: C
     first = mine.record_try_failed(tried, Unavailable(LOAD_FAILED, "ours refuses it"))
     assert (first.state, first.error_message) == (State.FAILED, "ours refuses it")
     assert theirs.record_try_failed(tried, Unavailable(LOAD_FAILED, "ours too")) == first
-    again, _ = theirs.begin_again(NAME, tried.number, whole=True)
+    again, _ = begin_again(theirs, NAME, tried.number, intact=True)
     assert mine.record_try_failed(tried, Unavailable(LOAD_FAILED, "late")) == again, "it was of the try before"
     mine.close()
     theirs.close()
@@ -189,7 +189,7 @@ def test_a_clock_of_ours_that_is_wrong_kills_nobody(
 ) -> None:
     one, other = join(), join()
     catalogue = Catalogue(url, gateway=one.id, beats=one.beats)
-    catalogue.begin_version(NAME, received(1))
+    begun(catalogue, NAME, received(1))
     for jump in (-1e6, 1e6):
         monkeypatch.setattr("time.time", lambda jump=jump: 1.9e9 + jump)
         other.beat()

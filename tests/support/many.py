@@ -16,7 +16,7 @@ from app.domain.names import AdapterName
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
-from tests.store.making import artefact, received, verdict
+from tests.store.making import artefact, begun, received, verdict
 from tests.support.gateway import SERVED, Running, form, gateway
 from tests.support.references import make_reference
 from tests.support.simulator import Simulator
@@ -31,7 +31,7 @@ def fill(data: Path, count: int, parameters: str) -> None:
         for number in range(count):
             name = AdapterName(f"adapter-{number:05}")
             blobs.put(artefact(number))
-            catalogue.begin_version(name, received(number), parameters)
+            begun(catalogue, name, received(number), parameters)
             catalogue.record_validated(name, 1)
             catalogue.record_screened(name, 1, verdict(seed=number), "{}")
             catalogue.record_stored(name, 1, artefact(number).digest)

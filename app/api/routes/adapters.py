@@ -21,6 +21,7 @@ from app.gateway.uploads import Uploads
 from app.gateway.warm_up import warm
 from app.observe.log import event
 from app.serve import json_body
+from app.store.catalogue.beginning import Same
 from app.upload.receive import PendingUpload, SealedUpload
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
@@ -85,13 +86,14 @@ async def upload(
         ctx.metrics.upload_refused(error)
         raise
     async with received as sealed:
-        row, created = await ctx.uploads.register(sealed, wait=wait, by=request.state.uploader)
+        begun = await ctx.uploads.register(sealed, wait=wait, by=request.state.uploader)
+    row = begun.row
     view = await ctx.uploads.components.pools.reading(
         one_version, ctx.uploads, str(row.name), row.number, request.state.uploader.admin
     )
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
-    return JSONResponse(view, (201 if created else 200) if served else 202, {"Location": location})
+    return JSONResponse(view, (200 if isinstance(begun, Same) else 201) if served else 202, {"Location": location})
 
 
 @router.post("/screen", openapi_extra=UPLOAD_BODY)

@@ -18,7 +18,7 @@ from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
-from app.store.catalogue.beginning import again, not_ready, nothing_since
+from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.naming import Claim, bind, claim_of, spelled
 from app.store.catalogue.queries import (
@@ -80,7 +80,7 @@ class Catalogue(CatalogueReader):
         """Close every connection."""
         self._database.close()
 
-    def begin_version(
+    def begin(
         self,
         name: AdapterName,
         received: Received,
@@ -88,57 +88,31 @@ class Catalogue(CatalogueReader):
         *,
         after: int | None = None,
         by: Uploader = NOBODY,
-    ) -> VersionRow:
-        """Give an upload its number, in state `received`; make the adapter when the name is new or was deleted.
+        ended: Ended | None = None,
+    ) -> Begun:
+        """Begin a version of these bytes, in state `received`, or find the one there is: Same, the newest if several ended.
 
-        parameters: a key (≤ 64 characters) of all that the verdict depends on besides the bytes. after: the number the
-        newest version must have. Raises Refused NAME_TAKEN where a version of the name was stored in another spelling, or
-        for another owner, VERSION_NOT_READY when a newer version was begun.
-        """
-        with self._database.writing() as connection:
-            return self._begin(connection, name, received, parameters, after, claim_of(connection, name, by))
-
-    def find_or_begin(
-        self,
-        name: AdapterName,
-        received: Received,
-        parameters: str = "",
-        *,
-        after: int | None = None,
-        by: Uploader = NOBODY,
-    ) -> tuple[VersionRow, bool]:
-        """`find_same`, else the newest of these bytes that ended, else `begin_version`, in one step; True when it is new.
-
-        Of any number of equal uploads of one owner at the same moment exactly one gets True. Raises as begin_version.
+        Of any number of equal uploads of one owner at the same moment exactly one gets New. parameters: a key (≤ 64
+        characters) of all that the verdict depends on besides the bytes. after: the number the newest version must have.
+        ended: try that version again. It is then `received` again, or `stored` when it is intact, which only an engine had
+        refused: Retry. If a later version has the name or may get it, it gets a new number: New. If another call was
+        faster: Same. Makes the adapter when the name is new or was deleted. Raises Refused NAME_TAKEN when a version of the
+        name was stored in another spelling or for another owner, VERSION_NOT_READY when a newer version was begun.
         """
         with self._database.writing() as connection:
             claim = claim_of(connection, name, by)
             same = same_version(connection, name, received, parameters, *_for_whom(claim), failed=True)
-            if same is not None:
-                return same, False
-            return self._begin(connection, name, received, parameters, after, claim), True
-
-    def begin_again(
-        self, name: Name, number: int, *, whole: bool = False, after: int | None = None, by: Uploader = NOBODY
-    ) -> tuple[VersionRow, bool]:
-        """Try a version once more that failed or was rejected, because its bytes came again; True when this call did it.
-
-        It is `received` again, or `stored` with `whole`: the artefact that an engine refused is there. Where a later one
-        has the name or may get it, so that it would not stay with this one, it gets a new number. Raises as begin_version.
-        """
-        with self._database.writing() as connection:
-            claim = claim_of(connection, version_numbered(connection, name, number).name, by)
-            row = version_numbered(connection, name, number)
-            mine = _for_whom(claim)
-            latest = same_version(connection, row.name, row.received, row.parameters, *mine, failed=True) or row
-            if latest.number != number or row.state not in ENDED:
-                return latest, False
+            if ended is None:
+                return Same(same) if same else New(self._begin(connection, name, received, parameters, after, claim))
+            row = version_numbered(connection, name, ended.number)
+            if (same or row).number != ended.number or row.state not in ENDED:
+                return Same(same or row)
             adapter = spelled(connection, row.name)
-            if overtaken(connection, adapter, number):
-                return self._begin(connection, row.name, row.received, row.parameters, after, claim), True
+            if overtaken(connection, adapter, ended.number):
+                return New(self._begin(connection, name, received, parameters, after, claim))
             nothing_since(name, adapter.next_version, after)
-            self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, whole=whole))
-            return version_numbered(connection, name, number), True
+            self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, intact=ended.intact))
+            return Retry(version_numbered(connection, name, ended.number))
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
         """received → validated. This and the next two raise TakenOver where another gateway has the version now."""
