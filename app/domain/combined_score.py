@@ -9,7 +9,7 @@ scores and however small their norms, never lowers S, while it dilutes a mean, a
 norms (a decoy of large norm that reads nothing). n modules just under τ give up to τ·√n.
 
 Null: if the modules of a random update score independently and about normally (quartiles at ±½, deviation 0.741), S has
-median 0.472·√n − 0.25/√n and an IQR of 0.72 to 0.85 for 2 ≤ n ≤ 448, 1 for n = 1 (simulated; tests/domain/test_totals.py).
+median 0.472·√n − 0.25/√n and an IQR of 0.72 to 0.85 for 2 ≤ n ≤ 448, 1 for n = 1 (simulated; test_combined_score.py).
 A trained adapter is no random one: benign fine-tunes lie above that, so a budget is the operator's, set by measuring.
 """
 

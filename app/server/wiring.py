@@ -1,4 +1,4 @@
-"""Settings → rooms, open and wired. With main the composition root: the only readers of Settings."""
+"""Wiring: settings → components and use cases of one gateway, opened. With app.py the only reader of Settings."""
 
 import logging
 from contextlib import ExitStack, closing
@@ -47,8 +47,8 @@ from app.serve.relay import Relay, only
 from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
 from app.server.settings import LOOPBACK, Settings
-from app.server.wiring_engines import engine_key, engines, served_model
-from app.store.open import Place, catalogue_at, open_store
+from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
+from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
 from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
@@ -59,8 +59,8 @@ OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One gateway's rooms, open and wired. engine: the one there is, or all. front: what stands before them, if anything.
-    hosts: accepted Host names. doors: closes what needs closing."""
+    """One gateway, opened and wired. engine: the only one, or the fleet. front: inference gateway before the engines.
+    hosts: accepted Host names. doors: closes everything that was opened."""
 
     embedded: EmbeddedEngine | None
     engine: HttpEngine | Fleet
@@ -77,7 +77,7 @@ class Gateway:
 
 
 def wire_gateway(settings: Settings) -> Gateway:
-    """Open and wire every room; blocking. Nothing is started yet."""
+    """Open and wire every component; blocking. Nothing is started yet."""
     doors = ExitStack()
     try:
         wired = _wire(settings, doors)
@@ -99,17 +99,7 @@ def _wire(settings: Settings, doors: ExitStack) -> Gateway:
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     zero = store_zero_adapter(target, reference, settings.policy, store) if _through_zero(settings) else None
     desired, in_flight, after_pass = StateInForce(), InFlight(), AfterPass()
-    callbacks = Callbacks(
-        desired=desired.adapters,
-        verify=lambda _, path: blobs.verify(Digest(path.name)),
-        interval_s=settings.reconcile_seconds,
-        silent_s=settings.engine_silent_seconds,
-        idle=in_flight.idle,
-        on_try=metrics.load_tried,
-        on_lost=metrics.adapters_lost,
-        after_pass=after_pass,
-        identify=model.identify,
-    )
+    callbacks = _callbacks(settings, metrics, model, store, desired, in_flight, after_pass)
     keeper = keeper_for(settings.engine_resolves, desired.waiting)
     embedded, engine, reconciler = engines(settings, model.spec, callbacks, metrics, keeper)
     routing_table = RoutingTable(
@@ -142,29 +132,61 @@ def _wire(settings: Settings, doors: ExitStack) -> Gateway:
         pools=pools,
         peers=peers,
     )
+    return _with_use_cases(settings, components, after_pass, (embedded, engine), sandbox, doors)
+
+
+def _with_use_cases(
+    settings: Settings,
+    components: Components,
+    after_pass: AfterPass,
+    engines_: tuple[EmbeddedEngine | None, HttpEngine | Fleet],
+    sandbox: Sandbox | None,
+    doors: ExitStack,
+) -> Gateway:
+    embedded, engine = engines_
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
     publishing = Publishing(components, follower, garbage)
     after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
     uploads = Uploads(components, publishing, garbage)
-    auditor = _auditor(settings, uploads, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
-    context = _context(settings, uploads, engine, front, doors)
-    peer_sync = PeerSync(peers, components, follower, garbage) if peers else None
+    peers = components.peers
     return Gateway(
-        embedded,
-        engine,
-        front,
-        reconciler,
-        sandbox,
-        auditor,
-        follower,
-        garbage,
-        peer_sync,
-        context,
-        _hosts(settings),
-        doors,
+        embedded=embedded,
+        engine=engine,
+        front=front,
+        reconciler=components.reconciler,
+        sandbox=sandbox,
+        auditor=_auditor(settings, uploads, engine),
+        follower=follower,
+        garbage=garbage,
+        peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
+        context=_context(settings, uploads, engine, front, doors),
+        hosts=_hosts(settings),
+        doors=doors,
+    )
+
+
+def _callbacks(
+    settings: Settings,
+    metrics: Metrics,
+    model: ServedModel,
+    store: Store,
+    desired: StateInForce,
+    in_flight: InFlight,
+    after_pass: AfterPass,
+) -> Callbacks:
+    return Callbacks(
+        desired=desired.adapters,
+        verify=lambda _, path: store.blobs.verify(Digest(path.name)),
+        interval_s=settings.reconcile_seconds,
+        silent_s=settings.engine_silent_seconds,
+        idle=in_flight.idle,
+        on_try=metrics.load_tried,
+        on_lost=metrics.adapters_lost,
+        after_pass=after_pass,
+        identify=model.identify,
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from app.store.audit.audit import audit
-from tests.load.test_resolving import Fetching, chat, up
+from tests.load.test_plugin_engine import Fetching, chat, up
 from tests.support.gateway import Running, form, gateway
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage

@@ -26,7 +26,7 @@ from app.screen.screen import screen
 from tests.screen.cases import ALL, alignment_vector, factors, module
 from tests.screen.oracle import Dense
 from tests.screen.test_decide import found
-from tests.screen.test_ediem import CORNERS
+from tests.screen.test_distances import CORNERS
 from tests.support.adapters import Upload, key
 from tests.support.references import make_reference, random_adapter, tiny_reference
 
@@ -106,7 +106,7 @@ def test_projection_tells_aligned_from_random_at_every_dimension_rank_and_norm()
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), rank=st.integers(1, 8), norm=st.sampled_from([0.1, 1.0, 10.0]))
 def test_more_of_what_is_looked_for_scores_higher(comparison: Comparison, seed: int, rank: int, norm: float) -> None:
-    from tests.screen.test_ediem import MODULE, planted
+    from tests.screen.test_distances import MODULE, planted
 
     scores = [MODULE.score(*planted(MODULE, comparison, rank, s, seed, norm), comparison) for s in (0.3, 0.6, 0.9)]
     assert scores == sorted(scores)

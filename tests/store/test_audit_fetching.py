@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.load.test_resolving import Fetching, chat, fleet, up
+from tests.load.test_plugin_engine import Fetching, chat, fleet, up
 from tests.support.gateway import OpenHouse, Running, form
 
 NAMES = ("bard", "clerk")

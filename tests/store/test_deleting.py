@@ -19,7 +19,7 @@ from app.store.artefacts.s3_client import DELETE_S, Objects
 from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
 from tests.store.making import NAME, artefact, begun, published, received, verdict
-from tests.store.test_remote import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
+from tests.store.test_s3_artefacts import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
 from tests.support.gateway import OpenHouse
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage

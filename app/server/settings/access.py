@@ -1,61 +1,18 @@
-"""The first half of the settings: what is served, where it is kept, and who may come in."""
+"""Settings of access: the address, keys, rates, and limits of uploads."""
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode
 
-from app.domain.retention import DEFAULT_KEEP_VERSIONS
+from app.domain.api_keys import Key, key_for_all, parse_keys
+from app.server.settings.parts import comma_separated
 
 
-class DoorSettings(BaseSettings):
-    """See `Settings`, which everybody else uses."""
+class AccessSettings(BaseSettings):
+    """Callers: the address they reach, the keys they need, and the rates they may have."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    # what is served
-    model: str = Field(description="Served (aligned) checkpoint: a directory or a hub id")
-    served_model_name: str | None = Field(None, description="Name clients use for it; default: the last part of model")
-    reference: Path = Field(description="Reference directory made by `python -m app reference build`")
-    reference_digest: str | None = Field(None, description="Pin: refuse to start with any other reference (sha256)")
-    trust_model: bool = Field(
-        False,
-        description="Serve a model that is not the reference's aligned checkpoint, as one that was quantised or converted; "
-        "the log and /ready say so",
-    )
-    data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
-    store_url: str | None = Field(
-        None,
-        pattern=r"^s3://[^/?#]+(/[^?#]*)?$",
-        description="Where artefacts are kept, s3://bucket/prefix (needs the extra `s3`); default: the data directory",
-    )
-    copies_mib: int = Field(
-        16384, ge=0, description="Copies of artefacts in object storage, MiB; what an engine may read stays beyond it"
-    )
-    artefacts: Path | None = Field(
-        None, description="Directory of artefacts that gateways on one PostgreSQL share; default: in the data directory"
-    )
-    catalogue_url: str | None = Field(
-        None, description="`postgresql://user@host/name` (extra `postgres`); default: SQLite in the data directory"
-    )
-    catalogue_wait_seconds: float = Field(
-        60.0, ge=0, allow_inf_nan=False, description="Longest wait for PostgreSQL at start, seconds"
-    )
-    keep_originals: bool = Field(
-        False, description="Keep what was uploaded, where no engine can read it, so that it can be screened again"
-    )
-    keep_versions: int = Field(
-        DEFAULT_KEEP_VERSIONS,
-        ge=0,
-        description="Versions of each adapter that stay loaded and addressable as name@n besides the active one; "
-        "older ones stay in the catalogue only, and rollback loads them again",
-    )
-    base_names: Annotated[frozenset[str] | None, NoDecode] = Field(
-        None, description="Accepted base_model_name_or_path values, comma-separated; default: not compared"
-    )
-
-    # the door
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -83,3 +40,32 @@ class DoorSettings(BaseSettings):
         4, ge=1, description="Uploads at the same time; one key of several may hold half of what is left"
     )
     min_free_disk_mib: int = Field(512, ge=0, description="Refuse uploads when less disk is free, MiB")
+
+    _split_values = field_validator("api_keys", "allowed_hosts", mode="before")(comma_separated)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        _ = [key_for_all(key.get_secret_value(), 0) for key in value]
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _holds_keys(cls, value: Path | None) -> Path | None:
+        if value is not None and not _keys_in(value):
+            raise ValueError(f"{value} holds no key")
+        return value
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every key, those of the file as it is now first. Raises ValueError when the file is no longer one."""
+        stored = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
+        given = (key_for_all(key.get_secret_value(), number) for number, key in enumerate(self.api_keys, 1))
+        return (*stored, *given)
+
+
+def _keys_in(path: Path) -> tuple[Key, ...]:
+    try:
+        return parse_keys(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error

@@ -16,7 +16,7 @@ from app.server.app import middleware, started
 from app.server.wiring import Gateway
 from tests.support.gateway import Running
 
-STOPS = ["auditor.stop", "following.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]
+STOPS = ["auditor.stop", "peer_sync.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]
 """In this order: what asks before what is asked."""
 
 
@@ -28,11 +28,11 @@ def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
 
 
 class Parts:
-    """A house whose parts write down what they are told, and fail where wanted. failing: names such as `engine.close`."""
+    """A gateway whose parts write down what they are told, and fail if wanted. failing: names such as `engine.close`."""
 
     def __init__(self, **failing: Exception) -> None:
         self.told: list[str] = []
-        self.failing = {name.replace("_", ".", 1): error for name, error in failing.items()}
+        self.failing = {".".join(name.rsplit("_", 1)): error for name, error in failing.items()}
         doors = ExitStack()
         doors.callback(self.says("doors"))
         each = {
@@ -40,7 +40,7 @@ class Parts:
             "engine": self.part("engine", aio=("close",)),
             "front": self.part("front", aio=("close",)),
             "reconciler": self.part("reconciler", "start", aio=("stop",)),
-            "following": self.part("following", "start", aio=("stop",)),
+            "peer_sync": self.part("peer_sync", "start", aio=("stop",)),
             "auditor": self.part("auditor", "start", "stop"),
             "sandbox": self.part("sandbox", "warm"),
         }
@@ -94,7 +94,7 @@ async def test_what_fails_to_stop_leaves_nothing_running(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["embedded_start", "reconciler_start", "following_start", "auditor_start", "sandbox_warm"]
+    "what", ["embedded_start", "reconciler_start", "peer_sync_start", "auditor_start", "sandbox_warm"]
 )
 async def test_a_start_that_fails_stops_what_was_started(what: str) -> None:
     parts = Parts(**{what: RuntimeError(what)})

@@ -19,7 +19,7 @@ from app.screen.reference.open import open_reference
 from tests.support.adapters import PEFT_DEFAULTS, key
 from tests.support.references import make_pair, make_reference, random_adapter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Q = "model.layers.0.self_attn.q_proj"
 
 

@@ -12,7 +12,7 @@ import pytest
 from app.store.artefacts.s3_client import Objects
 from app.store.audit.audit import Audit, Skipped, audit
 from app.store.catalogue.database import sqlite_url
-from tests.store.test_auditing import broken
+from tests.gateway.test_audit_job import broken
 from tests.support.gateway import OpenHouse, form
 from tests.support.s3 import Storage, storage
 

@@ -8,7 +8,7 @@ import pytest
 from app.store.artefacts.local_copies import Copies
 from app.store.artefacts.s3 import RemoteBlobs
 from app.store.artefacts.s3_client import Objects, Patience
-from tests.load.test_resolving import chat, fleet, up
+from tests.load.test_plugin_engine import chat, fleet, up
 from tests.store.making import artefact
 from tests.support.gateway import OpenHouse, form
 from tests.support.s3 import Storage, storage

@@ -10,7 +10,7 @@ from app.cli.docs import TABLES, with_tables
 from app.domain.errors import CODES
 from app.server.settings import Settings
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
 PAGES: Final = (README, *sorted((ROOT / "docs").glob("*.md")))
 TEXTS: Final = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}

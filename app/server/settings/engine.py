@@ -1,0 +1,116 @@
+"""Settings of the engine: external or embedded, its memory, its limits, and how it is watched."""
+
+import re
+from typing import Final
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings
+
+from app.domain.engine_address import MAX_ENGINES, dns_name
+from app.domain.lora import ServingDtype
+from app.server.settings.parts import parts
+
+_ENGINE_URL: Final = re.compile(r"https?://[^/@\s]+(/[^@\s]*)?|unix:/\S+")
+
+VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM 0.32 accepts for --max-lora-rank."""
+
+
+class EngineSettings(BaseSettings):
+    """The engines, and the adapters they hold."""
+
+    engine_url: str | None = Field(
+        None,
+        description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
+        "dns+http://name:port alone: all addresses of that name, looked up every few seconds; default: embedded engine",
+    )
+    requests_url: str | None = Field(
+        None,
+        description="Inference gateway in front of all those engines (llm-d and its like): requests go there, adapters are "
+        "still loaded into each engine of GATEWAY_ENGINE_URL",
+    )
+    engine_resolves: bool = Field(
+        False,
+        description="The external engines have the plugin (plugin/) and fetch adapters by name: fill none of them",
+    )
+    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
+    dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
+    max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
+    max_lora_rank: int = Field(64, description=f"Largest rank (vLLM --max-lora-rank): one of {VLLM_RANKS}")
+    max_cpu_loras: int = Field(64, ge=1, description="Adapters kept in host memory (vLLM --max-cpu-loras)")
+    max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU engine, GiB")
+    engine_memory_mib: int | None = Field(
+        None,
+        ge=1024,
+        description="Memory that an embedded engine's processes may hold together, MiB; above it the engine is ended and "
+        "started again; default: four fifths of the machine's, or of the container's",
+    )
+    engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
+    prompt_logprobs: bool = Field(
+        False,
+        description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build ends over those of "
+        "several prompts at once, other builds were not tried",
+    )
+    seeds: bool | None = Field(
+        None,
+        description="Accept seed together with a temperature above 0; vLLM 0.32's CPU build ends when such a prompt is "
+        "read in several steps; default: not with the embedded CPU engine",
+    )
+    tool_call_parser: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="How an embedded engine's model calls tools (vLLM --tool-call-parser); default: it calls none",
+    )
+    base_through_noop: bool | None = Field(
+        None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
+    )
+    max_sequences: int | None = Field(
+        None,
+        ge=2,
+        description="Sequences (prompts times n) in the engines at the same time; one key of several may hold half of what "
+        "is left; default: 256, with several keys and an embedded CPU engine 4 for each core, at least 8",
+    )
+    engine_step_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens that an embedded engine computes in one step (vLLM --max-num-batched-tokens; --max-num-seqs is "
+        "not above it): with fewer, a long prompt delays others less; default: 16 for each core of a CPU engine, at least "
+        "32, otherwise vLLM's",
+    )
+    reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
+    engine_silent_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="An engine that owes answers, brings no byte of any and stands still by its metrics for so long is "
+        "asked for one token; while none comes it counts as away, seconds",
+    )
+
+    @field_validator("engine_url", "requests_url")
+    @classmethod
+    def _are_urls(cls, value: str | None) -> str | None:
+        urls = parts(value or "")
+        for url in urls:
+            if not _ENGINE_URL.fullmatch(url) and dns_name(url) is None:
+                raise ValueError(
+                    "an engine's URL is http://host:port, https://host:port, dns+http://name:port or unix:/path"
+                )
+        if len(set(urls)) < len(urls):
+            raise ValueError("each engine once")
+        if len(urls) > 1 and any(map(dns_name, urls)):
+            raise ValueError("dns+http://name:port stands alone: it means all engines")
+        if len(urls) > MAX_ENGINES:
+            raise ValueError(f"at most {MAX_ENGINES} engines")
+        return ",".join(urls) or None
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _is_vllm_rank(cls, value: int) -> int:
+        if value not in VLLM_RANKS:
+            raise ValueError(f"vLLM takes one of {VLLM_RANKS}")
+        return value
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """External engines, or one name for all; none: the embedded one."""
+        return tuple(parts(self.engine_url or ""))

@@ -1,0 +1,40 @@
+"""Policy recheck: versions of another policy are measured once, and the result is written down."""
+
+from app.domain.version_state import State
+from app.store.audit.policy_in_force import PolicyInForce
+from tests.gateway.conftest import MakeUseCases, UseCases
+
+
+async def test_versions_of_the_policy_in_force_are_not_measured(use_cases: UseCases) -> None:
+    row = await use_cases.publish(1)
+    use_cases.objections[row.key] = "too much"
+    assert use_cases.recheck.check([row]) == {}
+
+
+async def test_versions_of_another_policy_are_measured_once(make_use_cases: MakeUseCases) -> None:
+    use_cases = make_use_cases(parameters="another policy")
+    kept, bad = use_cases.store(1), use_cases.store(2)
+    use_cases.objections[bad.key] = "too much"
+    assert use_cases.recheck.check([kept, bad]) == {bad.key: "too much"}
+    use_cases.objections.clear()
+    use_cases.objections[kept.key] = "measured a second time"
+    assert use_cases.recheck.check([kept, bad]) == {bad.key: "too much"}
+
+
+async def test_the_auditor_finds_written_down_what_is_in_force(make_use_cases: MakeUseCases) -> None:
+    use_cases = make_use_cases(parameters="another policy", keep_versions=3)
+    kept, bad = use_cases.store(1), use_cases.store(2)
+    use_cases.objections[bad.key] = "too much"
+    use_cases.recheck.check([kept, bad])
+    written = PolicyInForce.read(use_cases.components.blobs.root)
+    assert written == PolicyInForce.make("another policy", [kept.artefact] if kept.artefact else [], [bad.key], 3)
+
+
+async def test_a_withheld_version_stays_stored_and_gets_no_name(make_use_cases: MakeUseCases) -> None:
+    use_cases = make_use_cases(parameters="another policy")
+    row = use_cases.store(1)
+    use_cases.objections[row.key] = "too much"
+    await use_cases.follower.refresh()
+    await use_cases.publishing.settle()
+    assert use_cases.components.catalogue.version("style", 1).state is State.STORED
+    assert use_cases.components.desired.state.withheld == {row.key: "too much"}
