@@ -9,9 +9,10 @@ MINUTES ?= 10
 LIFECYCLE_RUNS ?= 100
 LIFECYCLE_STEPS ?= 50
 VENV := .venv/bin
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict -f .ci/mkdocs.yml -d $(CURDIR)/build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format check hostile lifecycle kills siege fuzz image-test clean
+.PHONY: help setup demo serve test lint docs format check hostile lifecycle kills siege fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,11 +29,15 @@ serve: setup  ## start the gateway with your own model (settings: GATEWAY_…, o
 test: setup lint  ## run every check and every test, those with the real engine too
 	$(VENV)/python -m pytest $(ARGS)
 
-lint: setup  ## formatting, style, types, import rules
+lint: setup  ## formatting, style, types, import rules, dead links
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports
+	$(MKDOCS) --quiet
+
+docs: setup  ## build the pages of docs/ as a site, into build/docs
+	$(MKDOCS)
 
 format: setup  ## put the code into its form
 	$(VENV)/ruff format .

@@ -1,4 +1,4 @@
-"""Tables of docs/, made from the code that they describe: `python -m app.cli.docs` writes them anew."""
+"""Tables of docs/, made from the code that they describe: `python -m app docs` writes them anew."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +74,8 @@ def with_tables(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def write_tables() -> None:
+    """Write the tables of every page anew."""
     for page in {table.page for table in TABLES.values()}:
         path = Path(__file__).parents[2] / page
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -131,6 +131,14 @@ def _flags(args: list[str]) -> dict[str, Any]:
     return given
 
 
+@cli.command("docs", hidden=True)
+def docs() -> None:
+    """Write the generated tables of docs/ anew, in a checkout."""
+    from app.cli.docs import write_tables
+
+    write_tables()
+
+
 # ---- references and screening ------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ def test_the_readme_is_short() -> None:
 def test_its_tables_are_the_codes_own(name: str) -> None:
     text = TEXTS[TABLES[name].page]
     assert f"<!-- {name} -->" in text
-    assert with_tables(text) == text, "run: python -m app.cli.docs"
+    assert with_tables(text) == text, "run: python -m app docs"
 
 
 def test_every_setting_and_every_refusal_stands_in_it() -> None:
