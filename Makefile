@@ -12,7 +12,7 @@ VENV := .venv/bin
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict -f .ci/mkdocs.yml -d $(CURDIR)/build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint docs format check hostile lifecycle kills siege fuzz image-test clean
+.PHONY: help setup demo serve test lint docs pictures format check hostile lifecycle kills siege fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ lint: setup  ## formatting, style, types, import rules, dead links
 
 docs: setup  ## build the pages of docs/ as a site, into build/docs
 	$(MKDOCS)
+
+pictures: setup  ## draw the picture of dashboard panels in docs/, from a real Prometheus
+	PANEL_PICTURE=docs/images/panels.png $(VENV)/python -m pytest -q tests/dashboards/test_dashboards.py -k every_panel
 
 format: setup  ## put the code into its form
 	$(VENV)/ruff format .

@@ -5,6 +5,7 @@ The engine is the simulator; its own metrics are those recorded from vLLM (tests
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import yaml
 from fastapi import FastAPI
 
 from app.observe.metrics import Metrics
+from tests.dashboards.picture import draw
 from tests.support.gateway import KEY, SERVED, OpenHouse, form
 from tests.support.prometheus import ROOT, RULES, Prometheus, Promtool, free_port
 from tests.support.prometheus import start as start_prometheus
@@ -194,6 +196,15 @@ async def scraped(prometheus: Prometheus, after: float) -> float:
     raise AssertionError("Prometheus does not scrape")
 
 
+PICTURED = ("Uploads by outcome", "Modules by decision over time")
+
+
+def draw_panels(prometheus: Prometheus, began: float, ended: float, path: Path) -> None:
+    """The panels that docs/operating.md shows."""
+    panels = {panel["title"]: panel for one in BOARDS for panel in board(one)["panels"]}
+    draw({title: ask(prometheus, panels[title]["targets"][0], began, ended) for title in PICTURED}, path)
+
+
 @pytest.mark.slow
 async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_path: Path, promtool: Promtool) -> None:
     policy = {
@@ -220,6 +231,8 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
             if not looks_like_data(found, kind):
                 empty[where] = substituted(target["expr"])
         assert not empty, json.dumps(empty, indent=1)
+        if picture := os.environ.get("PANEL_PICTURE"):
+            await asyncio.to_thread(draw_panels, prometheus, began, ended, Path(picture))
         outcomes = await asyncio.to_thread(prometheus.get, "query", query="gateway_uploads_total > 0")
         assert {one["metric"]["outcome"] for one in outcomes["result"]} >= {"pruned", "rejected"}
         await _the_key_is_needed_and_alerts_are_loaded(prometheus)
