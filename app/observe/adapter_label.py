@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 MAX_ADAPTERS: Final = 200
-"""Most adapters with series of their own, about 75 each: at most 15,000 series, some 1.5 MB a scrape. All further
-adapters share `(other)`."""
+"""Most adapters with series of their own, about 75 each: at most 15,000 series, 1.5 MB a scrape. Others share `(other)`."""
 
 SERVED_MODEL: Final = "(served model)"
 """Label of requests to the served model itself; no adapter can have this name."""
@@ -15,8 +14,9 @@ OTHER: Final = "(other)"
 
 
 class AdapterLabels:
-    """Label values, assigned first come, first served: an adapter keeps its label until it is deleted. Not thread-safe:
-    Metrics locks.
+    """Label values, first come, first served: an adapter keeps its label until it is deleted. Not thread-safe.
+
+    Metrics holds its lock around every call.
     """
 
     def __init__(self, limit: int = MAX_ADAPTERS) -> None:

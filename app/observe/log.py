@@ -15,9 +15,7 @@ FIELDS: Final = "fields"
 
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:
-    """Log one event with its fields: `event("stage", stage="screen", adapter="a", seconds=0.2)`. The field `request` is
-    added.
-    """
+    """Log one event with its fields and the request id: `event("stage", stage="screen", adapter="a", seconds=0.2)`."""
     fields.setdefault("request", REQUEST_ID.get())
     logging.getLogger(LOGGER).log(level, name, extra={FIELDS: {k: v for k, v in fields.items() if v is not None}})
 

@@ -24,8 +24,7 @@ from app.observe.verdict_report import place
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "rejected", "failed")
-"""Outcomes of an upload. known: these bytes were stored already. rejected: the uploader's fault. failed: not the
-uploader's."""
+"""Outcomes of an upload. known: the same bytes were stored before. rejected: the uploader's fault. failed: not theirs."""
 
 RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
 
@@ -136,9 +135,7 @@ class Metrics:
 
     @contextmanager
     def stage(self, stage: Stage, **fields: object) -> Iterator[dict[str, object]]:
-        """Time one stage, whether it succeeds or not, and log it in one line, with any fields added to the yielded
-        dictionary.
-        """
+        """Time one stage, whether it succeeds or not, and log one line, with any fields put into the yielded dictionary."""
         start, outcome = time.monotonic(), "ok"
         try:
             yield fields
@@ -257,9 +254,7 @@ class Metrics:
             self.requests.first_token.labels(self._labels.of(target.adapter)).observe(seconds)
 
     def more_tokens(self, target: Labelled, seconds: float, pieces: int) -> None:
-        """Record `pieces` pieces of text that arrived together, `seconds` after the previous ones: each counts an equal
-        share.
-        """
+        """Record `pieces` pieces of text that arrived together, `seconds` after the previous ones, in equal shares."""
         with self._lock:
             child = self.requests.between_tokens.labels(self._labels.of(target.adapter))
             for _ in range(pieces):

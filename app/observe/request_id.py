@@ -9,8 +9,7 @@ REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 """Id of the request being answered in this task and in the tasks it starts; None outside a request."""
 
 _WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-"""Accepted form of a caller's id, which goes into logs, a header and to the engine. 128 characters: two UUIDs with a
-prefix."""
+"""Accepted form of a caller's id: it goes into logs, a header and to the engine. 128 characters: two UUIDs, a prefix."""
 
 
 def request_id(given: bytes | None) -> str:

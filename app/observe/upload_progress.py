@@ -157,9 +157,7 @@ class Progress:
         self._followers: set[Follower] = set()
 
     def report(self, row: R) -> R:
-        """Record a version's current state and return the row. A state that was reported already, or is past, is
-        ignored.
-        """
+        """Record a version's current state and return the row. A state reported already, or past, is ignored."""
         at = (str(row.name), row.number)
         with self._lock:
             steps = self._steps.get(at, ())
