@@ -2,7 +2,7 @@
 
 An artefact in a directory is renamed away inside a lock (`removing`). In object storage a deletion may take minutes,
 too long to hold a lock that is meant for milliseconds: there the artefact is marked first and deleted outside the lock
-(`deleting`). Why nothing acknowledged is lost then:
+(`deleting`). No acknowledged upload is lost then, because:
 
     1  A mark is set in the same step as the check that finds the artefact unneeded and unclaimed.
     2  A claim is granted only while there is no mark, and no mark is set while there is a claim.
@@ -57,8 +57,9 @@ class Claims(Protocol):
         """
 
     def removing(self, digest: Digest) -> AbstractContextManager[bool]:
-        """Yield whether the artefact may be removed in the block; inside, no claim is granted and no other gateway can
-        write.
+        """Yield whether the artefact may be removed in the block.
+
+        Inside the block no claim is granted, and no other gateway can write.
         """
 
     def deleting(self, digest: Digest) -> AbstractContextManager[GoOn | None]:

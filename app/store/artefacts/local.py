@@ -141,7 +141,9 @@ class BlobStore:
         return final
 
     def claimed(self, digest: Digest) -> AbstractContextManager[None]:
-        """Keep `collect` from this digest inside the block: between `put` and the row that names it, it looks unneeded."""
+        """Protect this digest from `collect` inside the block: until the row that names it is written, it looks
+        unneeded.
+        """
         return self._claims.claimed(digest)
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
@@ -212,9 +214,7 @@ class BlobStore:
             return (self.path(digest) / MANIFEST_FILE).read_bytes()
 
     def received_bytes(self, digest: Digest) -> int:
-        """Return the bytes of the uploaded weights, by the manifest; 0 if no upload made it or the manifest is
-        unreadable.
-        """
+        """Return the bytes of the uploaded weights, by the manifest; 0 if no upload made it or it is unreadable."""
         try:
             return int(json.loads(self.manifest(digest))["received"]["weights_bytes"])
         except (Unavailable, ValueError, LookupError, TypeError, RecursionError):

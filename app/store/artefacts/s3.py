@@ -75,7 +75,7 @@ class RemoteBlobs(BlobStore):
         self._held = held
 
     def check_writable(self) -> None:
-        """Check as BlobStore.check_writable; if the last storage operation failed, try another. Raises Unavailable."""
+        """Check as BlobStore does; if the last storage operation failed, ask the storage again. Raises Unavailable."""
         super().check_writable()
         if self._objects.trouble is not None:
             self._objects.read(OWNER)
@@ -148,13 +148,11 @@ class RemoteBlobs(BlobStore):
         return self._objects.read(_key(digest, MANIFEST_FILE))
 
     def remove(self, digest: Digest) -> None:
-        """Delete the artefact from the storage, manifest first, and then its copy, as BlobStore.remove. Raises
-        Unavailable.
-        """
+        """Delete the artefact from the storage, manifest first, then its copy; as BlobStore.remove. Raises Unavailable."""
         self._delete(digest, lambda: True)
 
     def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
-        """As BlobStore, but outside every lock, because the storage may stall; see claims.py for why this is safe."""
+        """Remove as BlobStore does, but outside every lock: the storage may stall. claims.py explains why this is safe."""
         with self._claims.deleting(digest) as go_on:
             if go_on is None:
                 return False
@@ -214,9 +212,7 @@ class RemoteBlobs(BlobStore):
             self._objects.replace(key, data)
 
     def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
-        """Write the manifest; keep an existing one of this artefact, but renew its date, or it could pass for old
-        garbage.
-        """
+        """Write the manifest; keep an existing one of this artefact, but renew its date, or it could pass for garbage."""
         key = _key(digest, MANIFEST_FILE)
         if self._objects.create(key, manifest):
             return

@@ -30,8 +30,9 @@ RETRY_S: Final = 30.0
 """Number of retries, and seconds in all, for a failed request (5xx, broken connections)."""
 
 DELETE_S: Final = 30.0
-"""Timeout of one deletion, seconds. It is one request, never retried by the client: one that was given up could come
-into effect after its retry was answered, and after the object was written again."""
+"""Timeout of one deletion, seconds: a single request, never retried by the client.
+
+A request that was given up could come into effect after its retry was answered, and after the object was written again."""
 
 SMALL_BYTES: Final = 16 << 20
 """Largest object that is read whole, bytes; manifests and configs are below 1 MiB."""
@@ -95,9 +96,7 @@ class Objects:
         return b"".join(parts)
 
     def stream(self, key: str, write: Callable[[bytes], object], limit: int | None = None) -> None:
-        """Pass an object's bytes to `write`, piece by piece. Exceptions of `write` propagate. limit: most bytes
-        accepted.
-        """
+        """Pass an object's bytes to `write`, piece by piece; its exceptions propagate. limit: most bytes accepted."""
         import obstore
 
         pieces: Iterator[bytes] | None = None

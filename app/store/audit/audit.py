@@ -226,7 +226,7 @@ def _bounded(data: Path, root: Path) -> Findings:
 
 
 def _secrets(data: Path, secrets: Iterable[str]) -> Audit:
-    """Check I14: no key in any file except weights (in which nobody wrote text) and kept uploads."""
+    """Check I14: no key in any file except weights (which contain no text) and kept uploads."""
     wanted = [secret.encode() for secret in secrets if len(secret) >= SECRET_BYTES]
     if not wanted:
         return Audit((), skipped=(Skipped("keys in files", f"none of {SECRET_BYTES} characters or more was given"),))

@@ -46,9 +46,7 @@ class PolicyInForce:
         return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions)
 
     def write(self, root: Path) -> None:
-        """Write the record to the store's directory, completely or not at all. Raises Unavailable NO_SPACE or
-        STORE_FAILED.
-        """
+        """Write the record to the store's directory, all of it or nothing. Raises Unavailable NO_SPACE or STORE_FAILED."""
         fields = {
             "parameters": self.parameters,
             "passed": sorted(digest.hex for digest in self.passed),

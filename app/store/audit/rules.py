@@ -7,7 +7,7 @@ Numbered as in the audit's report:
     I3   nothing half-written is visible, in files or in the catalogue
     I4   the engine holds every version that should be served (checked only with an engine)
     I5   a name leads to exactly one version of its own, an engine name to one digest
-    I6   bytes at a digest are those of the digest, and nobody may write them
+    I6   bytes at a digest are those of the digest, and cannot be overwritten
     I7   every served version has a verdict that lets it be served
     I8   the same bytes under the same parameters have the same verdict and the same artefact
     I9   every stored artefact, measured again, passes (checked only with a reference)
