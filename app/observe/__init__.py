@@ -1,1 +1,1 @@
-"""Metrics, all of them declared in one file (`metric_definitions.py`), logs (`log.py`) and traces (`traces.py`)."""
+"""Metrics (all declared in `metric_definitions.py`), logs (`log.py`) and traces (`traces.py`)."""

@@ -1,4 +1,4 @@
-"""Logging: one line per event, as JSON for machines or plain for people. Never a prompt, a key or a secret."""
+"""Logging: one line per event, as JSON or as plain text. Never a prompt, a key or a secret."""
 
 import json
 import logging
@@ -15,16 +15,16 @@ FIELDS: Final = "fields"
 
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:
-    """Log one event with its fields, `event("stage", stage="screen", adapter="a", seconds=0.2)`; `request` by itself."""
+    """Log one event with its fields and the request id: `event("stage", stage="screen", adapter="a", seconds=0.2)`."""
     fields.setdefault("request", REQUEST_ID.get())
     logging.getLogger(LOGGER).log(level, name, extra={FIELDS: {k: v for k, v in fields.items() if v is not None}})
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, UTC time first."""
+    """Formatter: one JSON object per line, UTC time first."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= getattr(record, FIELDS, {})
@@ -34,10 +34,10 @@ class JsonLines(logging.Formatter):
 
 
 class Console(logging.Formatter):
-    """`12:00:00 event key=value …`."""
+    """Formatter: `12:00:00 event key=value …`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; an exception's traceback after it."""
+        """Return the record as one line, followed by the traceback if it has an exception."""
         fields = " ".join(f"{key}={printable(str(value))}" for key, value in getattr(record, FIELDS, {}).items())
         line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

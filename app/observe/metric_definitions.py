@@ -1,11 +1,11 @@
-"""Every metric this gateway exports, on one page: name, unit, labels, and which values a label can have.
+"""Declarations of every metric this gateway exports: name, unit, labels, and the values a label can have.
 
-Base units (seconds, bytes), `_total` on what only grows, no colons (those are for recording rules). No label takes its
-values from a stranger without a bound: `adapter` has at most `labels.MAX_ADAPTERS` values and two more, `block` and
-`module` come from the reference, all others from lists in the code.
+Base units (seconds, bytes), `_total` on counters, no colons (those are for recording rules). No label takes unbounded
+values from uploaders: `adapter` has at most `adapter_label.MAX_ADAPTERS` values and two more, `block` and `module` come
+from the reference, all others from lists in the code.
 
-One process, one registry: the gateway is a single process by design (routes and reconciler live in it, and the store's lock
-lets no second one in), so there are no shares of several workers to add up.
+One process, one registry: a gateway is a single process by design (routes and reconciler run in it, and the
+lock of an unshared store refuses a second one), so there are no per-worker values to add up.
 """
 
 from typing import Final
@@ -13,16 +13,16 @@ from typing import Final
 from app.observe.metric_registry import Registry
 
 STAGE_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds: from a compact screening (milliseconds) to a 7B upload over a slow line (minutes)."""
+"""Buckets of stage durations, seconds: a compact screening takes milliseconds, a 7B upload over a slow line minutes."""
 
 REQUEST_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds of one inference request, first byte in to last byte out."""
+"""Buckets of inference request durations, seconds: body read to last byte."""
 
 TOKEN_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0)
-"""Seconds between two tokens: from a tiny model to an engine that swaps adapters."""
+"""Buckets of the time between two tokens, seconds: from a tiny model to an engine that swaps adapters."""
 
 OVERHEAD_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
-"""Seconds of the gateway's own work on one request: tenths of milliseconds, more for long streams."""
+"""Buckets of the gateway's own work on one request, seconds: tenths of milliseconds, more for long streams."""
 
 SCORE_BUCKETS: Final = (
     -10.0,
@@ -44,11 +44,11 @@ SCORE_BUCKETS: Final = (
     10.0,
     20.0,
 )
-"""E-DIEM, in interquartile ranges; closest around the default τ."""
+"""Buckets of E-DIEM, in interquartile ranges; narrowest around the default τ."""
 
 
 class Uploads:
-    """What comes in, and where it waits."""
+    """Metrics of uploads, the quarantine and the store's disk space."""
 
     def __init__(self, r: Registry) -> None:
         self.outcomes = r.counter("gateway_uploads_total", "Uploads by what became of them", ["outcome"])
@@ -68,7 +68,7 @@ class Uploads:
 
 
 class Screening:
-    """What was found and cut out."""
+    """Metrics of screening: decisions, scores, stage durations, adapters by state."""
 
     def __init__(self, r: Registry) -> None:
         self.modules = r.counter(
@@ -96,7 +96,7 @@ class Screening:
 
 
 class Engine:
-    """What the engine holds."""
+    """Metrics of the engine: availability, adapters held and desired, loads."""
 
     def __init__(self, r: Registry) -> None:
         self.up = r.gauge("gateway_engine_up", "1 while the engine answers, else 0")
@@ -111,8 +111,11 @@ class Engine:
 
 
 class Fleet:
-    """Several engines behind one gateway; no series where there is one. engine: its place in GATEWAY_ENGINE_URL, from 1;
-    where DNS names them, the lowest number that was free when it appeared."""
+    """Metrics of several engines behind one gateway; no series with a single engine.
+
+    Label engine: the engine's position in GATEWAY_ENGINE_URL, from 1; if DNS lists the engines, the lowest number that
+    was free when the engine appeared.
+    """
 
     def __init__(self, r: Registry) -> None:
         by_engine = ["engine"]
@@ -131,7 +134,7 @@ class Fleet:
 
 
 class Requests:
-    """What is asked, of whom, and how it goes."""
+    """Metrics of inference requests: counts, errors, tokens, latencies."""
 
     def __init__(self, r: Registry) -> None:
         by_adapter = ["adapter"]
@@ -167,7 +170,7 @@ class Requests:
 
 
 class Gateway:
-    """What runs, and by which rules."""
+    """Metrics of the gateway itself: version, reference, policy, last audit."""
 
     def __init__(self, r: Registry) -> None:
         self.build = r.info("gateway_build_info", "Version of the gateway")

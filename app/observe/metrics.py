@@ -1,4 +1,4 @@
-"""What the rooms tell the metrics, and what Prometheus is told. The metrics themselves stand on `metric_definitions.py`."""
+"""Recording of metrics, one method per event, and their exposition to Prometheus. Declarations: `metric_definitions.py`."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ from app.observe.verdict_report import place
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "rejected", "failed")
-"""known: these bytes were there already. rejected: the uploader's to mend. failed: ours to mend."""
+"""Outcomes of an upload. known: the same bytes were stored before. rejected: the uploader's fault. failed: not theirs."""
 
 RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
 
@@ -32,7 +32,7 @@ LOAD_RESULTS: Final = ("loaded", "failed")
 
 
 class ModuleCounts(NamedTuple):
-    """How many of a version's modules were kept whole, cut out, and projected."""
+    """Numbers of a version's modules that were kept unchanged, cut out and projected."""
 
     kept: int
     pruned: int
@@ -40,29 +40,29 @@ class ModuleCounts(NamedTuple):
 
 
 COUNTED_DECISIONS: Final = (Decision.KEEP, Decision.PRUNE, Decision.PROJECT)
-"""The decisions `Fates` counts, in its order."""
+"""Decisions that `ModuleCounts` counts, in the order of its fields."""
 
 _NOTHING: Final = ModuleCounts(0, 0)
 
 
 class Labelled(Protocol):
-    """What a request is counted under."""
+    """Model or adapter version that a request is counted under."""
 
     @property
     def adapter(self) -> str | None:
-        """The adapter's name; None for the served model itself."""
+        """Name of the adapter; None for the served model itself."""
 
     @property
     def version(self) -> int | None:
-        """Its version."""
+        """Number of the adapter's version."""
 
     @property
     def digest(self) -> str | None:
-        """The artefact's digest; None for the served model itself and for emptied versions."""
+        """Digest of the artefact; None for the served model itself and for emptied versions."""
 
 
 class Metrics:
-    """One gateway's metrics in a registry of their own, so that two gateways in one process do not mix."""
+    """Metrics of one gateway in a registry of their own, so that two gateways in one process do not mix."""
 
     def __init__(self, max_adapters: int = MAX_ADAPTERS, traces: Traces = NO_TRACES) -> None:
         self.traces = traces
@@ -74,13 +74,13 @@ class Metrics:
         self.requests = metric_definitions.Requests(r)
         self.gateway = metric_definitions.Gateway(r)
         self._labels = AdapterLabels(max_adapters)
-        self._lock = threading.Lock()  # between a label's use and its end: or a late request would bring series back
+        self._lock = threading.Lock()  # a late request must not recreate series that were removed
         self._block_width = 1
         self.gateway.build.info({"version": __version__})
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
-        """Series that are there from the first scrape on, so that rates have a start."""
+        """Create the series with known labels at zero: they exist from the first scrape on, and rates have a start."""
         for stage in Stage:
             if stage is not Stage.DOOR:
                 self.screening.stage_seconds.labels(stage.value)
@@ -94,13 +94,13 @@ class Metrics:
             self.screening.scores.labels(comparison.value)
 
     def exposition(self) -> bytes:
-        """Prometheus text format 0.0.4. Blocking: some 10 ms for each hundred adapters."""
+        """Return all metrics in Prometheus text format 0.0.4. Blocking: about 10 ms per hundred adapters."""
         return generate_latest(self.registry.collector)
 
-    # ---- what is in force ------------------------------------------------------------------------------------------
+    # ---- reference and policy in force ------------------------------------------------------------------------------
 
     def in_force(self, reference: str, modules: Collection[str], policy: Policy) -> None:
-        """The reference (its digest and the modules it covers) and the policy all verdicts are made by."""
+        """Set the reference (its digest and the modules it covers) and the policy that all verdicts are made with."""
         self.gateway.reference.info({"digest": reference, "modules": str(len(modules))})
         settings = ((field.name, getattr(policy, field.name)) for field in fields(policy))
         self.gateway.policy.info({name: "none" if value is None else str(value) for name, value in settings})
@@ -116,7 +116,7 @@ class Metrics:
         return ("none" if block < 0 else str(block).zfill(self._block_width)), kind
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
-        """Ask `read` at every scrape; what it cannot find out just now (OSError) is NaN, and never breaks the scrape."""
+        """Read the gauge from `read` at every scrape; an OSError from it becomes NaN and never breaks the scrape."""
 
         def value() -> float:
             try:
@@ -127,7 +127,7 @@ class Metrics:
         gauge.set_function(value)
 
     def audited(self, broken: int) -> None:
-        """An audit ended and found so many invariants broken."""
+        """Record that an audit ended and found this many broken invariants."""
         self.gateway.broken.set(broken)
         self.gateway.audited.set_to_current_time()
 
@@ -135,7 +135,7 @@ class Metrics:
 
     @contextmanager
     def stage(self, stage: Stage, **fields: object) -> Iterator[dict[str, object]]:
-        """Time one stage, whether it succeeds or not, and log its one line; what is put into the dictionary joins it."""
+        """Time one stage, whether it succeeds or not, and log one line, with any fields put into the yielded dictionary."""
         start, outcome = time.monotonic(), "ok"
         try:
             yield fields
@@ -149,7 +149,7 @@ class Metrics:
             self.took(stage, time.monotonic() - start, outcome, **fields)
 
     def took(self, stage: Stage, seconds: float, outcome: str, **fields: object) -> None:
-        """A stage that was timed elsewhere."""
+        """Record a stage that was timed elsewhere."""
         self.screening.stage_seconds.labels(stage.value).observe(seconds)
         self.traces.stage(stage, seconds, outcome, fields)
         event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
@@ -159,15 +159,15 @@ class Metrics:
         self.uploads.rejected.labels(error.code.stage.value, error.code.name).inc()
 
     def uploaded(self, outcome: str) -> None:
-        """One upload came to its end: one of UPLOAD_OUTCOMES."""
+        """Count one finished upload. outcome: one of UPLOAD_OUTCOMES."""
         self.uploads.outcomes.labels(outcome).inc()
 
     def rescreened(self, result: str) -> None:
-        """One adapter's upload was screened again, or should have been: one of RESCREEN_RESULTS."""
+        """Count one upload that was screened again, or should have been. result: one of RESCREEN_RESULTS."""
         self.uploads.rescreened.labels(result).inc()
 
     def upload_refused(self, error: GatewayError) -> None:
-        """One upload ended in an error."""
+        """Count one upload that ended in an error."""
         self.uploaded("rejected" if isinstance(error, Refused) else "failed")
 
     def screened(self, verdict: Verdict) -> None:
@@ -180,11 +180,14 @@ class Metrics:
                     self.screening.scores.labels(comparison.value).observe(score)
 
     def show_adapters(self, modules: Mapping[str, ModuleCounts | None], stored: int) -> None:
-        """The catalogue as it is now. modules: adapter → modules of its active version, None when only older versions of it
-        are served; stored: versions that wait for the engine."""
+        """Set the gauges of adapters and versions to the catalogue's current state.
+
+        modules: adapter → modules of its active version, None if only older versions of it are served. stored: number
+        of versions that wait for the engine.
+        """
         active = {name: counts for name, counts in modules.items() if counts is not None}
         with self._lock:
-            gone = self._labels.follow((*active, *(name for name in modules if name not in active)))
+            ended = self._labels.follow((*active, *(name for name in modules if name not in active)))
             shown: dict[str, ModuleCounts] = {}
             for name, counts in active.items():
                 label = self._labels.of(name)
@@ -192,7 +195,7 @@ class Metrics:
             for label, total in shown.items():
                 for decision, count in zip(COUNTED_DECISIONS, total, strict=True):
                     self.screening.adapter_modules.labels(label, decision.value).set(count)
-            self._drop(gone)
+            self._drop(ended)
             for label in {OTHER, *modules} - shown.keys():
                 self.screening.adapter_modules.remove_by_labels({"adapter": label})
         self.screening.ready.set(len(active))
@@ -210,25 +213,25 @@ class Metrics:
     # ---- the engine --------------------------------------------------------------------------------------------------
 
     def load_tried(self, loaded: bool) -> None:
-        """A version was tried to load."""
+        """Count one attempt to load a version."""
         self.engine.loads.labels(LOAD_RESULTS[0 if loaded else 1]).inc()
 
     def adapters_lost(self, count: int) -> None:
-        """The engine turned out to have forgotten so many loaded versions."""
+        """Count loaded versions that the engine turned out not to hold any more."""
         self.engine.lost.inc(count)
 
     def engine_restarted(self) -> None:
-        """The embedded engine was started again."""
+        """Count one restart of the embedded engine."""
         self.engine.restarts.inc()
 
     def engine_asked(self, number: int, result: str) -> None:
-        """What became of one request to one of several engines."""
+        """Count one request to one of several engines, by its result."""
         self.fleet.asked.labels(str(number), result).inc()
 
     # ---- one inference request (serve's hooks) -----------------------------------------------------------------------
 
     def answered(self, target: Labelled, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
-        """A request is over. seconds: since its body was read; usage: OpenAI's token counts."""
+        """Record a finished request. seconds: since its body was read; usage: OpenAI's token counts."""
         with self._lock:
             name = self._labels.of(target.adapter)
             self.requests.answered.labels(name, str(status)).inc()
@@ -241,22 +244,22 @@ class Metrics:
         self.took(Stage.SERVE, seconds, str(status), **whose)
 
     def failed(self, target: Labelled, code: str) -> None:
-        """A request failed. code: of the error, or `client_gone`."""
+        """Count a failed request. code: the error's code, or `client_gone`."""
         with self._lock:
             self.requests.errors.labels(self._labels.of(target.adapter), code).inc()
 
     def first_token(self, target: Labelled, seconds: float) -> None:
-        """The first token of a stream arrived."""
+        """Record the first token of a stream. seconds: since the request's body was read."""
         with self._lock:
             self.requests.first_token.labels(self._labels.of(target.adapter)).observe(seconds)
 
     def more_tokens(self, target: Labelled, seconds: float, pieces: int) -> None:
-        """`pieces` pieces of text arrived together, `seconds` after those before: each took its part of that time."""
+        """Record `pieces` pieces of text that arrived together, `seconds` after the previous ones, in equal shares."""
         with self._lock:
             child = self.requests.between_tokens.labels(self._labels.of(target.adapter))
             for _ in range(pieces):
                 child.observe(seconds / pieces)
 
     def own_work(self, seconds: float) -> None:
-        """What the gateway itself did for one request, seconds."""
+        """Record the gateway's own work on one request, in seconds."""
         self.requests.overhead.observe(seconds)

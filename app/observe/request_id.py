@@ -1,4 +1,4 @@
-"""Which request this is: the caller's own id where it is well formed, else one of ours; in every log line it causes."""
+"""Request id: the caller's own if it is well formed, else a new one; part of every log line the request causes."""
 
 import re
 import uuid
@@ -6,14 +6,14 @@ from contextvars import ContextVar
 from typing import Final
 
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
-"""The request being answered in this task and in what it starts; None outside any."""
+"""Id of the request being answered in this task and in the tasks it starts; None outside a request."""
 
 _WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-"""What a caller's id may be: it goes into logs, a header and to the engine. 128 characters: two UUIDs with a prefix."""
+"""Accepted form of a caller's id: it goes into logs, a header and to the engine. 128 characters: two UUIDs, a prefix."""
 
 
 def request_id(given: bytes | None) -> str:
-    """`given` (a header's value) where it is well formed, else a new id of 32 hexadecimal digits."""
+    """Return `given` (a header's value) if it is well formed, else a new id of 32 hexadecimal digits."""
     if given is not None and _WELL_FORMED.fullmatch(given):
         return given.decode("ascii")
     return uuid.uuid4().hex

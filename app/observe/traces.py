@@ -1,6 +1,6 @@
-"""OpenTelemetry traces of what a request caused, where a collector is given and the `otel` extra installed; else nothing.
+"""OpenTelemetry traces of requests, if a collector is configured and the `otel` extra is installed; otherwise inactive.
 
-A span says whose it was and how it ended: adapter, version, digest, request id, outcome. Never a prompt, answer or key.
+A span carries adapter, version, digest, request id and outcome. Never a prompt, answer or key.
 """
 
 import logging
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 PREFIX: Final = "gateway."
-"""Of every attribute that is ours."""
+"""Prefix of every attribute that the gateway defines itself."""
 
 EXPORT_S: Final = 5
-"""Seconds one delivery to the collector may take; nothing but the exporter's own thread waits for it."""
+"""Longest delivery to the collector, seconds; only the exporter's own thread waits for it."""
 
 OK: Final = frozenset({"ok", "200"})
-"""Outcomes of a stage that went well."""
+"""Outcomes of a stage that succeeded."""
 
 
 class Traces:
-    """One gateway's spans, and where they go. Without a provider every method does nothing."""
+    """Tracer of one gateway, with its exporter. Without a provider every method does nothing."""
 
     def __init__(self, provider: "TracerProvider | None" = None) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("lora-gateway", __version__) if provider else None
 
     def close(self) -> None:
-        """Send what waits, for a few seconds at most."""
+        """Export the spans still waiting, for a few seconds at most, and stop."""
         if self._provider is not None:
             self._provider.shutdown()
 
     @contextmanager
     def request(self, method: str) -> Iterator["Span | None"]:
-        """The span around one HTTP request; the stages it causes hang below it. See `answered`."""
+        """Open the span of one HTTP request, parent of the spans of its stages; None if inactive. See `answered`."""
         if self._tracer is None:
             yield None
             return
@@ -54,7 +54,7 @@ class Traces:
             yield span
 
     def stage(self, stage: Stage, seconds: float, outcome: str, fields: Mapping[str, object]) -> None:
-        """A stage that ended just now, after so many seconds."""
+        """Record a stage that ended just now and took this many seconds."""
         if self._tracer is None:
             return
         from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -74,7 +74,7 @@ NO_TRACES: Final = Traces()
 
 
 def answered(span: "Span | None", method: str, route: str | None, status: int) -> None:
-    """Say of a request's span how it was answered. route: the path's template, which names no adapter."""
+    """Record in a request's span how it was answered. route: the path's template, which names no adapter."""
     if span is None:
         return
     if route is not None:
@@ -88,7 +88,10 @@ def answered(span: "Span | None", method: str, route: str | None, status: int) -
 
 
 def open_traces(endpoint: str | None) -> Traces:
-    """Traces to the collector at this OTLP/HTTP base URL (`http://host:4318`); none where None, or not installed."""
+    """Return traces to the collector at this OTLP/HTTP base URL (`http://host:4318`).
+
+    Inactive traces if it is None or OpenTelemetry is not installed.
+    """
     if endpoint is None:
         return NO_TRACES
     try:
@@ -101,7 +104,7 @@ def open_traces(endpoint: str | None) -> Traces:
 
 
 def traces_to(exporter: "SpanExporter") -> Traces:
-    """Traces to any exporter, in batches. The provider is our own: two gateways in one process do not mix."""
+    """Return traces to any exporter, in batches. The provider is not global: two gateways in one process do not mix."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor

@@ -1,7 +1,7 @@
-"""What becomes of each upload while it happens: the stages its version reached, in memory, for whoever watches.
+"""Progress of uploads: the states each version has reached, in memory, for clients that watch.
 
-Bounded: the newest MAX_VERSIONS versions, a handful of steps each. What is forgotten, or was
-before a restart, still stands in the catalogue; only its times are gone.
+Bounded: the newest MAX_VERSIONS versions, a handful of steps each. Versions dropped from here, or from before a
+restart, are still in the catalogue; only their times are lost.
 """
 
 import asyncio
@@ -17,56 +17,56 @@ from app.domain.errors import CODES
 from app.domain.version_state import IN_FLIGHT, State
 
 MAX_VERSIONS: Final = 1024
-"""Versions whose steps are kept; more than are ever under way at once, at about a kilobyte each."""
+"""Versions whose steps are kept; more than are ever in progress at once, at about a kilobyte each."""
 
 KEEP_ALIVE_S: Final = 15.0
-"""Seconds of silence after which something is sent: proxies cut a connection that says nothing for 30 to 60 s."""
+"""Seconds of silence after which a keep-alive is sent: proxies close a connection that is idle for 30 to 60 s."""
 
 MAX_FOLLOW_S: Final = 900.0
-"""Longest watch, seconds. Who wants to watch on asks again."""
+"""Longest watch, seconds. A client that wants to watch longer connects again."""
 
 _UNDER_WAY: Final = (State.RECEIVED, State.VALIDATED, State.SCREENED, State.STORED)
-"""Not the end yet, in their order."""
+"""States of a version in progress, in their order."""
 
 
 class Row(Protocol):
-    """What is looked at of a version."""
+    """Fields of a version that its steps are made of."""
 
     @property
     def name(self) -> object:
-        """Its adapter's."""
+        """Name of its adapter."""
 
     @property
     def number(self) -> int:
-        """Among its adapter's versions."""
+        """Number among its adapter's versions."""
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
+        """Current state."""
 
     @property
     def outcome(self) -> object | None:
-        """None until screened."""
+        """Outcome of the verdict; None until screened."""
 
     @property
     def modules_total(self) -> int | None:
-        """None until screened."""
+        """Number of modules; None until screened."""
 
     @property
     def modules_pruned(self) -> int | None:
-        """None until screened."""
+        """Number of modules cut out; None until screened."""
 
     @property
     def modules_projected(self) -> int | None:
-        """None until screened."""
+        """Number of modules projected; None until screened."""
 
     @property
     def error_code(self) -> str | None:
-        """A name from CODES, where it was refused."""
+        """Name of a code in CODES, if the version was refused or failed."""
 
     @property
     def error_message(self) -> str | None:
-        """What goes with it."""
+        """Message of that error."""
 
 
 R = TypeVar("R", bound=Row)
@@ -74,7 +74,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A version has reached a state. seconds: since its first step here; None when that was not seen."""
+    """State that a version has reached. seconds: since the version was received; None if that was not seen here."""
 
     name: str
     version: int
@@ -89,16 +89,16 @@ class Step:
 
     @property
     def final(self) -> bool:
-        """Nothing follows by itself."""
+        """True if no further state follows by itself."""
         return self.state not in _UNDER_WAY
 
     @property
     def deleted(self) -> bool:
-        """Its adapter is gone."""
+        """True if the adapter was deleted."""
         return self.state is State.DELETED
 
     def json(self) -> dict[str, Any]:
-        """As plain JSON values; an error brings its hint."""
+        """Return plain JSON values; an error includes its hint."""
         code = CODES.get(self.error_code or "")
         error = {"code": self.error_code, "message": self.error_message, "hint": code.hint if code else None}
         return {
@@ -115,7 +115,7 @@ class Step:
 
 
 class Follower:
-    """One watcher's place; `close` gives it back."""
+    """Subscription of one watcher; `close` ends it."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
@@ -123,20 +123,20 @@ class Follower:
         self.news = asyncio.Event()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """End the subscription."""
         self._progress.leave(self)
 
     async def steps(self, name: str, after: int) -> AsyncIterator[Step | None]:
-        """The steps, past and to come, of the newest version of `name` above `after`; waits for one to begin.
+        """Yield the past and coming steps of the newest version of `name` above `after`; wait for one to begin.
 
-        None stands for KEEP_ALIVE_S of silence. Ends with the version's final state, or after MAX_FOLLOW_S.
+        Yields None after KEEP_ALIVE_S of silence. Ends with the version's final state, or after MAX_FOLLOW_S.
         """
-        until, version, told = time.monotonic() + MAX_FOLLOW_S, None, 0
+        until, version, sent = time.monotonic() + MAX_FOLLOW_S, None, 0
         while time.monotonic() < until:
             self.news.clear()
             version = version or self._progress.newest(name, after)
-            for step in self._progress.past(name, version)[told:] if version else ():
-                told += 1
+            for step in self._progress.past(name, version)[sent:] if version else ():
+                sent += 1
                 yield step
                 if step.final:
                     return
@@ -148,7 +148,7 @@ class Follower:
 
 
 class Progress:
-    """The steps of the newest versions. Safe for threads: stages tell from theirs, watchers wait in the event loop."""
+    """Steps of the newest versions. Thread-safe: stages report from their threads, watchers wait in the event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -157,11 +157,11 @@ class Progress:
         self._followers: set[Follower] = set()
 
     def report(self, row: R) -> R:
-        """Note the state a version is in now, and give the row back. What was told already, or is past, is no news."""
+        """Record a version's current state and return the row. A state reported already, or past, is ignored."""
         at = (str(row.name), row.number)
         with self._lock:
             steps = self._steps.get(at, ())
-            if not _is_news(steps[-1].state if steps else None, row.state):
+            if not _is_new(steps[-1].state if steps else None, row.state):
                 return row
             self._steps[at] = (*steps, self._step(at, row))
             while len(self._steps) > MAX_VERSIONS:
@@ -170,7 +170,7 @@ class Progress:
         return row
 
     def report_again(self, row: R) -> R:
-        """A version that had ended begins again: what was told of it is forgotten, and this is its first step."""
+        """Restart a version that had ended: forget its steps and record this state as the first. Returns the row."""
         at = (str(row.name), row.number)
         with self._lock:
             self._steps.pop(at, None)
@@ -178,25 +178,25 @@ class Progress:
         return self.report(row)
 
     def newest(self, name: str, after: int) -> int | None:
-        """The highest number above `after` among the versions of this name that are known here and not deleted."""
+        """Return the highest number above `after` among this name's versions known here and not deleted, or None."""
         with self._lock:
-            there = (at[1] for at, steps in self._steps.items() if at[0] == name and not steps[-1].deleted)
-            return max((number for number in there if number > after), default=None)
+            numbers = (at[1] for at, steps in self._steps.items() if at[0] == name and not steps[-1].deleted)
+            return max((number for number in numbers if number > after), default=None)
 
     def past(self, name: str, version: int) -> tuple[Step, ...]:
-        """What happened to one version so far."""
+        """Return the steps of one version so far."""
         with self._lock:
             return self._steps.get((name, version), ())
 
     def follower(self) -> Follower:
-        """A place to watch from, in this event loop. The caller bounds their number (Resource.WATCHERS)."""
+        """Return a new subscription for this event loop. The caller bounds their number (Resource.WATCHERS)."""
         follower = Follower(self)
         with self._lock:
             self._followers.add(follower)
         return follower
 
     def leave(self, follower: Follower) -> None:
-        """Give up a place."""
+        """Remove a subscription."""
         with self._lock:
             self._followers.discard(follower)
 
@@ -224,8 +224,11 @@ class Progress:
                 follower.loop.call_soon_threadsafe(follower.news.set)
 
 
-def _is_news(last: State | None, now: State) -> bool:
-    """Threads may tell late: of the stages only a later one is news, of the ends any other."""
+def _is_new(last: State | None, now: State) -> bool:
+    """Return whether `now` is to be recorded after `last`.
+
+    Threads may report late: a stage is recorded only if it is later than the last one, an end if it differs.
+    """
     if last is None or now not in _UNDER_WAY:
         return last is not now
     return last in _UNDER_WAY and _UNDER_WAY.index(now) > _UNDER_WAY.index(last)

@@ -1,4 +1,4 @@
-"""A verdict as a person reads it in a terminal: a layer × module heat map of scores, and a table."""
+"""Report of a verdict for a terminal: a layer × module heat map of scores, and a table."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
 
 
 def place(module: str) -> tuple[int, str]:
-    """(block number, module's last name) of a module path; block -1 when it lies in none."""
+    """Return (block number, last name) of a module path; (-1, the whole path) if the module is in no block."""
     found = _BLOCK.search(module)
     return (int(found[1]), found[2].rsplit(".", 1)[-1]) if found else (-1, module)
 
 
 def heat_map(verdict: Mapping[str, Any]) -> RenderableType:
-    """Blocks across, module types down; each cell the deciding E-DIEM; `×` where a module was cut out, `⊥` projected.
+    """Return a heat map: blocks across, module types down, each cell the deciding E-DIEM; `×` marks cut, `⊥` projected.
 
-    `verdict`: as `verdict_json` makes it.
+    `verdict`: as returned by `verdict_json`.
     """
     comparison, tau = verdict["policy"]["comparison"], float(verdict["policy"]["tau"])
     cells = {place(m["name"]): m for m in verdict["modules"]}
@@ -49,12 +49,12 @@ def _cell(module: Mapping[str, Any] | None, comparison: str, tau: float) -> Text
     if score is None:
         return Text(f"–{cut}", style="dim")
     style = SHADES[2] if cut else SHADES[1] if score > tau / 2 else SHADES[0]
-    shown = f"{score:.1f}".replace("-0.", "-.")  # a character less: twelve blocks fit into 80 columns
+    shown = f"{score:.1f}".replace("-0.", "-.")  # one character less: twelve blocks fit into 80 columns
     return Text(f"{shown}{cut}", style=style)
 
 
 def score_table(verdict: Mapping[str, Any]) -> RenderableType:
-    """One row a module: every comparison's score, norms, cosine, decision and reason."""
+    """Return a table with one row per module: every comparison's score, norms, cosine, decision and reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("module", overflow="fold")
     for column in ("projection", "alignment", "input", "cosine", "‖ΔW‖ / ‖V‖"):
@@ -65,11 +65,11 @@ def score_table(verdict: Mapping[str, Any]) -> RenderableType:
         ratio = m["update_norm"] / m["v_norm"] if m["v_norm"] and m["update_norm"] is not None else None
         norms = [_number(m["safe_lora_cosine"], 3), _number(ratio, 3)]
         table.add_row(m["name"].removeprefix("model.layers."), *scores, *norms, f"{m['decision']}: {m['reason']}")
-    return Group(Text(f"{verdict['outcome']}: {verdict['reason']}"), table, _together(verdict))
+    return Group(Text(f"{verdict['outcome']}: {verdict['reason']}"), table, _totals_table(verdict))
 
 
-def _together(verdict: Mapping[str, Any]) -> RenderableType:
-    """The deciding scores of all modules, and of the worst block, taken together: received and kept."""
+def _totals_table(verdict: Mapping[str, Any]) -> RenderableType:
+    """Return a table of the deciding scores of all modules together and of the worst block, as received and as kept."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("taken together", no_wrap=True)
     for column in ("modules", "score", "of random", "budget", "‖ΔW‖", "input share"):
@@ -77,9 +77,9 @@ def _together(verdict: Mapping[str, Any]) -> RenderableType:
     for when in ("received", "kept"):
         totals = verdict["together"][when]
         worst = max(totals["blocks"], key=lambda b: (b["score"] is not None, b["score"] or 0.0), default=None)
-        for total, what, budget in ((totals["adapter"], "all", "adapter"), (worst, "worst block", "block")):
+        for total, scope, budget in ((totals["adapter"], "all", "adapter"), (worst, "worst block", "block")):
             if total is not None:
-                label = f"{when}: {what} {total['name'].rsplit('.', 1)[-1]}".rstrip()
+                label = f"{when}: {scope} {total['name'].rsplit('.', 1)[-1]}".rstrip()
                 table.add_row(label, *_total(total, verdict["policy"][f"max_{budget}_score"]))
     return table
 

@@ -1,7 +1,7 @@
-"""Places where a crash test may kill the process, as a power cut would: nothing unwinds, no handler runs.
+"""Failpoints: places where a crash test may kill the process, as a power cut would: nothing unwinds, no handler runs.
 
-Does nothing unless the environment variable GATEWAY_FAILPOINT names the place: `store.after_fsync` at once, or
-`store.after_fsync:3` at the third passage. No setting of the gateway leads here.
+Inactive unless the environment variable GATEWAY_FAILPOINT names the place: `store.after_fsync` at once, or
+`store.after_fsync:3` at the third passage. No setting of the gateway sets it.
 """
 
 import os
@@ -12,7 +12,7 @@ VARIABLE: Final = "GATEWAY_FAILPOINT"
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL when GATEWAY_FAILPOINT names this place and this is the passage it names."""
+    """Kill this process by SIGKILL if GATEWAY_FAILPOINT names this place and this passage."""
     place, _, passages = os.environ.get(VARIABLE, "").partition(":")
     if place != name:
         return

@@ -1,6 +1,7 @@
-"""From one machine's store to one that several gateways share: SQLite's rows into PostgreSQL, a directory's artefacts into
-object storage, kept uploads into another gateway's data directory. Every row goes in one transaction, or none does; every
-file is read back and its digest compared.
+"""Migration from one machine's store to one that several gateways share.
+
+SQLite's rows go into PostgreSQL, a directory's artefacts into object storage, kept uploads into another gateway's data
+directory. All rows go in one transaction, or none; every file is read back and its digest compared.
 """
 
 import hashlib
@@ -24,23 +25,23 @@ BATCH: Final = 500
 """Rows read and written at a time; a version's report is some 100 kB."""
 
 MOVED: Final = (adapters, versions)
-"""Tables that are moved, in the order in which rows name each other; not those of who is at work on what (`gateways` …)."""
+"""Tables that are moved, in the order in which rows refer to each other; not those of running gateways (`gateways` …)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a table holds. digest: SHA-256 over every row's values, by id."""
+    """Contents of a table. digest: SHA-256 over every row's values, by id."""
 
     count: int
     digest: str
 
 
 def move_catalogue(source: str, target: str, patience_s: float = 0.0) -> dict[str, int]:
-    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database: rows of each table.
+    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database. Returns the number of rows of each table.
 
-    The caller holds the source's store, so that no gateway writes to it. Done already is success, whoever did it. Raises
-    Unavailable: STORE_FAILED when the target holds anything else, or what arrived is not what was sent; then it is left as
-    it was. Else as Database.
+    The caller holds the source's store, so that no gateway writes to it. A target that holds the same rows already is
+    success. Raises Unavailable: STORE_FAILED if the target holds anything else, or if the rows in it differ from those
+    sent; it is then unchanged, unless they differ only after the commit. Else as Database.
     """
     if is_shared(source) or not is_shared(target):
         raise Unavailable(STORE_FAILED, "a catalogue is moved from SQLite to PostgreSQL, and no other way")
@@ -66,10 +67,11 @@ def move_catalogue(source: str, target: str, patience_s: float = 0.0) -> dict[st
 def move_artefacts(
     blobs: RemoteBlobs, needed: frozenset[Digest], say: Callable[[Digest], None] = lambda _: None
 ) -> tuple[int, int]:
-    """Send every artefact in the directory to the storage and read it back: (how many, damaged ones left out).
+    """Send every artefact in the directory to the storage and read it back. Returns (number sent, damaged ones left out).
 
-    needed: digests that some version needs; one of these that is damaged or missing ends it. say: told of each that is
-    there. What is there already is read and compared, so a move that was broken off goes on. Raises Unavailable.
+    needed: digests that some version needs; one of these that is damaged or missing ends the move. say: called with
+    each digest that is there. Artefacts already there are read and compared, so an interrupted move can be continued.
+    Raises Unavailable.
     """
     sent, left_out = 0, 0
     for digest in sorted(needed | blobs.copies(), key=lambda one: one.hex):
@@ -88,10 +90,10 @@ def move_artefacts(
 def move_originals(
     source: KeptUploads, target: KeptUploads, needed: frozenset[Digest]
 ) -> tuple[int, tuple[Digest, ...]]:
-    """Copy every kept file that some version may be screened from again: (how many are there now, damaged: left out).
+    """Copy every kept file that some version may be screened from again. Returns (number there now, damaged: left out).
 
-    needed: digests of what arrived. A damaged file could not be screened here either, so it ends nothing. What is there
-    already is read and compared, so a move that was broken off goes on. Raises Unavailable.
+    needed: digests of uploaded files. A damaged file could not be screened here either, so it does not end the move.
+    Files already there are read and compared, so an interrupted move can be continued. Raises Unavailable.
     """
     if target.root.resolve() == source.root.resolve():
         raise Unavailable(STORE_FAILED, f"{target.root} is where the kept uploads are already")
@@ -109,7 +111,7 @@ def move_originals(
 
 
 def uploads_of(url: str) -> frozenset[Digest]:
-    """Digests of both files of every upload that a version of this catalogue may be made from again. Raises Unavailable."""
+    """Return the digests of both files of every upload in this catalogue that may be needed again. Raises Unavailable."""
     database = Database(url)
     try:
         return CatalogueReader(database).originals_needed()
@@ -118,7 +120,7 @@ def uploads_of(url: str) -> frozenset[Digest]:
 
 
 def needed_of(url: str) -> frozenset[Digest]:
-    """Digests of all artefacts that a version of this catalogue needs. Raises Unavailable."""
+    """Return the digests of all artefacts that a version of this catalogue needs. Raises Unavailable."""
     database = Database(url)
     try:
         query = select(versions.c.artefact).where(versions.c.artefact.is_not(None), versions.c.state != State.DELETED)
@@ -129,7 +131,7 @@ def needed_of(url: str) -> frozenset[Digest]:
 
 
 def database_file(data: Path, url: str) -> Path:
-    """The file of SQLite's URL. Raises Unavailable STORE_FAILED when it is not there: a new one would be empty."""
+    """Return the file of SQLite's URL. Raises Unavailable STORE_FAILED if it does not exist: a new one would be empty."""
     file = Path(url.partition(":///")[2]) if url.startswith("sqlite") else data
     if not file.is_file():
         raise Unavailable(STORE_FAILED, f"{data} holds no catalogue")
@@ -141,7 +143,7 @@ def _copy(old: Connection, new: Connection) -> None:
         for rows in _batches(old, table):
             new.execute(insert(table), rows)
         last = new.execute(select(func.max(table.c.id))).scalar_one()
-        if last is not None:  # the next row's id is the server's to give
+        if last is not None:  # the server assigns the next row's id
             new.execute(select(func.setval(func.pg_get_serial_sequence(table.name, "id"), last)))
     revision = old.execute(select(catalogue_state.c.revision)).scalar_one()
     new.execute(update(catalogue_state).values(revision=revision, store=None))

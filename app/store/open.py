@@ -1,4 +1,4 @@
-"""Which kinds of catalogue and store two URLs mean, opened together."""
+"""Opening of the catalogue and the artefacts: the kinds of both follow from two URLs."""
 
 import re
 import secrets
@@ -22,7 +22,7 @@ from app.store.cluster.peers import Peers
 
 ARTEFACTS: Final = "artefacts"
 OWNER_FILE: Final = "store-owner"
-"""In the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
+"""File in the data directory beside a SQLite catalogue: the name by which the object storage knows that catalogue."""
 
 _OWNER: Final = re.compile(r"file:[0-9a-f]{32}")
 _OWNER_MODE: Final = 0o644
@@ -30,11 +30,11 @@ _OWNER_MODE: Final = 0o644
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a gateway keeps things, as its settings say.
+    """Locations of a gateway's data, by its settings.
 
-    data: what is this gateway's alone. artefacts: a directory of artefacts that is not. patience_s: how long a catalogue's
-    server is waited for at start. parameters: what this gateway's verdicts depend on. copies_bytes: the
-    most that copies of what is in object storage take here.
+    data: directory of this gateway alone. artefacts: directory of artefacts outside it, which may be shared.
+    patience_s: seconds to wait for a catalogue's server at start. parameters: key of everything this gateway's verdicts
+    depend on. copies_bytes: most bytes of local copies of artefacts in object storage.
     """
 
     data: Path
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Open. peers: the gateways that share the catalogue; None where this one has it alone."""
+    """Catalogue and artefacts, opened. peers: the gateways that share the catalogue; None if it is this one's alone."""
 
     catalogue: Catalogue
     blobs: BlobStore
@@ -56,7 +56,7 @@ class Store:
 
 
 def catalogue_at(data: Path, url: str | None) -> str:
-    """The catalogue's SQLAlchemy URL: as given, else SQLite in the data directory."""
+    """Return the catalogue's SQLAlchemy URL: as given, else SQLite in the data directory."""
     return url or sqlite_url(data / "catalogue.sqlite")
 
 
@@ -86,9 +86,9 @@ def open_store(place: Place, doors: ExitStack) -> Store:
 def open_blobs(
     data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None, copies_bytes: int | None = None
 ) -> BlobStore:
-    """Artefacts in a folder of the data directory, or, with an `s3://bucket/prefix`, there, and copies in that folder.
+    """Open artefacts in a folder of the data directory or, given an `s3://bucket/prefix`, in object storage.
 
-    Raises Unavailable, as BlobStore and RemoteBlobs do.
+    The folder then holds copies. Raises Unavailable, as BlobStore and RemoteBlobs do.
     """
     if url is None:
         return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
@@ -97,7 +97,7 @@ def open_blobs(
 
 
 def owner_of(data: Path, catalogue_url: str) -> str:
-    """What names a catalogue wherever it is asked from: a server's by its address, a file's by a random word beside it."""
+    """Return a name that identifies a catalogue from anywhere: a server's address, or a random id stored beside a file."""
     parsed = make_url(catalogue_url)
     if parsed.host is not None:
         return f"{parsed.get_backend_name()}://{parsed.host}:{parsed.port}/{parsed.database}"

@@ -1,7 +1,8 @@
-"""Uploads as they arrived, kept so that they can be screened again: `<root>/<sha256>`, each file once under its digest.
+"""Kept uploads, as they arrived, to be screened again: `<root>/<sha256>`, each file once under its digest.
 
-Strangers' bytes: nobody but this process may read them. They lie beside the artefacts' directory, never in it, because an
-engine sees the artefacts and must see nothing else. Only the pipeline opens them, to lead them through every stage anew.
+Untrusted bytes: only this process may read them. They lie beside the artefacts' directory, never in it, because an
+engine sees the artefacts and must see nothing else. Only the pipeline opens them, to run them through every stage
+again.
 """
 
 import errno
@@ -34,37 +35,37 @@ _CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Original:
-    """One upload, read back and found unchanged. weights: open at its beginning, for whoever takes it to close."""
+    """Upload, read back and found unchanged. weights: open at its beginning; the receiver closes it."""
 
     config: bytes
     weights: io.BufferedReader
 
 
 class KeptUploads:
-    """The directory. Its methods block and may be called from any thread.
+    """Directory of kept uploads. Its methods block and are thread-safe.
 
-    What was kept stays until no version needs it, also when nothing more is to be kept.
+    A kept file stays until no version needs it, even if no more uploads are kept.
     """
 
     def __init__(self, root: Path, *, keep: bool) -> None:
-        """keep: whether new uploads are kept. Raises Unavailable when the directory cannot be made, or made private."""
+        """keep: whether new uploads are kept. Raises Unavailable if the directory cannot be made, or made private."""
         self.root: Final = root
         self.callbacks: Final = keep
-        self._lock: Final = threading.Lock()  # between looking whether a file is there and relying on it
+        self._lock: Final = threading.Lock()  # between checking that a file exists and relying on it
         with disk_errors(f"originals directory {root}"):
             if keep:
                 root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
                 sync_directory(root.parent)
             if root.is_dir():
                 root.chmod(DIRECTORY_MODE)
-                for left in root.glob(f".*{_PART}"):  # by a kill: no name leads there
+                for left in root.glob(f".*{_PART}"):  # left by a kill: no digest refers to it
                     left.unlink()
 
     def keep(self, received: Received, config: bytes, weights: BinaryIO) -> None:
-        """Keep one upload, durably, if uploads are kept at all. weights: seekable; left at any position.
+        """Store one upload durably, if uploads are kept at all. weights: seekable; left at any position.
 
-        The version that needs it stands in the catalogue already, so that `collect` spares it. Raises Unavailable NO_SPACE,
-        or STORE_FAILED, also when the bytes are not those of their digests.
+        The version that needs it is in the catalogue already, so that `collect` spares it. Raises Unavailable NO_SPACE,
+        or STORE_FAILED, also if the bytes are not those of their digests.
         """
         if not self.callbacks:
             return
@@ -72,17 +73,17 @@ class KeptUploads:
         self._put(received.weights_digest, weights)
 
     def has(self, received: Received) -> bool:
-        """Whether both files of this upload are there."""
+        """Return whether both files of this upload exist."""
         return all(self._path(digest).is_file() for digest in (received.config_digest, received.weights_digest))
 
     def open(self, received: Received) -> Original:
-        """Read one upload back. Raises Refused ORIGINAL_NOT_KEPT; Unavailable STORE_FAILED when its bytes have changed."""
+        """Read one upload back. Raises Refused ORIGINAL_NOT_KEPT; Unavailable STORE_FAILED if its bytes have changed."""
         with self._reading(received.config_digest) as file:
             config = file.read()
         return Original(config, self._reading(received.weights_digest))
 
     def digests(self) -> frozenset[Digest]:
-        """Of every file that is there, needed or not. Raises Unavailable."""
+        """Return the digest of every file here, needed or not. Raises Unavailable."""
         if not self.root.is_dir():
             return frozenset()
         with disk_errors(f"originals directory {self.root}"):
@@ -94,11 +95,11 @@ class KeptUploads:
         return frozenset(found)
 
     def read(self, digest: Digest) -> io.BufferedReader:
-        """One file, at its beginning, for the caller to close. Raises as `open`."""
+        """Open one file, at its beginning; the caller closes it. Raises as `open`."""
         return self._reading(digest)
 
     def take(self, digest: Digest, data: BinaryIO) -> None:
-        """Have this file: durable, read back, found whole. One that is there and whole stays, one that is not is replaced.
+        """Store this file durably and read it back. An intact file that exists already stays, a damaged one is replaced.
 
         Raises Unavailable, NO_SPACE or STORE_FAILED.
         """
@@ -107,14 +108,14 @@ class KeptUploads:
             return
         except Refused:
             pass
-        except Unavailable:  # spoilt since: none of ours got its name before it was whole
+        except Unavailable:  # damaged since: a file gets its name only when complete
             with disk_errors(f"replace original {digest.short}"):
                 self._path(digest).unlink()
         self._put(digest, data)
         self._reading(digest).close()
 
     def collect(self, needed: Callable[[], frozenset[Digest]]) -> int:
-        """Remove files whose digest nobody needs, and say how many. needed: asked again before each removal."""
+        """Remove the files that no version needs, and return their number. needed: called again before each removal."""
         removed = 0
         for digest in sorted(self.digests() - needed()):
             with self._lock:
@@ -145,7 +146,7 @@ class KeptUploads:
                 fresh.unlink(missing_ok=True)
 
     def _reading(self, digest: Digest) -> io.BufferedReader:
-        """Open, hash through this very descriptor, and rewind."""
+        """Open the file, hash it through the same descriptor, and rewind."""
         with disk_errors(f"original {digest.short}"):
             try:
                 fd = os.open(self._path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -153,7 +154,7 @@ class KeptUploads:
                 if error.errno == errno.ENOENT:
                     raise Refused(ORIGINAL_NOT_KEPT, "what was uploaded was not kept") from error
                 raise
-            file = open(fd, "rb")  # noqa: SIM115 - handed out
+            file = open(fd, "rb")  # noqa: SIM115 - the caller closes it
             try:
                 hashed = hashlib.sha256()
                 for chunk in _chunks(file):

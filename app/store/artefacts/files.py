@@ -1,4 +1,4 @@
-"""The few file operations the store's promises rest on, and what a disk's complaints mean."""
+"""File operations that the store's durability rests on, and the conversion of disk errors."""
 
 import ctypes
 import errno
@@ -17,18 +17,18 @@ from app.domain.errors import NO_SPACE, STORE_BUSY, STORE_FAILED, Unavailable
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
-"""File systems that take fsync and forget everything at the next boot."""
+"""File systems that accept fsync and lose everything at the next boot."""
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
-"""Linux's own numbers, for renameat2."""
+"""Linux's constants for renameat2."""
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError inside into Unavailable NO_SPACE (disk or quota full) or STORE_FAILED, with `doing` in front."""
+    """Convert an OSError inside into Unavailable NO_SPACE (disk or quota full) or STORE_FAILED, prefixed with `doing`."""
     try:
         yield
     except OSError as error:
@@ -37,7 +37,7 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 
 def digests_in(root: Path) -> frozenset[Digest]:
-    """The digests that entries of `root` are named by; other entries are passed over. Raises Unavailable."""
+    """Return the digests that entries of `root` are named by; other entries are ignored. Raises Unavailable."""
     with disk_errors(f"store directory {root}"):
         names = [entry.name for entry in os.scandir(root) if not entry.name.startswith(".")]
     found = []
@@ -48,7 +48,7 @@ def digests_in(root: Path) -> frozenset[Digest]:
 
 
 def write_durably(path: Path, data: bytes, mode: int) -> None:
-    """Create `path` (it must not exist), write all of `data`, set `mode`, and wait until the disk has it."""
+    """Create `path` (it must not exist), write all of `data`, set `mode`, and wait until the data is on the disk."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         view = memoryview(data)
@@ -61,7 +61,7 @@ def write_durably(path: Path, data: bytes, mode: int) -> None:
 
 
 def create_once(path: Path, data: bytes, mode: int) -> None:
-    """Create `path` with all of `data`, or not at all; where another was faster, what it wrote stands. Raises OSError."""
+    """Create `path` with all of `data`, or not at all; a file that exists already is left unchanged. Raises OSError."""
     fresh = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
     try:
         write_durably(fresh, data, mode)
@@ -73,7 +73,7 @@ def create_once(path: Path, data: bytes, mode: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the disk has the names in this directory."""
+    """Wait until the names in this directory are on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -84,7 +84,7 @@ def sync_directory(path: Path) -> None:
 def exchange(one: Path, other: Path) -> None:
     """Swap two names of one file system in one step, so that neither is ever missing.
 
-    Raises OSError; EINVAL or ENOSYS where the file system or the kernel cannot.
+    Raises OSError; EINVAL or ENOSYS if the file system or the kernel does not support it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     try:
@@ -96,7 +96,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Whatever lies there now: nothing, the half of an artefact, or a damaged one that was put aside."""
+    """Remove whatever exists at `path`: nothing, a half-written artefact, or a damaged one. Ignores errors."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o700)
@@ -106,7 +106,7 @@ def discard(path: Path) -> None:
 
 
 def probe(directory: Path) -> None:
-    """Prove that files in `directory` can be written, synced, renamed and removed. Raises Unavailable when not."""
+    """Prove that files in `directory` can be written, synced, renamed and removed. Raises Unavailable if not."""
     with disk_errors(f"store directory {directory} does not hold what is written"):
         before, after = directory / f"probe-{secrets.token_hex(8)}", directory / f"probed-{secrets.token_hex(8)}"
         write_durably(before, b"probe", 0o600)
@@ -120,7 +120,7 @@ def probe(directory: Path) -> None:
 
 
 def filesystem_of(path: Path) -> str:
-    """The type of the file system that holds `path` (`ext4`, `tmpfs`, …); empty where Linux does not say."""
+    """Return the type of the file system that holds `path` (`ext4`, `tmpfs`, …); empty if Linux does not report it."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -135,26 +135,26 @@ def filesystem_of(path: Path) -> str:
 
 
 class StoreLock:
-    """One gateway per store, or those that share its catalogue.
+    """Advisory lock on a store, for one gateway or for those that share its catalogue.
 
-    An advisory lock that the kernel drops when its holder dies, however it dies.
+    The kernel releases it when the holder's process ends, however it ends.
     """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        """Take the lock file at `path`. Raises Unavailable STORE_BUSY, naming the holder's pid, when it is held.
+        """Take the lock file at `path`. Raises Unavailable STORE_BUSY, naming the holder's pid, if it is held.
 
-        shared: with others that share it too, and then with nobody who wants it alone.
+        shared: held together with other shared holders; excludes an exclusive one.
         """
         with disk_errors(f"lock {path}"):
             self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            self._take(self._fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            self._acquire(self._fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BaseException:
             self.release()
             raise
 
     @staticmethod
-    def _take(fd: int, path: Path, how: int) -> None:
+    def _acquire(fd: int, path: Path, how: int) -> None:
         with disk_errors(f"lock {path}"):
             try:
                 fcntl.flock(fd, how | fcntl.LOCK_NB)
@@ -165,7 +165,7 @@ class StoreLock:
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back; harmless when that was done before."""
+        """Release the lock; calling it again is harmless."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

@@ -1,7 +1,8 @@
 """Artefacts in files: `<root>/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}`, read-only.
 
-Written as: stage in `<root>/.staging/<random>` → fsync each file → fsync the directory → rename to its digest → fsync
-the root. So a digest's directory exists whole or not at all, whenever the power fails. Bytes at a digest never change.
+Order of a write: stage in `<root>/.staging/<random>` → fsync each file → fsync the directory → rename to its digest →
+fsync the root. So a digest's directory exists completely or not at all, even after a power failure. Bytes at a digest
+never change.
 """
 
 import errno
@@ -43,14 +44,14 @@ STAGING: Final = ".staging"
 LOCK: Final = ".lock"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
 FILE_MODE: Final = 0o444
-"""Readable by an engine under another user, writable by nobody."""
+"""Readable by an engine that runs as another user, writable by no user."""
 
 DIRECTORY_MODE: Final = 0o555
 _OPEN_MODE: Final = 0o755
-"""A directory must be writable by its owner while it is moved: its `..` changes."""
+"""Mode of a directory while it is moved: its owner must be able to write to it, because its `..` changes."""
 
 _CHUNK: Final = 1 << 20
-"""Bytes read at a time when hashing: enough to keep a disk busy, little enough to hold for every caller."""
+"""Bytes read at a time when hashing: enough to keep a disk busy, few enough for many callers at once."""
 
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 _CANNOT_SWAP: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -59,13 +60,14 @@ _log = logging.getLogger("gateway")
 
 
 class BlobStore:
-    """The directory of artefacts, held by one process or by gateways that share it. Any thread may call its methods."""
+    """Directory of artefacts, held by one process or by gateways that share it. Thread-safe."""
 
     def __init__(self, root: Path, claims: Claims | None = None, *, shared: bool = False) -> None:
-        """Open or create `root`: take its lock, sweep what a crash left, prove that the disk keeps what it is told.
+        """Open or create `root`: take its lock, sweep the leftovers of a crash, prove that the disk keeps written data.
 
-        claims: what gateways with one catalogue agree by. shared: whether they also share this directory. Raises
-        Unavailable: STORE_BUSY when another gateway holds it, NO_SPACE or STORE_FAILED when the disk will not.
+        claims: those that gateways with one catalogue share; None: claims of this process alone. shared: whether these
+        gateways also share this directory. Raises Unavailable: STORE_BUSY if another gateway holds it, NO_SPACE or
+        STORE_FAILED on disk errors.
         """
         self.root: Final = root
         self._claims: Final = claims or LocalClaims()
@@ -82,7 +84,7 @@ class BlobStore:
             raise
 
     def close(self) -> None:
-        """Let another process have the store."""
+        """Release the store for another process."""
         self._staging.close()
         self._lock.release()
 
@@ -93,29 +95,32 @@ class BlobStore:
         self.close()
 
     def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
-        """held: short digests that an engine may read now; None while nobody knows. Asked before a copy is removed."""
+        """Set the callback asked before a local copy is removed; a local store has no copies and ignores it.
+
+        held: returns the short digests that an engine may read now; None while that is unknown.
+        """
 
     def touch(self, digest: Digest) -> None:
-        """Somebody is about to read the files of this artefact, elsewhere than in the engine."""
+        """Prepare the artefact's files for a reader other than the engine; nothing to do in a local store."""
 
     def check_writable(self) -> None:
-        """Raise Unavailable STORE_FAILED when nothing could be staged now; cheap, unlike the probe at start."""
+        """Raise Unavailable STORE_FAILED if nothing can be staged now; cheap, unlike the probe at start."""
         if not os.access(self._staging.path, os.W_OK | os.X_OK):
             raise Unavailable(STORE_FAILED, f"{self._staging.path} is gone or not writable")
 
     def path(self, digest: Digest) -> Path:
-        """Where the artefact of this digest lies, whether or not it is there."""
+        """Return the directory of this digest's artefact, whether or not it exists."""
         return self.root / digest.hex
 
     def digests(self) -> frozenset[Digest]:
-        """The digests of all artefacts in the store."""
+        """Return the digests of all artefacts in the store."""
         return digests_in(self.root)
 
     def put(self, artefact: Artefact) -> Path:
-        """Keep `artefact` for ever and return its directory; when it returns, the disk has it.
+        """Store `artefact` for ever and return its directory; the artefact is on the disk when this returns.
 
-        An artefact that is already there, whole, is left as it is, with the manifest of whoever came first; a damaged one
-        is replaced in one step by these same bytes. Raises Unavailable NO_SPACE or STORE_FAILED; ValueError when the
+        An intact artefact that exists already is left as it is, with the manifest of the first writer; a damaged one is
+        replaced in one step by these same bytes. Raises Unavailable NO_SPACE or STORE_FAILED; ValueError if the
         artefact's digest is not that of its bytes (a programmer's error).
         """
         if content_digest(artefact.config, artefact.weights) != artefact.digest:
@@ -124,7 +129,7 @@ class BlobStore:
         there = os.path.lexists(final)
         if there and self.is_whole(artefact.digest):
             with disk_errors(f"sync artefact {artefact.digest.short}"):
-                sync_directory(self.root)  # whoever renamed it may not have come to this yet
+                sync_directory(self.root)  # the writer that renamed it may not have reached its own sync yet
             return final
         staged = self._staging.fresh()
         try:
@@ -136,14 +141,16 @@ class BlobStore:
         return final
 
     def claimed(self, digest: Digest) -> AbstractContextManager[None]:
-        """While inside, `collect` leaves this digest alone: between `put` and the row that names it, nobody seems to."""
+        """Protect this digest from `collect` inside the block: until the row that names it is written, it looks
+        unneeded.
+        """
         return self._claims.claimed(digest)
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
-        """Remove what nobody needs: (artefacts removed, artefacts spared because somebody may still read or name them).
+        """Remove unneeded artefacts. Returns (number removed, number spared because they may still be read or named).
 
-        needed: the digests some version needs, asked again before each removal. read: whether an engine may still read it.
-        Raises Unavailable.
+        needed: returns the digests that some version needs; called again before each removal. read: returns whether an
+        engine may still read a digest. Raises Unavailable.
         """
         removed = spared = 0
         for digest in sorted(self.digests() - needed()):
@@ -155,27 +162,27 @@ class BlobStore:
         return removed, spared
 
     def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
-        """Whether it was removed; None when it is needed after all."""
-        grave: Path | None = None
+        """Return whether the artefact was removed; None if it is needed after all."""
+        aside: Path | None = None
         try:
             with self._claims.removing(digest) as free:
                 if not free:
                     return False
                 if digest in needed():
                     return None
-                grave = self._bury(digest)
-        except BaseException:  # the others may not have been kept off until the end
-            if grave is not None:
-                self._dig_up(grave, digest)
+                aside = self._set_aside(digest)
+        except BaseException:  # the lock may have been lost before the block ended
+            if aside is not None:
+                self._put_back(aside, digest)
             raise
-        if grave is not None:
-            discard(grave)
+        if aside is not None:
+            discard(aside)
         return True
 
     def verify(self, digest: Digest) -> None:
         """Read the artefact back from the disk and check that its bytes are those of its digest.
 
-        The manifest must name this digest and these files. Raises Unavailable STORE_FAILED, naming the file at fault.
+        The manifest must name this digest and these files. Raises Unavailable STORE_FAILED, naming the damaged file.
         """
         directory = self.path(digest)
         with disk_errors(f"artefact {digest.short}"):
@@ -193,7 +200,7 @@ class BlobStore:
             raise _damaged(digest, WEIGHTS_FILE, "these are another artefact's files")
 
     def is_whole(self, digest: Digest) -> bool:
-        """Whether `verify` finds nothing wrong; what it finds is logged."""
+        """Return whether `verify` succeeds; its error is logged."""
         try:
             self.verify(digest)
         except Unavailable as error:
@@ -202,43 +209,43 @@ class BlobStore:
         return True
 
     def manifest(self, digest: Digest) -> bytes:
-        """The artefact's `manifest.json`. Raises Unavailable STORE_FAILED when it cannot be read."""
+        """Return the artefact's `manifest.json`. Raises Unavailable STORE_FAILED if it cannot be read."""
         with disk_errors(f"artefact {digest.short}: {MANIFEST_FILE}"):
             return (self.path(digest) / MANIFEST_FILE).read_bytes()
 
     def received_bytes(self, digest: Digest) -> int:
-        """Bytes of weights the artefact came from, by its manifest; 0 for one that no upload made."""
+        """Return the bytes of the uploaded weights, by the manifest; 0 if no upload made it or it is unreadable."""
         try:
             return int(json.loads(self.manifest(digest))["received"]["weights_bytes"])
         except (Unavailable, ValueError, LookupError, TypeError, RecursionError):
             return 0
 
     def remove(self, digest: Digest) -> None:
-        """Take the artefact away, whole in one step; nothing when it is not there.
+        """Remove the artefact in one step; nothing happens if it does not exist.
 
         Only for digests that neither the catalogue nor the engine may still read. Raises Unavailable.
         """
-        if grave := self._bury(digest):
-            discard(grave)
+        if aside := self._set_aside(digest):
+            discard(aside)
 
-    def _bury(self, digest: Digest) -> Path | None:
-        """Take it out of sight; None when it is not there."""
-        directory, grave = self.path(digest), self._staging.fresh()
+    def _set_aside(self, digest: Digest) -> Path | None:
+        """Move the artefact into staging, out of sight, and return its new path; None if it does not exist."""
+        directory, aside = self.path(digest), self._staging.fresh()
         with disk_errors(f"remove artefact {digest.short}"):
             try:
                 directory.chmod(_OPEN_MODE)
                 failpoint("store.before_bury")
-                directory.rename(grave)
+                directory.rename(aside)
             except FileNotFoundError:
                 return None
             failpoint("store.after_bury")
             sync_directory(self.root)
-            return grave
+            return aside
 
-    def _dig_up(self, grave: Path, digest: Digest) -> None:
-        """Put back what should not have gone."""
-        with suppress(OSError):  # it came again meanwhile
-            grave.rename(self.path(digest))
+    def _put_back(self, aside: Path, digest: Digest) -> None:
+        """Move an artefact that was set aside back to its digest."""
+        with suppress(OSError):  # it was stored again meanwhile
+            aside.rename(self.path(digest))
 
     def _stage(self, artefact: Artefact, staged: Path) -> None:
         staged.mkdir(mode=0o700)
@@ -246,7 +253,7 @@ class BlobStore:
         for name, data in zip(FILES, (artefact.config, artefact.weights, artefact.manifest), strict=True):
             write_durably(staged / name, data, FILE_MODE)
             failpoint(f"store.after_write.{name}")
-        staged.chmod(_OPEN_MODE)  # before the rename: an engine under another user must be able to enter at once
+        staged.chmod(_OPEN_MODE)  # before the rename: an engine that runs as another user must be able to enter
         sync_directory(staged)
         failpoint("store.after_fsync")
 
@@ -256,14 +263,17 @@ class BlobStore:
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            self.verify(digest)  # another thread was faster with the same bytes
+            self.verify(digest)  # another writer was faster with the same bytes
         failpoint("store.after_rename")
         final.chmod(DIRECTORY_MODE)
         sync_directory(self.root)
         failpoint("store.after_sync")
 
     def _restore(self, digest: Digest, staged: Path, final: Path) -> None:
-        """Put the sound artefact where the damaged one is; whoever looks finds one of the two."""
+        """Replace the damaged artefact with the intact one; a reader finds one of the two at any time.
+
+        If the file system cannot exchange two names, the artefact is missing for a moment.
+        """
         if not final.is_symlink():
             final.chmod(_OPEN_MODE)
         try:
@@ -271,14 +281,14 @@ class BlobStore:
         except OSError as error:
             if error.errno not in _CANNOT_SWAP:
                 raise
-            final.rename(self._staging.fresh())  # gone for a moment; swept at the next start
+            final.rename(self._staging.fresh())  # the damaged one is swept at the next start
             os.rename(staged, final)
         failpoint("store.after_exchange")
         final.chmod(DIRECTORY_MODE)
         sync_directory(self.root)
 
     def _recorded(self, digest: Digest) -> dict[str, object]:
-        """The files' digests as the manifest records them."""
+        """Return the files' digests as the manifest records them."""
         try:
             manifest = json.loads(self.manifest(digest))
             files = manifest["files"]
@@ -298,7 +308,7 @@ class BlobStore:
         return Digest(hashed.hexdigest())
 
     def _seal_all(self) -> None:
-        """Finish what a kill between rename and chmod left open, and make sure that the disk has every name."""
+        """Set the modes that a kill between rename and chmod left writable, and wait until every name is on the disk."""
         with disk_errors(f"seal {self.root}"):
             for digest in digests_in(self.root):
                 self.path(digest).chmod(DIRECTORY_MODE)

@@ -1,4 +1,4 @@
-"""Which copies of artefacts in object storage lie here, and which are to go when they take too much room."""
+"""Account of local copies of artefacts in object storage, and of the copies to remove when they exceed the limit."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from typing import Final
 from app.domain.digest import Digest
 
 IN_USE_S: Final = 60.0
-"""Seconds a copy stays after it was last asked for: whoever asked may be about to open its files."""
+"""Seconds a copy stays after its last use: its reader may be about to open the files."""
 
 
 @dataclass(slots=True)
@@ -21,39 +21,42 @@ class _Copy:
 
 
 class Copies:
-    """Sizes of the copies and when each was last asked for. Safe for threads; touches no file but to measure it."""
+    """Sizes of the copies and the time each was last used. Thread-safe; touches files only to measure them."""
 
     def __init__(self, limit: int | None, in_use_s: float = IN_USE_S) -> None:
-        """limit: bytes of all of them together, None: any."""
+        """limit: most bytes of all copies together; None: unlimited."""
         self._limit: Final = limit
         self._in_use_s: Final = in_use_s
-        self._known: OrderedDict[Digest, _Copy] = OrderedDict()  # the one asked for longest ago first
+        self._known: OrderedDict[Digest, _Copy] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._lock: Final = threading.Lock()
 
     @property
     def total(self) -> int:
-        """Bytes of all copies."""
+        """Bytes of all copies together."""
         return self._bytes
 
     def found(self, folders: Iterable[tuple[Digest, Path]]) -> None:
-        """What lies here at start, nobody knows for how long: the oldest directory first, and none of it in use."""
+        """Add the copies found at start: their last use is unknown, so the oldest directory comes first, none in use."""
         for _, digest, folder in sorted((_age(folder), digest.hex, folder) for digest, folder in folders):
             self._set(Digest(digest), _Copy(size_of(folder), time.monotonic() - self._in_use_s))
 
     def used(self, digest: Digest, folder: Path) -> None:
-        """Somebody asked for the copy, or it was made."""
+        """Record that a copy was made or is about to be read."""
         known = self._known.get(digest)
         self._set(digest, _Copy(size_of(folder) if known is None else known.size, time.monotonic()))
 
     def gone(self, digest: Digest) -> None:
-        """It is not here any more."""
+        """Record that a copy was removed."""
         with self._lock:
             copy = self._known.pop(digest, None)
             self._bytes -= copy.size if copy is not None else 0
 
     def excess(self, held: frozenset[str]) -> list[Digest]:
-        """What has to go until the rest is within the limit, as far as it may. held: short digests that must stay."""
+        """Return the copies to remove to get within the limit, as far as possible, least recently used first.
+
+        held: short digests that must stay; copies in use stay, too.
+        """
         if self._limit is None or self._bytes <= self._limit:
             return []
         with self._lock:
@@ -74,7 +77,7 @@ class Copies:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in it; 0 where it has gone."""
+    """Return the bytes of the files in a directory; 0 if it does not exist."""
     try:
         return sum(file.stat().st_size for file in folder.iterdir())
     except OSError:

@@ -1,9 +1,9 @@
 """Artefacts in S3-compatible storage: `<url>/<sha256>/{adapter_config.json, adapter_model.safetensors, manifest.json}`.
 
-The storage is the truth, the local directory a copy for the engine's reading. There is no rename in S3: an artefact is
-there once its manifest is, which is written last. All three are written only where nothing is (If-None-Match: *), so of
-two gateways one writes and the other checks. What is read is hashed as it arrives and believed only when the hashes make
-the digest. The listing may lag behind: it is used to find garbage, and for nothing that is served.
+The storage is authoritative, the local directory a copy for the engine to read. S3 has no rename: an artefact exists
+once its manifest does, which is written last. All three objects are created only if they do not exist (If-None-Match:
+*), so of two gateways one writes and the other checks. Downloaded bytes are hashed as they arrive and trusted only if
+the hashes yield the digest. The listing may be stale: it is used to find garbage, and for nothing that is served.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ from app.store.artefacts.local_copies import Copies
 from app.store.artefacts.s3_client import Missing, Objects
 
 OWNER: Final = ".owner"
-"""The object that says whose catalogue names these artefacts: another's garbage is not ours to collect."""
+"""Object that names the catalogue these artefacts belong to: another catalogue's garbage must not be collected."""
 
 CLOCK: Final = ".clock"
-"""Written to learn what time it is for the storage; no clock of ours is compared with it."""
+"""Object written to read the storage's current time, which is compared with no local clock."""
 
 GRACE: Final = timedelta(hours=1)
-"""Age below which nothing is garbage: another gateway may have written it and not yet told the catalogue."""
+"""Age below which nothing is garbage: another gateway may have written it and not yet updated the catalogue."""
 
 GARBAGE_S: Final = 300.0
-"""Seconds between two looks for garbage while some is too young: a look lists everything."""
+"""Seconds between two garbage collections while some artefacts are too young: each one lists everything."""
 
 _log = logging.getLogger("gateway")
 
 
 class RemoteBlobs(BlobStore):
-    """Artefacts that several gateways with one catalogue share. `root` holds this gateway's copies."""
+    """Artefacts in object storage, shared by gateways with one catalogue. `root` holds this gateway's copies."""
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class RemoteBlobs(BlobStore):
         claims: Claims | None = None,
         copies: Copies | None = None,
     ) -> None:
-        """owner: what all gateways on one catalogue, and no others, have in common. claims: what they agree by.
-        copies: keeps the account of what lies here, and the limit.
+        """Open the storage and the directory of copies.
 
-        Raises Unavailable: STORE_BUSY when these artefacts belong to another catalogue, else as BlobStore and Objects do.
+        owner: name of the catalogue, the same for all gateways on it and for no others. claims: those that these
+        gateways share. copies: account of the local copies, with their limit. Raises Unavailable: STORE_BUSY if these
+        artefacts belong to another catalogue, else as BlobStore and Objects do.
         """
         self._objects: Final = objects
         self._grace: Final = grace
@@ -70,22 +71,22 @@ class RemoteBlobs(BlobStore):
         self._copies.found((digest, self.path(digest)) for digest in self.copies())
 
     def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
-        """As BlobStore.spare. Until it is called, no copy is removed to make room."""
+        """Set the callback, as BlobStore.spare. Until it is set, no copy is removed to make room."""
         self._held = held
 
     def check_writable(self) -> None:
-        """As BlobStore; where the storage failed last, it is asked again. Raises Unavailable."""
+        """Check as BlobStore does; if the last storage operation failed, ask the storage again. Raises Unavailable."""
         super().check_writable()
         if self._objects.trouble is not None:
             self._objects.read(OWNER)
 
     def digests(self) -> frozenset[Digest]:
-        """What is in the storage, as far as its listing has come, and what is copied here."""
+        """Return the digests in the storage, as far as its listing is current, and those of the local copies."""
         return self._objects.digests() | digests_in(self.root)
 
     def put(self, artefact: Artefact) -> Path:
-        """Keep `artefact` here and in the storage; when it returns, both have it. As BlobStore.put."""
-        final = super().put(artefact)  # first: it costs little to find out that this disk is full
+        """Store `artefact` here and in the storage; both have it when this returns. As BlobStore.put."""
+        final = super().put(artefact)  # first: a full local disk is cheap to detect
         for name, data in ((CONFIG_FILE, artefact.config), (WEIGHTS_FILE, artefact.weights)):
             self._put_file(artefact.digest, name, data)
         self._put_manifest(artefact.digest, artefact.manifest)
@@ -93,11 +94,11 @@ class RemoteBlobs(BlobStore):
         return final
 
     def copies(self) -> frozenset[Digest]:
-        """What is copied here. Raises Unavailable."""
+        """Return the digests of the local copies. Raises Unavailable."""
         return digests_in(self.root)
 
     def send(self, digest: Digest) -> None:
-        """Have the storage hold what is copied here, and read it back from there. Raises Unavailable STORE_FAILED."""
+        """Upload a local copy to the storage and read it back from there. Raises Unavailable STORE_FAILED."""
         super().verify(digest)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             self._put_file(digest, name, (self.path(digest) / name).read_bytes())
@@ -110,7 +111,7 @@ class RemoteBlobs(BlobStore):
             raise _damaged(digest, "what was sent does not read back")
 
     def verify(self, digest: Digest) -> None:
-        """Have a sound copy here: the one there is, or one fetched now. Raises Unavailable."""
+        """Ensure an intact local copy: the existing one, or one fetched now. Raises Unavailable."""
         try:
             super().verify(digest)
         except Unavailable:
@@ -118,16 +119,16 @@ class RemoteBlobs(BlobStore):
         self._used(digest)
 
     def touch(self, digest: Digest) -> None:
-        """As BlobStore.touch: fetched where it is not here. Raises Unavailable."""
+        """Record the use of the local copy, as BlobStore.touch; fetch the artefact if there is none. Raises Unavailable."""
         if self.path(digest).is_dir():
             self._copies.used(digest, self.path(digest))
         else:
             self.verify(digest)
 
     def is_whole(self, digest: Digest) -> bool:
-        """Whether a sound copy is here and the storage has its manifest; what is wrong is logged."""
+        """Return whether an intact copy is here and its manifest is in the storage; errors are logged."""
         try:
-            if not os.path.lexists(self.path(digest)):  # it may have made room for others
+            if not os.path.lexists(self.path(digest)):  # the copy may have been removed to make room
                 self.verify(digest)
         except Unavailable as error:
             _log.warning("%s", error.message)
@@ -141,17 +142,17 @@ class RemoteBlobs(BlobStore):
             return False
 
     def manifest(self, digest: Digest) -> bytes:
-        """The copy's manifest, else the storage's. Raises Unavailable STORE_FAILED."""
+        """Return the copy's manifest, else the storage's. Raises Unavailable STORE_FAILED."""
         if (self.path(digest) / MANIFEST_FILE).exists():
             return super().manifest(digest)
         return self._objects.read(_key(digest, MANIFEST_FILE))
 
     def remove(self, digest: Digest) -> None:
-        """As BlobStore.remove: out of the storage, manifest first, and its copy away. Raises Unavailable."""
+        """Delete the artefact from the storage, manifest first, then its copy; as BlobStore.remove. Raises Unavailable."""
         self._delete(digest, lambda: True)
 
     def _remove_if_free(self, digest: Digest, needed: Callable[[], frozenset[Digest]]) -> bool | None:
-        """As BlobStore, but outside every lock: the storage may stall. The order is argued in claims.py."""
+        """Remove as BlobStore does, but outside every lock: the storage may stall. claims.py explains why this is safe."""
         with self._claims.deleting(digest) as go_on:
             if go_on is None:
                 return False
@@ -160,7 +161,7 @@ class RemoteBlobs(BlobStore):
             return self._delete(digest, go_on)
 
     def _delete(self, digest: Digest, go_on: GoOn) -> bool:
-        """Whether all of it is gone: it stops where it may not go on. Raises Unavailable."""
+        """Return whether everything was deleted; stops as soon as `go_on` returns False. Raises Unavailable."""
         for name in reversed(FILES):
             if not go_on():
                 return False
@@ -170,25 +171,25 @@ class RemoteBlobs(BlobStore):
         return True
 
     def _used(self, digest: Digest) -> None:
-        """Somebody is about to read this copy; others may have to go for it. Never raises for those."""
+        """Record that this copy is about to be read, and remove others beyond the limit; errors in that are only logged."""
         self._copies.used(digest, self.path(digest))
         held = self._held()
         try:
             for other in self._copies.excess(held | {digest.short}) if held is not None else ():
                 self._evict(other)
-        except Unavailable as error:  # another time: what is asked for is here
-            _log.warning("no room was made: %s", error.message)
+        except Unavailable as error:  # the requested copy is here; the others can be removed later
+            _log.warning("local copies beyond the limit were not removed: %s", error.message)
 
     def _evict(self, digest: Digest) -> None:
         if self._objects.written_at(_key(digest, MANIFEST_FILE)) is None:
-            return  # not to be had again
+            return  # it could not be fetched again
         self._copies.gone(digest)
-        if grave := self._bury(digest):
+        if aside := self._set_aside(digest):
             _log.info("a copy of artefact %s made room for others", digest.short)
-            discard(grave)
+            discard(aside)
 
     def collect(self, needed: Callable[[], frozenset[Digest]], read: Callable[[Digest], bool]) -> tuple[int, int]:
-        """As BlobStore.collect; spares besides what is younger than the grace, by the storage's own clock."""
+        """Collect as BlobStore.collect; also spare artefacts younger than the grace period, by the storage's own clock."""
         if time.monotonic() < self._next_look:
             return 0, 1
         self._objects.replace(CLOCK, secrets.token_bytes(8))
@@ -211,7 +212,7 @@ class RemoteBlobs(BlobStore):
             self._objects.replace(key, data)
 
     def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
-        """Whoever came first keeps the word; its date is made new, or it could be taken for old garbage."""
+        """Write the manifest; keep an existing one of this artefact, but renew its date, or it could pass for garbage."""
         key = _key(digest, MANIFEST_FILE)
         if self._objects.create(key, manifest):
             return
@@ -224,7 +225,7 @@ class RemoteBlobs(BlobStore):
         return Digest(hashed.hexdigest())
 
     def _fetch(self, digest: Digest) -> None:
-        """Copy an artefact here, checked before anybody can see it. Raises Unavailable NO_SPACE or STORE_FAILED."""
+        """Copy an artefact here, checked before it becomes visible. Raises Unavailable NO_SPACE or STORE_FAILED."""
         final, staged = self.path(digest), self._staging.fresh()
         try:
             with disk_errors(f"copy artefact {digest.short}"):
@@ -263,7 +264,7 @@ def _key(digest: Digest, name: str) -> str:
 
 
 def _names(manifest: bytes, digest: Digest, hashes: dict[str, Digest] | None = None) -> bool:
-    """Whether this is the manifest of that artefact (with files of those hashes)."""
+    """Return whether this is the manifest of that artefact (with files of those hashes)."""
     try:
         read = json.loads(manifest)
         files = read["files"]

@@ -1,4 +1,4 @@
-"""Objects in S3-compatible storage: the handful of operations the store's promises rest on, and what failures mean.
+"""Client of S3-compatible storage: the few operations the store's guarantees rest on, and the conversion of errors.
 
 Credentials, region and endpoint come from the environment variables every S3 client reads (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, …). The library (obstore, the extra `s3`) is imported on first use.
@@ -17,36 +17,37 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 CONNECT_S: Final = 5.0
-"""Seconds to connect."""
+"""Connection timeout, seconds."""
 
 SILENCE_S: Final = 20.0
-"""Seconds that a read may bring nothing."""
+"""Read timeout, seconds without data."""
 
 REQUEST_S: Final = 900.0
-"""Seconds one request may take in all: 2 GiB at 20 Mbit/s."""
+"""Timeout of one request in all, seconds: 2 GiB at 20 Mbit/s."""
 
 RETRIES: Final = 4
 RETRY_S: Final = 30.0
-"""How often, and for how many seconds in all, a request that failed is tried again (5xx, broken connections)."""
+"""Number of retries, and seconds in all, for a failed request (5xx, broken connections)."""
 
 DELETE_S: Final = 30.0
-"""Seconds one deletion may take. It is one request, never repeated by the client: one that was given up could come into
-effect after another was answered, and after the object was written anew."""
+"""Timeout of one deletion, seconds: a single request, never retried by the client.
+
+A request that was given up could come into effect after its retry was answered, and after the object was written again."""
 
 SMALL_BYTES: Final = 16 << 20
-"""Bytes of an object that is read whole; manifests and configs are below 1 MiB."""
+"""Largest object that is read whole, bytes; manifests and configs are below 1 MiB."""
 
 _CHUNK: Final = 4 << 20
-"""Bytes of a streamed object at a time."""
+"""Bytes per piece of a streamed object."""
 
 
 class Missing(Unavailable):
-    """There is no such object."""
+    """Error: the object does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long storage may take; see the constants."""
+    """Timeouts and retries of the storage client; see the constants."""
 
     connect_s: float = CONNECT_S
     silence_s: float = SILENCE_S
@@ -56,10 +57,10 @@ class Patience:
 
 
 class Objects:
-    """The objects below one `s3://bucket/prefix`. Every method blocks, may be called from any thread, and raises
-    Unavailable STORE_FAILED (Missing, where a named object is not there).
+    """Objects below one `s3://bucket/prefix`. Every method blocks and is thread-safe.
 
-    trouble: what went wrong at the last operation, None when it went well.
+    All raise Unavailable STORE_FAILED (Missing, if a named object does not exist). trouble: error of the last
+    operation, None if it succeeded.
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
@@ -70,7 +71,7 @@ class Objects:
         self._deleting = _open(url, replace(patience, silence_s=DELETE_S, request_s=DELETE_S, retries=0))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one of that name, decided by the storage in one step: whether it was written."""
+        """Create an object unless one of that name exists, atomically in the storage. Returns whether it was created."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -82,20 +83,20 @@ class Objects:
         return True
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write an object, whatever is there."""
+        """Write an object, whether or not it exists."""
         import obstore
 
         with self._errors(f"write {key}"):
             obstore.put(self._store, key, data, use_multipart=False)
 
     def read(self, key: str) -> bytes:
-        """A small object."""
+        """Return the bytes of a small object (SMALL_BYTES)."""
         parts: list[bytes] = []
         self.stream(key, parts.append, SMALL_BYTES)
         return b"".join(parts)
 
     def stream(self, key: str, write: Callable[[bytes], object], limit: int | None = None) -> None:
-        """Hand an object's bytes to `write`, piece by piece. What `write` raises passes through."""
+        """Pass an object's bytes to `write`, piece by piece; its exceptions propagate. limit: most bytes accepted."""
         import obstore
 
         pieces: Iterator[bytes] | None = None
@@ -112,7 +113,7 @@ class Objects:
             write(bytes(piece))
 
     def written_at(self, key: str) -> datetime | None:
-        """When an object was last written, by the storage's clock; None when there is none."""
+        """Return the time an object was last written, by the storage's clock; None if it does not exist."""
         import obstore
 
         with suppress(Missing), self._errors(f"look at {key}"):
@@ -120,7 +121,7 @@ class Objects:
         return None
 
     def listed(self) -> Iterator[tuple[str, int]]:
-        """Every object's key and bytes, as far as the storage's listing has come."""
+        """Yield every object's key and size in bytes, as far as the storage's listing is current."""
         import obstore
 
         with self._errors("list"):
@@ -134,7 +135,7 @@ class Objects:
                 yield found["path"], found["size"]
 
     def digests(self) -> frozenset[Digest]:
-        """The digests that something is kept under, as far as the storage's listing has come."""
+        """Return the digests that objects are stored under, as far as the storage's listing is current."""
         import obstore
 
         with self._errors("list"):
@@ -146,8 +147,9 @@ class Objects:
         return frozenset(found)
 
     def delete(self, key: str) -> None:
-        """Remove an object; gone already is success. One request, over within DELETE_S; when it raises, it may
-        still come into effect.
+        """Delete an object; one that does not exist counts as deleted.
+
+        A single request that ends within DELETE_S; if it raises, the deletion may still come into effect.
         """
         import obstore
 
@@ -156,7 +158,7 @@ class Objects:
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """The library's errors as ours. They quote addresses and documents: only the kind and the first line are kept."""
+        """Convert the library's errors, which quote addresses and documents: only the first line is kept, else the type."""
         from obstore.exceptions import BaseError
 
         try:
@@ -176,7 +178,7 @@ def _open(url: str, patience: Patience) -> "S3Store":
     except ImportError as error:
         raise Unavailable(STORE_FAILED, "s3:// needs the extra `s3`: pip install '.[s3]'") from error
     client: dict[str, Any] = {
-        "allow_http": True,  # the endpoint's own address decides
+        "allow_http": True,  # the endpoint's URL decides
         "connect_timeout": timedelta(seconds=patience.connect_s),
         "read_timeout": timedelta(seconds=patience.silence_s),
         "timeout": timedelta(seconds=patience.request_s),

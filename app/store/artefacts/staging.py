@@ -1,4 +1,4 @@
-"""Where artefacts are written before they have a name, and where those that lost it wait to be removed."""
+"""Staging directory: artefacts that are being written, and removed ones that are being deleted."""
 
 import fcntl
 import os
@@ -18,14 +18,14 @@ _MARK_MODE: Final = 0o444
 
 
 class Staging:
-    """A directory on the store's own file system: the whole of it, or where several gateways share, a locked part.
+    """Directory on the store's own file system: all of it or, if several gateways share it, a locked subdirectory.
 
-    The lock is the kernel's and ends with the process, so whoever comes next can tell what a crash left from what
-    another is at work on.
+    The kernel releases the lock when the process ends, so the next process can tell a crash's leftovers from the files
+    that another gateway is working on.
     """
 
     def __init__(self, root: Path, *, shared: bool) -> None:
-        """Sweep what nobody holds. Raises Unavailable."""
+        """Sweep entries that no gateway has locked. Raises Unavailable."""
         self._fd: int | None = None
         with disk_errors(f"sweep {root}"):
             root.mkdir(mode=0o700, exist_ok=True)
@@ -34,14 +34,14 @@ class Staging:
             self.path: Final = self._part(root) if shared else root
 
     def fresh(self) -> Path:
-        """A name nobody has."""
+        """Return an unused path."""
         return self.path / secrets.token_hex(16)
 
     def close(self) -> None:
-        """Whoever comes next may sweep it."""
+        """Release the directory; the next process may sweep it."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            with suppress(OSError):  # not empty: swept by the next
+            with suppress(OSError):  # not empty: swept by the next process
                 self.path.rmdir()
             os.close(fd)
 
@@ -53,7 +53,7 @@ class Staging:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             if path.exists():
                 return path
-            os.close(self._fd)  # somebody swept it between the two
+            os.close(self._fd)  # another gateway swept it between mkdir and flock
 
 
 def _sweep(entry: "os.DirEntry[str]") -> None:
@@ -65,20 +65,20 @@ def _sweep(entry: "os.DirEntry[str]") -> None:
         os.chmod(entry.path, 0o700)
         fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return  # another sweeps too
+        return  # another gateway sweeps, too
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(entry.path, ignore_errors=True)
     except BlockingIOError:
-        pass  # a gateway that lives is at work there
+        pass  # in use by a running gateway
     finally:
         os.close(fd)
 
 
 def mark_of(root: Path) -> str:
-    """Random word that tells this directory of artefacts from any other; made the first time.
+    """Return the random id that tells this directory of artefacts from any other; created on first use.
 
-    Raises Unavailable; STORE_FAILED too when the file that holds it is damaged.
+    Raises Unavailable; STORE_FAILED also if the file that holds it is damaged.
     """
     path = root / MARK
     with disk_errors(f"mark {root}"):

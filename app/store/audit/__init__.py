@@ -1,1 +1,1 @@
-"""Audit of the store: what is kept, re-read and compared with what the catalogue says."""
+"""Audit of the store: stored data, read again and compared with the catalogue."""

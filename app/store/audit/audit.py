@@ -1,7 +1,8 @@
-"""An independent look at everything a gateway keeps: disk, catalogue, and the engine's list where one is given.
+"""Independent audit of everything a gateway stores: disk, catalogue, and the engine's list if one is given.
 
-Reads only, locks nothing, believes nothing in memory: it may run beside a gateway at work, on what a kill left, on a copy.
-Beside a gateway a look falls between two steps now and then: who audits one looks twice and keeps what both looks saw.
+Only reads, takes no lock, trusts nothing in memory: it may run beside a running gateway, on the leftovers of a kill, or
+on a copy. Beside a running gateway an audit sometimes falls between two steps: run it twice there and keep the findings
+that both report.
 """
 
 import os
@@ -25,20 +26,20 @@ from app.store.catalogue.tables import SCHEMA_VERSION
 ARTEFACTS: Final = "artefacts"
 QUARANTINE: Final = "quarantine"
 LOG_BYTES: Final = (16 << 20) + (1 << 16)
-"""Most bytes of one log file: the engine's leash sets it aside at 16 MiB, one write later."""
+"""Most bytes of one log file: the engine's child wrapper rotates it at 16 MiB, one write late."""
 
 SECRET_BYTES: Final = 8
-"""A shorter secret is not looked for: it would be found everywhere."""
+"""Shortest secret that is searched for, characters: a shorter one would match everywhere."""
 
 SCAN_BYTES: Final = 1 << 30
-"""Bytes of a file that are searched for secrets."""
+"""Bytes of a file, from its beginning, that are searched for secrets."""
 
 _HEX: Final = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A version that somebody was told is kept. artefact: its digest, None when not known, or when it is emptied."""
+    """Version acknowledged to a client as stored. artefact: its digest; None if unknown, or if the version is emptied."""
 
     adapter: str
     number: int
@@ -47,7 +48,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A part that was not looked at, and why. asked: it was asked for, and nothing of it was looked at."""
+    """Part that was not examined, and the reason. asked: it was requested, and none of it was examined."""
 
     what: str
     why: str
@@ -56,8 +57,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Findings of one audit. counts: what was looked at, and nothing else; skipped: what was not; notes: what is odd but
-    breaks nothing.
+    """Result of one audit.
+
+    counts: numbers of examined things, and nothing else; skipped: parts not examined; notes: oddities that break no
+    rule.
     """
 
     findings: tuple[Finding, ...]
@@ -68,7 +71,7 @@ class Audit:
     def adding(
         self, findings: Iterable[Finding] = (), counts: Mapping[str, int] | None = None, skipped: Iterable[Skipped] = ()
     ) -> "Audit":
-        """With what somebody else looked at, or did not."""
+        """Return this audit with the results of another examination added."""
         return replace(
             self,
             findings=(*self.findings, *findings),
@@ -89,19 +92,19 @@ def audit(
     store_url: str | None = None,
     rehash: bool = True,
 ) -> Audit:
-    """Look at the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
+    """Audit the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
 
-    listed: what the engine says it holds, by name; None: not asked. fetching: it finds adapters by itself. promised: what
-    was acknowledged to somebody. secrets: keys that must stand nowhere. artefacts: their directory, where that is not in
-    `data`. store_url: the object storage that artefacts are kept in; what lies here are then copies. rehash: whether it is
-    read, too, not only listed. Blocking; hashes every artefact.
-    Raises Unavailable when the catalogue cannot be read.
+    listed: the adapters that the engine lists, by name; None: not asked. fetching: the engine fetches adapters by
+    itself. promised: versions acknowledged to clients. secrets: keys that no file may contain. artefacts: their
+    directory, if it is not in `data`. store_url: the object storage that holds the artefacts; the local ones are then
+    copies. rehash: whether the storage's objects are read, too, not only listed. Blocking; hashes every artefact.
+    Raises Unavailable if the catalogue cannot be read.
     """
     root = artefacts or data / ARTEFACTS
-    seen = read_catalogue(url)  # before the files: what it names was stored before, and is removed only afterwards
+    seen = read_catalogue(url)  # before the files: artefacts are stored before their row, removed after it
     stored = None if store_url is None else s3.look(store_url, rehash=rehash)
     blobs, foreign = _blobs(root)
-    standing = PolicyInForce.read(root)
+    policy = PolicyInForce.read(root)
     by_digest = {blob.name: tuple(rules.blob(blob)) for blob in blobs}
     findings = [*foreign, *rules.catalogue(seen, SCHEMA_VERSION), *rules.records(blobs, seen)]
     findings += [found for several in by_digest.values() for found in several]
@@ -109,7 +112,7 @@ def audit(
         findings += [
             *rules.adapter(adapter),
             *_present(adapter, by_digest, copies=stored is not None),
-            *_in_force(adapter, standing),
+            *_in_force(adapter, policy),
         ]
     findings += _promises(seen.adapters, promised)
     findings += [] if stored is None else s3.findings(stored, seen.adapters)
@@ -119,9 +122,9 @@ def audit(
     searched = _secrets(data, secrets)
     findings += searched.findings
     if listed is not None and fetching:
-        findings += engines.fetching(seen.adapters, listed, by_digest, standing)
+        findings += engines.fetching(seen.adapters, listed, by_digest, policy)
     elif listed is not None:
-        findings += engines.filled(seen.adapters, listed, root, by_digest, standing)
+        findings += engines.filled(seen.adapters, listed, root, by_digest, policy)
     needed = {row.artefact for one in seen.adapters for row in one.versions if row.state != State.DELETED}
     counts = {
         "adapters": len(seen.adapters),
@@ -133,15 +136,15 @@ def audit(
         **({} if stored is None else stored.counts),
         **searched.counts,
     }
-    skipped = [*_unseen(root, stored, living=living), *searched.skipped]
-    notes = [*_notes(seen.adapters, root, standing), *([] if stored is None else s3.notes(stored))]
+    skipped = [*_skipped(root, stored, living=living), *searched.skipped]
+    notes = [*_notes(seen.adapters, root, policy), *([] if stored is None else s3.notes(stored))]
     if spare := len(set(by_digest) - needed):
         notes.append(f"{spare} artefacts no version needs (one of them may be the served model's stand-in)")
     return Audit(tuple(sorted(set(findings))), tuple(notes), counts, tuple(skipped))
 
 
-def _unseen(root: Path, stored: s3.Stored | None, *, living: bool) -> Iterator[Skipped]:
-    """Parts that are not there to be looked at, or were not to be."""
+def _skipped(root: Path, stored: s3.Stored | None, *, living: bool) -> Iterator[Skipped]:
+    """Yield the parts that do not exist, or were not to be examined."""
     if not root.is_dir():
         what = "artefacts" if stored is None else "copies of artefacts"
         yield Skipped(what, f"{root} is no directory", asked=stored is None)
@@ -161,13 +164,13 @@ def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
             continue
         try:
             blobs.append(read_blob(Path(entry.path)))
-        except FileNotFoundError:  # removed meanwhile: if a version needs it, that is found by its absence
+        except FileNotFoundError:  # removed meanwhile: if a version needs it, its absence is found
             continue
     return blobs, foreign
 
 
 def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]], *, copies: bool) -> Findings:
-    """I2: whatever has an artefact by the catalogue has it on the disk, whole. copies: they may be missing there."""
+    """Check I2: an artefact that the catalogue names is on the disk, intact. copies: these may be missing there."""
     for row in adapter.versions:
         if row.state not in HAS_ARTEFACT or row.artefact is None:
             continue
@@ -179,25 +182,28 @@ def _present(adapter: AdapterSeen, blobs: Mapping[str, tuple[Finding, ...]], *, 
             yield Finding("I2", at, f"artefact {row.artefact[:SHORT]} is damaged")
 
 
-def _in_force(adapter: AdapterSeen, standing: PolicyInForce | None) -> Findings:
-    """I1: served only by the policy in force. An emptied version needs none: the served model itself answers for it."""
-    if standing is None:
+def _in_force(adapter: AdapterSeen, policy: PolicyInForce | None) -> Findings:
+    """Check I1: every version was screened by the policy in force.
+
+    An emptied version needs no check: the served model itself answers for it.
+    """
+    if policy is None:
         return
     for row in adapter.versions:
-        if row.state in HAS_ARTEFACT and row.artefact is not None and not _stands(adapter, row, standing):
+        if row.state in HAS_ARTEFACT and row.artefact is not None and not _allowed(adapter, row, policy):
             yield Finding("I1", f"{adapter.name}@{row.number}", "screened by a policy that is not in force any more")
 
 
-def _stands(adapter: AdapterSeen, row: VersionSeen, standing: PolicyInForce) -> bool:
+def _allowed(adapter: AdapterSeen, row: VersionSeen, policy: PolicyInForce) -> bool:
     return (
-        row.parameters == standing.parameters
-        or row.artefact in {digest.hex for digest in standing.passed}
-        or (adapter.name, row.number) in standing.withheld
+        row.parameters == policy.parameters
+        or row.artefact in {digest.hex for digest in policy.passed}
+        or (adapter.name, row.number) in policy.withheld
     )
 
 
 def _promises(adapters: tuple[AdapterSeen, ...], promised: Iterable[Promise]) -> Findings:
-    """I2: what was acknowledged is in a state that keeps it."""
+    """Check I2: every acknowledged version is in a state that keeps it."""
     rows = {(one.name, row.number): row for one in adapters for row in one.versions}
     for promise in promised:
         at, row = f"{promise.adapter}@{promise.number}", rows.get((promise.adapter, promise.number))
@@ -208,7 +214,7 @@ def _promises(adapters: tuple[AdapterSeen, ...], promised: Iterable[Promise]) ->
 
 
 def _bounded(data: Path, root: Path) -> Findings:
-    """I10, beside a living gateway: names in the quarantine last a moment, and logs are set aside."""
+    """Check I10, beside a running gateway: files in the quarantine lose their names at once, and logs are rotated."""
     for directory in (data / QUARANTINE,):
         for entry in directory.iterdir() if directory.is_dir() else ():
             yield Finding("I10", f"quarantine file {entry.name[:80]!r}", "still has a name")
@@ -220,7 +226,7 @@ def _bounded(data: Path, root: Path) -> Findings:
 
 
 def _secrets(data: Path, secrets: Iterable[str]) -> Audit:
-    """I14: no key in any file but weights (which nobody wrote words into) and what strangers sent."""
+    """Check I14: no key in any file except weights (which contain no text) and kept uploads."""
     wanted = [secret.encode() for secret in secrets if len(secret) >= SECRET_BYTES]
     if not wanted:
         return Audit((), skipped=(Skipped("keys in files", f"none of {SECRET_BYTES} characters or more was given"),))
@@ -252,21 +258,21 @@ def _files(data: Path) -> Iterator[Path]:
 
 
 def _holder_lives(root: Path) -> bool:
-    """Whether the process that took the store's lock is alive; no, where its number means nothing to us."""
+    """Return whether the process that took the store's lock is alive; False if its pid is unreadable or unknown here."""
     try:
         return Path("/proc", str(int((root / LOCK).read_text(encoding="ascii")))).exists()
     except (OSError, ValueError):
         return False
 
 
-def _notes(adapters: tuple[AdapterSeen, ...], root: Path, standing: PolicyInForce | None) -> Iterator[str]:
-    flying = sum(row.state in IN_FLIGHT for one in adapters for row in one.versions)
-    if flying:
-        yield f"{flying} versions in flight (failed at the next start, if no gateway is at work on them)"
+def _notes(adapters: tuple[AdapterSeen, ...], root: Path, policy: PolicyInForce | None) -> Iterator[str]:
+    in_flight = sum(row.state in IN_FLIGHT for one in adapters for row in one.versions)
+    if in_flight:
+        yield f"{in_flight} versions in flight (failed at the next start, if no gateway is at work on them)"
     staged = sum(1 for _ in (root / STAGING).iterdir()) if (root / STAGING).is_dir() else 0
     if staged:
         yield f"{staged} entries in staging (swept at the next start)"
-    if standing is None:
+    if policy is None:
         yield "what policy is in force is not written down: verdicts were not compared with it"
-    elif standing.withheld:
-        yield f"{len(standing.withheld)} versions withheld by the policy in force"
+    elif policy.withheld:
+        yield f"{len(policy.withheld)} versions withheld by the policy in force"

@@ -1,4 +1,4 @@
-"""What an auditor finds of the engines' lists: of engines that a gateway fills, and of those that fetch by themselves."""
+"""Audit of the engines' lists: of engines that a gateway fills, and of engines that fetch adapters by themselves."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from app.store.audit.rules import HAS_ARTEFACT, Finding, Findings
 from app.store.audit.snapshot import AdapterSeen, VersionSeen
 
 IN_ENGINE: Final = " in engine "
-"""Between a name and the number of the one engine of several that it was read from; engine names hold no blank."""
+"""Separator between a name and the number of the engine, of several, that listed it; engine names hold no blank."""
 
 STAND_IN: Final = "base"
-"""What the zero adapter is called, which answers for the served model where the engine needs one; in no catalogue."""
+"""Name of the zero adapter, which answers for the served model if the engine needs one; in no catalogue."""
 
 KEPT: Final = "the engine has it until it is started again"
 
 Rows = Mapping[str, tuple[AdapterSeen, VersionSeen]]
-"""By engine name."""
+"""Engine name → adapter and version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One entry of an engine's list. root: the path it reads; parent: the model it rides on, None for the model itself."""
+    """Entry of an engine's list. root: the path it reads; parent: the adapter's base model, None for the model itself."""
 
     root: str | None
     parent: str | None
@@ -37,14 +37,14 @@ def filled(
     listed: Mapping[str, Card],
     root: Path,
     blobs: Mapping[str, tuple[Finding, ...]],
-    standing: PolicyInForce | None,
+    policy: PolicyInForce | None,
 ) -> Findings:
-    """Of engines that the gateway fills: I1 and I6 for whatever they hold, I4 for whatever they should hold.
+    """Audit engines that the gateway fills: I1 and I6 for the adapters they hold, I4 for those they should hold.
 
-    root: the directory of artefacts. blobs: digest → what is wrong with its artefact there.
+    root: the directory of artefacts. blobs: digest → findings about its artefact there.
     """
-    withheld, rows = standing.withheld if standing else frozenset(), _rows(adapters)
-    old = {at for one in adapters for at in _unloaded(one, standing)}
+    withheld, rows = policy.withheld if policy else frozenset(), _rows(adapters)
+    old = {at for one in adapters for at in _unloaded(one, policy)}
     for name, (one, row) in rows.items():
         held = row.state in SERVABLE and not {(one.name, row.number)} & (withheld | old)
         if held and name not in listed:
@@ -67,14 +67,14 @@ def fetching(
     adapters: tuple[AdapterSeen, ...],
     listed: Mapping[str, Card],
     blobs: Mapping[str, tuple[Finding, ...]],
-    standing: PolicyInForce | None,
+    policy: PolicyInForce | None,
 ) -> Findings:
-    """I1, of engines that fetch adapters by themselves (plugin/): they hold only what they may, at its digest.
+    """Check I1 on engines that fetch adapters by themselves (plugin/): they hold only allowed ones, at their digest.
 
-    What they lack they fetch when they are asked for it, so nothing has to be there. Their paths are of machines of their
-    own; what can be read off them is the digest that was fetched, which is the last part.
+    They fetch a missing adapter when a request needs it, so none has to be there. Paths are those of the engine's own
+    machine; only their last part, the fetched digest, can be checked.
     """
-    withheld, rows = standing.withheld if standing else frozenset(), _rows(adapters)
+    withheld, rows = policy.withheld if policy else frozenset(), _rows(adapters)
     for name, card in _adapters_of(listed):
         at, digest, plain = _at(name), Path(card.root or "").name, name.partition(IN_ENGINE)[0]
         if plain not in rows:
@@ -95,7 +95,7 @@ def _rows(adapters: tuple[AdapterSeen, ...]) -> Rows:
 
 
 def _adapters_of(listed: Mapping[str, Card]) -> Iterable[tuple[str, Card]]:
-    """Without the engine's own model."""
+    """Return the list without the engine's own model."""
     return ((name, card) for name, card in listed.items() if "@" in name or card.parent is not None)
 
 
@@ -103,10 +103,10 @@ def _at(name: str) -> str:
     return f"engine name {name[:80]!r}"
 
 
-def _unloaded(one: AdapterSeen, standing: PolicyInForce | None) -> Iterable[tuple[str, int]]:
-    """Versions that the engine need not hold, because there are newer ones."""
-    if standing is None or standing.keep_versions is None:
+def _unloaded(one: AdapterSeen, policy: PolicyInForce | None) -> Iterable[tuple[str, int]]:
+    """Return the versions that the engine need not hold, because there are newer ones."""
+    if policy is None or policy.keep_versions is None:
         return ()
     retired = (row.number for row in one.versions if row.state == State.RETIRED)
-    served = (number for number in retired if (one.name, number) not in standing.withheld)
-    return ((one.name, number) for number in unloaded(served, standing.keep_versions))
+    served = (number for number in retired if (one.name, number) not in policy.withheld)
+    return ((one.name, number) for number in unloaded(served, policy.keep_versions))

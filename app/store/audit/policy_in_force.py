@@ -1,8 +1,8 @@
-"""What is in force, written down beside the artefacts so that somebody else can check it.
+"""Record of the policy in force, kept beside the artefacts so that an auditor can check it.
 
-A version is served when it was screened by the policy in force, or when its stored bytes were measured again by that policy
-and passed; what did not pass is withheld. An artefact's manifest stays what it was when the bytes were written: it is the
-record of that measurement, and several policies may share one artefact.
+A version is served if it was screened by the policy in force, or if its stored bytes were measured again by that policy
+and passed; a version that did not pass is withheld. An artefact's manifest stays as it was when the bytes were written:
+it records that measurement, and several policies may share one artefact.
 """
 
 import json
@@ -22,11 +22,11 @@ _MODE: Final = 0o644
 
 @dataclass(frozen=True, slots=True)
 class PolicyInForce:
-    """parameters: the key of all that a verdict depends on besides the bytes, as it is now in force.
+    """Policy in force. parameters: key of everything a verdict depends on besides the bytes.
 
     passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
-    (adapter, version number) of those that did not. keep_versions: how many of an adapter's retired versions the engines
-    hold; None: all.
+    (adapter, version number) of those that did not. keep_versions: number of an adapter's retired versions that the
+    engines hold; None: all.
     """
 
     parameters: str
@@ -42,11 +42,11 @@ class PolicyInForce:
         withheld: Iterable[tuple[str, int]],
         keep_versions: int | None = None,
     ) -> Self:
-        """From any iterables."""
+        """Return a record from any iterables."""
         return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions)
 
     def write(self, root: Path) -> None:
-        """Keep it in the store's directory, whole or not at all. Raises Unavailable NO_SPACE or STORE_FAILED."""
+        """Write the record to the store's directory, all of it or nothing. Raises Unavailable NO_SPACE or STORE_FAILED."""
         fields = {
             "parameters": self.parameters,
             "passed": sorted(digest.hex for digest in self.passed),
@@ -64,11 +64,11 @@ class PolicyInForce:
 
     @classmethod
     def read(cls, root: Path) -> Self | None:
-        """What was last written there; None where nothing was, or where it cannot be read."""
+        """Return the record last written there; None if there is none, or if it cannot be read."""
         try:
             fields = json.loads((root / FILE_NAME).read_bytes())
             withheld = ((str(name), int(number)) for name, number in fields["withheld"])
-            keep = fields.get("keep_versions")  # an earlier release kept all
+            keep = fields.get("keep_versions")  # not recorded by an earlier release, which kept all
             passed = map(Digest, fields["passed"])
             return cls.make(str(fields["parameters"]), passed, withheld, None if keep is None else int(keep))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

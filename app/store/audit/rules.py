@@ -1,20 +1,20 @@
-"""The rules a store must keep at every moment, each a function over what an auditor saw; a broken one yields a Finding.
+"""Invariants that a store must hold at every moment: functions over an auditor's snapshot that yield a Finding if broken.
 
 Numbered as in the audit's report:
 
     I1   the engine reads only artefacts of this store that passed the policy in force
-    I2   what was acknowledged is there, whole
+    I2   every acknowledged version is stored, intact
     I3   nothing half-written is visible, in files or in the catalogue
-    I4   the engine holds what should be served (asked only with an engine)
+    I4   the engine holds every version that should be served (checked only with an engine)
     I5   a name leads to exactly one version of its own, an engine name to one digest
-    I6   bytes at a digest are those of the digest, and nobody may write them
-    I7   what is served has a verdict that lets it be served
+    I6   bytes at a digest are those of the digest, and cannot be overwritten
+    I7   every served version has a verdict that lets it be served
     I8   the same bytes under the same parameters have the same verdict and the same artefact
-    I9   what is stored, measured again, passes (asked only with a reference)
-    I10  nothing piles up: quarantine, logs
-    I12  every refusal says why, every acceptance has its manifest
+    I9   every stored artefact, measured again, passes (checked only with a reference)
+    I10  nothing accumulates: quarantine, logs
+    I12  every refusal has its reason, every acceptance its manifest
     I13  a version's columns fit its state
-    I14  no key stands in any file
+    I14  no file contains a key
 """
 
 import json
@@ -41,7 +41,7 @@ SERVED_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """One broken invariant: which, where, and what was seen."""
+    """Broken invariant: its number, the place, and the observation."""
 
     invariant: str
     where: str
@@ -52,7 +52,7 @@ Findings = Iterator[Finding]
 
 
 def blob(seen: BlobSeen) -> Findings:
-    """One artefact by itself: I3, I6, I7, I12."""
+    """Check one artefact by itself: I1, I3, I6, I7, I12."""
     at = f"artefact {seen.name[:SHORT]}"
     if set(seen.files) != FILES:
         odd = sorted(set(seen.files) ^ FILES)
@@ -75,7 +75,7 @@ def _manifest(at: str, seen: BlobSeen) -> Findings:
     if manifest.get("digest") != seen.name or manifest.get("files") != files:
         yield Finding("I12", at, "its manifest is missing, or about other bytes")
         return
-    decided = _decisions(manifest)
+    decided = _recorded_verdict(manifest)
     if decided is None or decided.outcome not in ("clean", "pruned", "projected"):
         yield Finding("I7", at, "its manifest carries no verdict that lets it be served")
     elif (seen.config or {}).get("target_modules") != sorted(decided.named("keep", "project")):
@@ -83,7 +83,7 @@ def _manifest(at: str, seen: BlobSeen) -> Findings:
 
 
 def _form(at: str, seen: BlobSeen) -> Findings:
-    """Only what canonical bytes consist of: scaling 1, a pair of tensors for each module, no metadata."""
+    """Check I1: canonical bytes hold scaling 1, a pair of tensors for each module, and no metadata."""
     config, tensors = seen.config or {}, seen.tensors or {}
     if config.get("peft_type") != "LORA" or config.get("r") != config.get("lora_alpha"):
         yield Finding("I1", at, "its configuration is not in canonical form")
@@ -95,7 +95,7 @@ def _form(at: str, seen: BlobSeen) -> Findings:
 
 
 def catalogue(seen: CatalogueSeen, schema: int) -> Findings:
-    """The catalogue as a whole: I3, I5, I8."""
+    """Check the catalogue as a whole: I3, I5, I8."""
     for line in seen.damage:
         yield Finding("I3", "catalogue", line)
     if seen.schema != (schema,):
@@ -110,7 +110,7 @@ def catalogue(seen: CatalogueSeen, schema: int) -> Findings:
 
 
 def _deterministic(seen: CatalogueSeen) -> Findings:
-    """I8 over all rows, deleted ones too."""
+    """Check I8 over all rows, deleted ones too."""
     results: dict[tuple[str, str, str], set[tuple[str | None, str | None, str | None]]] = defaultdict(set)
     for adapter in seen.adapters:
         for row in adapter.versions:
@@ -123,7 +123,7 @@ def _deterministic(seen: CatalogueSeen) -> Findings:
 
 
 def adapter(seen: AdapterSeen) -> Findings:
-    """One adapter and its versions: I5, I13."""
+    """Check one adapter and its versions: I5, I7, I12, I13."""
     if seen.name_key != seen.name.casefold():
         yield Finding("I5", seen.name, f"kept under the key {seen.name_key!r}")
     numbers = [row.number for row in seen.versions]
@@ -139,7 +139,7 @@ def adapter(seen: AdapterSeen) -> Findings:
 
 
 def version(name: str, row: VersionSeen) -> Findings:
-    """One version's columns against its state: I7, I12, I13."""
+    """Check one version's columns against its state: I5, I7, I12, I13."""
     at = f"{name}@{row.number}"
     if row.state not in set(State):
         yield Finding("I13", at, f"state {row.state!r}")
@@ -172,13 +172,13 @@ def _refusal(at: str, row: VersionSeen) -> Findings:
 
 
 def _verdict(at: str, row: VersionSeen) -> Findings:
-    decided = _decisions(parsed(row.report))
+    decided = _recorded_verdict(parsed(row.report))
     if row.outcome not in ("clean", "pruned", "projected", "emptied") or decided is None:
         yield Finding("I7", at, f"{row.state} with the outcome {row.outcome} and {'a' if decided else 'no'} report")
         return
     cut, projected = len(decided.named("prune")), len(decided.named("project"))
-    told = (decided.outcome, decided.id, len(decided.modules), cut, projected)
-    if told != (row.outcome, row.verdict_id, row.modules_total, row.modules_pruned, row.modules_projected):
+    recorded = (decided.outcome, decided.id, len(decided.modules), cut, projected)
+    if recorded != (row.outcome, row.verdict_id, row.modules_total, row.modules_pruned, row.modules_projected):
         yield Finding("I7", at, "its report is about another verdict")
     if decided.named("reject"):
         yield Finding("I7", at, f"{row.state} although a module is rejected")
@@ -195,14 +195,14 @@ def _placed(name: str, at: str, row: VersionSeen) -> Findings:
 
 
 def records(blobs: Iterable[BlobSeen], seen: CatalogueSeen) -> Findings:
-    """I12 between both: an artefact's manifest says what the report of the upload that wrote it says."""
+    """Check I12 between artefacts and catalogue: a manifest agrees with the report of the upload that wrote it."""
     rows = [row for one in seen.adapters for row in one.versions]
     needed = {row.artefact for row in rows}
     reports = {row.verdict_id: parsed(row.report) for row in rows if row.report and row.verdict_id}
     for one in blobs:
-        if one.name not in needed:  # the served model's stand-in, or what a kill left
+        if one.name not in needed:  # the served model's stand-in, or a leftover of a kill
             continue
-        decided, manifest = _decisions(one.manifest), one.manifest or {}
+        decided, manifest = _recorded_verdict(one.manifest), one.manifest or {}
         if _made_by_no_upload(manifest):  # the stand-in's manifest stays when an upload has the very same bytes
             continue
         report = reports.get(decided.id) if decided else None
@@ -211,7 +211,7 @@ def records(blobs: Iterable[BlobSeen], seen: CatalogueSeen) -> Findings:
 
 
 def _made_by_no_upload(manifest: Mapping[str, Any]) -> bool:
-    """Whether this is the manifest of the served model's stand-in: nothing was received, and every module is zero."""
+    """Return whether this manifest is that of the served model's stand-in: no bytes received, and every module zero."""
     try:
         reasons = {str(entry["reason"]) for entry in manifest["verdict"]["modules"]}
         return bool(manifest["received"]["weights_bytes"] == 0 and reasons == {Reason.ZERO_UPDATE})
@@ -220,7 +220,7 @@ def _made_by_no_upload(manifest: Mapping[str, Any]) -> bool:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Equal but for the last bits of measured numbers, which depend on where in memory they were computed."""
+    """Return whether both are equal, except for the last bits of measured numbers, which depend on memory addresses."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -231,30 +231,30 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
-    """A verdict as written down: (module, decision) in its order."""
+class _RecordedVerdict:
+    """Verdict as recorded: (module, decision) in its order."""
 
     id: str
     outcome: str
     modules: tuple[tuple[str, str], ...]
 
     def named(self, *decisions: str) -> list[str]:
-        """The modules of these decisions."""
-        return [name for name, what in self.modules if what in decisions]
+        """Return the modules with one of these decisions."""
+        return [name for name, decision in self.modules if decision in decisions]
 
 
-def _decisions(record: Mapping[str, Any] | None) -> _Decided | None:
-    """The verdict in a manifest or a report; None when there is none that can be read."""
+def _recorded_verdict(record: Mapping[str, Any] | None) -> _RecordedVerdict | None:
+    """Return the verdict in a manifest or a report; None if there is no readable one."""
     try:
         verdict = (record or {})["verdict"]
         modules = tuple((str(entry["name"]), str(entry["decision"])) for entry in verdict["modules"])
-        return _Decided(str(verdict["id"]), str(verdict["outcome"]), modules)
+        return _RecordedVerdict(str(verdict["id"]), str(verdict["outcome"]), modules)
     except (LookupError, TypeError):
         return None
 
 
 def parsed(text: str | None) -> Mapping[str, Any] | None:
-    """A report, or None when it is no JSON object."""
+    """Return the report as a dictionary; None if it is not a JSON object."""
     try:
         found = json.loads(text or "")
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""The auditor's look at object storage: is there what the catalogue says, and are the bytes those of their digests?
+"""Audit of object storage: whether the artefacts that the catalogue names exist, with the bytes of their digests.
 
-Reads through the storage's client and nothing else of the store's, so that a mistake there is not made here too.
+Uses the storage's client and none of the store's other code, so that a bug there does not hide itself here.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ from app.store.audit.snapshot import AdapterSeen
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Listing of the storage. artefacts: digest → file → bytes. foreign: keys that belong to no artefact. rehash: whether
-    all of it was to be read, too. hashed: what was read, by digest, with what is wrong with it.
+    """Listing of the storage. artefacts: digest → file → bytes. foreign: keys that belong to no artefact.
+
+    rehash: whether all objects were to be read, too. hashed: artefacts read, by digest, with the findings about each.
     """
 
     objects: Objects
@@ -34,14 +35,14 @@ class Stored:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What was looked at."""
+        """Numbers of examined objects."""
         sizes = [size for files in self.artefacts.values() for size in files.values()]
         listed = {"objects": len(sizes), "object_bytes": sum(sizes)}
         return {**listed, "objects_read_back": len(self.hashed)} if self.rehash else listed
 
 
 def look(url: str, *, rehash: bool) -> Stored:
-    """List what is at this s3:// URL; rehash: read all of it, too. Raises Unavailable when it cannot be listed."""
+    """List the objects at this s3:// URL; rehash: read them all, too. Raises Unavailable if they cannot be listed."""
     objects, foreign = Objects(url), []
     artefacts: dict[str, dict[str, int]] = defaultdict(dict)
     for key, size in objects.listed():
@@ -53,13 +54,13 @@ def look(url: str, *, rehash: bool) -> Stored:
     stored = Stored(objects, artefacts, tuple(sorted(foreign)), rehash)
     for digest in sorted(artefacts) if rehash else ():
         if set(artefacts[digest]) == FILES:
-            with suppress(Missing):  # removed meanwhile: if a version needs it, that is found by its absence
+            with suppress(Missing):  # removed meanwhile: if a version needs it, its absence is found
                 stored.hashed[digest] = tuple(_read_back(objects, digest))
     return stored
 
 
 def findings(stored: Stored, adapters: Iterable[AdapterSeen]) -> Findings:
-    """I2 for what a version needs, I3 for what nobody put there, I6 and I12 for what was read back."""
+    """Yield I2 for files that versions need, I3 for foreign objects, I6 and I12 for artefacts read back."""
     for key in stored.foreign:
         yield Finding("I3", f"object {key[:80]!r}", "is no artefact")
     for several in stored.hashed.values():
@@ -71,13 +72,13 @@ def findings(stored: Stored, adapters: Iterable[AdapterSeen]) -> Findings:
 
 
 def notes(stored: Stored) -> Iterable[str]:
-    """What is odd but breaks nothing."""
+    """Yield oddities that break no rule."""
     if halves := sum(set(files) != FILES for files in stored.artefacts.values()):
         yield f"{halves} artefacts in the object storage are not whole (being written, or garbage)"
 
 
 def _needed(stored: Stored, at: str, digest: str) -> Findings:
-    """The listing may lag behind: what is not on it is asked for by name."""
+    """Check I2 for one version. The listing may be stale: a file that is not on it is looked up by name."""
     for name in sorted(FILES - set(stored.artefacts.get(digest, ()))):
         try:
             if stored.objects.written_at(f"{digest}/{name}") is None:
@@ -102,8 +103,8 @@ def _read_back(objects: Objects, digest: str) -> Findings:
     found: Final = hashlib.sha256(named.encode()).hexdigest()
     if found != digest:
         yield Finding("I6", at, f"its bytes have the digest {found[:SHORT]}")
-    said = _json(manifest)
-    if said.get("digest") != digest or said.get("files") != {CONFIG_FILE: config, WEIGHTS_FILE: weights}:
+    recorded = _json(manifest)
+    if recorded.get("digest") != digest or recorded.get("files") != {CONFIG_FILE: config, WEIGHTS_FILE: weights}:
         yield Finding("I12", at, "its manifest is about other bytes")
 
 
@@ -115,10 +116,10 @@ def _hash_of(objects: Objects, key: str) -> str:
 
 def _json(data: bytes) -> Mapping[str, Any]:
     try:
-        said = json.loads(data)
+        parsed = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _is_digest(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""What an auditor finds, read anew and read only: every row of the catalogue, every file under the store.
+"""Snapshot for an auditor, read anew and read-only: every row of the catalogue, every file under the store.
 
-Nothing here goes through the store's own code paths (its lock, its sweep, its `verify`), so that a mistake there is not
-made here too. It may run beside a gateway at work, and changes nothing, whatever it finds.
+Uses none of the store's own code paths (its lock, its sweep, its `verify`), so that a bug there does not hide itself
+here. It may run beside a running gateway, and changes nothing, whatever it finds.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from app.store.catalogue.postgres import postgres_engine
 from app.store.catalogue.tables import adapters, schema_info, versions
 
 JSON_BYTES: Final = 64 << 20
-"""Bytes of a configuration or manifest that are parsed: thousands of modules need a few MiB."""
+"""Most bytes of a configuration or manifest that are parsed: thousands of modules need a few MiB."""
 
 _CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class FileSeen:
-    """One file of an artefact. sha256: None when it is no plain file or cannot be read. mode: permission bits."""
+    """File of an artefact. sha256: None if it is not a plain file or cannot be read. mode: permission bits."""
 
     sha256: str | None
     size: int
@@ -37,9 +37,9 @@ class FileSeen:
 
 @dataclass(frozen=True, slots=True)
 class BlobSeen:
-    """One directory of the store under a digest's name.
+    """Directory of the store that is named by a digest.
 
-    config, manifest: parsed, None where that fails. tensors: name → dtype as the weights' header says, None as well.
+    config, manifest: parsed, None if that fails. tensors: name → dtype from the weights' header, None if that fails.
     """
 
     name: str
@@ -51,14 +51,14 @@ class BlobSeen:
 
     @property
     def content_digest(self) -> str:
-        """What the bytes on the disk are called by rights: SHA-256 over `file NUL sha256 LF` of all but the manifest."""
+        """Digest of the bytes on the disk: SHA-256 over `file NUL sha256 LF` of all but the manifest."""
         named = sorted((name, file.sha256) for name, file in self.files.items() if name != MANIFEST_FILE)
         return hashlib.sha256("".join(f"{name}\0{sha}\n" for name, sha in named).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class VersionSeen:
-    """One row of `versions`, as it stands there: plain values, nothing believed."""
+    """Row of `versions` as stored: plain values, none of them trusted."""
 
     id: int
     adapter_id: int
@@ -83,7 +83,7 @@ class VersionSeen:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSeen:
-    """One row of `adapters` with its versions by number."""
+    """Row of `adapters` with its versions in the order of their uploads."""
 
     id: int
     name: str
@@ -96,7 +96,10 @@ class AdapterSeen:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueSeen:
-    """The whole catalogue at one moment. damage: what the database says of itself, empty when it is sound."""
+    """Complete catalogue at one moment.
+
+    damage: problems that the database itself reports, empty if it is sound. strays: ids of versions without an adapter.
+    """
 
     schema: tuple[int, ...]
     damage: tuple[str, ...]
@@ -105,12 +108,12 @@ class CatalogueSeen:
 
 
 def read_catalogue(url: str) -> CatalogueSeen:
-    """Read every row in one transaction. Raises Unavailable STORE_FAILED or STORE_BUSY when that is not possible."""
+    """Read every row in one transaction. Raises Unavailable STORE_FAILED or STORE_BUSY if that is not possible."""
     with database_errors():
         engine = _read_only(url)
         try:
             with engine.connect() as connection:
-                if connection.dialect.name == "sqlite":  # the driver begins nothing for a SELECT: one moment for all
+                if connection.dialect.name == "sqlite":  # the driver opens no transaction for a SELECT
                     connection.exec_driver_sql("BEGIN")
                 damage = _damage(connection)
                 schema = tuple(connection.execute(select(schema_info.c.version)).scalars())
@@ -139,9 +142,9 @@ def read_catalogue(url: str) -> CatalogueSeen:
 def _damage(connection: Connection) -> tuple[str, ...]:
     if connection.dialect.name != "sqlite":
         return ()
-    said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(10)")]
+    reported = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(10)")]
     loose = [f"row without its owner: {tuple(row)}" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")]
-    return tuple(line for line in (*said, *loose) if line != "ok")
+    return tuple(line for line in (*reported, *loose) if line != "ok")
 
 
 def _read_only(url: str) -> Engine:
@@ -154,7 +157,7 @@ def _read_only(url: str) -> Engine:
 
 
 def read_blob(directory: Path) -> BlobSeen:
-    """Read and hash every file of one artefact. Raises FileNotFoundError when it is gone."""
+    """Read and hash every file of one artefact. Raises FileNotFoundError if it no longer exists."""
     files = {entry.name: _seen(entry) for entry in os.scandir(directory)}
     return BlobSeen(
         directory.name,
@@ -192,7 +195,10 @@ def _json(path: Path) -> Mapping[str, Any] | None:
 
 
 def _tensors(path: Path) -> Mapping[str, str] | None:
-    """safetensors: eight bytes of header length (little endian), a JSON header, data."""
+    """Return name → dtype from a safetensors header; None if unreadable.
+
+    Format: eight bytes of header length (little endian), a JSON header, data.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,6 +1,6 @@
-"""What an auditor finds of kept uploads: strangers' bytes, which nobody but the gateway may read, and no engine ever.
+"""Audit of kept uploads: untrusted bytes, which only the gateway may read, and never an engine.
 
-As in snapshot.py, nothing here goes through the code that keeps them.
+As in snapshot.py, nothing here uses the code that keeps them.
 """
 
 import hashlib
@@ -25,9 +25,10 @@ _CHUNK: Final = 1 << 20
 
 
 def originals(data: Path, artefacts: Path, seen: CatalogueSeen, *, living: bool) -> Findings:
-    """I1: out of every engine's reach. I6: the bytes that arrived. I10, beside a living gateway: none that nobody needs.
+    """Check kept uploads: I1, I6 and, beside a running gateway, I10.
 
-    data: the gateway's data directory; artefacts: what engines may see.
+    I1: no engine can reach them. I6: the bytes are those that arrived. I10: some version needs each file. data: the
+    gateway's data directory; artefacts: the directory that engines may see.
     """
     root = data / ORIGINALS
     if not os.path.lexists(root):
@@ -47,7 +48,7 @@ def originals(data: Path, artefacts: Path, seen: CatalogueSeen, *, living: bool)
 
 
 def count(data: Path) -> int:
-    """How many files are kept."""
+    """Return the number of kept files."""
     return sum(1 for _ in _entries(data / ORIGINALS))
 
 
@@ -73,7 +74,7 @@ def _original(entry: "os.DirEntry[str]") -> Findings:
         yield Finding("I6", at, f"its bytes have the digest {digest[:SHORT]}")
     if found.st_mode & (BY_OTHERS | WRITABLE):
         yield Finding("I1", at, "others may read it, or it may be written")
-    if found.st_nlink != 1:  # the other name may be where an engine looks
+    if found.st_nlink != 1:  # the other hard link may be in a directory that engines read
         yield Finding("I1", at, f"has {found.st_nlink} names")
 
 

@@ -1,4 +1,4 @@
-"""Beginnings of a version: under a new number for new bytes, or again under its own for bytes that failed before."""
+"""Results of beginning a version: a new number for new bytes, or a retry under the old number for bytes that failed."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +10,7 @@ from app.store.catalogue.tables import VersionRow
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """Version that this call began, under a number of its own."""
+    """Version begun by this call, under a new number."""
 
     row: VersionRow
 
@@ -24,7 +24,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """Version that there is of these bytes already; this call began nothing."""
+    """Existing version of these bytes; this call began nothing."""
 
     row: VersionRow
 
@@ -34,14 +34,14 @@ Begun = New | Retry | Same
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Version that ended and is to be tried again. intact: the artefact it was stored with is there."""
+    """Version that ended and is to be tried again. intact: the artefact it was stored with still exists."""
 
     number: int
     intact: bool
 
 
 SAID: Final = ("error_code", "error_message")
-"""Columns that hold why a version failed."""
+"""Columns that hold the reason a version failed."""
 
 FOUND: Final = (
     "outcome",
@@ -53,14 +53,14 @@ FOUND: Final = (
     "engine_name",
     "report",
 )
-"""Columns that hold what an earlier try came to."""
+"""Columns that hold the results of an earlier try."""
 
 
 def again(row: VersionRow, *, intact: bool) -> dict[str, Any]:
-    """The changed columns of a version that failed and is tried once more. Raises IllegalMove for any other.
+    """Return the changed columns of a version that failed and is tried again. Raises IllegalMove for any other.
 
-    intact: whether the artefact it was stored with is still there. Then it was only the engine that refused it: its verdict
-    stands, for the same bytes have the same, and it goes through the stages at one stroke.
+    intact: whether the artefact it was stored with still exists. Then only the engine had refused it: its verdict
+    remains valid, because the same bytes have the same verdict, and it passes through the stages in one step.
     """
     state = advance(row.state, Event.RETRY)
     if not intact:
@@ -71,11 +71,11 @@ def again(row: VersionRow, *, intact: bool) -> dict[str, Any]:
 
 
 def nothing_since(name: object, number: int, after: int | None) -> None:
-    """Raise Refused VERSION_NOT_READY unless `number`, the next one, follows `after`, where that is asked for."""
+    """Raise Refused VERSION_NOT_READY if `after` is given and `number`, the next one, does not follow it."""
     if after is not None and number != after + 1:
         raise Refused(VERSION_NOT_READY, f"version {number - 1} of {name} was uploaded meanwhile")
 
 
 def not_ready(row: VersionRow) -> Refused:
-    """What is said where a version was to be published, or published once."""
+    """Return the refusal to publish this version, or to roll back to it, in its present state."""
     return Refused(VERSION_NOT_READY, f"{row.name} version {row.number} is {row.state}", param="version")

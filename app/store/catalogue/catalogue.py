@@ -1,7 +1,7 @@
-"""The catalogue of names: which adapters there are, each one's versions, and which of them its name points to.
+"""Catalogue of names: the adapters, each one's versions, and the version that its name points to.
 
-Every method is one transaction, on the disk when it returns. States move only through `lifecycle.advance`. A version is
-addressed by its adapter's name, exactly as it is written, and its number.
+Every method is one transaction, on the disk when it returns. States change only through `version_state.advance`. A
+version is addressed by its adapter's name, exactly as it is written, and its number.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,10 @@ from app.store.cluster.peers import TakenOver, next_revision, orphaned
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a restart found. interrupted: were in flight, now failed. to_load: stored, waiting for the engine."""
+    """Result of recovery at start.
+
+    interrupted: versions that were in flight, now failed. to_load: stored versions, waiting for the engine.
+    """
 
     interrupted: tuple[VersionRow, ...]
     to_load: tuple[VersionRow, ...]
@@ -51,9 +54,10 @@ def _utc_now() -> datetime:
 
 
 class Catalogue(CatalogueReader):
-    """Adapters and versions in one SQL database. Safe for threads; blocking, so call it off the event loop.
+    """Adapters and versions in one SQL database. Thread-safe; blocking, so call it off the event loop.
 
-    As its reader, and: Unavailable NO_SPACE when the disk is full; lifecycle.IllegalMove for a move that is not drawn.
+    Raises as its reader, and: Unavailable NO_SPACE if the disk is full; version_state.IllegalMove for a transition that
+    does not exist.
     """
 
     def __init__(
@@ -68,8 +72,9 @@ class Catalogue(CatalogueReader):
     ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
-        patience_s: how long a server that does not answer is waited for. gateway, beats: who asks, and how long it has
-        watched the others, where several share the catalogue (cluster/peers.py). Raises Unavailable: see `Database`.
+        patience_s: seconds to wait for a server that does not answer. gateway, beats: this gateway's id, and the log of
+        its beats by which it judges the others, if several share the catalogue (cluster/peers.py). Raises Unavailable:
+        see `Database`.
         """
         super().__init__(Database(url, busy_seconds, patience_s))
         self._gateway = gateway
@@ -90,18 +95,19 @@ class Catalogue(CatalogueReader):
         by: Uploader = NOBODY,
         ended: Ended | None = None,
     ) -> Begun:
-        """Begin a version of these bytes, in state `received`, or find the one there is: Same, the newest if several ended.
+        """Begin a version of these bytes, in state `received`, or return the existing one: Same.
 
-        Of any number of equal uploads of one owner at the same moment exactly one gets New. parameters: a key (≤ 64
-        characters) of all that the verdict depends on besides the bytes. after: the number the newest version must have.
-        ended: try that version again. It is then `received` again, or `stored` when it is intact, which only an engine had
-        refused: Retry. If a later version has the name or may get it, it gets a new number: New. If another call was
-        faster: Same. Makes the adapter when the name is new or was deleted. Raises Refused NAME_TAKEN when a version of the
-        name was stored in another spelling or for another owner, VERSION_NOT_READY when a newer version was begun.
+        Same is the newest if several ended. Of any number of equal uploads of one owner at the same moment exactly one
+        gets New. parameters: a key (≤ 64 characters) of everything the verdict depends on besides the bytes. after: the
+        number the newest version must have. ended: try that version again. It is then `received` again, or `stored` if
+        it is intact and only an engine had refused it: Retry. If a later version has the name or may get it, the retry
+        gets a new number: New. If another call was faster: Same. Creates the adapter if the name is new or was deleted.
+        Raises Refused NAME_TAKEN if a version of the name was stored in another spelling or for another owner,
+        VERSION_NOT_READY if a newer version was begun.
         """
         with self._database.writing() as connection:
             claim = claim_of(connection, name, by)
-            same = same_version(connection, name, received, parameters, *_for_whom(claim), failed=True)
+            same = same_version(connection, name, received, parameters, *_owner_conditions(claim), failed=True)
             if ended is None:
                 return Same(same) if same else New(self._begin(connection, name, received, parameters, after, claim))
             row = version_numbered(connection, name, ended.number)
@@ -115,25 +121,25 @@ class Catalogue(CatalogueReader):
             return Retry(version_numbered(connection, name, ended.number))
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
-        """received → validated. This and the next two raise TakenOver where another gateway has the version now."""
+        """Record received → validated. This and the next two raise TakenOver if another gateway has the version now."""
         with self._database.writing() as connection:
-            return self._move(connection, self._my_work(connection, name, number), Event.VALIDATE)
+            return self._move(connection, self._own_version(connection, name, number), Event.VALIDATE)
 
     def record_screened(self, name: Name, number: int, verdict: Verdict, report: str) -> VersionRow:
-        """validated → screened. report: JSON text, kept as it is."""
+        """Record validated → screened. report: JSON text, stored unchanged."""
         with self._database.writing() as connection:
-            row = self._my_work(connection, name, number)
+            row = self._own_version(connection, name, number)
             return self._move(connection, row, Event.SCREEN, **measured(verdict), report=report)
 
     def record_stored(self, name: Name, number: int, artefact: Digest | None) -> VersionRow:
-        """screened → stored, with its engine name. artefact: None for an emptied version, which has neither.
+        """Record screened → stored, with the engine name. artefact: None for an emptied version, which has neither.
 
-        The engine name is `<adapter>@<digest12>`; where any version ever had that (even a deleted one), `-<number>`
-        follows. Raises Refused NAME_TAKEN as `bind`, and ValueError (a programmer's error) when outcome and artefact do not
-        fit each other.
+        The engine name is `<adapter>@<digest12>`; if any version, even a deleted one, ever had that name, `-<number>`
+        is appended. Raises Refused NAME_TAKEN as `bind`, and ValueError (a programmer's error) if outcome and artefact
+        do not fit each other.
         """
         with self._database.writing() as connection:
-            row = self._my_work(connection, name, number)
+            row = self._own_version(connection, name, number)
             if row.emptied is not (artefact is None):
                 raise ValueError(f"outcome {row.outcome} does not fit artefact {artefact}")
             bind(connection, row)
@@ -145,38 +151,40 @@ class Catalogue(CatalogueReader):
     def record_rejected(
         self, name: Name, number: int, error: GatewayError, verdict: Verdict | None = None, report: str | None = None
     ) -> VersionRow:
-        """received, validated or screened → rejected, with what is to be said about it. Raises TakenOver, too."""
+        """Record received, validated or screened → rejected, with the error. Also raises TakenOver."""
         values: dict[str, Any] = {} if verdict is None else measured(verdict)
         if report is not None:
             values["report"] = report
         with self._database.writing() as connection:
-            row = self._my_work(connection, name, number)
-            return self._move(connection, row, Event.REJECT, **values, **_said(error))
+            row = self._own_version(connection, name, number)
+            return self._move(connection, row, Event.REJECT, **values, **_error_columns(error))
 
     def record_failed(self, name: Name, number: int, error: GatewayError, *, at_work: bool = False) -> VersionRow:
-        """In flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
+        """Record in flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
 
-        at_work: who says so was making it; then this raises TakenOver where another gateway has it now.
+        at_work: the caller was working on the version; then this raises TakenOver if another gateway has it now.
         """
         with self._database.writing() as connection:
-            row = self._my_work(connection, name, number) if at_work else version_numbered(connection, name, number)
-            return self._move(connection, row, Event.FAIL, **_said(error))
+            row = self._own_version(connection, name, number) if at_work else version_numbered(connection, name, number)
+            return self._move(connection, row, Event.FAIL, **_error_columns(error))
 
     def record_try_failed(self, tried: VersionRow, error: GatewayError) -> VersionRow:
-        """In flight or stored → failed, unless the version has moved on since `tried` was read: another gateway was faster,
-        or its bytes came again. Returns it as it is now. Raises as record_failed.
+        """Record in flight or stored → failed, unless the version has changed since `tried` was read.
+
+        It changes if another gateway was faster, or if its bytes were uploaded again. Returns the current row. Raises
+        as record_failed.
         """
         with self._database.writing() as connection:
             row = version_numbered(connection, tried.name, tried.number)
             if row.revision != tried.revision:
                 return row
-            return self._move(connection, row, Event.FAIL, **_said(error))
+            return self._move(connection, row, Event.FAIL, **_error_columns(error))
 
     def activate(self, name: Name, number: int) -> VersionRow:
         """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
 
-        The name never moves backwards: when a later version is active already, this one is retired instead (and there
-        as `name@n`). What was published before is returned as it is; going back is `rollback`. Raises Refused
+        The name never moves backwards: if a later version is active already, this one is retired instead (and available
+        as `name@n`). A version published before is returned unchanged; to go back, use `rollback`. Raises Refused
         VERSION_NOT_READY in any other state.
         """
         with self._database.writing() as connection:
@@ -193,8 +201,8 @@ class Catalogue(CatalogueReader):
     def rollback(self, name: Name, to: int | None = None) -> VersionRow:
         """Point the name to a retired version; None: the latest before the active one.
 
-        Versions that still wait for the engine are retired: who goes back does not want them to come after all. Raises
-        Refused VERSION_NOT_READY when there is none, or when `to` was never published.
+        Versions that still wait for the engine are retired: they must not replace the version rolled back to. Raises
+        Refused VERSION_NOT_READY if there is no such version, or if `to` was never published.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
@@ -209,21 +217,25 @@ class Catalogue(CatalogueReader):
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:
-        """Delete the adapter with all its versions and return those as they were: the engine must forget them.
+        """Delete the adapter with all its versions and return these as they were: the engine must unload them.
 
-        Uploads of this name in flight find their version gone. Numbers and engine names are never used again.
+        Uploads of this name in flight find their version deleted. Numbers and engine names are never used again.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
             rows = versions_where(connection, versions.c.adapter_id == adapter.id)
             for row in rows:
                 self._set(connection, row, state=advance(row.state, Event.DELETE))
-            gone = update(adapters).where(adapters.c.id == adapter.id).values(_GONE)
-            connection.execute(gone)
+            deleted = update(adapters).where(adapters.c.id == adapter.id).values(_DELETED)
+            connection.execute(deleted)
             return rows
 
     def transfer(self, name: Name, owner: str) -> AdapterRow:
-        """Give an adapter to another owner. Raises Refused ADAPTER_NOT_FOUND, VERSION_NOT_READY: nobody owns it yet."""
+        """Give an adapter to another owner.
+
+        Raises Refused ADAPTER_NOT_FOUND, or VERSION_NOT_READY if no version of it was ever stored, so that it has no
+        owner yet.
+        """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
             if not adapter.bound:
@@ -232,9 +244,10 @@ class Catalogue(CatalogueReader):
             return adapter_named(connection, name).public
 
     def recover(self) -> Recovered:
-        """At start, before the first upload: fail what a stop left in flight, and say what is still to be loaded.
+        """Fail the versions that a stop left in flight, and return those still to be loaded.
 
-        Where several gateways share the catalogue, at any time: what others that live are at work on is left to them.
+        Call it at start, before the first upload. If several gateways share the catalogue, at any time: versions that
+        other living gateways work on are left to them.
         """
         with self._database.writing() as connection:
             failed = []
@@ -277,7 +290,10 @@ class Catalogue(CatalogueReader):
         return version_numbered(connection, name, number)
 
     def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:
-        """The adapter's id and its next version number, now used up. Until it is bound it is spelled as last asked."""
+        """Return the adapter's id and its next version number, now used up.
+
+        Until the adapter is bound, its name is spelled as in the latest upload.
+        """
         found = adapter_keyed(connection, name)
         if found is None:
             values = {"name": name.text, "name_key": name.key, "created_at": self._now(), "next_version": 2}
@@ -288,14 +304,14 @@ class Catalogue(CatalogueReader):
         return found.id, found.next_version
 
     def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:
-        """Make `row` the active version and retire the one that was."""
+        """Make `row` the active version and retire the previous one."""
         if adapter.active is not None:
             self._move(connection, version_numbered(connection, adapter.name, adapter.active), Event.SUPERSEDE)
         connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
         return self._move(connection, row, Event.ACTIVATE)
 
-    def _my_work(self, connection: Connection, name: Name, number: int) -> VersionRow:
-        """The version that this gateway works on. Raises TakenOver where another one has given it up or begun it again."""
+    def _own_version(self, connection: Connection, name: Name, number: int) -> VersionRow:
+        """Return a version that this gateway works on. Raises TakenOver if another one has failed it or begun it again."""
         row = version_numbered(connection, name, number)
         if self._gateway is not None and (row.owner != self._gateway or row.state is State.FAILED):
             raise TakenOver(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
@@ -308,7 +324,7 @@ class Catalogue(CatalogueReader):
         return version_numbered(connection, row.name, row.number)
 
     def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
-        """Change one version, unless another transaction moved it since `row` was read (not on SQLite: writers queue)."""
+        """Change one version, unless another transaction changed it since `row` was read (not on SQLite: writers queue)."""
         adapter = select(adapters.c.id).where(adapters.c.name_key == row.name.key).scalar_subquery()
         where = (
             versions.c.adapter_id == adapter,
@@ -322,15 +338,18 @@ class Catalogue(CatalogueReader):
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
 
 
-_GONE: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
-"""Columns of a deleted adapter: the name is anybody's again."""
+_DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
+"""Columns of a deleted adapter: any uploader may take the name again."""
 
 
-def _for_whom(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    """Equal bytes are one version to whoever may push to a name; until it is bound, only to those of one owner."""
+def _owner_conditions(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on the owner of equal bytes: none if the name is bound, else the claim's owner.
+
+    On a bound name, equal bytes are one version for everyone who may push to it; until it is bound, only for one owner.
+    """
     return () if claim.bound else (versions.c.key_owner.is_not_distinct_from(claim.owner),)
 
 
-def _said(error: GatewayError) -> dict[str, Any]:
-    """The columns that say why a version ended."""
+def _error_columns(error: GatewayError) -> dict[str, Any]:
+    """Return the columns that hold the reason a version ended."""
     return {"error_code": error.code.name, "error_message": error.message}

@@ -1,7 +1,7 @@
-"""One SQL database: opened, checked, and used in whole transactions. SQLite by default, PostgreSQL by its URL.
+"""SQL database: opened, checked, and used in whole transactions. SQLite by default, PostgreSQL by its URL.
 
-For PostgreSQL see postgres.py. For SQLite: WAL, synchronous=FULL (a commit is on the disk when it returns), foreign keys,
-a bounded wait for locks, and BEGIN IMMEDIATE for writers, so that two of them queue instead of failing half-way.
+For PostgreSQL see postgres.py. For SQLite: WAL, synchronous=FULL (a commit is on the disk when it returns), foreign
+keys, a bounded wait for locks, and BEGIN IMMEDIATE for writers, so that two of them queue instead of failing half-way.
 """
 
 from collections.abc import Iterator
@@ -22,35 +22,35 @@ from app.store.catalogue.postgres import postgres_engine, said_by_postgres, wait
 from app.store.failpoints import failpoint
 
 BUSY_SECONDS: Final = 10.0
-"""Seconds to wait for another connection's write: far above any transaction here, below a client's patience."""
+"""Longest wait for another connection's write, seconds: far above any transaction here, below a client's timeout."""
 
 _WRITES: Final = "gateway_writes"
 ONE_MOMENT: Final[dict[str, dict[str, Any]]] = {
-    "sqlite": {},  # every transaction sees one moment
+    "sqlite": {},  # every transaction sees one snapshot
     "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
 }
-"""How a transaction of several SELECTs is made to see one moment."""
+"""Execution options, by dialect, that make a transaction of several SELECTs see one snapshot."""
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of the SQLite database in this file."""
+    """Return the URL of the SQLite database in this file."""
     return f"sqlite:///{path.resolve()}"
 
 
 def is_shared(url: str) -> bool:
-    """Whether several gateways may have the catalogue at this URL open: not a file of SQLite's."""
+    """Return whether several gateways may open the catalogue at this URL: not if it is a SQLite file."""
     return url.startswith("postgresql")
 
 
 class Database:
-    """A pool of connections. Safe for threads: each transaction has a connection of its own."""
+    """Pool of connections. Thread-safe: each transaction has a connection of its own."""
 
     def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS, patience_s: float = 0.0) -> None:
-        """Open the database and check it; make its tables when it is new, bring them up when they are older.
+        """Open the database and check it; create its tables if it is new, migrate them if they are older.
 
-        patience_s: how long a server that does not answer yet is waited for, telling the log. Raises Unavailable:
-        STORE_FAILED when it is damaged, unreadable or of another schema version; STORE_BUSY when another process keeps it
-        locked for longer than `busy_seconds`; STORE_AWAY when the server did not answer in time.
+        patience_s: seconds to wait, logging it, for a server that does not answer yet. Raises Unavailable: STORE_FAILED
+        if it is damaged, unreadable or of another schema version; STORE_BUSY if another process keeps it locked for
+        longer than `busy_seconds`; STORE_AWAY if the server did not answer in time.
         """
         with database_errors():
             self._engine: Final = _engine(url, busy_seconds)
@@ -63,28 +63,28 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close every connection; those still in use as soon as they are not."""
+        """Close every connection; those in use as soon as they are returned."""
         event.listen(self._engine, "checkin", lambda _, record: record.invalidate())
         self._engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one moment of the database. Raises Unavailable."""
+        """Run a transaction that sees one snapshot of the database. Raises Unavailable."""
         with database_errors(), self._readers.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction alone among writers: on the disk when the block ends, undone when it raises.
+        """Run a transaction that excludes other writers: on the disk when the block ends, rolled back if it raises.
 
-        Raises Unavailable, STORE_FAILED when the tables are not ours any more.
+        Raises Unavailable; STORE_FAILED if the tables no longer have this gateway's schema.
         """
-        with self._alone() as connection:
+        with self._exclusive() as connection:
             still_ours(connection)
             yield connection
 
     @contextmanager
-    def _alone(self) -> Iterator[Connection]:
+    def _exclusive(self) -> Iterator[Connection]:
         with database_errors():
             with self._writers.begin() as connection:
                 yield connection
@@ -93,18 +93,18 @@ class Database:
 
     @contextmanager
     def beside(self) -> Iterator[Connection]:
-        """A write that needs not be alone among writers, and must not wait for them: one row of one's own."""
+        """Run a write that need not exclude other writers and must not wait for them: only on this gateway's own rows."""
         with database_errors(), self._engine.begin() as connection:
             still_ours(connection)
             yield connection
 
     @property
     def shared(self) -> bool:
-        """Whether several gateways may have this catalogue open."""
+        """True if several gateways may have this catalogue open."""
         return self._engine.dialect.name == "postgresql"
 
     def _prepare(self) -> None:
-        with self._alone() as connection:
+        with self._exclusive() as connection:
             if connection.dialect.name == "sqlite":
                 _check_pages(connection)
             migrate(connection)
@@ -138,7 +138,7 @@ def _engine(url: str, busy_seconds: float) -> Engine:
 
 
 def _on_connect(dbapi_connection: Any, _record: object) -> None:
-    dbapi_connection.isolation_level = None  # transactions begin in _on_begin, not where the driver thinks best
+    dbapi_connection.isolation_level = None  # transactions begin in _on_begin, not when the driver decides
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
@@ -155,13 +155,13 @@ def _on_postgres_begin(connection: Connection) -> None:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn what the database says into Unavailable, without statements or values."""
+    """Convert the database's errors into Unavailable, without statements or values."""
     try:
         yield
     except DBAPIError as error:
         if not isinstance(error.orig, SqliteError):
             raise said_by_postgres(error) from error
-        kind = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the primary code; above it are details
+        kind = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the primary code; the higher bits are details
         code = {SQLITE_BUSY: STORE_BUSY, SQLITE_LOCKED: STORE_BUSY, SQLITE_FULL: NO_SPACE}.get(kind, STORE_FAILED)
         raise Unavailable(code, f"catalogue: {error.orig}") from error
     except PoolTimeout as error:

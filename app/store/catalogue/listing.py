@@ -1,4 +1,4 @@
-"""One page of the catalogue, for people: some adapters, each with the versions that say how it stands."""
+"""Page of the catalogue, for people: some adapters, each with its active and its newest version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, a
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """matching: adapters that fit the question, on all pages. versions: of each adapter here the active and the newest."""
+    """Page of adapters. matching: number of adapters that match, on all pages.
+
+    versions: the active and the newest version of each adapter on this page.
+    """
 
     matching: int
     adapters: tuple[AdapterRow, ...]
@@ -21,7 +24,7 @@ class Page:
 
 
 def page_of(connection: Connection, contains: str, offset: int, limit: int) -> Page:
-    """Adapters by name whose name contains this in any case. Three queries, however many adapters there are."""
+    """Return adapters whose names contain this text in any case, by name, in three queries for any number of adapters."""
     fits = (adapters.c.deleted.is_(False), adapters.c.name_key.contains(contains.casefold(), autoescape=True))
     matching = connection.execute(select(func.count()).select_from(adapters).where(*fits)).scalar_one()
     query = select(adapters).where(*fits).order_by(adapters.c.name_key).offset(offset).limit(limit)

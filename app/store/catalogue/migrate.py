@@ -1,7 +1,7 @@
-"""Brings the catalogue's tables to this gateway's schema, in the one transaction that opens it, or not at all.
+"""Migration of the catalogue's tables to this gateway's schema, in the one transaction that opens it, or not at all.
 
-alembic walks the revisions (migrations/); which version a catalogue has is what `schema_info` says, as it always did, so
-that a gateway from before alembic refuses a newer catalogue too. alembic's own table follows that.
+alembic runs the revisions (migrations/). `schema_info` remains the record of a catalogue's version, so that a gateway
+from before alembic refuses a newer catalogue, too; alembic's own table follows it.
 """
 
 from pathlib import Path
@@ -22,16 +22,16 @@ _ALEMBIC: Final = "alembic_version"
 
 
 def migrate(connection: Connection) -> None:
-    """Make the tables where there are none, bring older ones up.
+    """Create the tables if there are none, migrate older ones.
 
-    Raises Unavailable: STORE_FAILED for any other version; STORE_BUSY for an older one that a gateway is at work on.
+    Raises Unavailable: STORE_FAILED for any other version; STORE_BUSY for an older one that a gateway is using.
     """
     tables = set(inspect(connection).get_table_names())
     found = _schema(connection, tables)
     if found == SCHEMA_VERSION and _ALEMBIC in tables:
         return
     if found != SCHEMA_VERSION and gateways.name in tables:
-        _nobody_lives(connection, found)
+        _refuse_while_in_use(connection, found)
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     if found:
@@ -42,7 +42,7 @@ def migrate(connection: Connection) -> None:
 
 
 def still_ours(connection: Connection) -> None:
-    """Asked before every write: a newer gateway may have brought the tables up while this one was paused or cut off.
+    """Check the schema version before a write: a newer gateway may have migrated while this one was paused or cut off.
 
     Raises Unavailable STORE_FAILED.
     """
@@ -52,10 +52,10 @@ def still_ours(connection: Connection) -> None:
         raise Unavailable(STORE_FAILED, f"{why}; this gateway knows {SCHEMA_VERSION} and writes no more")
 
 
-def _nobody_lives(connection: Connection, found: int) -> None:
-    """Older gateways would read and write tables that are not theirs any more."""
+def _refuse_while_in_use(connection: Connection, found: int) -> None:
+    """Raise Unavailable STORE_BUSY while gateways of an older release run: they cannot use the new tables."""
     if connection.dialect.name != "postgresql":
-        return  # one gateway only: the store's lock has told
+        return  # one gateway only: the store's lock ensures it
     alive = select(func.count()).select_from(gateways).where(gateways.c.seen_at > ago(LEASE_S))
     if count := connection.execute(alive).scalar_one():
         why = f"{count} gateways of an older release are at work on this catalogue (schema {found}): stop them first"
@@ -63,7 +63,7 @@ def _nobody_lives(connection: Connection, found: int) -> None:
 
 
 def _schema(connection: Connection, tables: set[str]) -> int:
-    """The schema version that is there; 0 in an empty database."""
+    """Return the schema version found; 0 in an empty database. Raises Unavailable STORE_FAILED for an unknown one."""
     if schema_info.name not in tables:
         if others := tables & (set(metadata.tables) | {_ALEMBIC}):
             raise Unavailable(STORE_FAILED, f"the database has tables {sorted(others)} but no schema version")

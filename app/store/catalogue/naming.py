@@ -1,4 +1,4 @@
-"""Whose a name is and how it is spelled: settled by the first version that is stored, and by nothing before it."""
+"""Owner and spelling of a name: settled by its first stored version, and by nothing before it."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ from app.store.catalogue.tables import AdapterRecord, VersionRow, adapters
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An upload's right to a name. owner: whom the name belongs to, or would. bound: whether it belongs to it by now."""
+    """Upload's right to a name. owner: present or future owner of the name. bound: whether the name is bound by now."""
 
     owner: str | None
     bound: bool
 
 
 def claim_of(connection: Connection, name: AdapterName, by: Uploader) -> Claim:
-    """The claim that `by` has to `name`; locks the adapter. Raises Refused NAME_TAKEN.
+    """Return the claim that `by` has to `name`; locks the adapter. Raises Refused NAME_TAKEN.
 
-    An upload to a name that is bound is made for its owner, whoever sends it: an administrator takes over nothing.
+    An upload to a bound name is made for the name's owner, even if an administrator sends it: they take over nothing.
     """
     adapter = adapter_keyed(connection, name)
     if adapter is None or not adapter.bound:
@@ -32,8 +32,10 @@ def claim_of(connection: Connection, name: AdapterName, by: Uploader) -> Claim:
 
 
 def bind(connection: Connection, row: VersionRow) -> None:
-    """Bind the adapter to the spelling and the owner of the version about to be stored. Raises Refused NAME_TAKEN where
-    another upload that was under way at the same time was stored first, or the name was transferred meanwhile.
+    """Bind the adapter to the spelling and the owner of the version about to be stored.
+
+    Raises Refused NAME_TAKEN if another upload in flight at the same time was stored first, or if the name was
+    transferred meanwhile.
     """
     adapter = adapter_keyed(connection, row.name)
     assert adapter is not None
@@ -52,6 +54,6 @@ def _check(adapter: AdapterRecord, name: AdapterName, owner: str | None) -> None
 
 
 def spelled(connection: Connection, name: AdapterName) -> AdapterRecord:
-    """The adapter, spelled like this from now on: for who has a claim to it."""
+    """Set the spelling of the adapter's name and return the adapter; the caller has a claim to it."""
     connection.execute(update(adapters).where(adapters.c.name_key == name.key).values(name=name.text))
     return adapter_named(connection, name)

@@ -1,4 +1,4 @@
-"""The catalogue page by page, for programs: adapters in the order of their names, each with all its versions."""
+"""Pages of the catalogue, for programs: adapters in the order of their names, each with all its versions."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from app.store.catalogue.tables import VERSION_COLUMNS, AdapterRow, VersionRow, 
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Some adapters, each with its versions by number. next: what to ask for to go on; None at the end."""
+    """Some adapters, each with its versions by number. next: name to continue after; None at the end."""
 
     adapters: tuple[tuple[AdapterRow, tuple[VersionRow, ...]], ...]
     next: str | None
 
 
 def adapters_after(connection: Connection, after: str, limit: int) -> Chapter:
-    """Up to `limit` (≥ 1) adapters whose names come after this one, without regard to case. One query.
+    """Return up to `limit` (≥ 1) adapters whose names come after this one, ignoring case. One query.
 
-    Goes on in the right place also when the adapter of that name is gone.
+    Continues in the right place even if the adapter of that name was deleted.
     """
     fits = (adapters.c.deleted.is_(False), adapters.c.name_key > after.casefold())
     some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()

@@ -1,7 +1,8 @@
-"""PostgreSQL as the catalogue's database: what SQLite does with a file, done with sessions and locks.
+"""PostgreSQL as the catalogue's database: sessions and locks do the work of SQLite's file lock.
 
-Writers queue on one advisory lock, so that each transaction is alone among writers as in SQLite: every promise of the
-catalogue (numbers, names, aliases) holds by the same code. Transactions here take milliseconds. A reader sees one moment.
+Writers queue on one advisory lock, so that each transaction excludes other writers as in SQLite: every guarantee of the
+catalogue (numbers, names, aliases) rests on the same code. Transactions here take milliseconds. A reader sees one
+snapshot.
 """
 
 import logging
@@ -15,22 +16,22 @@ from sqlalchemy.exc import DBAPIError
 from app.domain.errors import NO_SPACE, STORE_AWAY, STORE_BUSY, STORE_FAILED, Code, Unavailable
 
 WRITERS_KEY: Final = 0x6C6F72612D676174
-"""The advisory lock all writers of a catalogue take ("lora-gat"); PostgreSQL keeps these apart by database."""
+"""Key of the advisory lock all writers of a catalogue take ("lora-gat"); PostgreSQL separates these by database."""
 
 CONNECT_SECONDS: Final = 5
-"""Seconds for one connection to be made: a host that drops packets must not hold a request for minutes."""
+"""Timeout of one connection attempt, seconds: a host that drops packets must not hold a request for minutes."""
 
 STATEMENT_SECONDS: Final = 60
-"""Longest statement; ours take milliseconds, a migration of a large catalogue longer."""
+"""Longest statement, seconds; ours take milliseconds, a migration of a large catalogue longer."""
 
 IDLE_SECONDS: Final = 15
-"""Longest silence inside a transaction: a gateway that was stopped while writing must not hold the others for ever."""
+"""Longest silence inside a transaction, seconds: a gateway stopped while writing must not block the others for ever."""
 
 AGAIN_SECONDS: Final = 1.0
-"""Seconds between two tries to reach a server at start."""
+"""Seconds between two attempts to reach a server at start."""
 
 OLDEST: Final = 130_000
-"""Oldest server (13.0) whose behaviour is known to fit."""
+"""Oldest server version (13.0) that is known to work."""
 
 _CODES: Final[dict[str, Code]] = {
     "55P03": STORE_BUSY,  # lock_not_available: lock_timeout ran out
@@ -45,16 +46,17 @@ _CODES: Final[dict[str, Code]] = {
     "57P02": STORE_AWAY,  # crash_shutdown
     "57P03": STORE_AWAY,  # cannot_connect_now: starting, or recovering
 }
-"""SQLSTATE → what that means for who asked (PostgreSQL manual, appendix A)."""
+"""SQLSTATE → error code for the caller (PostgreSQL manual, appendix A)."""
 
 _CONNECTION: Final = "08"
 _log = logging.getLogger("gateway")
 
 
 def postgres_engine(url: URL, busy_seconds: float) -> Engine:
-    """A pool of connections for this URL, by psycopg whatever driver it names. busy_seconds: longest wait for a lock.
+    """Return a pool of connections for this URL, by psycopg even if it names another driver.
 
-    Raises Unavailable STORE_FAILED when psycopg is not installed. Nothing is connected yet.
+    busy_seconds: longest wait for a lock. Raises Unavailable STORE_FAILED if psycopg is not installed. Nothing is
+    connected yet.
     """
     try:
         engine = create_engine(
@@ -84,14 +86,15 @@ def postgres_engine(url: URL, busy_seconds: float) -> Engine:
 
 
 def wait_for_writers(connection: Connection) -> None:
-    """Be alone among writers until this transaction ends."""
+    """Wait for other writers to finish, and exclude them until this transaction ends."""
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_KEY})")
 
 
 def with_patience(prepare: Callable[[], None], patience_s: float) -> None:
-    """Do it as soon as the server answers: a database often starts beside its gateway, and later.
+    """Call `prepare` until the server answers: a database often starts beside its gateway, and is ready later.
 
-    Raises what `prepare` raises; Unavailable STORE_AWAY, with the server's or the network's words, after `patience_s`.
+    Raises the errors of `prepare`; Unavailable STORE_AWAY, with the server's or the network's message, after
+    `patience_s`.
     """
     began = time.monotonic()
     while True:
@@ -101,7 +104,7 @@ def with_patience(prepare: Callable[[], None], patience_s: float) -> None:
             if error.code is not STORE_AWAY:
                 raise
             waited = time.monotonic() - began
-            if waited >= patience_s:  # at start it is the operator who reads this
+            if waited >= patience_s:  # at start the operator reads this: the server's own message helps
                 words = getattr(error.__cause__, "orig", None) or error.message
                 raise Unavailable(STORE_AWAY, f"catalogue, after {waited:.0f} s: {words}") from error
             _log.warning("waiting for the catalogue's database: %.0f of %.0f s", waited, patience_s)
@@ -116,7 +119,7 @@ def _check(connection: Any) -> None:
 
 
 def said_by_postgres(error: DBAPIError) -> Unavailable:
-    """What the server's complaint means, without statement and values, and without addresses: those go to the log."""
+    """Convert the server's error, without statement and values, and without addresses: those go to the log."""
     state = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated or state is None or state.startswith(_CONNECTION):
         code = STORE_AWAY

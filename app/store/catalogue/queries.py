@@ -1,4 +1,4 @@
-"""The questions `reading` and `catalogue` ask, each inside a transaction of theirs. Deleted rows are seen by nobody."""
+"""Queries of `reader` and `catalogue`, each run in a transaction of theirs. Deleted rows are left out unless noted."""
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -18,11 +18,11 @@ from app.store.catalogue.tables import (
 )
 
 Name = AdapterName | str
-"""An adapter's name, parsed or as a caller wrote it: a string that is no name finds nothing."""
+"""Adapter's name, parsed or as a caller wrote it: a string that is not a valid name finds nothing."""
 
 
 def adapter_named(connection: Connection, name: Name, *, lock: bool = False) -> AdapterRecord:
-    """The adapter of exactly this name. lock: keep other writers off it. Raises Refused ADAPTER_NOT_FOUND."""
+    """Return the adapter of exactly this name. lock: exclude other writers from it. Raises Refused ADAPTER_NOT_FOUND."""
     query = select(adapters).where(adapters.c.name == str(name), adapters.c.deleted.is_(False))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
@@ -31,19 +31,22 @@ def adapter_named(connection: Connection, name: Name, *, lock: bool = False) -> 
 
 
 def adapter_keyed(connection: Connection, name: AdapterName) -> AdapterRecord | None:
-    """The adapter of this name in any case, deleted or not; locked."""
+    """Return the adapter of this name in any case, deleted or not, and lock it; None if there is none."""
     row = connection.execute(select(adapters).where(adapters.c.name_key == name.key).with_for_update()).one_or_none()
     return None if row is None else adapter_record(row)
 
 
 def versions_where(connection: Connection, *where: ColumnElement[bool]) -> tuple[VersionRow, ...]:
-    """Versions of all adapters that fulfil every condition, in the order of their uploads."""
+    """Return the versions of all adapters that meet every condition, in the order of their uploads."""
     query = select(*VERSION_COLUMNS).join_from(versions, adapters).where(versions.c.state != State.DELETED, *where)
     return tuple(version_row(row) for row in connection.execute(query.order_by(versions.c.id)))
 
 
 def version_numbered(connection: Connection, name: Name, number: int) -> VersionRow:
-    """One version, by the name as its upload spelled it. Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND."""
+    """Return one version, by the name as its upload spelled it.
+
+    Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND.
+    """
     rows = versions_where(connection, versions.c.spelling == str(name), versions.c.number == number)
     if not rows:
         adapter = adapter_named(connection, name)
@@ -52,7 +55,7 @@ def version_numbered(connection: Connection, name: Name, number: int) -> Version
 
 
 def version_before(connection: Connection, adapter: AdapterRecord) -> int:
-    """The number of the latest retired version before the active one. Raises Refused VERSION_NOT_READY."""
+    """Return the number of the latest retired version before the active one. Raises Refused VERSION_NOT_READY."""
     query = select(func.max(versions.c.number)).where(
         versions.c.adapter_id == adapter.id,
         versions.c.state == State.RETIRED,
@@ -72,9 +75,9 @@ def same_version(
     *where: ColumnElement[bool],
     failed: bool = False,
 ) -> VersionRow | None:
-    """The newest version of this name with these received digests that has not failed; parameters None: any.
+    """Return the newest version of this name with these received digests that has not failed; parameters None: any.
 
-    failed: one that is under way or was taken in; where there is none, the newest, however it ended.
+    failed: return one in progress or accepted instead; if there is none, the newest, however it ended.
     """
     rows = versions_where(
         connection,
@@ -92,14 +95,14 @@ def same_version(
 
 
 def overtaken(connection: Connection, adapter: AdapterRecord, number: int) -> bool:
-    """Whether a later version has the adapter's name, or may still get it."""
+    """Return whether a later version has the adapter's name, or may still get it."""
     later = (versions.c.adapter_id == adapter.id, versions.c.number > number)
     coming = versions_where(connection, *later, versions.c.state.in_((*IN_FLIGHT, State.STORED)))
     return (adapter.active or 0) > number or bool(coming)
 
 
 def free_engine_name(connection: Connection, row: VersionRow, artefact: Digest) -> str:
-    """`<adapter>@<digest12>`, or with `-<number>` behind it when any version, deleted ones too, ever had that."""
+    """Return `<adapter>@<digest12>`, with `-<number>` appended if any version, even a deleted one, ever had that name."""
     plain = engine_name(row.name, artefact)
     taken = connection.execute(select(versions.c.id).where(versions.c.engine_name == plain)).first()
     return plain if taken is None else f"{plain}-{row.number}"

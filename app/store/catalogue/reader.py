@@ -1,4 +1,4 @@
-"""The catalogue as those see it who only look: the API's GET routes, the relay, the loader."""
+"""Read-only part of the catalogue, for the API's GET routes, the relay and the loader."""
 
 from sqlalchemy import select
 
@@ -14,10 +14,11 @@ from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, a
 
 
 class CatalogueReader:
-    """Questions to the catalogue, each one transaction that sees one moment.
+    """Queries of the catalogue, each one transaction that sees one snapshot.
 
-    Methods that take a name raise Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND when it, or the number under it, is not
-    there (deleted ones are not); all may raise Unavailable: STORE_BUSY (locked) or STORE_FAILED.
+    Methods that take a name raise Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND if it, or the number under it, does
+    not exist or was deleted, except `resolve` and `find_same`, which return None; all may raise Unavailable: STORE_BUSY
+    (locked) or STORE_FAILED.
     """
 
     def __init__(self, database: Database) -> None:
@@ -25,49 +26,49 @@ class CatalogueReader:
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:
-        """All adapters by name, also those that have no version to serve yet."""
+        """Return all adapters by name, also those without a version to serve."""
         query = select(adapters).where(adapters.c.deleted.is_(False)).order_by(adapters.c.name_key)
         with self._database.reading() as connection:
             return tuple(adapter_record(row).public for row in connection.execute(query))
 
     def has_named(self, key: str) -> bool:
-        """Whether an adapter has this name (casefolded)."""
+        """Return whether an adapter has this name (casefolded)."""
         query = select(adapters.c.id).where(adapters.c.name_key == key, adapters.c.deleted.is_(False))
         with self._database.reading() as connection:
             return connection.execute(query).first() is not None
 
     def ever_used(self) -> bool:
-        """Whether any adapter was ever begun here, deleted ones too."""
+        """Return whether any adapter was ever begun here, even a deleted one."""
         with self._database.reading() as connection:
             return connection.execute(select(adapters.c.id).limit(1)).first() is not None
 
     def page(self, contains: str, offset: int, limit: int) -> Page:
-        """Some of the adapters whose name contains this in any case, with the versions that say how each stands."""
+        """Return adapters whose names contain this text in any case, each with its active and its newest version."""
         with self._database.reading() as connection:
             return page_of(connection, contains, offset, limit)
 
     def chapter(self, after: str, limit: int) -> Chapter:
-        """Some adapters with all their versions, from the name after this one; "" begins. limit: ≥ 1."""
+        """Return adapters with all their versions, from the name after this one on; "" begins. limit: ≥ 1."""
         with self._database.reading() as connection:
             return adapters_after(connection, after, limit)
 
     def adapter(self, name: Name) -> AdapterRow:
-        """One adapter."""
+        """Return one adapter."""
         with self._database.reading() as connection:
             return adapter_named(connection, name).public
 
     def versions(self, name: Name) -> tuple[VersionRow, ...]:
-        """An adapter's versions by number."""
+        """Return an adapter's versions by number."""
         with self._database.reading() as connection:
             return versions_where(connection, versions.c.adapter_id == adapter_named(connection, name).id)
 
     def version(self, name: Name, number: int) -> VersionRow:
-        """One version."""
+        """Return one version."""
         with self._database.reading() as connection:
             return version_numbered(connection, name, number)
 
     def report(self, name: Name, number: int) -> str | None:
-        """A version's report (JSON text), None while there is none."""
+        """Return a version's report (JSON text), None while there is none."""
         with self._database.reading() as connection:
             row = version_numbered(connection, name, number)
             query = select(versions.c.report).where(versions.c.spelling == row.name.text, versions.c.number == number)
@@ -75,7 +76,10 @@ class CatalogueReader:
             return report
 
     def resolve(self, name: Name, number: int | None = None) -> VersionRow | None:
-        """What a request's `model` means: the active version, or the published version of that number; else None."""
+        """Return the version that a request's `model` means: the active one, or the published one with that number.
+
+        None if there is none.
+        """
         wanted = adapters.c.active_version if number is None else number
         with self._database.reading() as connection:
             rows = versions_where(
@@ -87,15 +91,15 @@ class CatalogueReader:
             return rows[0] if rows else None
 
     def find_same(self, name: Name, received: Received, parameters: str | None = None) -> VersionRow | None:
-        """The newest version of this name with the same received bytes, unless that failed or was deleted.
+        """Return the newest version of this name with the same received bytes that has not failed; None if there is none.
 
-        parameters: None matches any. In-flight and rejected versions count: the caller sees by the state.
+        parameters: None matches any. In-flight and rejected versions count: the caller checks the state.
         """
         with self._database.reading() as connection:
             return same_version(connection, name, received, parameters)
 
     def served(self) -> tuple[VersionRow, ...]:
-        """Every published version, emptied ones too: the active ones first, each time the newest first."""
+        """Return every published version, emptied ones too: the active ones first, each group newest first."""
         with self._database.reading() as connection:
             rows = self._row_cache.published(connection)
         ready = [row for row in rows if row.state is State.READY]
@@ -103,28 +107,34 @@ class CatalogueReader:
         return (*reversed(ready), *reversed(retired))
 
     def servable(self) -> tuple[VersionRow, ...]:
-        """What the engine should hold: `served` without the emptied versions, which have no artefact."""
+        """Return the versions that the engine should hold: `served` without emptied ones, which have no artefact."""
         return tuple(row for row in self.served() if row.artefact is not None)
 
     def pending(self) -> tuple[VersionRow, ...]:
-        """Stored versions, oldest first: they wait for the engine (emptied ones wait only for `activate`)."""
+        """Return stored versions, oldest first: they wait for the engine (emptied ones wait only for `activate`)."""
         with self._database.reading() as connection:
             return versions_where(connection, versions.c.state == State.STORED)
 
     def unfinished(self) -> tuple[VersionRow, ...]:
-        """Versions in flight, oldest first."""
+        """Return the versions in flight, oldest first."""
         with self._database.reading() as connection:
             return versions_where(connection, versions.c.state.in_(IN_FLIGHT))
 
     def originals_needed(self) -> frozenset[Digest]:
-        """Digests of both files of every upload that may be wanted again: refused, failed and deleted ones are not."""
+        """Return the digests of both files of every upload that may be needed again.
+
+        Uploads that were refused, failed or deleted are not.
+        """
         query = select(versions.c.config_digest, versions.c.weights_digest).distinct()
         query = query.where(versions.c.state.in_((*IN_FLIGHT, State.STORED, *SERVABLE)))
         with self._database.reading() as connection:
             return frozenset(Digest(value) for row in connection.execute(query) for value in row)
 
     def live_digests(self) -> frozenset[Digest]:
-        """Artefacts that some version still needs. Others may go, but only while no upload is between put and stored."""
+        """Return the artefacts that some version needs.
+
+        Others may be removed, but only while no upload is between put and stored.
+        """
         query = select(versions.c.artefact).where(versions.c.artefact.is_not(None), versions.c.state != State.DELETED)
         with self._database.reading() as connection:
             return frozenset(Digest(value) for value in connection.execute(query).scalars())

@@ -1,4 +1,4 @@
-"""Cache of published versions: thousands are asked for at every change, of which a handful changed."""
+"""Cache of published versions: every change reads thousands of them, of which a handful changed."""
 
 import threading
 from typing import Final
@@ -10,18 +10,18 @@ from app.store.catalogue.queries import versions_where
 from app.store.catalogue.tables import VersionRow, versions
 
 ONE_BY_ONE: Final = 400
-"""Changed versions that are asked for by their ids; more are read with all others (SQLite takes 999 variables)."""
+"""Most changed versions that are read by their ids; if there are more, all are read (SQLite takes 999 variables)."""
 
 
 class RowCache:
-    """Rows as last read, by their ids. Safe for threads; believes nothing but the database about what is published now."""
+    """Rows as last read, by their ids. Thread-safe; only the database decides which versions are published now."""
 
     def __init__(self) -> None:
         self._rows: dict[int, VersionRow] = {}
         self._lock = threading.Lock()
 
     def published(self, connection: Connection) -> tuple[VersionRow, ...]:
-        """Every published version in the order of their uploads. Rows that have not changed are the same objects again."""
+        """Return every published version in the order of their uploads. Unchanged rows are the same objects as before."""
         published = versions.c.state.in_(SERVABLE)
         with self._lock:
             revisions: dict[int, int] = {
@@ -38,4 +38,4 @@ class RowCache:
 
 
 _REVISIONS: Final = select(versions.c.id, versions.c.revision).order_by(versions.c.id)
-"""Tells which rows changed: every change of a version sets its revision."""
+"""Query that shows which rows changed: every change of a version sets its revision."""

@@ -1,4 +1,4 @@
-"""The catalogue's tables, and the frozen rows that leave it."""
+"""Tables of the catalogue, and the frozen rows that its methods return."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,43 +30,46 @@ from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 
 SCHEMA_VERSION: Final = 5
-"""Changes with any change to the tables below. An older one is brought up (migrations/), any other refused."""
+"""Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 _HEX: Final = 64
 """Characters of a SHA-256 in hex."""
 
 
 class _Utc(TypeDecorator[datetime]):
-    """Aware datetimes in Python, naive UTC in the database: SQLite keeps no time zone."""
+    """Column type: aware datetimes in Python, naive UTC in the database, because SQLite stores no time zone."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the database."""
+        """Convert a value for the database."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the database."""
+        """Convert a value from the database."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 class _Name(TypeDecorator[str]):
-    """A name, as a stranger may have written it. What no database takes as text becomes what no name contains."""
+    """Column type: a name as an uploader may have written it.
+
+    Text that no database accepts becomes text that no name contains.
+    """
 
     impl = String
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """To the database: PostgreSQL keeps no NUL, neither database keeps half a surrogate pair."""
+        """Convert a value for the database: PostgreSQL stores no NUL, neither database stores an unpaired surrogate."""
         return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 _COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
-"""Bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
+"""Column type of bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
 
 _IN_BYTE_ORDER: Final = String(63).with_variant(String(63, collation="C"), "postgresql")
-"""Listed in one order whatever the server's language is, as SQLite does."""
+"""Column type sorted by bytes whatever the server's language is, as in SQLite."""
 
 metadata: Final = MetaData()
 
@@ -80,16 +83,16 @@ adapters: Final = Table(
     Column("name_key", _IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
     Column("created_at", _Utc, nullable=False),
     Column("active_version", Integer),  # the alias: a number among this adapter's versions
-    Column("next_version", Integer, nullable=False),  # only grows, also over a deletion
+    Column("next_version", Integer, nullable=False),  # only grows, even across a deletion
     Column("deleted", Boolean, nullable=False),
-    Column("key_owner", String(63)),  # whose keys may push to it; None: anybody's
-    Column("bound", Boolean, nullable=False, server_default=false()),  # a version was stored: spelling and owner stand
+    Column("key_owner", String(63)),  # label of the keys that may push to it; None: any
+    Column("bound", Boolean, nullable=False, server_default=false()),  # a version was stored: spelling, owner are fixed
 )
 
 versions: Final = Table(
     "versions",
     metadata,
-    Column("id", Integer, primary_key=True),  # the one definite order of uploads
+    Column("id", Integer, primary_key=True),  # defines the order of uploads
     Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
     Column("number", Integer, nullable=False),
     Column("state", String(16), nullable=False),
@@ -98,22 +101,22 @@ versions: Final = Table(
     Column("weights_digest", String(_HEX), nullable=False),
     Column("config_bytes", _COUNT, nullable=False),
     Column("weights_bytes", _COUNT, nullable=False),
-    Column("parameters", String(_HEX), nullable=False),  # what the verdict depends on besides the bytes
+    Column("parameters", String(_HEX), nullable=False),  # key of what the verdict depends on besides the bytes
     Column("verdict_id", String(_HEX)),
     Column("modules_total", Integer),
     Column("modules_pruned", Integer),
     Column("modules_projected", Integer),
     Column("artefact", String(_HEX)),
-    Column("engine_name", String(128), unique=True),  # stays when the version is deleted: never used twice
+    Column("engine_name", String(128), unique=True),  # kept when the version is deleted: never used twice
     Column("error_code", String(64)),
     Column("error_message", Text),
     Column("report", Text),
     Column("created_at", _Utc, nullable=False),
     Column("updated_at", _Utc, nullable=False),
-    Column("owner", String(32)),  # the gateway at work on it, where several share the catalogue
-    Column("revision", _COUNT, nullable=False, server_default="0"),  # of the catalogue, when this row last changed
-    Column("key_owner", String(63)),  # whose the adapter becomes when this is its first version to be stored
-    Column("spelling", _Name(63), nullable=False, server_default=""),  # of the adapter's name in this upload
+    Column("owner", String(32)),  # the gateway working on it, if several share the catalogue
+    Column("revision", _COUNT, nullable=False, server_default="0"),  # the catalogue's at this row's last change
+    Column("key_owner", String(63)),  # the adapter's owner if this is its first stored version
+    Column("spelling", _Name(63), nullable=False, server_default=""),  # spelling of the name in this upload
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -124,15 +127,15 @@ catalogue_state: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("revision", _COUNT, nullable=False),  # grows with every change
-    Column("store", String(32)),  # whose artefacts these rows speak of: the mark in the directory
+    Column("store", String(32)),  # id of the directory of artefacts that these rows name
 )
 
 gateways: Final = Table(
-    "gateways",  # those that share the catalogue now; cluster/peers.py
+    "gateways",  # gateways that share the catalogue now; cluster/peers.py
     metadata,
     Column("id", String(32), primary_key=True),
     Column("seen_at", _Utc, nullable=False),  # by the database's clock
-    Column("settled", _COUNT, nullable=False),  # its engine may read nothing that was unneeded at this revision
+    Column("settled", _COUNT, nullable=False),  # its engine reads nothing that was unneeded at this revision
     Column("parameters", String(_HEX), nullable=False),
 )
 
@@ -147,16 +150,16 @@ deletions: Final = Table(
     "deletions",  # artefacts being deleted from object storage now; claims.py
     metadata,
     Column("digest", String(_HEX), primary_key=True),
-    Column("gateway", String(32), nullable=False),  # no foreign key: who leaves may have a request under way
+    Column("gateway", String(32), nullable=False),  # no foreign key: a gateway that left may have a request in flight
     Column("marked_at", _Utc, nullable=False),  # by the database's clock
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRow:
-    """One adapter. `active`: the number of the version its plain name points to, None while there is none.
+    """Adapter. active: number of the version that its plain name points to, None while there is none.
 
-    key_owner: the label of the keys that it belongs to; None: anybody may push to it.
+    key_owner: label of the keys that it belongs to; None: any key may push to it.
     """
 
     name: AdapterName
@@ -167,7 +170,7 @@ class AdapterRow:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """A whole row of `adapters`, for this room only."""
+    """Complete row of `adapters`, used only inside this package."""
 
     id: int
     name: AdapterName
@@ -180,20 +183,21 @@ class AdapterRecord:
 
     @property
     def public(self) -> AdapterRow:
-        """What leaves the room."""
+        """Row for callers outside this package."""
         return AdapterRow(self.name, self.active, self.created_at, self.key_owner)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One upload, without its report (which may be long: `Catalogue.report`).
+    """Version: one upload, without its report (which may be long: `Catalogue.report`).
 
-    outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever when the
-    version is emptied. parameters: the key given at the beginning, of all that the verdict depends on besides the bytes.
+    outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever if the
+    version is emptied. parameters: key, given at the beginning, of everything the verdict depends on besides the bytes.
     error_code: a name from `errors.CODES`. Times in UTC, for people only: nothing is ordered or expired by them.
-    revision: of the catalogue when this version last changed, so two readings with one revision are of one try. owner: the
-    gateway that works on it or did last, where several share the catalogue. name: as this upload spelled it, which is the
-    adapter's name for every version that was ever stored. key_owner: whom the adapter belongs to if this binds it.
+    revision: the catalogue's revision when this version last changed, so two reads with one revision belong to one try.
+    owner: the gateway that works on it or did last, if several share the catalogue. name: as this upload spelled it,
+    which is the adapter's name for every version that was ever stored. key_owner: the adapter's owner if this version
+    binds its name.
     """
 
     name: AdapterName
@@ -223,7 +227,7 @@ class VersionRow:
 
     @property
     def emptied(self) -> bool:
-        """True when every module was pruned: the served model itself answers for it, and it has no artefact."""
+        """True if every module was pruned: the served model itself answers for it, and it has no artefact."""
         return self.outcome is Outcome.EMPTIED
 
 
@@ -232,7 +236,7 @@ VERSION_COLUMNS: Final = tuple(column for column in versions.c if column is not 
 
 
 def adapter_record(row: Row[Any]) -> AdapterRecord:
-    """A row of `adapters` as a value."""
+    """Convert a row of `adapters`."""
     return AdapterRecord(
         id=row.id,
         name=AdapterName(row.name),
@@ -246,7 +250,7 @@ def adapter_record(row: Row[Any]) -> AdapterRecord:
 
 
 def version_row(row: Row[Any]) -> VersionRow:
-    """A row of `VERSION_COLUMNS` as a value."""
+    """Convert a row of `VERSION_COLUMNS`."""
     received = Received(Digest(row.config_digest), Digest(row.weights_digest), row.config_bytes, row.weights_bytes)
     return VersionRow(
         name=AdapterName(row.spelling),
@@ -272,7 +276,7 @@ def version_row(row: Row[Any]) -> VersionRow:
 
 
 def measured(verdict: Verdict) -> dict[str, Any]:
-    """The columns that a verdict fills."""
+    """Return the columns that a verdict fills."""
     return {
         "outcome": verdict.outcome,
         "verdict_id": verdict.id.hex,

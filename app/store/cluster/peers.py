@@ -1,12 +1,13 @@
-"""Several gateways that share a catalogue on PostgreSQL, and the directory of artefacts it speaks of.
+"""Gateways that share a catalogue on PostgreSQL, and the directory of artefacts that it names.
 
-Each has a row in `gateways` and says now and then that it lives; what is late is told by the database's clock, so that
-clocks apart do not matter. One that has missed several beats (leases.py) is dead: what it worked on is failed by the
-others. When it comes back after all, its writes are refused (TakenOver), because the rows have moved on; it then waits for
-what becomes of them, or begins them again. Nothing else is leased: every change is one transaction alone among writers.
+Each has a row in `gateways` and sends heartbeats to it; lateness is judged by the database's clock, so that different
+local clocks do not matter. A gateway that has missed several beats (leases.py) is dead: the versions it worked on are
+failed by the others. If it comes back after all, its writes are refused (TakenOver), because the rows have changed; it
+then waits for their outcome, or begins them again. Nothing else is leased: every change is one transaction that
+excludes other writers.
 
-An artefact is removed only where no row needs it, nobody claims it, and every gateway has said that its engine may read
-nothing that was unneeded since (`settled`, a revision of the catalogue).
+An artefact is removed only if no row needs it, no gateway claims it, and every gateway has reported that its engine
+reads nothing that was unneeded since (`settled`, a revision of the catalogue).
 """
 
 import logging
@@ -29,33 +30,33 @@ from app.store.catalogue.tables import catalogue_state, claims, deletions, gatew
 from app.store.cluster.leases import LEASE_S, BeatLog, ago
 
 STALE_S: Final = 900.0
-"""Seconds a gateway goes on serving by what it last read of the catalogue; then it serves no adapter until it can read."""
+"""Seconds a gateway keeps serving from its last read of the catalogue; then it serves no adapter until it can read."""
 
 FORGET_S: Final = 2 * STALE_S
-"""Seconds of silence after which a gateway's engine is not asked for before artefacts are removed: it serves none then."""
+"""Seconds of silence after which a gateway's engine no longer delays the removal of artefacts: it serves none then."""
 
 
 def next_revision(connection: Connection) -> int:
-    """One more change of the catalogue: its number. Inside a transaction that is alone among writers."""
+    """Advance the catalogue's revision and return it. Inside a transaction that excludes other writers."""
     grown = update(catalogue_state).values(revision=catalogue_state.c.revision + 1)
     return int(connection.execute(grown.returning(catalogue_state.c.revision)).scalar_one())
 
 
 class TakenOver(Unavailable):
-    """STORE_BUSY: this gateway was silent for so long that another one gave the version up, or has begun it again."""
+    """STORE_BUSY: this gateway was silent for so long that another one failed the version, or has begun it again."""
 
 
 def orphaned(beats: BeatLog) -> ColumnElement[bool]:
-    """Versions that no living gateway works on. beats: those of the gateway that asks."""
+    """Return the condition for versions that no living gateway works on. beats: those of the calling gateway."""
     alive = select(gateways.c.id).where(~beats.dead())
     return or_(versions.c.owner.is_(None), versions.c.owner.not_in(alive))
 
 
 class Peers:
-    """One gateway among those on this catalogue. Blocking; safe for threads."""
+    """One gateway among those on this catalogue. Blocking; thread-safe."""
 
     def __init__(self, url: str, parameters: str = "", patience_s: float = 0.0) -> None:
-        """Open connections of its own, so that saying that we live never waits for one. Raises Unavailable: `Database`."""
+        """Open connections of its own, so that a heartbeat never waits for one. Raises Unavailable: `Database`."""
         self.id: Final = secrets.token_hex(8)
         self.beats: Final = BeatLog()
         self.settled = 0
@@ -63,7 +64,7 @@ class Peers:
         self._database: Final = Database(url, patience_s=patience_s)
         self._held: Counter[str] = Counter()
         self._claiming: Final = threading.Lock()
-        self._heard = time.monotonic()
+        self._last_read = time.monotonic()
         if not self._database.shared:
             self._database.close()
             raise Unavailable(STORE_FAILED, "several gateways can share a catalogue on PostgreSQL only")
@@ -71,19 +72,22 @@ class Peers:
 
     @property
     def fresh(self) -> bool:
-        """Whether what we serve by was read lately enough."""
-        return time.monotonic() - self._heard < STALE_S
+        """True if the catalogue was read recently enough to serve from."""
+        return time.monotonic() - self._last_read < STALE_S
 
     def revision(self) -> int:
-        """The number of the catalogue's latest change."""
+        """Return the number of the catalogue's latest change."""
         asked = time.monotonic()
         with self._database.reading() as connection:
             found = int(connection.execute(select(catalogue_state.c.revision)).scalar_one())
-        self._heard = asked
+        self._last_read = asked
         return found
 
     def beat(self) -> None:
-        """Say that we live, and what our engine is through with. Forget who has been silent for very long."""
+        """Send a heartbeat with the revision our engine has settled.
+
+        Deletes gateways silent for FORGET_S, and claims that this gateway no longer holds.
+        """
         values = {"seen_at": ago(0), "settled": self.settled, "parameters": self._parameters}
         mine = update(gateways).where(gateways.c.id == self.id).values(**values).returning(gateways.c.seen_at)
         with self._database.beside() as connection:
@@ -93,7 +97,7 @@ class Peers:
                 kept = connection.execute(fresh).scalar_one()
             connection.execute(delete(gateways).where(gateways.c.seen_at < ago(FORGET_S)))
         self.beats.add(kept)
-        if self._claiming.acquire(blocking=False):  # else at the next beat: nobody waits for this
+        if self._claiming.acquire(blocking=False):  # else at the next beat: a heartbeat does not wait
             try:
                 with self._database.beside() as connection:
                     lapsed = claims.c.digest.not_in(list(self._held))
@@ -102,35 +106,35 @@ class Peers:
                 self._claiming.release()
 
     def others(self) -> tuple[str, ...]:
-        """The parameters of the other gateways that live."""
+        """Return the parameters of the other living gateways."""
         with self._database.reading() as connection:
             alive = select(gateways.c.parameters).where(gateways.c.id != self.id, gateways.c.seen_at > ago(LEASE_S))
             return tuple(connection.execute(alive).scalars())
 
     def orphans(self) -> bool:
-        """Whether a version is in flight that nobody who lives is at work on."""
+        """Return whether a version is in flight that no living gateway works on."""
         with self._database.reading() as connection:
             where = (versions.c.state.in_(IN_FLIGHT), orphaned(self.beats))
             return connection.execute(select(versions.c.id).where(*where).limit(1)).first() is not None
 
     def at_work_elsewhere(self, name: str, number: int) -> bool:
-        """Whether another gateway, which lives, is at work on this version."""
+        """Return whether another living gateway works on this version."""
         mine = (versions.c.spelling == name, versions.c.number == number, versions.c.owner != self.id)
         query = select(versions.c.id).where(*mine, ~orphaned(self.beats))
         with self._database.reading() as connection:
             return connection.execute(query.where(versions.c.state.in_(IN_FLIGHT))).first() is not None
 
     def leave(self) -> None:
-        """At the end: nobody need wait for us. Harmless where the database is away: our lease runs out."""
+        """Delete this gateway's row and close the connections. Harmless if the database is away: the lease expires."""
         try:
             with self._database.beside() as connection:
                 connection.execute(delete(gateways).where(gateways.c.id == self.id))
         except GatewayError as error:
-            logging.getLogger("gateway").warning("left without a word: %s", error.message)
+            logging.getLogger("gateway").warning("could not sign off from the catalogue: %s", error.message)
         self._database.close()
 
     def same_store(self, mark: str) -> None:
-        """The directory of artefacts with this mark is the one these rows speak of; the first one that comes is.
+        """Check that these rows name the artefacts in the directory with this mark; the first directory to come sets it.
 
         Raises Unavailable STORE_FAILED for any other.
         """
@@ -143,29 +147,31 @@ class Peers:
 
     @contextmanager
     def claimed(self, digest: Digest) -> Iterator[None]:
-        """See Claims."""
+        """See `Claims.claimed`."""
         self.keep(digest)
         try:
             yield
         finally:
-            self._let_go(digest)
+            self._release(digest)
 
     def keep(self, digest: Digest) -> None:
-        """Claim it for as long as we live. Waits for whoever is removing or deleting it now. Raises as `claimed`."""
+        """Claim the digest for as long as this gateway lives. Waits until no deletion is in progress. Raises as
+        `claimed`.
+        """
         mine = {"digest": digest.hex, "gateway": self.id}
         there = (claims.c.digest == digest.hex, claims.c.gateway == self.id)
         with self._claiming, self._database.writing() as connection:
             if connection.execute(select(claims.c.digest).where(*there)).first() is None:
                 connection.execute(insert(claims).values(**mine))
-            self._held[digest.hex] += 1  # where the commit fails: one row too many, for as long as we live
-        try:  # outside: nobody else waits for this
+            self._held[digest.hex] += 1  # if the commit fails: one claim too many, for as long as we live
+        try:  # outside the lock: no other claim waits for this
             wait_while(lambda: self._is_marked(digest), digest)
         except BaseException:
-            self._let_go(digest)
+            self._release(digest)
             raise
 
-    def _let_go(self, digest: Digest) -> None:
-        """Claim it no longer; the row goes with a later beat."""
+    def _release(self, digest: Digest) -> None:
+        """Release the claim; a later beat deletes its row."""
         with self._claiming:
             self._held[digest.hex] -= 1
             if not self._held[digest.hex]:
@@ -173,23 +179,23 @@ class Peers:
 
     @contextmanager
     def removing(self, digest: Digest) -> Iterator[bool]:
-        """See Claims. What is taken away inside must be put back when the block raises: then others may have come."""
+        """See `Claims.removing`. If the block raises, undo a removal made inside: others may have claimed the artefact."""
         with self._database.writing() as connection:
             yield self._free(connection, digest)
 
     @contextmanager
     def deleting(self, digest: Digest) -> Iterator[GoOn | None]:
-        """See Claims."""
+        """See `Claims.deleting`."""
         began = time.monotonic()
         if not self._mark(digest):
             yield None
             return
         yield lambda: in_time(began) and self._may_go_on(digest)
-        with self._database.writing() as connection:  # not where the block raised
+        with self._database.writing() as connection:  # not if the block raised
             connection.execute(delete(deletions).where(*self._mine(digest)))
 
     def _mark(self, digest: Digest) -> bool:
-        """Mark it as being deleted, where it is free and nobody is deleting it; lapsed marks go, whoever made them."""
+        """Mark the digest as being deleted if it is free and unmarked; return whether it was. Deletes lapsed marks."""
         with self._database.writing() as connection:
             connection.execute(delete(deletions).where(deletions.c.marked_at <= ago(MARK_S)))
             marked = connection.execute(select(deletions.c.digest).where(deletions.c.digest == digest.hex)).first()
@@ -202,12 +208,12 @@ class Peers:
         return deletions.c.digest == digest.hex, deletions.c.gateway == self.id
 
     def _is_marked(self, digest: Digest) -> bool:
-        lives = (deletions.c.digest == digest.hex, deletions.c.marked_at > ago(MARK_S))
+        valid = (deletions.c.digest == digest.hex, deletions.c.marked_at > ago(MARK_S))
         with self._database.reading() as connection:
-            return connection.execute(select(deletions.c.digest).where(*lives)).first() is not None
+            return connection.execute(select(deletions.c.digest).where(*valid)).first() is not None
 
     def _may_go_on(self, digest: Digest) -> bool:
-        """Whether our mark is still there and nobody has claimed the digest since."""
+        """Return whether our mark still exists and no gateway has claimed the digest since."""
         with self._database.reading() as connection:
             marked = connection.execute(select(deletions.c.digest).where(*self._mine(digest))).first()
             claimed = connection.execute(select(claims.c.gateway).where(claims.c.digest == digest.hex)).first()

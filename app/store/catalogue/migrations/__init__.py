@@ -1,1 +1,1 @@
-"""The catalogue's tables from nothing to now, one alembic revision for each schema version, for both databases."""
+"""Migrations of the catalogue's tables: one alembic revision for each schema version, for both databases."""

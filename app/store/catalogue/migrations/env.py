@@ -1,4 +1,4 @@
-"""Run by alembic for every command: on the connection it is given, inside whatever transaction that has begun."""
+"""Environment that alembic runs for every command: on the connection it is given, inside the transaction begun there."""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""`vNNNN_*.py`: revision `NNNN` makes schema version N of N − 1. What was released is never edited again."""
+"""Revisions: `vNNNN_*.py` migrates schema version N − 1 to N. A released revision is never changed again."""

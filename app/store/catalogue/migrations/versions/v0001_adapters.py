@@ -1,4 +1,4 @@
-"""Adapters and their versions."""
+"""Revision 0001: tables of adapters and their versions."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ down_revision: Final = None
 
 
 def upgrade() -> None:
-    """From an empty database."""
+    """Create the tables in an empty database."""
     op.create_table("schema_info", sa.Column("version", sa.Integer, nullable=False))
     op.bulk_insert(sa.table("schema_info", sa.column("version", sa.Integer)), [{"version": 1}])
     _adapters()

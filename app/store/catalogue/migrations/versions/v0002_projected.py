@@ -1,4 +1,4 @@
-"""How many modules were projected stood only in the report."""
+"""Revision 0002: column for the number of projected modules, which only the report contained before."""
 
 import json
 from typing import Final
@@ -19,7 +19,7 @@ _versions: Final = sa.table(
 
 
 def upgrade() -> None:
-    """Add the column, and count from the reports that are there."""
+    """Add the column, and count from the existing reports."""
     op.add_column("versions", sa.Column("modules_projected", sa.Integer))
     v, connection = _versions, op.get_bind()
     for row in connection.execute(sa.select(v.c.id, v.c.report).where(v.c.modules_total.is_not(None))).all():
@@ -30,5 +30,5 @@ def _projected(report: str | None) -> int | None:
     try:
         decisions = [module["decision"] for module in json.loads(report or "")["verdict"]["modules"]]
         return decisions.count("project")
-    except (ValueError, KeyError, TypeError):  # a damaged report: the auditor says so
+    except (ValueError, KeyError, TypeError):  # a damaged report: the auditor reports it
         return None

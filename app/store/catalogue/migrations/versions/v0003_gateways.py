@@ -1,4 +1,7 @@
-"""Several gateways on one catalogue: who they are, what each is at work on, and a number that grows with every change."""
+"""Revision 0003: several gateways on one catalogue: their ids, the versions they work on, and a revision number.
+
+The revision number grows with every change.
+"""
 
 from typing import Final
 
@@ -12,7 +15,7 @@ _COUNT: Final = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
 
 
 def upgrade() -> None:
-    """Everything there counts as changed at revision 0, and as nobody's work."""
+    """Add columns and tables. Every existing version counts as changed at revision 0, and no gateway works on it."""
     op.add_column("versions", sa.Column("owner", sa.String(32)))
     op.add_column("versions", sa.Column("revision", _COUNT, nullable=False, server_default="0"))
     op.create_index("versions_artefact", "versions", ["artefact"])

@@ -1,4 +1,4 @@
-"""Artefacts that a gateway is deleting from object storage, outside any transaction."""
+"""Revision 0004: table of artefacts that a gateway is deleting from object storage, outside any transaction."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ down_revision: Final = "0003"
 
 
 def upgrade() -> None:
-    """Nothing is being deleted: no gateway is at work while the tables are brought up."""
+    """Create the table, empty: no gateway is running during the migration."""
     op.create_table(
         "deletions",
         sa.Column("digest", sa.String(64), primary_key=True),

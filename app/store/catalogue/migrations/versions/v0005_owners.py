@@ -1,4 +1,4 @@
-"""Owners of names: whose key made an adapter, and how each upload spelled the name."""
+"""Revision 0005: owners of names: the key that made an adapter, and the spelling of the name in each upload."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ _READ: Final = ("adapter_id", "state", "engine_name")
 
 
 def upgrade() -> None:
-    """What had a stored version keeps its name, as nobody's: who made it was not written down."""
+    """Add the columns. An adapter with a stored version keeps its name, without an owner: none was recorded."""
     op.add_column("adapters", sa.Column("key_owner", sa.String(63)))
     op.add_column("adapters", sa.Column("bound", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("versions", sa.Column("key_owner", sa.String(63)))
