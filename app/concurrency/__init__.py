@@ -1,1 +1,1 @@
-"""Threads for work that blocks: bounded pools with names, so that no kind of work waits for another kind's threads."""
+"""concurrency: bounded, named thread pools, one for each kind of blocking work, so that no kind waits for another's."""

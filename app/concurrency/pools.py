@@ -1,7 +1,8 @@
 """Bounded thread pools, one for each kind of blocking work.
 
-The event loop's own executor has `min(32, cpus + 4)` threads for everything: on one core, four uploads and a rescreening
-took them all for minutes, and /ready, GET, DELETE and the heartbeat waited. Here each kind of work waits for its own only.
+The event loop's default executor has `min(32, cpus + 4)` threads for all work. On one core, four uploads and a
+rescreening occupied all of them for minutes, and /ready, GET, DELETE and the heartbeat waited. With these pools each
+kind of work waits only for its own kind.
 """
 
 import asyncio
@@ -18,17 +19,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STOP_S: Final = 10.0
-"""Seconds that work under way gets to end when the pools are closed: an orderly end of a few statements and writes."""
+"""Seconds that running work gets to end when the pools are closed: time for a few statements and writes to complete."""
 
 RESCREENINGS: Final = 1
-"""Rescreenings at once (rescreening.py), besides the uploads."""
+"""Rescreenings that may run at the same time (rescreening.py), in addition to the uploads."""
 
 READERS: Final = 4
-"""Threads for one kind of short database or disk work: it waits for the disk, not for the processor."""
+"""Threads of a pool for short database or disk work, which waits for the disk and not for the processor."""
 
 
 class Pool:
-    """Named thread pool of bounded width. Threads are made when they are needed and show as `<name>_<n>` in py-spy."""
+    """Named thread pool of bounded width. Threads are created on demand and appear as `<name>_<n>` in py-spy."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.name: Final = name
@@ -37,19 +38,19 @@ class Pool:
         self._executor: Final = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def __call__(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work in a thread and wait for it. Cancelled, it stops waiting; what has begun goes on."""
+        """Run blocking work in a thread and wait for it. If cancelled, stop waiting; work that has started continues."""
         return await self.start(work, *args, **kwargs)
 
     def start(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Begin blocking work and return its future; needs a running loop.
+        """Start blocking work and return its future. Needs a running loop.
 
-        Shield it where the work must go on without the caller: cancelling the future takes work out of the queue.
+        Cancelling the future removes work that is still queued: shield it if the work must go on without the caller.
         """
-        context = copy_context()  # request id and trace go along
+        context = copy_context()  # the thread sees the caller's request id and trace
         return asyncio.wrap_future(self._executor.submit(context.run, _run, partial(work, *args, **kwargs)))
 
     async def to_the_end(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work in a thread and never leave it behind: cancelled, wait for its end before saying so."""
+        """Run blocking work in a thread; if cancelled, wait for the work to end before raising CancelledError."""
         running = self.start(work, *args, **kwargs)
         try:
             return await asyncio.shield(running)
@@ -57,35 +58,43 @@ class Pool:
             while not running.done():
                 try:
                     await asyncio.wait({running})
-                except asyncio.CancelledError:  # asked twice: still not before the thread is done
+                except asyncio.CancelledError:  # cancelled again: still wait for the thread
                     continue
             if not running.cancelled():
-                running.exception()  # looked at, so that the loop does not complain about it
+                running.exception()  # retrieved, so that the loop does not log it
             raise
 
     async def free(self, release: Callable[[], None]) -> None:
-        """Let go of something large in a thread, to the end; at once where the pool is closed, since chat is over too."""
+        """Release a large object in a thread and wait for it, even if cancelled.
+
+        If the pool is closed, release it in the calling thread: there are no more inference requests to delay.
+        """
         if self._closed:
             release()
         else:
             await self.to_the_end(release)
 
     def close(self, *, wait: bool) -> None:
-        """Take no more work and drop what waits. wait: block until what runs has ended, however long that takes."""
+        """Accept no more work and drop queued work. wait: block until running work has ended, however long that takes."""
         self._closed = True
         self._executor.shutdown(wait=wait, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Every pool of one gateway.
+    """All thread pools of one gateway.
 
-    screening: uploads from their sealed bytes to the stored artefact, gigabytes and minutes each. receiving: bodies to
-    the quarantine's disk, and freeing it. store: changes to the catalogue. reading: what GET routes read. following: the
-    catalogue's state into the routes, where versions may be measured again. background: garbage, possibly in object
-    storage. fetching: artefacts that an engine asks for, possibly from there. heartbeat: signs of life to the other
-    gateways. readiness: /ready. metrics: /metrics, one scrape at a time. bodies: large bodies of inference requests, read
-    and checked, and large answers.
+    screening: uploads, from their sealed bytes to the stored artefact; gigabytes and minutes each.
+    receiving: writing uploaded bodies to the quarantine's disk, and freeing that space.
+    store: changes to the catalogue.
+    reading: reads for GET routes.
+    following: applying the catalogue's state to the routing table, for which versions may be measured again.
+    background: garbage collection, possibly in object storage.
+    fetching: reading artefacts that an engine requests, possibly from object storage.
+    heartbeat: signs of life for the other gateways.
+    readiness: /ready.
+    metrics: /metrics, one scrape at a time.
+    bodies: decoding and checking large inference bodies, and large answers.
     """
 
     screening: Pool
@@ -102,25 +111,25 @@ class Pools:
 
     @classmethod
     def for_uploads(cls, uploads: int) -> Self:
-        """Pools of a gateway that takes so many uploads at once: none of those ever waits for a thread."""
+        """Return the pools of a gateway that accepts `uploads` uploads at a time; none of those ever waits for a thread."""
         return cls(
             screening=Pool("screening", uploads + RESCREENINGS),
             receiving=Pool("receiving", uploads + RESCREENINGS),
             store=Pool("store", READERS),
             reading=Pool("reading", READERS),
-            following=Pool("following", 1),  # one reading at a time, or an older one might come last
+            following=Pool("following", 1),  # one read at a time, or an older state might be applied last
             background=Pool("background", 1),
             fetching=Pool("fetching", READERS),
-            heartbeat=Pool("heartbeat", 3),  # a thread for each task of peer_sync.py: none waits for another's
+            heartbeat=Pool("heartbeat", 3),  # one thread for each task of peer_sync.py: none waits for another
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
-            bodies=Pool("bodies", 2),  # Python runs one at a time: more would only hold more memory
+            bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory
         )
 
     def close(self) -> None:
-        """Take no more work and give what runs STOP_S to end. Blocking.
+        """Accept no more work and give running work STOP_S to end. Blocking.
 
-        The interpreter's exit waits for work that goes on after that, as for any thread of an executor.
+        The interpreter's exit waits for work that takes longer, as for any thread of an executor.
         """
         each: list[Pool] = [getattr(self, field.name) for field in fields(self)]
         for pool in each:
@@ -136,10 +145,10 @@ def _wait_for(pools: list[Pool]) -> None:
 
 
 def _run(work: Callable[[], T]) -> T:
-    """Do the work. An error leaves the thread without its frames' variables.
+    """Run `work`; if it fails, clear the local variables of the error's frames before raising it.
 
-    They may hold gigabytes, an artefact that could not be written for one, and would be freed wherever the error is
-    forgotten: on the event loop.
+    Those variables may hold gigabytes, for example an artefact that could not be written, which would otherwise be
+    freed when the error is dropped: on the event loop.
     """
     try:
         return work()

@@ -1,1 +1,1 @@
-"""load: makes the engine hold what the catalogue says, and keeps checking."""
+"""load: HTTP client of the engine, and the reconciler that keeps the engine's adapters equal to the catalogue's."""

@@ -1,1 +1,1 @@
-"""serve: one inference request → the right adapter version → its answer back, token by token."""
+"""serve: one inference request → the right adapter version → its answer, relayed token by token."""

@@ -1,7 +1,7 @@
-"""Admission to the engine: each request holds its sequences, tokens and schemas of what callers share until it has ended,
-and its schemas for some time at least.
+"""Admission to the engine: each request holds a share of the engine's sequences, tokens and schemas until it ends.
 
-Who finds too little free waits a moment for it. Who holds some already while others wait is told to come back instead.
+Schemas are held for a minimum time too. A request that finds too little free waits briefly for it. A caller that
+already holds some while others wait is refused instead, and has to retry.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from app.domain.shares import Resource, Shares
 from app.serve.request import Load
 
 WAIT_S: Final = 5.0
-"""Seconds that a request waits for its share; after them trying again is the caller's decision."""
+"""Seconds that a request waits for its share; after that, retrying is the caller's decision."""
 
 SCHEMA_UNIT_S: Final = 0.0004
-"""Seconds that a unit of a schema's cost is held at least, four times what compiling it takes (grammar_cost.py).
+"""Seconds that a unit of a schema's cost is held at least: four times what compiling it takes (grammar_cost.py).
 
-Compiling takes the processor from everybody's next token, however soon the request ends; so it has a quarter of the time.
-"""
+Compiling takes processor time from every other request's next token, however soon its own request ends; so it gets a
+quarter of the time."""
 
 MAX_WAITING: Final = 8
-"""Requests of one caller that wait: their bodies are in memory."""
+"""Waiting requests of one caller, at most: their bodies are in memory."""
 
 
 class Admission:
-    """Admits requests to the engine. Used on the event loop only."""
+    """Admission control of requests to the engine. Used on the event loop only."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -36,9 +36,9 @@ class Admission:
         self._freed = asyncio.Event()
 
     async def admit(self, who: str, load: Load, held: ExitStack) -> None:
-        """Take what `load` needs for the caller `who` and have `held` give it back.
+        """Take the amounts in `load` for the caller `who`, and register their release with `held`.
 
-        Raises Refused INVALID_REQUEST for more than one caller may ever hold, SHARE_TAKEN when others hold too much.
+        Raises Refused: INVALID_REQUEST for more than one caller may ever hold, SHARE_TAKEN while others hold too much.
         """
         needs = {Resource.SEQUENCES: load.sequences, Resource.TOKENS: load.tokens, Resource.SCHEMAS: load.schemas}
         for resource, amount in needs.items():
@@ -49,18 +49,18 @@ class Admission:
             try:
                 held.enter_context(self._take(who, needs))
             except Refused:
-                if self._yields(who) or not await self._change(who, deadline):
+                if self._must_yield(who) or not await self._wait_for_release(who, deadline):
                     raise
             else:
                 return
 
-    def _yields(self, who: str) -> bool:
-        """Whether others come first: they wait, and this caller is being served. Or too much of its own waits already."""
+    def _must_yield(self, who: str) -> bool:
+        """Return whether the caller must not wait: others wait while it is served, or too many of its requests wait."""
         others = self._waiting.total() > self._waiting[who]
         return (others and self._shares.held(Resource.SEQUENCES, who) > 0) or self._waiting[who] >= MAX_WAITING
 
-    async def _change(self, who: str, deadline: float) -> bool:
-        """Wait until something was given back; False when the time is up."""
+    async def _wait_for_release(self, who: str, deadline: float) -> bool:
+        """Wait until a share was released; return False when the time is up."""
         self._waiting[who] += 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -69,7 +69,7 @@ class Admission:
             return False
         finally:
             self._waiting[who] -= 1
-            self._waiting += Counter()  # callers that wait for nothing are forgotten
+            self._waiting += Counter()  # drops callers without a waiting request
         return True
 
     @contextmanager
@@ -94,6 +94,6 @@ class Admission:
                     loop.call_at(compiled_at, later.close)
 
     def _wake(self) -> None:
-        """Wake those that wait now: something was given back."""
+        """Wake the requests that wait now: a share was released."""
         self._freed.set()
         self._freed.clear()

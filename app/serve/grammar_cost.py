@@ -1,9 +1,9 @@
-"""Estimate of what it costs an engine to compile a JSON schema to a grammar, in time linear in the schema.
+"""Estimate of an engine's cost of compiling a JSON schema to a grammar, in time linear in the schema.
 
-The engine compiles schemas in a thread or two on behalf of all callers, at a price that stands in no proportion to their
-length: for each place in a text where it may end, or where a class of characters may stand, it looks through its
-vocabulary; repetitions multiply; parsers of regular expressions call themselves for each parenthesis. The unit is about a
-tenth of a millisecond of xgrammar 0.2.8 with 65,000 tokens, on a busy core.
+The engine compiles the schemas of all callers in a thread or two, and the cost is out of proportion to their length:
+for each place in a text where it may end, or where a character class may match, the engine searches its vocabulary;
+repetitions multiply; parsers of regular expressions recurse for each parenthesis. The unit is about a tenth of a
+millisecond of xgrammar 0.2.8 with 65,000 tokens, on a busy core.
 """
 
 import re
@@ -11,22 +11,22 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MAX_PATTERN_CHARS: Final = 1024
-"""Characters of one regular expression; a strict one for addresses of mail has some 400."""
+"""Characters of one regular expression; a strict one for e-mail addresses has some 400."""
 
 MAX_PATTERN_DEPTH: Final = 16
-"""Parentheses within each other in a regular expression: parsers call themselves for each."""
+"""Nested parentheses in a regular expression: parsers recurse for each."""
 
 MAX_PATTERN_COST: Final = 10_000
 """Cost of one regular expression: a second."""
 
 MAX_COST: Final = 100_000
-"""Cost of all schemas that one request has compiled: ten seconds, for all others too that bring a schema meanwhile."""
+"""Cost of all schemas compiled for one request: ten seconds, for which all other requests with a schema wait too."""
 
 MAX_ALTERNATIVES: Final = 1_000
-"""Alternatives of a schema in which those of its parts, and of what it refers to, are multiplied out."""
+"""Alternatives of a schema after those of its parts, and of its references' targets, are multiplied out."""
 
 MAX_REFERENCES: Final = 256
-"""References in one schema: some back ends look each up from the root."""
+"""References in one schema: some back ends look up each of them from the root."""
 
 MAX_ENUM: Final = 2_000
 """Values of one enumeration."""
@@ -36,21 +36,21 @@ _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*+\]?", re.DOTALL)
 _GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_]\w{0,63}>|<?[=!]|[a-zA-Z-]*:))?")
 
 _CLASS_COST: Final = 30
-"""A class of characters, against 1 for a character: most of the vocabulary is tried."""
+"""Cost of a character class, against 1 for a character: most of the vocabulary is tried."""
 
 _LENGTH_COST: Final = 80
 _LENGTHS_KEPT: Final = 256
-"""Each length at which a text may end, and how many of them back ends write out before they count instead."""
+"""Cost of each length at which a text may end, and how many lengths back ends write out before they count instead."""
 
 _LITERAL_CHARS: Final = 16
 """Characters of an enumeration's values that cost 1."""
 
 _NAMED: Final = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords whose members' names are the author's."""
+"""Keywords whose members have names chosen by the schema's author."""
 
 
 class TooCostly(ValueError):
-    """A schema that would cost the engine too much. path: where in the schema, as in `properties.a.pattern`."""
+    """Error for a schema that would cost the engine too much. path: where in the schema, as `.properties.a.pattern`."""
 
     def __init__(self, path: str, message: str) -> None:
         self.path = path
@@ -58,11 +58,11 @@ class TooCostly(ValueError):
 
 
 def pattern_cost(pattern: str) -> int:
-    """Cost of a regular expression. Raises ValueError for one that is too long, too deep or too costly."""
+    """Return the cost of a regular expression. Raises ValueError for one that is too long, too deep or too costly."""
     if len(pattern) > MAX_PATTERN_CHARS:
         raise ValueError(f"a pattern of {len(pattern)} characters, the cap is {MAX_PATTERN_CHARS}")
-    groups: list[int] = []  # of each group that is open: places before it
-    places = last = at = classes = 0  # what is repeated is written out, and looked up once
+    groups: list[int] = []  # of each open group: places before it
+    places = last = at = classes = 0  # repetition multiplies places, not classes: each class is looked up once
     while at < len(pattern):
         char, step = pattern[at], 1
         if char == "(":
@@ -90,7 +90,7 @@ def pattern_cost(pattern: str) -> int:
 
 
 def _atom(pattern: str, at: int) -> int:
-    """Characters of the atom that stands there."""
+    """Return the number of characters of the atom at this position."""
     if pattern[at] == "\\":
         return 2
     found = _CLASS.match(pattern, at) if pattern[at] == "[" else None
@@ -98,7 +98,7 @@ def _atom(pattern: str, at: int) -> int:
 
 
 def _repeats(pattern: str, at: int) -> tuple[int, int] | None:
-    """Characters of the quantifier that stands there, and how often what it stands behind is written out."""
+    """Return the length of the quantifier at this position, and how many times it writes out the atom before it."""
     if pattern[at] in "*+?":
         return 1, 2
     found = _QUANTIFIER.match(pattern, at)
@@ -109,25 +109,25 @@ def _repeats(pattern: str, at: int) -> tuple[int, int] | None:
 
 
 def schema_cost(schema: Mapping[str, Any]) -> int:
-    """Cost of a JSON schema that is neither deep nor endless (checks.free).
+    """Return the cost of a JSON schema that has passed validators.free.
 
-    Raises TooCostly where a pattern, an enumeration or the references in it are over their caps. The whole is for the
-    caller to judge.
+    Raises TooCostly if a pattern, an enumeration or the references in it exceed their caps. The caller checks the
+    total.
     """
     return _Estimate(schema).cost(schema, "")
 
 
 class _Estimate:
-    """Estimate of one schema: of each pattern, length and definition once, as back ends compile them."""
+    """Estimate of one schema: each pattern, length and definition counts once, as back ends compile them."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        self._alternatives_of: dict[str, int] = {}  # by reference; 0 while it is being found out
+        self._alternatives_of: dict[str, int] = {}  # by reference; 0 while it is being computed
         self._references = 0
         self._seen: set[object] = set()
 
     def cost(self, node: Any, path: str) -> int:
-        """Cost of a subschema, or of a list of some, with all that stands in it."""
+        """Return the cost of a subschema, or of a list of subschemas, and everything inside it."""
         if isinstance(node, list):
             return sum(self.cost(item, f"{path}.{number}") for number, item in enumerate(node))
         if not isinstance(node, dict):
@@ -138,7 +138,7 @@ class _Estimate:
     def _lengths(self, node: Mapping[str, Any]) -> int:
         lengths = _count(node.get("minLength")), _count(node.get("maxLength"))
         items = max(_count(node.get(bound)) for bound in ("minItems", "maxItems", "minProperties", "maxProperties"))
-        return items + (self._once(lengths) and _LENGTH_COST * max(lengths))
+        return items + (self._is_new(lengths) and _LENGTH_COST * max(lengths))
 
     def _keyword(self, key: str, value: Any, path: str) -> int:
         if key in ("enum", "const"):
@@ -155,25 +155,28 @@ class _Estimate:
         return self.cost(value, path)
 
     def _members(self, value: Mapping[str, Any], path: str) -> int:
-        """Cost of an object whose members' names are not keywords: `properties` may have one called `pattern`."""
+        """Return the cost of an object whose members' names are not keywords.
+
+        For example, `properties` may have a member called `pattern`.
+        """
         names = sum(1 + len(name) // 4 for name in value)
         return names + sum(self.cost(item, f"{path}.{name[:64]}") for name, item in value.items())
 
     def _pattern(self, value: str, path: str) -> int:
         try:
-            return self._once(value) and pattern_cost(value)
+            return self._is_new(value) and pattern_cost(value)
         except ValueError as error:
             raise TooCostly(path, str(error)) from error
 
-    def _once(self, thing: object) -> bool:
-        """Whether it was not there before."""
+    def _is_new(self, thing: object) -> bool:
+        """Return whether `thing` was not seen before, and remember it."""
         new = thing not in self._seen
         self._seen.add(thing)
         return new
 
     def _alternatives(self, node: Mapping[str, Any], path: str) -> int:
-        """Alternatives of a node, were those of its parts multiplied out, as back ends do that merge schemas."""
-        count = self._referred(node["$ref"], path) if isinstance(node.get("$ref"), str) else 1
+        """Return the alternatives of a node with those of its parts multiplied out, as by back ends that merge schemas."""
+        count = self._alternatives_behind(node["$ref"], path) if isinstance(node.get("$ref"), str) else 1
         for key in ("allOf", "anyOf", "oneOf"):
             parts = node.get(key)
             listed = parts if isinstance(parts, list) else []
@@ -184,12 +187,11 @@ class _Estimate:
                     raise TooCostly(path, f"over {MAX_ALTERNATIVES} alternatives when its parts are multiplied out")
         return count
 
-    def _referred(self, reference: str, path: str) -> int:
-        """Alternatives of what is referred to."""
+    def _alternatives_behind(self, reference: str, path: str) -> int:
+        """Return the alternatives of a reference's target."""
         if reference not in self._alternatives_of:
-            if (
-                len(self._alternatives_of) >= MAX_REFERENCES
-            ):  # each may lead to the next: they are followed by recursion
+            # Each reference may lead to the next, and they are followed by recursion.
+            if len(self._alternatives_of) >= MAX_REFERENCES:
                 raise TooCostly(path, f"over {MAX_REFERENCES} references")
             self._alternatives_of[reference] = 0
             target = self._target(reference, path)
@@ -217,12 +219,12 @@ class _Estimate:
 
 
 def _count(value: Any) -> int:
-    """A length or a number of items, as far as it is written out."""
+    """Return a length or a number of items, up to the number that is written out."""
     return int(min(value, _LENGTHS_KEPT)) if isinstance(value, int | float) and value > 0 else 0
 
 
 def _literals(value: Any, path: str) -> int:
-    """Cost of values that are written out."""
+    """Return the cost of values that are written out."""
     items = value if isinstance(value, list) else [value]
     if len(items) > MAX_ENUM:
         raise TooCostly(path, f"an enumeration of {len(items)} values, the cap is {MAX_ENUM}")

@@ -1,7 +1,7 @@
-"""Bounded JSON for inference bodies: counted before anything is built from it, read strictly, written in pieces.
+"""Bounded JSON for inference bodies: counted before it is decoded, decoded strictly, encoded in pieces.
 
-Python's JSON decoder and encoder keep the interpreter's lock through one call, in whatever thread it is made, so that a
-call may not be long: the decoder comes back to Python for each object and fraction, the encoder gets a piece at a time.
+Python's JSON decoder and encoder hold the interpreter lock during one call, in whatever thread it runs, so a call must
+not be long: the decoder returns to Python code for each object and fraction, the encoder gets a piece at a time.
 """
 
 import json
@@ -11,45 +11,47 @@ from typing import Any, Final, NoReturn
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 
 MAX_BODY_BYTES: Final = 4 << 20
-"""Bytes of a request: about a million tokens of text."""
+"""Bytes of a request body: about a million tokens of text."""
 
 MAX_VALUES: Final = 1 << 17
-"""JSON values in a request, members' names left out: a prompt of as many token ids as common models have context. Each
-costs some hundred bytes here, and in the engine up to a few thousand (a text part of a Responses item)."""
+"""JSON values in a request, without members' names: a prompt of as many token ids as common models have context.
+
+Each costs some hundred bytes here, and in the engine up to a few thousand (a text part of a Responses item)."""
 
 SMALL_BYTES: Final = 64 << 10
 SMALL_VALUES: Final = 2048
-"""Bytes and values of a body that is read on the event loop: a few milliseconds of work at most."""
+"""Bytes and values of a body that may be decoded on the event loop: a few milliseconds of work at most."""
 
 _SLICE: Final = 1 << 18
-"""Bytes that are counted in one go."""
+"""Bytes counted in one step."""
 
 _FEW: Final = 1
-"""Objects of a list that are written in one go; each may hold a schema of ten thousand fractions."""
+"""Objects of a list that are encoded in one call; each may hold a schema of ten thousand fractions."""
 
 _MANY: Final = 1 << 13
-"""Numbers or strings of a list that are written in one go."""
+"""Numbers or strings of a list that are encoded in one call."""
 
 _STARTS: Final = b",[{"
-"""A value stands after each of these; one more is the body itself."""
+"""Bytes that each precede a value; one more value is the body itself."""
 
 
 def is_small(raw: bytes) -> bool:
-    """Whether reading `raw` takes so little that the event loop may do it. Counts separators in strings too."""
+    """Return whether `raw` is small enough to be decoded on the event loop. Separators in strings count too."""
     return len(raw) <= SMALL_BYTES and _separators(raw) < SMALL_VALUES
 
 
 def values_in(raw: bytes) -> int:
-    """JSON values in `raw` if it is JSON, else some number; an empty list or object counts twice.
+    """Return the number of JSON values in `raw` if it is JSON, else some number; an empty list or object counts twice.
 
-    Stops, with more than MAX_VALUES, as soon as there are so many.
+    Separators in strings count too as long as the number is at most MAX_VALUES with them. Counting stops, with more
+    than MAX_VALUES, as soon as there are so many.
     """
     if (most := 1 + _separators(raw)) <= MAX_VALUES:
         return most
     count, inside, rest = 1, False, b""
     for start in range(0, len(raw), _SLICE):
         part = rest + raw[start : start + _SLICE]
-        odd = (len(part) - len(part.rstrip(b"\\"))) % 2  # a backslash at the end belongs to what follows it
+        odd = (len(part) - len(part.rstrip(b"\\"))) % 2  # a backslash at the end escapes the next byte
         part, rest = part[: len(part) - odd], part[len(part) - odd :]
         pieces = part.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         count += _separators(b"".join(pieces[inside::2]))
@@ -60,7 +62,7 @@ def values_in(raw: bytes) -> int:
 
 
 def read(raw: bytes) -> dict[str, Any]:
-    """The object that `raw` is. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE."""
+    """Decode `raw` to a JSON object. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE."""
     if len(raw) > MAX_BODY_BYTES:
         raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
     whole = raw.strip(b" \t\r\n")
@@ -79,15 +81,15 @@ def read(raw: bytes) -> dict[str, Any]:
 
 
 def write(fields: Mapping[str, Any]) -> bytes:
-    """`fields` as one JSON object. Raises Refused INVALID_REQUEST for what JSON cannot carry."""
+    """Encode `fields` as one JSON object. Raises Refused INVALID_REQUEST for values that JSON cannot carry."""
     try:
-        members = [f"{_ENCODE(name)}:{_written(value)}" for name, value in fields.items()]
+        members = [f"{_ENCODE(name)}:{_encoded(value)}" for name, value in fields.items()]
         return f"{{{','.join(members)}}}".encode()
     except (ValueError, RecursionError) as error:  # lone surrogates; numbers beyond a float
         raise Refused(INVALID_REQUEST, "the body holds text or numbers that JSON cannot carry") from error
 
 
-def _written(value: Any) -> str:
+def _encoded(value: Any) -> str:
     if not isinstance(value, list) or len(value) <= _FEW:
         return _ENCODE(value)
     step = _FEW if isinstance(value[0], dict | list) else _MANY

@@ -1,4 +1,4 @@
-"""OpenAI's /v1/models, out of the routes: every name `model` may be, and nothing of the engine's."""
+"""OpenAI's /v1/models, made from the routing table: every valid value of `model`, and no data of the engine's."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ OWNER = "lora-gateway"
 
 
 def models_payload(routing_table: RoutingTable) -> dict[str, Any]:
-    """The served model first, then each adapter's name, then each of its versions."""
+    """Return the list: the served model first, then each adapter's name, then each of its versions."""
     versions = sorted(routing_table.snapshot.served, key=lambda served: (served.adapter.casefold(), served.version))
     data = [_card(routing_table.model, routing_table.created, None)]
     data += [_adapter(served, served.adapter, routing_table.model) for served in versions if served.active]
@@ -18,7 +18,7 @@ def models_payload(routing_table: RoutingTable) -> dict[str, Any]:
 
 
 def model_payload(routing_table: RoutingTable, name: str) -> dict[str, Any]:
-    """One of them. Raises Refused MODEL_NOT_FOUND."""
+    """Return the entry of one model. Raises Refused MODEL_NOT_FOUND."""
     if name == routing_table.model:
         return _card(routing_table.model, routing_table.created, None)
     table = routing_table.snapshot
@@ -34,5 +34,5 @@ def _adapter(served: Served, name: str, parent: str) -> dict[str, Any]:
 
 
 def _card(name: str, created: int, parent: str | None) -> dict[str, Any]:
-    # `root` says the same as `id`: vLLM's would be a path of this machine
+    # `root` equals `id`: vLLM's own `root` would be a path of this machine
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "root": name, "parent": parent}

@@ -1,8 +1,9 @@
-"""From a stranger's request to the engine's answer and back, under the name the stranger used.
+"""Relay of inference requests to an engine, and of its answers back under the model name that the request used.
 
-The engine's answer is believed when it is JSON, finite, and labelled with the engine name that was asked; anything else is
-a 502, or an error event in the middle of a stream. Nothing that may have run is asked again: only what could not be sent
-at all, or came to an engine that has forgotten the adapter, goes on to the next engine where there are several.
+An answer is accepted only if it is JSON, finite, and labelled with the requested engine name; anything else becomes a
+502, or an error event in the middle of a stream. A request that may have run is never sent again: if there are several
+engines, only a request that could not be sent at all, or reached an engine that had lost the adapter, goes to the next
+one.
 """
 
 import asyncio
@@ -40,43 +41,46 @@ PATHS: Final[Mapping[Kind, str]] = {
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
 }
-"""The only paths of the engine a request can reach; never built from anything a stranger sent."""
+"""Paths of the engine that a request can reach, and no others; never built from request data."""
 
 MAX_ANSWER_BYTES: Final = 32 << 20
 """Bytes of an answer that is not streamed: 16 choices with 20 log-probabilities for each of thousands of tokens."""
 
 MAX_ERROR_BYTES: Final = 1 << 20
-"""Bytes of an engine's error that are read."""
+"""Bytes read of an engine's error, at most."""
 
 NOT_FOUND: Final = 404
 
 NO_ROUTE: Final = "Not Found"
-"""What vLLM's server says of a path it does not have; of a model it does not have it says more."""
+"""Message of vLLM's server for a path that it does not have; for a model that it does not have, the message is longer."""
 
 JSON_TYPE: Final = "application/json"
 SSE_TYPE: Final = "text/event-stream"
 
 
 class Asked(Protocol):
-    """What is asked of an engine here; see Engine."""
+    """Interface of an engine for the relay; see Engine."""
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE, NotReached when nothing was sent."""
 
     async def healthy(self) -> bool:
-        """Whether it answers and can compute."""
+        """Return whether it answers and can compute."""
 
 
 Choose = Callable[[str], Sequence[Asked]]
-"""Engine name → engines that answer to it now, in the order to try; at least one. Raises Unavailable."""
+"""Engine name → engines that answer to it now, in the order to be tried; at least one. Raises Unavailable."""
 
 
 Admit = Callable[[Load], Awaitable[None]]
-"""Waits until the engine may be asked for so much. Raises Refused."""
+"""Waits until a request with this load may be sent to the engine. Raises Refused."""
 
 
 def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
-    """Where there is one engine. up: whether it answered when last asked; one that hangs is not waited for again."""
+    """Return the `Choose` of a gateway with one engine.
+
+    up: returns whether the engine answered when last asked; requests do not wait again for one that hangs.
+    """
     one = (engine,)
 
     def choose(_: str) -> Sequence[Asked]:
@@ -89,9 +93,10 @@ def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back. body: bytes, or a Stream that whoever sends it must close when done, in whatever way that ends.
+    """Answer for the caller.
 
-    overhead_s: seconds that passed here and not in the engine, until the answer (a stream's head) was ready.
+    body: bytes, or a Stream that the sender must close when done, however sending ends.
+    overhead_s: seconds spent in the gateway, not in the engine, until the answer (of a stream, its head) was ready.
     """
 
     status: int
@@ -102,12 +107,14 @@ class Answer:
 
 
 class Relay:
-    """Answers requests through the engines that `choose` names, `only(engine)` where there is one.
+    """Relay of requests to the engines that `choose` returns; `only(engine)` if there is one engine.
 
-    missing: called with an engine name that could not be answered although it was thought loaded. pool: threads that read
-    large bodies and answers. prompt_logprobs: whether the engine may be asked for log-probabilities of a prompt; vLLM
-    0.32's CPU build, with adapters, ends over those of several prompts in one batch. seeds: whether it may be asked to draw
-    by a seed; that build ends when it reads such a prompt in several steps.
+    missing: called with an engine name that got no answer although it counted as loaded.
+    pool: threads that decode large bodies and answers.
+    prompt_logprobs: whether the engine may be asked for log-probabilities of a prompt; vLLM 0.32's CPU build, with
+        adapters, crashes on those of several prompts in one batch.
+    seeds: whether the engine may be asked to sample with a seed; that build crashes if it reads such a prompt in
+        several steps.
     """
 
     def __init__(
@@ -140,12 +147,13 @@ class Relay:
     ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
-        request_id: what the caller calls this request; the engine gets it with a random end, for two callers may choose
-        the same. admit: is told what the request asks of the engine before the engine is, and may wait or refuse.
-        owner: whose cached prompts may be used and are added to; None: those that are nobody's.
+        request_id: the caller's id of this request; the engine gets it with a random suffix, because two callers may
+            choose the same.
+        admit: called with the request's load before the engine gets it; may wait or refuse.
+        owner: owner of the cached prompts that may be used and added to; None: those without an owner.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
-        when the engine is away or does not hold the version, UPSTREAM_FAILED when its answer cannot be believed.
+        if the engine is down or does not hold the version, UPSTREAM_FAILED if its answer is not accepted.
         """
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
@@ -155,7 +163,7 @@ class Relay:
         if admit is not None:
             await admit(inference.load)
         waited = time.monotonic() - asked
-        target = self._routing_table.resolve(inference.model)  # another version, it may be, than before the wait
+        target = self._routing_table.resolve(inference.model)  # may be another version than before the wait
         body = addressed(written, target.engine_name, self._salt_of(owner))
         clock = Clock(self._hooks, target, began, waited)
         self._routing_table.in_flight.begin(target.engine_name)
@@ -180,24 +188,24 @@ class Relay:
                 self._routing_table.in_flight.end(target.engine_name)
 
     def _check_offered(self, inference: Inference) -> None:
-        """Raises Refused INVALID_REQUEST for what would end the engine."""
+        """Raise Refused INVALID_REQUEST for a request that would crash the engine."""
         if inference.scores_prompt and not self._prompt_logprobs:
             raise Refused(INVALID_REQUEST, "echo with logprobs is not offered here; ask for one of them", param="echo")
         if inference.seeded and not self._seeds:
             raise Refused(INVALID_REQUEST, "seed is not offered here with a temperature above 0", param="seed")
 
     async def _read(self, kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
-        """The request, and its body for the engine but for the name. Raises Refused."""
+        """Return the request, and its body for the engine without the model name. Raises Refused."""
         if is_small(raw):
             return _read(kind, raw)
         return await self._pool(_read, kind, raw)
 
     def _salt_of(self, owner: str | None) -> str | None:
-        """A salt that nobody outside this process can know or guess: it tells nothing of who an owner is, or of a key."""
+        """Return a salt that nobody outside this process can know or guess; it reveals neither the owner nor a key."""
         return None if owner is None else hmac.digest(self._salt_key, owner.encode(), "sha256").hex()
 
     async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
-        """The answer, and the engine that gives it: the first where the request could run."""
+        """Return the answer and its engine: the first one on which the request could run."""
         *others, last = self._choose(name)
         for engine in others:
             try:
@@ -239,17 +247,17 @@ class Relay:
         return Answer(200, JSON_TYPE, body, target, clock.worked)
 
     async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
-        """The engine's error as ours."""
-        said = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
-        if response.status == NOT_FOUND and said == NO_ROUTE:
+        """Return the engine's error as a gateway error. Raises Refused NOT_OFFERED if the engine has no such route."""
+        message = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
+        if response.status == NOT_FOUND and message == NO_ROUTE:
             raise Refused(NOT_OFFERED, "the engine offers no such route for the model it serves")
-        if response.status == NOT_FOUND:  # it forgot the adapter, by a restart we have not noticed yet
+        if response.status == NOT_FOUND:  # it has lost the adapter, by a restart not noticed yet
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
-        if response.status >= 500 and not await engine.healthy():  # its core is dead, its server not yet
+        if response.status >= 500 and not await engine.healthy():  # its core is dead, its server still answers
             self._missing(target.engine_name)
             return Unavailable(ENGINE_UNAVAILABLE, "the engine broke down and is being started again")
-        return refusal(response.status, said)
+        return refusal(response.status, message)
 
 
 def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
@@ -258,13 +266,13 @@ def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
 
 
 def _relabelled(answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:
-    """An answer's token counts, and the answer under the name that was asked. Raises ValueError, Unavailable."""
-    said = strict_json(answer)
-    return usage_of(said), relabel(answer, said, target)
+    """Return an answer's token counts, and the answer under the requested name. Raises ValueError, Unavailable."""
+    parsed = strict_json(answer)
+    return usage_of(parsed), relabel(answer, parsed, target)
 
 
 def _headers(request_id: str | None) -> Mapping[str, str]:
-    """The engine's headers: nothing of the caller's but its id, which the API has found to be well formed."""
+    """Return the engine's headers: of the caller's, only the request id, whose form the API has checked."""
     if request_id is None:
         return JSON_HEADERS
     return {**JSON_HEADERS, "x-request-id": f"{request_id}-{secrets.token_hex(4)}"}

@@ -1,6 +1,6 @@
-"""The body of one inference request: strictly parsed, every field on the table, written anew for the engine.
+"""Body of one inference request: parsed strictly, every field checked against a table, built anew for the engine.
 
-The engine never sees a byte a stranger sent: not an unknown field, not a duplicate key, not a number JSON does not have.
+The engine gets no byte of the original body: no unknown field, no duplicate key, no number that JSON does not have.
 """
 
 from collections.abc import Mapping
@@ -30,18 +30,20 @@ _REQUIRED: Final[Mapping[Kind, str]] = {
     "embeddings": "input",
 }
 _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
-"""Where a stream says token counts only when asked; in the other it always does."""
+"""Kinds whose streams give token counts only on request; streams of /v1/responses always do."""
 
 
 TOKENS_UNSAID: Final = 1024
-"""Tokens that a sequence is thought to take where the request does not say: an answer of some length."""
+"""Tokens assumed for a sequence if the request does not limit them: an answer of some length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """Load that a request puts on the engine.
 
-    sequences: prompts × n. tokens: those that it may write in all of them. schemas: cost of what is compiled for it.
+    sequences: prompts × n.
+    tokens: tokens that all sequences together may write.
+    schemas: cost of the schemas that are compiled for it.
     """
 
     sequences: int = 1
@@ -51,7 +53,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One request, checked. model: as sent, not resolved yet. fields: what goes on to the engine, without `model`."""
+    """One checked request. model: as sent, not resolved yet. fields: values for the engine, without `model`."""
 
     kind: Kind
     model: object
@@ -60,7 +62,7 @@ class Inference:
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is wanted token by token."""
+        """Whether the answer is to be streamed token by token."""
         return self.fields.get("stream") is True
 
     @property
@@ -70,45 +72,48 @@ class Inference:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt itself are asked for, not of the answer only."""
+        """Whether log-probabilities of the prompt itself are requested, not only of the answer."""
         return bool(self.fields.get("echo")) and "logprobs" in self.fields
 
     @property
     def seeded(self) -> bool:
-        """Whether the engine would draw its tokens by a seed of the caller's."""
+        """Whether the engine would sample its tokens with a seed of the caller's."""
         return "seed" in self.fields and self.fields.get("temperature", 1) != 0
 
     def encode(self, engine_name: str) -> bytes:
-        """The body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
+        """Return the body for the engine. Raises Refused INVALID_REQUEST for text that is not Unicode."""
         return addressed(self.written(), engine_name)
 
     def written(self) -> bytes:
-        """The same but for `model`.
+        """Return the body for the engine without `model`.
 
-        The engine is always asked for token counts: we count them, whether or not the caller does. It is asked for them
-        once, at the end; vLLM then says its `system_fingerprint` there, and not with the last token.
+        The engine is always asked for token counts, because the gateway counts them even if the caller does not. It is
+        asked for them once, at the end; vLLM then sends its `system_fingerprint` there, and not with the last token.
         """
         fields = self.fields
         if self.kind == "responses":
             fields = {**fields, "store": False}  # its default is true
         if self.stream and self.kind in _WITH_COUNTS and not self.usage_wanted:
             asked = {**(fields.get("stream_options") or {}), "include_usage": True}
-            asked.pop("continuous_usage_stats", None)  # without include_usage, vLLM does not do it
+            asked.pop("continuous_usage_stats", None)  # vLLM ignores it without include_usage
             fields = {**fields, "stream_options": asked}
         return json_body.write(fields)
 
 
 def addressed(written: bytes, engine_name: str, cache_salt: str | None = None) -> bytes:
-    """`written`, which has members, to the version called `engine_name` in the engine.
+    """Return `written`, which has members, as a request to the version called `engine_name` in the engine.
 
-    cache_salt: the engine shares cached prompts among requests of one salt only.
+    cache_salt: the engine shares cached prompts only among requests with the same salt.
     """
     salted = b"" if cache_salt is None else b'"cache_salt":' + dump(cache_salt) + b","
     return b'{"model":' + dump(engine_name) + b"," + salted + written[1:]
 
 
 def parse(kind: Kind, raw: bytes) -> Inference:
-    """Read a stranger's body. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE, naming the field."""
+    """Parse an untrusted body.
+
+    Raises Refused INVALID_REQUEST, REQUEST_TOO_LARGE or SCHEMA_TOO_COSTLY, naming the field.
+    """
     body = json_body.read(raw)
     table = _TABLES[kind]
     fields = {}
@@ -116,7 +121,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
         check = table.get(name) or UNHEARD.get(name)
         if check is None:
             raise Refused(INVALID_REQUEST, f"unknown field {name[:64]!r}", param=name[:64])
-        if value is None:  # says nothing, and vLLM minds it in some fields
+        if value is None:  # means absent, and vLLM refuses it in some fields
             continue
         if name == "messages" and isinstance(value, list) and len(value) > MAX_MESSAGES:
             raise Refused(REQUEST_TOO_LARGE, f"{len(value)} messages, the cap is {MAX_MESSAGES}", param=name)
@@ -127,12 +132,12 @@ def parse(kind: Kind, raw: bytes) -> Inference:
         if name not in UNHEARD:
             fields[name] = passed
     model = fields.pop("model", None)
-    _complete(kind, fields)
+    _check_combinations(kind, fields)
     return Inference(kind, model, fields, _load(kind, fields))
 
 
-def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
-    """What cannot be seen field by field."""
+def _check_combinations(kind: Kind, fields: Mapping[str, Any]) -> None:
+    """Check the rules that involve several fields. Raises Refused INVALID_REQUEST."""
     required = _REQUIRED[kind]
     if required not in fields:
         raise Refused(INVALID_REQUEST, f"{required} is missing", param=required)
@@ -143,7 +148,7 @@ def _complete(kind: Kind, fields: Mapping[str, Any]) -> None:
 
 
 def _load(kind: Kind, fields: Mapping[str, Any]) -> Load:
-    """Raises Refused INVALID_REQUEST for caps that multiply, SCHEMA_TOO_COSTLY."""
+    """Return the load. Raises Refused INVALID_REQUEST if the product of its parts is over a cap, SCHEMA_TOO_COSTLY."""
     prompts = fields.get("prompt") if kind == "completions" else fields.get("input") if kind == "embeddings" else None
     listed = isinstance(prompts, list) and not isinstance(prompts[0], int)
     count, answers = len(prompts) if listed and isinstance(prompts, list) else 1, fields.get("n", 1)
@@ -165,9 +170,10 @@ _TOKENS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def _schemas(kind: Kind, fields: Mapping[str, Any]) -> int:
-    """Cost of the schemas that the engine compiles: the format's, and the tools' where one of them must be called.
+    """Return the cost of the schemas that the engine compiles.
 
-    Those of tools that may be called are part of the prompt, and are held to the caps on their parts all the same.
+    Those are the format's, and the tools' if one of them must be called. Schemas of tools that may be called are part
+    of the prompt, but the caps on their parts apply to them too.
     """
     flat = kind == "responses"
     asked = (fields.get("text") or {}).get("format") if flat else fields.get("response_format")

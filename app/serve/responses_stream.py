@@ -1,4 +1,4 @@
-"""A streamed answer of /v1/responses: events with names, labelled at the beginning and the end, and no [DONE]."""
+"""Streamed answer of /v1/responses: named events, labelled with the model at the beginning and the end, without [DONE]."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from app.serve.stream import Stream, usage_of
 from app.serve.timing import Clock
 
 LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
-"""Events after which nothing follows."""
+"""Events that end a stream."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 _BROKEN: Final = 500
 
 
 class ResponseStream(Stream):
-    """As Stream. Nothing is passed on before the engine has said who answers."""
+    """Stream of /v1/responses. Passes nothing on before the engine has named the model that answers."""
 
     __slots__ = ("_labelled", "_sent")
 
@@ -38,21 +38,21 @@ class ResponseStream(Stream):
         super().__init__(response, target, clock, usage_wanted=usage_wanted, landed=landed)
 
     def _read(self, data: bytes) -> dict[str, Any]:
-        said = super()._read(data)
-        if said.get("type") == "error":
-            message = str(said.get("message"))[:300].replace(self._target.engine_name, self._target.asked)
+        parsed = super()._read(data)
+        if parsed.get("type") == "error":
+            message = str(parsed.get("message"))[:300].replace(self._target.engine_name, self._target.asked)
             raise refusal(_BROKEN, message)
-        response = said.get("response")
+        response = parsed.get("response")
         if isinstance(response, Mapping) and (usage := usage_of(response)) is not None:
             self._usage = usage
-        return said
+        return parsed
 
-    def _event(self, data: bytes, said: Mapping[str, Any]) -> bytes:
-        name = said.get("type")
+    def _event(self, data: bytes, parsed: Mapping[str, Any]) -> bytes:
+        name = parsed.get("type")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError("an event without a name")
-        if "response" in said:
-            data = relabel_within(data, said, "response", self._target)
+        if "response" in parsed:
+            data = relabel_within(data, parsed, "response", self._target)
             self._labelled = True
         elif not self._labelled:
             raise ValueError("an answer that does not say whose it is")
@@ -60,15 +60,15 @@ class ResponseStream(Stream):
         return b"event: " + name.encode() + b"\n" + event_of(data)
 
     def _error(self, error: GatewayError) -> bytes:
-        """OpenAI's error event, and in it the envelope, for which SDKs raise as they would for an error response."""
+        """Return OpenAI's error event with the error envelope inside, so that SDKs raise as for an error response."""
         inner = envelope(error)["error"]
         flat = {key: inner[key] for key in ("code", "message", "param")}
-        said = {"type": "error", "sequence_number": self._sent, **flat, "error": inner}
-        return b"event: error\n" + event_of(dump(said))
+        event = {"type": "error", "sequence_number": self._sent, **flat, "error": inner}
+        return b"event: error\n" + event_of(dump(event))
 
-    def _is_last(self, said: Mapping[str, Any]) -> bool:
-        return said.get("type") in LAST
+    def _is_last(self, parsed: Mapping[str, Any]) -> bool:
+        return parsed.get("type") in LAST
 
-    def _texts(self, said: Mapping[str, Any]) -> tuple[int, int]:
-        piece = int(str(said.get("type")).endswith(".delta") and bool(said.get("delta")))
+    def _texts(self, parsed: Mapping[str, Any]) -> tuple[int, int]:
+        piece = int(str(parsed.get("type")).endswith(".delta") and bool(parsed.get("delta")))
         return piece, piece

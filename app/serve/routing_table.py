@@ -1,6 +1,6 @@
 """Routing table: model name → engine target. Immutable, and replaced as a whole.
 
-Names are resolved once, at the door; a request keeps the target it was given however the table changes meanwhile.
+A request keeps the target that its name was resolved to, however the table changes in the meantime.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,16 +14,17 @@ from app.domain.names import NAME_LIMIT, parse_model
 from app.serve.in_flight import InFlight
 
 MODEL_LIMIT: Final = NAME_LIMIT + 11
-"""Characters of the longest name that can mean anything: a name, `@`, a version number."""
+"""Characters of the longest possible model name: a name, `@`, a version number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one request goes, and what its answer is labelled with.
+    """Destination of one request, and the label of its answer.
 
-    asked: the name in the request. engine_name: what the engine calls it. adapter, version, digest: which version
-    answers; all None for the served model itself. An emptied adapter's version has adapter and version, no digest, and
-    the served model's engine name.
+    asked: the name in the request.
+    engine_name: the engine's name for it.
+    adapter, version, digest: the version that answers; all None for the served model itself. A version of an emptied
+        adapter has adapter and version, no digest, and the served model's engine name.
     """
 
     asked: str
@@ -35,9 +36,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Served:
-    """One servable version. engine_name and digest None: emptied, answered by the served model. created: Unix time, s.
+    """One servable version. engine_name, digest: None if emptied, answered by the served model. created: Unix time, s.
 
-    Made once for each revision of a version, so that its targets are made once, however often the table is replaced.
+    It is made once for each revision of a version, so that its targets are made once, however often the table is
+    replaced.
     """
 
     adapter: str
@@ -53,16 +55,16 @@ class Served:
         return self.answered_by(self.engine_name or "")
 
     def answered_by(self, engine_name: str) -> tuple[Target, Target]:
-        """Targets under its number and under the plain name, answered under this engine name."""
+        """Return the targets under its number and under the plain name, with this engine name."""
         labels = (engine_name, self.adapter, self.version, self.digest)
         return Target(f"{self.adapter}@{self.version}", *labels), Target(self.adapter, *labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole table: name as asked → target, and the versions it was made from.
+    """Whole routing table: requested name → target, and the versions it was made from.
 
-    unloaded: (adapter, version) of those that are too old to be kept in the engines.
+    unloaded: (adapter, version) of the versions that are too old to be kept in the engines.
     """
 
     targets: Mapping[str, Target]
@@ -73,9 +75,11 @@ class Snapshot:
 class RoutingTable:
     """Routing table in force.
 
-    model: the served model's own name. base: the engine's name for it, where requests must go by another (engine.md row
-    10). in_flight: requests on each engine name. loaded: whether the engine answers to an engine name now. created: Unix
-    time (s) shown for the served model.
+    model: the served model's own name.
+    base: the engine's name for the served model, if requests must use another one (engine.md row 10).
+    in_flight: counter of requests by engine name.
+    loaded: returns whether the engine answers to an engine name now.
+    created: Unix time (s) shown for the served model.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class RoutingTable:
         return self._snapshot
 
     def replace(self, versions: tuple[Served, ...], unloaded: AbstractSet[tuple[str, int]] = frozenset()) -> None:
-        """Put a new table in force, at once and for all requests that come after."""
+        """Put a new table in force, at once, for all later requests."""
         targets: dict[str, Target] = {}
         for served in versions:
             emptied = served.engine_name is None
@@ -116,9 +120,9 @@ class RoutingTable:
         )
 
     def resolve(self, model: object) -> Target:
-        """What `model`, as a stranger sent it, means.
+        """Return the target of `model`, as sent in an untrusted request.
 
-        Raises Refused MODEL_MISSING, MODEL_NOT_FOUND or VERSION_UNLOADED; Unavailable ENGINE_UNAVAILABLE when it is known
+        Raises Refused MODEL_MISSING, MODEL_NOT_FOUND or VERSION_UNLOADED; Unavailable ENGINE_UNAVAILABLE if it is known
         but the engine does not hold it now: never another adapter, never the served model in its place.
         """
         target = self._snapshot.targets.get(model) if isinstance(model, str) else None
@@ -129,7 +133,7 @@ class RoutingTable:
         return target
 
     def is_loaded(self, target: Target) -> bool:
-        """Whether the engine answers for `target` now."""
+        """Return whether the engine answers for `target` now."""
         name = target.engine_name
         return (name == self.model and not self._guarded) or self._loaded(name)
 

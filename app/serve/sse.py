@@ -1,4 +1,4 @@
-"""Server-sent events, as much of them as OpenAI's streams use: cut into events, checked, relabelled."""
+"""Server-sent events, the subset that OpenAI's streams use: splitting a stream, and decoding and encoding an event."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from app.domain.errors import GatewayError, envelope
 DONE: Final = b"data: [DONE]\n\n"
 
 MAX_EVENT_BYTES: Final = 4 << 20
-"""Bytes of one event: a chunk with 20 log-probabilities for each of some hundred tokens is far below."""
+"""Bytes of one event: a chunk with 20 log-probabilities for each of some hundred tokens is far below that."""
 
 LARGE_BYTES: Final = 64 << 10
-"""Bytes of JSON above which the decoder comes back to Python for each object and fraction: other threads wait meanwhile."""
+"""Bytes of JSON above which the decoder returns to Python code for each object and fraction, to let other threads run."""
 
 _DATA: Final = b"data:"
 _END: Final = b"\n\n"
 
 
 class Events:
-    """Cuts a stream of bytes into the data of its events. Holds at most one unfinished event."""
+    """Splitter of a stream of bytes into the data of its events. Holds at most one unfinished event."""
 
     __slots__ = ("_rest",)
 
@@ -27,7 +27,10 @@ class Events:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The data of each event that `chunk` completes. Raises ValueError for an event that never ends or has no data."""
+        """Yield the data of each event that `chunk` completes.
+
+        Raises ValueError for an event that never ends or has no data.
+        """
         *whole, self._rest = (self._rest + chunk if self._rest else chunk).split(_END)
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of over {MAX_EVENT_BYTES} bytes")
@@ -42,7 +45,7 @@ class Events:
 
 
 def _data(event: bytes) -> bytes | None:
-    """An event's data; None for a comment, which keeps connections alive and says nothing."""
+    """Return an event's data; None for a comment, which only keeps the connection alive."""
     if event.startswith(_DATA) and b"\n" not in event:
         return event[len(_DATA) :].strip()
     lines = [line for line in event.splitlines() if line and not line.startswith(b":")]
@@ -55,28 +58,28 @@ def _data(event: bytes) -> bytes | None:
 
 
 def strict_json(data: bytes) -> dict[str, Any]:
-    """A JSON object with finite numbers. Raises ValueError otherwise."""
+    """Decode a JSON object with finite numbers. Raises ValueError otherwise."""
     try:
         found = (_DECODE if len(data) <= LARGE_BYTES else _DECODE_LARGE)(data.decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - one error for all that is wrong with it
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one exception type for every fault
     return found
 
 
 def event_of(data: bytes) -> bytes:
-    """One event with this data."""
+    """Return one event with this data."""
     return b"data: " + data + _END
 
 
 def dump(value: object) -> bytes:
-    """Compact JSON. Raises ValueError for numbers JSON does not have."""
+    """Encode as compact JSON. Raises ValueError for numbers that JSON does not have."""
     return _ENCODE(value).encode()
 
 
 def error_event(error: GatewayError) -> bytes:
-    """An error in the middle of a stream, in OpenAI's envelope: SDKs raise it as they would an error response."""
+    """Return the event for an error within a stream, in OpenAI's envelope: SDKs raise it like an error response."""
     return event_of(dump(envelope(error)))
 
 

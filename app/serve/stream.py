@@ -1,4 +1,4 @@
-"""One streamed answer on its way through: event by event, relabelled, never silently cut short."""
+"""Streamed answer of an engine: relayed event by event, relabelled, never cut short without an error event."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
@@ -17,25 +17,25 @@ _DONE_DATA: Final = b"[DONE]"
 _TEXTS: Final = ("content", "tool_calls", "reasoning", "reasoning_content")
 
 
-def usage_of(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The engine's token counts, where it said any that can be read, in chat's words."""
-    usage = said.get("usage")
+def usage_of(parsed: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the engine's token counts under chat's field names; None if it gave none that can be read."""
+    usage = parsed.get("usage")
     if not isinstance(usage, Mapping):
         return None
-    if "input_tokens" in usage:  # as /v1/responses says it
+    if "input_tokens" in usage:  # names of /v1/responses
         usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage.get("output_tokens")}
     return usage
 
 
 class Stream(AsyncIterator[bytes]):
-    """Iterates over bytes to send: whole events, several at once where they arrived together.
+    """Iterator over the bytes to send: whole events, several at once if they arrived together.
 
-    Ends after `data: [DONE]`, or after an error event when the engine broke off, lied or ran on. `close` (or dropping it)
-    before that cuts the connection to the engine, which then aborts its work. A class rather than a generator because a
-    generator that was never started is never closed.
+    It ends after `data: [DONE]`, or after an error event if the engine's answer broke off, was invalid or was too long.
+    `close` (or dropping it) before that cuts the connection to the engine, which then aborts its work. It is a class
+    rather than a generator because a generator that was never started is never closed.
     """
 
-    __slots__ = ("_chunks", "_clock", "_events", "_landed", "_response", "_size", "_target", "_usage", "_usage_wanted")
+    __slots__ = ("_chunks", "_clock", "_events", "_on_end", "_response", "_size", "_target", "_usage", "_usage_wanted")
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Stream(AsyncIterator[bytes]):
         usage_wanted: bool,
         landed: Callable[[], None],
     ) -> None:
-        """usage_wanted: whether the caller gets the event with the token counts. landed: called once, when it is over."""
+        """usage_wanted: whether the caller gets the event with the token counts. on_end: called once, at the end."""
         self._response = response
         self._target = target
         self._clock = clock
         self._usage_wanted = usage_wanted
-        self._landed: Callable[[], None] | None = landed
+        self._on_end: Callable[[], None] | None = landed
         self._chunks = response.chunks()
         self._events = Events()
         self._size = 0
@@ -61,32 +61,32 @@ class Stream(AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
-        """The next bytes to send."""
+        """Return the next bytes to send."""
         try:
-            while self._landed is not None:
+            while self._on_end is not None:
                 if out := await self._next():
                     return out
         except GatewayError as error:
             self._close(error)
             return self._error(error)
-        except BaseException:  # cancelled: the client has gone
-            self._leave()
+        except BaseException:  # cancelled: the client has disconnected
+            self._abandon()
             raise
         raise StopAsyncIteration
 
     def close(self) -> None:
-        """Stop, wherever it stands. Safe to call twice."""
-        self._leave()
+        """End the stream at any point. Safe to call twice."""
+        self._abandon()
 
     async def aclose(self) -> None:
-        """The same, as those that iterate call it."""
-        self._leave()
+        """End the stream, for callers that close async iterators."""
+        self._abandon()
 
     def __del__(self) -> None:
-        self._leave()
+        self._abandon()
 
     async def _next(self) -> bytes:
-        """What the next piece from the engine comes to; may be empty. Raises GatewayError."""
+        """Return the bytes to send for the next chunk from the engine; may be empty. Raises GatewayError."""
         self._clock.wait()
         try:
             chunk = await anext(self._chunks)
@@ -102,17 +102,17 @@ class Stream(AsyncIterator[bytes]):
         return self._relabelled(chunk)
 
     def _relabelled(self, chunk: bytes) -> bytes:
-        """The events that `chunk` completes. What came before something wrong is sent before the error."""
+        """Return the events that `chunk` completes. Events before a faulty one are sent before the error."""
         out: list[bytes] = []
         try:
             for data in self._events.feed(chunk):
                 if data == _DONE_DATA:
                     self._close(None)
                     return b"".join([*out, DONE])
-                said = self._read(data)
-                out.append(self._event(data, said))
-                self._clock.text(*self._texts(said))
-                if self._is_last(said):
+                parsed = self._read(data)
+                out.append(self._event(data, parsed))
+                self._clock.text(*self._texts(parsed))
+                if self._is_last(parsed):
                     self._close(None)
                     break
         except ValueError as error:
@@ -123,56 +123,58 @@ class Stream(AsyncIterator[bytes]):
         return b"".join(out)
 
     def _read(self, data: bytes) -> dict[str, Any]:
-        said = strict_json(data)
-        if "error" in said:
-            raise _mid_stream(said["error"], self._target)
-        if (usage := usage_of(said)) is not None:
+        parsed = strict_json(data)
+        if "error" in parsed:
+            raise _mid_stream(parsed["error"], self._target)
+        if (usage := usage_of(parsed)) is not None:
             self._usage = usage
-        return said
+        return parsed
 
-    def _event(self, data: bytes, said: Mapping[str, Any]) -> bytes:
-        """For the caller; nothing for token counts that only we asked for."""
-        event = event_of(relabel(data, said, self._target))
-        return event if self._usage_wanted or said.get("choices") or usage_of(said) is None else b""
+    def _event(self, data: bytes, parsed: Mapping[str, Any]) -> bytes:
+        """Return the event for the caller; empty for token counts that only the gateway requested."""
+        event = event_of(relabel(data, parsed, self._target))
+        return event if self._usage_wanted or parsed.get("choices") or usage_of(parsed) is None else b""
 
     def _failed(self, out: list[bytes], error: GatewayError) -> bytes:
         self._close(error)
         return b"".join([*out, self._error(error)])
 
     def _error(self, error: GatewayError) -> bytes:
-        """`error` as the event that ends this stream."""
+        """Return the event for `error`, which ends this stream."""
         return error_event(error)
 
-    def _is_last(self, said: Mapping[str, Any]) -> bool:
-        """Whether nothing follows this event."""
-        return False  # [DONE] does
+    def _is_last(self, parsed: Mapping[str, Any]) -> bool:
+        """Return whether no event follows this one."""
+        return False  # the stream ends with [DONE]
 
-    def _texts(self, said: Mapping[str, Any]) -> tuple[int, int]:
-        """Pieces of text in one event: of the first choice, and of all. A role or a reason to finish is none."""
-        return _texts(said)
+    def _texts(self, parsed: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the pieces of text in one event: of the first choice, and of all. Roles and finish reasons do not
+        count.
+        """
+        return _texts(parsed)
 
-    def _leave(self) -> None:
-        if self._land():
+    def _abandon(self) -> None:
+        if self._finish():
             self._clock.over(CLIENT_GONE, self._usage, GONE)
 
     def _close(self, error: GatewayError | None) -> None:
-        if self._land():
+        if self._finish():
             status, code = (200, None) if error is None else (error.code.status, error.code.name)
             self._clock.over(status, self._usage, code)
 
-    def _land(self) -> bool:
-        """Let go of the engine; True the first time."""
-        landed, self._landed = getattr(self, "_landed", None), None
-        if landed is None:
+    def _finish(self) -> bool:
+        """Release the engine; return True the first time."""
+        on_end, self._on_end = getattr(self, "_on_end", None), None
+        if on_end is None:
             return False
         self._response.close()
-        landed()
+        on_end()
         return True
 
 
-def _texts(said: Mapping[str, Any]) -> tuple[int, int]:
+def _texts(parsed: Mapping[str, Any]) -> tuple[int, int]:
     first = pieces = 0
-    choices = said.get("choices")
+    choices = parsed.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict) and _has_text(choice):
             pieces += 1
@@ -188,8 +190,8 @@ def _has_text(choice: Mapping[str, Any]) -> bool:
 
 
 def _mid_stream(error: Any, target: Target) -> GatewayError:
-    """vLLM's error event: its words as our error."""
+    """Return the gateway error for vLLM's error event."""
     status = error.get("code") if isinstance(error, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    said = str(message)[:300].replace(target.engine_name, target.asked)
-    return refusal(status if isinstance(status, int) else 500, said)
+    text = str(message)[:300].replace(target.engine_name, target.asked)
+    return refusal(status if isinstance(status, int) else 500, text)

@@ -1,4 +1,4 @@
-"""What is heard about each request, for metrics; and the clock that one request carries."""
+"""Timing of one request, and the hooks that receive it for metrics."""
 
 import time
 from collections.abc import Mapping
@@ -8,90 +8,94 @@ from app.domain.errors import GatewayError
 from app.serve.routing_table import Target
 
 CLIENT_GONE: Final = 499
-"""Status under which a request is counted that its client left: nginx's word for it."""
+"""Status under which a request is counted if its client disconnected, as in nginx."""
 
 GONE: Final = "client_gone"
-"""And the code."""
+"""Error code under which it is counted."""
 
 
 class Hooks(Protocol):
-    """Must not block or raise."""
+    """Callbacks for metrics. They must not block or raise."""
 
     def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
-        """A request is over. seconds: since its body was read. usage: OpenAI's token counts, where the engine said them."""
+        """Record the end of a request.
+
+        seconds: since its body was read.
+        usage: OpenAI's token counts, if the engine gave any.
+        """
 
     def failed(self, target: Target, code: str) -> None:
-        """It is over because it failed. code: the error's, or GONE."""
+        """Record that a request ended because it failed. code: the error's, or GONE."""
 
     def first_token(self, target: Target, seconds: float) -> None:
-        """The first token of a stream arrived. seconds: since the request's body was read."""
+        """Record the first token of a stream. seconds: since the request's body was read."""
 
     def more_tokens(self, target: Target, seconds: float, pieces: int) -> None:
-        """Further pieces of text arrived together, `seconds` after those before."""
+        """Record further pieces of text that arrived together, `seconds` after the previous ones."""
 
     def own_work(self, seconds: float) -> None:
-        """Seconds of our own work on one request, waiting left out."""
+        """Record the seconds of the gateway's own work on one request, without waiting."""
 
 
 class NoHooks:
-    """Hears nothing."""
+    """Hooks that do nothing."""
 
     def answered(self, target: Target, status: int, seconds: float, usage: Mapping[str, Any] | None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def failed(self, target: Target, code: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def first_token(self, target: Target, seconds: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def more_tokens(self, target: Target, seconds: float, pieces: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def own_work(self, seconds: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Clock:
-    """One request's times: how long in all, how long of it we worked, and when its tokens came."""
+    """Clock of one request: its total time, the gateway's own work within it, and the arrival of its tokens."""
 
     __slots__ = ("_arrived", "_began", "_first", "_hooks", "_last", "_own", "_pieces", "_target", "_working")
 
     def __init__(self, hooks: Hooks, target: Target, began: float, waited: float = 0.0) -> None:
-        """began: time.monotonic() when the body had been read; we have been working since, but for `waited` seconds."""
+        """began: time.monotonic() when the body had been read; all time since is own work, except `waited` seconds."""
         self._hooks = hooks
         self._target = target
         self._began = began
-        self._arrived = began  # when our work last began: with the body, or with what the engine sent
+        self._arrived = began  # when own work last began: with the body, or with bytes of the engine
         self._working = True
         self._own = -waited
         self._last: float | None = None
         self._first = self._pieces = 0
 
     def wait(self) -> None:
-        """Our work stops here: the engine's turn, or the client's."""
+        """Stop counting own work: the engine works now, or the client."""
         if self._working:
             self._working = False
             self._own += time.monotonic() - self._arrived
-            self._tell()
+            self._report_tokens()
 
     def work(self) -> None:
-        """Our work goes on: something arrived."""
+        """Continue counting own work: something arrived."""
         if not self._working:
             self._working = True
             self._arrived = time.monotonic()
 
     @property
     def worked(self) -> float:
-        """Seconds of our own work so far."""
+        """Seconds of own work so far."""
         return self._own + (time.monotonic() - self._arrived if self._working else 0.0)
 
     def text(self, first: int, pieces: int) -> None:
-        """It held text: `pieces` in all, `first` of them of the first choice, whose pace is measured."""
+        """Count the text that arrived: `pieces` in all, `first` of them of the first choice, whose pace is measured."""
         self._first += first
         self._pieces += pieces
 
-    def _tell(self) -> None:
+    def _report_tokens(self) -> None:
         first, last, self._first = self._first, self._last, 0
         if first:
             self._last = self._arrived
@@ -101,7 +105,7 @@ class Clock:
                 self._hooks.more_tokens(self._target, self._arrived - last, first)
 
     def over(self, status: int, usage: Mapping[str, Any] | None, code: str | None = None) -> None:
-        """The request is over. A stream that was cut short says no usage: then its pieces of text count as tokens."""
+        """End the request. A stream that was cut short has no usage: its pieces of text then count as tokens."""
         self.wait()
         if usage is None and self._pieces:
             usage = {"completion_tokens": self._pieces}
@@ -111,9 +115,9 @@ class Clock:
             self._hooks.failed(self._target, code)
 
     def failed(self, error: GatewayError) -> None:
-        """It is over, and failed."""
+        """End the request as failed."""
         self.over(error.code.status, None, error.code.name)
 
     def gone(self) -> None:
-        """It is over: the client left."""
+        """End the request as one whose client disconnected."""
         self.over(CLIENT_GONE, None, GONE)

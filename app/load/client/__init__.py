@@ -1,1 +1,1 @@
-"""Client of one engine: vLLM's HTTP API as this gateway uses it."""
+"""Client of one engine: the part of vLLM's HTTP API that this gateway uses."""

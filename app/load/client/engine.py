@@ -1,7 +1,7 @@
-"""An engine as the gateway sees it: a handful of routes, spoken over HTTP.
+"""HTTP client of one engine, for the few routes of vLLM that the gateway uses.
 
-vLLM's answers are believed only as far as its list of models confirms them: a load that answered 200 may not have
-happened, one that broke off may have (hostile.md R10).
+A load counts as successful only if the engine's list of models confirms it: a load answered with 200 may not have
+happened, and one whose connection broke may have (hostile.md R10).
 """
 
 import asyncio
@@ -29,35 +29,36 @@ DEVELOPERS_PATH: Final = "/is_sleeping"
 DEVELOPERS: Final = "it runs with VLLM_SERVER_DEV_MODE, so that whoever reaches it can run code in it: start it without"
 
 CONNECT_S: Final = 5.0
-"""Seconds to connect: the engine is on this machine or near."""
+"""Seconds to connect: the engine is on this machine or near it."""
 
 CONTROL_S: Final = 10.0
-"""Seconds for listing, unloading and health: nothing there waits for the model."""
+"""Seconds for listing models, unloading and health checks: none of them waits for the model."""
 
 LOAD_S: Final = 120.0
-"""Seconds for loading one adapter: reading hundreds of megabytes while the engine is busy decoding."""
+"""Seconds for loading one adapter: the engine reads hundreds of megabytes while it is busy decoding."""
 
 SILENCE_S: Final = 300.0
-"""Seconds an inference answer may stay silent: a request can queue behind long ones before its first byte."""
+"""Seconds that an inference answer may send nothing: a request can queue behind long ones before its first byte."""
 
 ANSWER_S: Final = 1800.0
-"""Seconds one inference answer may take in all, however steadily it trickles."""
+"""Seconds that one inference answer may take in total, however steadily its bytes arrive."""
 
 CONNECTIONS: Final = 1024
-"""Inference requests at once to one engine; what is more waits. vLLM batches a few hundred sequences."""
+"""Inference requests to one engine at the same time; further ones wait. vLLM batches a few hundred sequences."""
 
 CONTROL_CONNECTIONS: Final = 64
-"""Connections for control, apart from those of inference: streams whose clients do not read could fill one pool, and an
-engine that cannot be asked whether it is well would count as away."""
+"""Control connections, in a pool of their own: streams whose clients do not read could fill a shared pool, and an
+engine whose health cannot be checked would count as down."""
 
 IDLE_CONNECTION_S: Final = 4.0
-"""Seconds an idle connection is kept: less than the 5 s after which vLLM closes it, or a request could meet its end."""
+"""Seconds that an idle connection is kept: less than the 5 s after which vLLM closes it, or a request could be sent
+on a connection that is being closed."""
 
 CONTROL_BYTES: Final = 8 << 20
-"""Bytes of a control answer that are read, but for the list of models (model_list.py)."""
+"""Bytes read of a control answer, at most; the list of models has its own limit (model_list.py)."""
 
 WORDS: Final = 300
-"""Characters of the engine's own words that are quoted."""
+"""Characters quoted of an error message of the engine, at most."""
 
 NO_WORDS: Final = "the engine gave no reason"
 
@@ -65,7 +66,7 @@ JSON_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/json"}
 
 
 class EngineResponse(Protocol):
-    """One answer of the engine, its body not read yet. Whoever got it closes it."""
+    """Answer of the engine whose body has not been read yet. The caller must close it."""
 
     @property
     def status(self) -> int:
@@ -76,57 +77,66 @@ class EngineResponse(Protocol):
         """Media type, without parameters."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises Unavailable ENGINE_UNAVAILABLE when it breaks off."""
+        """Yield the body as it arrives. Raises Unavailable ENGINE_UNAVAILABLE if the connection breaks."""
 
     async def read(self, limit: int) -> bytes:
-        """The whole body. Raises Unavailable ENGINE_UNAVAILABLE when it breaks off or exceeds `limit` bytes."""
+        """Return the whole body.
+
+        Raises Unavailable ENGINE_UNAVAILABLE if the connection breaks or the body exceeds `limit` bytes.
+        """
 
     def close(self) -> None:
-        """Let go: back to the pool when read to its end, else the connection is cut and the engine aborts its work."""
+        """Release the connection.
+
+        It goes back to the pool if the body was read to its end; otherwise it is cut, and the engine aborts its work.
+        """
 
 
 class Engine(Protocol):
-    """What load and serve ask of an engine. Everything raises Unavailable and nothing else."""
+    """Interface of an engine for load and serve. Its methods raise Unavailable and nothing else."""
 
     @property
     def pulse(self) -> Pulse:
-        """How long it has brought nothing of what it owes."""
+        """Record of how long requests have waited for this engine without a byte of any answer."""
 
     async def models(self) -> frozenset[str]:
-        """Names it answers to now."""
+        """Return the names that the engine answers to now."""
 
     async def cards(self) -> Cards:
-        """The same names, each with the path it reads (`root`) and, for an adapter, the model it rides on (`parent`)."""
+        """Return those names, each with the path it is read from (`root`) and, for an adapter, its base (`parent`)."""
 
     async def load(self, name: str, path: Path) -> None:
-        """Make it answer to `name` with the adapter in `path`; done already is success.
+        """Make the engine answer to `name` with the adapter in `path`; if it does already, that is a success.
 
-        Raises Unavailable: LOAD_FAILED with the engine's words, or ENGINE_UNAVAILABLE.
+        Raises Unavailable: LOAD_FAILED with the engine's error message, or ENGINE_UNAVAILABLE.
         """
 
     async def unload(self, name: str) -> None:
-        """Make it forget `name`; forgotten already is success. Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Remove `name` from the engine; if it is not loaded, that is a success. Raises Unavailable ENGINE_UNAVAILABLE."""
 
     async def healthy(self) -> bool:
-        """Whether it answers and can compute."""
+        """Return whether the engine answers and can compute."""
 
     async def objection(self) -> str | None:
-        """What speaks against using it at all, however it is started; None: nothing. Raises Unavailable."""
+        """Return a reason not to use the engine at all, however it is started; None if there is none.
+
+        Raises Unavailable.
+        """
 
     async def exposition(self) -> bytes:
-        """Its own metrics in Prometheus text format. Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Return the engine's own metrics in Prometheus text format. Raises Unavailable ENGINE_UNAVAILABLE."""
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """Send one inference request; returns when the status is known. Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Send one inference request and return when its status is known. Raises Unavailable ENGINE_UNAVAILABLE."""
 
     async def close(self) -> None:
         """Close all connections."""
 
 
 class ConnectionPool:
-    """A client session over TCP or a Unix socket, opened on first use because it belongs to the running event loop.
+    """Client session over TCP or a Unix socket, opened on first use because it belongs to the running event loop.
 
-    limit: connections at once; a request beyond them waits.
+    limit: connections at the same time; further requests wait.
     """
 
     def __init__(self, unix_socket: str | None, limit: int) -> None:
@@ -136,7 +146,7 @@ class ConnectionPool:
         self._closed = False
 
     def session(self) -> aiohttp.ClientSession:
-        """The open session. Raises NotReached after `close`."""
+        """Return the open session. Raises NotReached after `close`."""
         if self._closed:
             raise NotReached(ENGINE_UNAVAILABLE, "the engine does not belong here any more")
         if self._session is None:
@@ -156,17 +166,18 @@ class ConnectionPool:
         return self._session
 
     async def close(self) -> None:
-        """Close every connection, for good."""
+        """Close every connection for good."""
         session, self._session, self._closed = self._session, None, True
         if session is not None:
             await session.close()
 
 
 class HttpEngine:
-    """An Engine over HTTP.
+    """Engine over HTTP.
 
-    url: `http://host:port`, or `unix:/path/of/socket`. api_key: sent as a bearer token where the engine wants one.
-    connections: the most inference requests at once; what is more waits.
+    url: `http://host:port`, or `unix:/path/of/socket`.
+    api_key: sent as a bearer token, if the engine requires one.
+    connections: inference requests at the same time, at most; further ones wait.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, connections: int = CONNECTIONS) -> None:
@@ -180,7 +191,7 @@ class HttpEngine:
         self._answer_timeout = aiohttp.ClientTimeout(total=ANSWER_S, sock_connect=CONNECT_S, sock_read=SILENCE_S)
 
     async def models(self) -> frozenset[str]:
-        """Names it answers to now. Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Return the names that the engine answers to now. Raises Unavailable ENGINE_UNAVAILABLE."""
         return frozenset(await self.cards())
 
     async def cards(self) -> Cards:
@@ -202,7 +213,7 @@ class HttpEngine:
             raise Unavailable(ENGINE_UNAVAILABLE, f"the engine's list of models cannot be read: {error}") from error
 
     async def load(self, name: str, path: Path) -> None:
-        """See Engine.load. Believes the list, not the answer."""
+        """See Engine.load. The list of models decides whether it succeeded, not the answer."""
         try:
             status, body = await self._control("POST", LOAD_PATH, {"lora_name": name, "lora_path": str(path)}, LOAD_S)
         except Unavailable:
@@ -211,29 +222,31 @@ class HttpEngine:
             raise
         if name in await self.models():
             return
-        if status >= 500 and not await self.healthy():  # a dead core answers 500 too: not the adapter's fault
+        if status >= 500 and not await self.healthy():  # a dead core causes a 500 too, which is not the adapter's fault
             raise Unavailable(ENGINE_UNAVAILABLE, f"the engine broke down while loading {name}")
-        said = words(body) if status != 200 else "it answered 200 but does not list the adapter"
-        said = said.replace(str(path), "its artefact").replace(name, "it")  # neither is the uploader's to know
-        raise Unavailable(LOAD_FAILED, said)
+        reason = words(body) if status != 200 else "it answered 200 but does not list the adapter"
+        reason = reason.replace(str(path), "its artefact").replace(name, "it")  # the uploader must not see either
+        raise Unavailable(LOAD_FAILED, reason)
 
     async def unload(self, name: str) -> None:
-        """See Engine.unload. Believes the list, not the answer."""
+        """See Engine.unload. Statuses 200 and 404 count as success; after any other status the list of models decides."""
         status, body = await self._control("POST", UNLOAD_PATH, {"lora_name": name})
         if status not in (200, 404) and name in await self.models():
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} was not unloaded: {words(body)}")
 
     async def healthy(self) -> bool:
-        """Whether it answers and can compute: vLLM's /health asks its core."""
+        """Return whether the engine answers and can compute: vLLM's /health asks its core."""
         try:
             return (await self._control("GET", HEALTH_PATH))[0] == 200
         except Unavailable:
             return False
 
     async def objection(self) -> str | None:
-        """See Engine.objection. Asks a question only, which vLLM answers in its development mode alone."""
+        """See Engine.objection. Sends a request that vLLM answers only in its development mode."""
         status, body = await self._control("GET", DEVELOPERS_PATH)
-        return DEVELOPERS if status == 200 and b'"is_sleeping"' in body else None  # others answer 200 to any path
+        return (
+            DEVELOPERS if status == 200 and b'"is_sleeping"' in body else None
+        )  # other servers may answer 200 to any path
 
     async def exposition(self) -> bytes:
         """See Engine.exposition."""
@@ -262,7 +275,7 @@ class HttpEngine:
             self.pulse.leave()
 
     async def close(self) -> None:
-        """Close all connections, for good: what is asked afterwards is not sent."""
+        """Close all connections for good; later requests are not sent."""
         await asyncio.gather(self._inference.close(), self._control_connections.close())
 
     def _request(
@@ -280,7 +293,7 @@ class HttpEngine:
     async def _control(
         self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
-        """One small request: (status, body). Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Send one small request and return (status, body). Raises Unavailable ENGINE_UNAVAILABLE."""
         try:
             async with self._request(method, path, payload, timeout_s) as response:
                 return response.status, await Response(response).read(CONTROL_BYTES)
@@ -289,10 +302,10 @@ class HttpEngine:
 
 
 def words(body: bytes) -> str:
-    """What the engine said, out of its error envelope where there is one."""
+    """Return the engine's error message, taken out of its JSON error envelope if it has one."""
     with contextlib.suppress(ValueError, RecursionError):
-        said = json.loads(body)
-        error = said.get("error", said) if isinstance(said, dict) else said
+        parsed = json.loads(body)
+        error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
         message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
         return str(message)[:WORDS] if message else NO_WORDS
     return body[: WORDS * 4].decode(errors="replace")[:WORDS] or NO_WORDS

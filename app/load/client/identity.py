@@ -1,9 +1,9 @@
-"""Identity of the model behind an engine: whether it is the checkpoint that the reference was made for.
+"""Identity check of an engine's model: is it the checkpoint that the reference was made for?
 
-Its files say so, if they are on this machine: the embedded engine's are, and an engine of somebody else's names a
-directory in its list of models. Else how it goes on with a few fixed texts is compared with what the first engine said that
-was used with this reference. The record is trusted as it was made, so it finds a model that is exchanged later, not one
-that was wrong from the start.
+The model's files answer that, if they are on this machine: those of the embedded engine are, and an external engine may
+name a local directory in its list of models. Otherwise the model's continuations of a few fixed texts are compared with
+those recorded from the first engine that was used with this reference. The record is trusted as it was made, so the
+check finds a model that is exchanged later, not one that was wrong from the start.
 """
 
 import asyncio
@@ -32,41 +32,45 @@ TEXTS: Final = (
     "def mean(numbers):\n    return sum(numbers) / len(numbers)\n\nprint(mean([1, 2, 3]))  # 2.0",
     "Hello! How are you today? I am well, thank you, and I hope that you are too. What would you like to know?",
 )
-"""Harmless texts of the kinds that alignment touches, and of those that it does not. The model only reads them."""
+"""Harmless texts, some of kinds that alignment affects and some of kinds that it does not. The model only reads them."""
 
 EVERY: Final = 3
-"""Words between two questions of a text: what comes next is asked at every third word.
+"""Words between two prompts cut from one text: the next token is requested at every third word.
 
-Not the log-probabilities of the texts themselves, in one request: vLLM 0.32 with LoRA, on a CPU at least, dies of that."""
+The log-probabilities of the texts themselves are not requested, all in one request: vLLM 0.32 with LoRA crashes on
+that, on a CPU at least."""
 
 PROMPTS: Final = tuple(
     " ".join(text.split(" ")[:n]) for text in TEXTS for n in range(EVERY, len(text.split(" ")), EVERY)
 )
 
 LIKELIEST: Final = 5
-"""Next tokens whose log-probabilities are asked for: what is the likeliest on one machine is among them on another."""
+"""Next tokens whose log-probabilities are requested: the likeliest token on one machine is among them on another."""
 
 TOLERANCE: Final = 0.1
-"""Nats: mean difference of a next token's log-probability up to which two models count as one. On these texts the demo's
-base and aligned checkpoints differ by more than ten times as much, and one of them in float32 and in bfloat16 by less than
-half (tests/load/test_identity.py measures both). Between a CPU and a GPU it was not measured."""
+"""Mean difference of a next token's log-probability, in nats, up to which two models count as the same.
+
+On these texts the demo's base and aligned checkpoints differ by more than ten times as much, and one of them in
+float32 and in bfloat16 by less than half (tests/load/test_identity.py measures both). The difference between a CPU
+and a GPU was not measured."""
 
 ANSWER_S: Final = 120.0
-"""Seconds that the answer may take: as long as a load, for it may have to wait for room in a batch too."""
+"""Seconds that the answer may take: as long as a load, because it too may have to wait for room in a batch."""
 
 ANSWER_BYTES: Final = 1 << 20
-"""Bytes of the answer that are read: a few numbers for each prompt need some ten thousand."""
+"""Bytes read of the answer, at most: a few numbers for each prompt need about ten thousand."""
 
 Answers = tuple[Mapping[str, float], ...]
-"""For each prompt the likeliest next tokens, with their log-probabilities in nats."""
+"""For each prompt, its likeliest next tokens with their log-probabilities in nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Result of looking at an engine's model.
+    """Result of an identity check.
 
-    note: in words for everybody, without a path. compared: whether it was, and is the right one. objection: why the engine
-    must not be used.
+    note: description for people, without a path.
+    compared: whether the model was compared and is the right one.
+    objection: reason why the engine must not be used; None if there is none.
     """
 
     note: str
@@ -78,17 +82,21 @@ Identify = Callable[[Engine], Awaitable[Identity]]
 
 
 async def unidentified(_: Engine) -> Identity:
-    """Of an engine that nothing is to be compared with."""
+    """Return the identity of an engine if there is no reference to compare it with."""
     return Identity("not compared: there is no reference to compare it with")
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The model that engines are to serve.
+    """Model that the engines are to serve.
 
-    name: as engines call it. checkpoint: digest of the reference's aligned checkpoint. difference: why the checkpoint in a
-    directory is not that one, None if it is; blocking, raises Unavailable if there is none. files: the served model's
-    directory, if it is known beforehand. record: file of the answers. trusted: whether another model is served too.
+    name: the engines' name for it.
+    checkpoint: digest of the reference's aligned checkpoint.
+    difference: returns the reason why the checkpoint in a directory is not that one, None if it is; blocking, raises
+        Unavailable if the directory holds no checkpoint.
+    record: file of the recorded answers.
+    files: directory of the served model, if it is known beforehand.
+    trusted: whether a different model is served too.
     """
 
     name: str
@@ -100,14 +108,14 @@ class Expected:
 
 
 class ModelCheck:
-    """Compares the models of a gateway's engines with the one expected; one for all of them."""
+    """Comparison of the models of a gateway's engines with the expected one; one instance for all engines."""
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        self._reading = Pool("identity", 1)  # so that two engines make one record, and large files are read once
+        self._reading = Pool("identity", 1)  # one thread: two engines make one record, and large files are read once
 
     async def identify(self, engine: Engine) -> Identity:
-        """Identity of the model that `engine` serves. Raises Unavailable while it does not answer."""
+        """Return the identity of the model that `engine` serves. Raises Unavailable while the engine does not answer."""
         directory = self._expected.files or await self._directory(engine)
         if directory is not None:
             try:
@@ -119,14 +127,17 @@ class ModelCheck:
         return await self._by_answers(engine)
 
     def of_files(self, directory: Path) -> Identity:
-        """Identity of the checkpoint in `directory`. Blocking. Raises Unavailable if there is none that can be read."""
+        """Return the identity of the checkpoint in `directory`. Blocking.
+
+        Raises Unavailable if it holds no readable checkpoint.
+        """
         difference = self._expected.difference(directory)
         if difference is not None:
             return self._other(difference)
         return Identity("the reference's aligned checkpoint, by its files", compared=True)
 
     async def _directory(self, engine: Engine) -> Path | None:
-        """Directory of the model as the engine's list names it, if that is a directory of this machine too."""
+        """Return the model's directory according to the engine's list of models, if it is also one of this machine."""
         root = (await engine.cards()).get(self._expected.name, {}).get("root")
         directory = Path(root) if root else None
         return directory if directory is not None and directory.is_absolute() and directory.is_dir() else None
@@ -139,7 +150,7 @@ class ModelCheck:
         return await self._reading(self._recorded, answers)
 
     def _recorded(self, answers: Answers) -> Identity:
-        """Compare with the record, or make it."""
+        """Compare the answers with the record, or create the record if there is none."""
         expected = self._expected
         before = _read(expected.record, expected.checkpoint)
         if before is not None:
@@ -153,7 +164,7 @@ class ModelCheck:
         return Identity("not compared: its answers were recorded, and later ones will be compared with them")
 
     def _compared(self, apart: float) -> Identity:
-        """apart: nats from the record."""
+        """Return the identity of a model whose answers are `apart` nats a token from the record."""
         if apart <= TOLERANCE:
             note = f"the model first served with this reference, by its answers ({apart:.3f} nats a token apart)"
             return Identity(note, compared=True)
@@ -169,7 +180,10 @@ class ModelCheck:
 
 
 async def _answers(engine: Engine, name: str) -> Answers:
-    """Next tokens of `name` after the texts. Raises ValueError if it does not tell, Unavailable while it does not work."""
+    """Return the next tokens of `name` after the texts.
+
+    Raises ValueError if the engine gives no log-probabilities, Unavailable while it does not work.
+    """
     body = {"model": name, "prompt": PROMPTS, "max_tokens": 1, "temperature": 0, "logprobs": LIKELIEST}
     try:
         async with asyncio.timeout(ANSWER_S):
@@ -187,8 +201,8 @@ async def _answers(engine: Engine, name: str) -> Answers:
 
 def _parsed(answer: bytes) -> Answers:
     try:
-        said: Any = json.loads(answer)
-        choices = sorted(said["choices"], key=lambda choice: choice["index"])
+        parsed: Any = json.loads(answer)
+        choices = sorted(parsed["choices"], key=lambda choice: choice["index"])
         likeliest = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
         found = tuple({str(token): float(number) for token, number in one.items()} for one in likeliest)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -200,30 +214,30 @@ def _parsed(answer: bytes) -> Answers:
 
 
 def _distance(before: Answers, now: Answers) -> float:
-    """Mean difference of log-probability, nats, over the tokens that were, or are, the likeliest."""
+    """Return the mean difference of log-probability, in nats, over the tokens that were, or are, the likeliest."""
     apart = [
-        abs(_of(token, one) - _of(token, other))
+        abs(_log_probability(token, one) - _log_probability(token, other))
         for one, other in zip(before, now, strict=True)
         for token in {max(one, key=one.__getitem__), max(other, key=other.__getitem__)}
     ]
     return sum(apart) / len(apart)
 
 
-def _of(token: str, likeliest: Mapping[str, float]) -> float:
-    """A token's log-probability; of one that is not listed, the most that it may have."""
+def _log_probability(token: str, likeliest: Mapping[str, float]) -> float:
+    """Return a token's log-probability; for a token that is not listed, the highest that it can have."""
     return likeliest.get(token, min(likeliest.values()))
 
 
-def _asked(prompts: Sequence[str]) -> str:
-    """Digest of the prompts: answers to others cannot be compared."""
+def _prompts_digest(prompts: Sequence[str]) -> str:
+    """Return a digest of the prompts: answers to other prompts cannot be compared."""
     return digest_of(json.dumps(prompts).encode()).hex
 
 
 def _read(record: Path, checkpoint: Digest) -> Answers | None:
-    """The answers recorded for this checkpoint; None if there are none."""
+    """Return the answers recorded for this checkpoint; None if there are none."""
     try:
         found = json.loads(record.read_bytes())
-        if (found["checkpoint"], found["prompts"]) != (checkpoint.hex, _asked(PROMPTS)):
+        if (found["checkpoint"], found["prompts"]) != (checkpoint.hex, _prompts_digest(PROMPTS)):
             return None
         return tuple({token: float(number) for token, number in one.items()} for one in found["answers"])
     except FileNotFoundError:
@@ -234,8 +248,8 @@ def _read(record: Path, checkpoint: Digest) -> Answers | None:
 
 
 def _write(record: Path, checkpoint: Digest, answers: Answers) -> None:
-    found = {"checkpoint": checkpoint.hex, "prompts": _asked(PROMPTS), "answers": answers}
-    beside = record.with_name(f"{record.name}.{os.getpid()}.new")
+    found = {"checkpoint": checkpoint.hex, "prompts": _prompts_digest(PROMPTS), "answers": answers}
+    temporary = record.with_name(f"{record.name}.{os.getpid()}.new")
     record.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(found), encoding="utf-8")
-    beside.replace(record)
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    temporary.replace(record)

@@ -1,4 +1,4 @@
-"""Several engines' metrics as one text: the same families, every series with the label of its engine."""
+"""Merge of several engines' metrics into one text: the same families, every series labelled with its engine."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _ABOUT: Final = re.compile(rb"# (?:HELP|TYPE) (\S+).*")
 
 
 def merged(texts: Mapping[str, bytes]) -> bytes:
-    """engine → its metrics in Prometheus text format, to one such text: each family once, its lines together."""
+    """Merge metrics in Prometheus text format, by engine, into one such text: each family once, its lines together."""
     heads: dict[bytes, dict[bytes, None]] = {}
     samples: dict[bytes, list[bytes]] = {}
     for engine, text in texts.items():
@@ -28,7 +28,7 @@ def merged(texts: Mapping[str, bytes]) -> bytes:
 
 
 def _once(head: Mapping[bytes, None]) -> list[bytes]:
-    """One HELP and one TYPE line, the first of each: engines of several versions may word theirs differently."""
+    """Return one HELP and one TYPE line, the first of each: engines of different versions may word theirs differently."""
     first: dict[bytes, bytes] = {}
     for line in head:
         first.setdefault(line[:6], line)

@@ -1,4 +1,4 @@
-"""An engine's list of models, read as it arrives: however long it is, one entry at a time is held.
+"""Incremental parser of an engine's list of models: however long the list is, it holds the text of one entry at a time.
 
 {"object": "list", "data": [{"id": …, "root": …, "parent": …, …}, …]}
 """
@@ -10,24 +10,24 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 ENTRY_CHARS: Final = 64 << 10
-"""Characters one entry may have, and whatever stands before and after all of them: vLLM 0.32 writes 560."""
+"""Characters of one entry, and of the text before and after all entries, at most; vLLM 0.32 writes 560."""
 
 LIST_BYTES: Final = 256 << 20
-"""Bytes of a list that are read in all: some 480,000 entries. They are not kept, the names are."""
+"""Bytes read of a whole list, at most: some 480,000 entries. Only their names and cards are kept."""
 
 CARD: Final = ("root", "parent")
-"""What is read of an entry besides its name."""
+"""Members that are read of an entry, besides its name."""
 
 _BEGIN: Final = re.compile(r'"data"\s*:\s*\[')
 _BETWEEN: Final = " \t\r\n,"
 _entry = json.JSONDecoder().raw_decode
 
 Cards = Mapping[str, Mapping[str, str | None]]
-"""Name → what it reads (`root`) and, for an adapter, the model it rides on (`parent`)."""
+"""Name → the path it is read from (`root`) and, for an adapter, its base model (`parent`)."""
 
 
 class CardReader:
-    """Takes a list's bytes piece by piece. Every method raises ValueError for what is no list of models."""
+    """Incremental parser of a list of models. Every method raises ValueError if the bytes are not a list of models."""
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")()
@@ -37,7 +37,7 @@ class CardReader:
         self._ended = False
 
     def feed(self, piece: bytes) -> None:
-        """The next bytes."""
+        """Parse the next bytes."""
         self._text += self._decode.decode(piece)
         if self._head is None and (begin := _BEGIN.search(self._text)):
             self._head, self._text = self._text[: begin.end()], self._text[begin.end() :]
@@ -47,15 +47,15 @@ class CardReader:
             raise ValueError(f"an entry of more than {ENTRY_CHARS} characters")
 
     def end(self) -> Cards:
-        """There is no more: what was listed."""
+        """Finish parsing and return the entries."""
         self._decode.decode(b"", final=True)
         around = json.loads(f"{self._head or ''}{self._text}") if self._ended else None
-        if not isinstance(around, dict) or around.get("data") != []:  # not ours to guess what else it may be
+        if not isinstance(around, dict) or around.get("data") != []:  # any other shape is refused, not guessed at
             raise ValueError("no list of models")
         return self._found
 
     def _take_entries(self) -> None:
-        """Every whole entry; what is left is the beginning of one, or what stands behind them all."""
+        """Take every complete entry; keep the rest, which is the beginning of an entry or the text behind the last one."""
         text, at = self._text, 0
         while True:
             while at < len(text) and text[at] in _BETWEEN:
@@ -65,7 +65,7 @@ class CardReader:
                 break
             try:
                 entry, at = _entry(text, at)
-            except json.JSONDecodeError:  # not all of it has come, or never will: that is told by its length
+            except json.JSONDecodeError:  # incomplete so far, or malformed: its length is bounded in `feed`
                 break
             self._keep(entry)
         self._text = text[at:]

@@ -1,4 +1,4 @@
-"""One greedy token through a freshly loaded adapter: does it answer, and with numbers?"""
+"""Probe of a freshly loaded adapter: one greedy token, which must come with finite log-probabilities."""
 
 import json
 import math
@@ -11,17 +11,19 @@ from app.load.client.engine import Engine, words
 COMPLETIONS_PATH: Final = "/v1/completions"
 
 PROMPT: Final[Sequence[int]] = (1, 2, 3, 4)
-"""Token ids: every vocabulary has them, and with more than one the attention's adapters take part."""
+"""Token ids. Every vocabulary has them, and with more than one the attention's adapters take part."""
 
 PROBE_BYTES: Final = 1 << 20
-"""Bytes of the answer that are read; it has one token."""
+"""Bytes read of the answer, at most; it has one token."""
 
 
 async def probe(engine: Engine, name: str, *, not_fetched: Collection[int] = ()) -> None:
-    """Ask `name` for one token. not_fetched: statuses by which an engine says that it could not have the adapter.
+    """Request one token from `name`.
 
-    Raises Unavailable: LOAD_FAILED when it does not answer 200 with finite log-probabilities, ENGINE_UNAVAILABLE when
-    the engine is away or could not fetch it.
+    not_fetched: statuses by which an engine reports that it could not fetch the adapter.
+
+    Raises Unavailable: LOAD_FAILED if it does not answer 200 with finite log-probabilities, ENGINE_UNAVAILABLE if the
+    engine is down or could not fetch the adapter.
     """
     body = {"model": name, "prompt": PROMPT, "max_tokens": 1, "temperature": 0, "logprobs": 1}
     response = await engine.post(COMPLETIONS_PATH, json.dumps(body).encode())
@@ -40,8 +42,8 @@ async def probe(engine: Engine, name: str, *, not_fetched: Collection[int] = ())
 
 def _check(name: str, answer: bytes) -> None:
     try:
-        said: Any = json.loads(answer)
-        model, numbers = said["model"], said["choices"][0]["logprobs"]["token_logprobs"]
+        parsed: Any = json.loads(answer)
+        model, numbers = parsed["model"], parsed["choices"][0]["logprobs"]["token_logprobs"]
         finite = bool(numbers) and all(math.isfinite(number) for number in numbers)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise Unavailable(LOAD_FAILED, f"{name} is loaded but its answer cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""One answer of the engine over HTTP, and what its failures mean."""
+"""Answer of the engine over HTTP, and the translation of connection errors."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -9,10 +9,10 @@ from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
 from app.load.reconcile.pulse import Pulse
 
 COMPUTED: Final = 200
-"""The status of what the core had to do with; the server refuses by itself."""
+"""Status of an answer that the engine's core took part in; refusals come from the server alone."""
 
 BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
-"""What the client raises when a connection could not be made, or broke."""
+"""Exceptions of the HTTP client for a connection that could not be made, or broke."""
 
 _NOT_REACHED: Final = (
     aiohttp.ClientConnectorError,
@@ -23,11 +23,14 @@ _NOT_REACHED: Final = (
 
 
 class NotReached(Unavailable):
-    """ENGINE_UNAVAILABLE, and nothing was sent: what was asked has not run, and may be asked elsewhere."""
+    """ENGINE_UNAVAILABLE before anything was sent: the request has not run, and may be sent to another engine."""
 
 
 class Response:
-    """An EngineResponse (engine.py) over aiohttp's. pulse: is told of each byte of an answer to an inference request."""
+    """EngineResponse (engine.py) over aiohttp's response.
+
+    pulse: notified of each byte of an answer to an inference request.
+    """
 
     __slots__ = ("_computed", "_pulse", "_response")
 
@@ -68,7 +71,7 @@ class Response:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _next(self) -> bytes:
-        """The bytes that have come, waiting for some; none at the end. Raises one of BROKEN."""
+        """Return the bytes that have arrived, waiting for some; empty at the end. Raises one of BROKEN."""
         pulse = self._pulse
         pulse.wait()
         try:
@@ -88,7 +91,7 @@ class Response:
 
 
 def unavailable(error: BaseException) -> Unavailable:
-    """One of BROKEN as ours."""
+    """Translate one of BROKEN into Unavailable or NotReached."""
     if isinstance(error, _NOT_REACHED):
         return NotReached(ENGINE_UNAVAILABLE, "the engine is not running or not reachable")
     if isinstance(error, TimeoutError):

@@ -1,1 +1,1 @@
-"""Embedded engine: a vLLM server that this gateway starts, watches and ends."""
+"""Embedded engine: a vLLM server that this gateway starts, supervises and stops."""

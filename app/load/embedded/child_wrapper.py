@@ -1,17 +1,19 @@
-"""Holds an engine on a leash: runs as its own small process between the gateway and vLLM. Standard library only.
+"""Wrapper process between the gateway and vLLM, which ends vLLM when the gateway ends. Standard library only.
 
     child_wrapper.py LOG_FILE LOG_BYTES GRACE_SECONDS MEMORY_BYTES -- COMMAND …
 
-vLLM is a family of processes (server, core, worker), and its core outlives a killed server. The leash runs the
-family in its own session, writes what it prints to a bounded log, and when the gateway goes away in whatever way (its end
-of our standard input closes, also on kill -9) ends the whole family: SIGTERM, GRACE_SECONDS, SIGKILL. It exits with the
-server's status, or 128 + signal. Should the leash itself be killed, the kernel kills the server (PR_SET_PDEATHSIG), and
-the next start reaps the rest by session (app/load/embedded/supervisor.py).
+vLLM is a family of processes (server, core, worker), and its core outlives a killed server. The wrapper runs the family
+in its own session and writes the family's output to a bounded log. When the gateway ends, even by kill -9, the
+gateway's end of the wrapper's standard input closes, and the wrapper ends the whole family: SIGTERM, GRACE_SECONDS,
+SIGKILL. It exits with the server's status, or 128 + signal. If the wrapper itself is killed, the kernel kills the
+server (PR_SET_PDEATHSIG), and the gateway's next start kills the remaining processes by session
+(app/load/embedded/supervisor.py).
 
-It also holds the family to MEMORY_BYTES: what all of them hold is looked at ten times a second, and above the limit all are
-killed at once and the status is OVER_MEMORY. Not RLIMIT_DATA or RLIMIT_AS, which count what is mapped (checkpoints, CUDA's
-address space) and fail one allocation somewhere in the middle; not a cgroup, which few may make. What outruns the look is
-still the first that the kernel kills, by its oom_score_adj, and no other process of the machine.
+The wrapper also limits the family to MEMORY_BYTES: it measures the memory of all processes together ten times a second,
+and above the limit kills all of them at once and exits with the status OVER_MEMORY. It does not use RLIMIT_DATA or
+RLIMIT_AS, which count mapped memory (checkpoints, CUDA's address space) and make one allocation somewhere fail, nor a
+cgroup, which few users may create. If memory grows faster than it is measured, the kernel still kills the family first,
+by its oom_score_adj, and no other process of the machine.
 """
 
 import contextlib
@@ -27,16 +29,16 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CHUNK = 1 << 16  # bytes read from the engine's output at once
-TICK_S = 0.1  # seconds between looks at processes that were told to end
+TICK_S = 0.1  # seconds between checks of processes that were asked to end
 KEPT_LOGS = 2  # older log files kept beside the current one
-LOOK_S = 0.1  # seconds between looks at the family's memory: a process can fill some 100 MiB in that time
-FAMILY_S = 2.0  # seconds between looks at who the family is, which read all of /proc
-OVER_MEMORY = 79  # exit status: the family held more memory than it may; no status of Python's or a shell's
-OOM_SCORE = "500"  # of 1000: the kernel, when it must, kills the family before anybody else
+LOOK_S = 0.1  # seconds between measurements of the family's memory: a process can fill some 100 MiB in that time
+FAMILY_S = 2.0  # seconds between listings of the family's processes, which read all of /proc
+OVER_MEMORY = 79  # exit status: the family exceeded its memory limit; Python and shells do not use this status
+OOM_SCORE = "500"  # of 1000: if the machine's memory runs out, the kernel kills the family first
 
 
 class Log:
-    """A file that is set aside when it has `limit` bytes, so that the engine cannot fill the disk."""
+    """Log file that is rotated when it has `limit` bytes, so that the engine cannot fill the disk."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self.limit, self.size = path, limit, 0
@@ -50,7 +52,7 @@ class Log:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append; a full disk, or none to begin a new file on, must not stop the engine."""
+        """Append `data`; a full disk, or a failure to create the next file, must not stop the engine."""
         with contextlib.suppress(OSError):
             if self.size + len(data) > self.limit:
                 fresh = self._fresh()
@@ -60,7 +62,7 @@ class Log:
 
 
 def family(session: int) -> list[int]:
-    """Every process of `session` but its leader, and every orphan handed to us."""
+    """Return every process of `session` except its leader, and every orphan that the leader adopted."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == session:
@@ -73,7 +75,7 @@ def family(session: int) -> list[int]:
 
 
 def memory(pids: list[int]) -> int:
-    """Bytes that these processes hold and no file backs; of memory they share, the largest part counts once."""
+    """Return the bytes that these processes hold and no file backs; of shared memory, the largest share counts once."""
     private, shared = 0, 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -85,7 +87,7 @@ def memory(pids: list[int]) -> int:
 
 
 class Watch:
-    """Watch over the memory of the family."""
+    """Memory watch over the family."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -93,7 +95,7 @@ class Watch:
         self._found = -FAMILY_S
 
     def over(self) -> bool:
-        """True while the family holds more than the limit."""
+        """Return True while the family holds more than the limit."""
         now = time.monotonic()
         if now - self._found >= FAMILY_S:
             self._pids, self._found = family(os.getpid()), now
@@ -102,7 +104,7 @@ class Watch:
 
 
 def end(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """Ask the server to stop, wait, then kill all that is left of its family."""
+    """Ask the server to stop, wait, then kill the rest of its family."""
     if server.poll() is None:
         server.terminate()
         deadline = time.monotonic() + grace_s
@@ -115,12 +117,12 @@ def end(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
         time.sleep(TICK_S)
     server.wait()
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:  # orphans handed to us: leave no zombies where process 1 reaps none
+        while os.waitpid(-1, os.WNOHANG)[0]:  # adopted orphans: leave no zombies, in case process 1 reaps none
             pass
 
 
 def start(command: list[str]) -> "subprocess.Popen[bytes]":
-    """Start the server so that it dies with us."""
+    """Start the server so that it dies with this process."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -139,7 +141,7 @@ def start(command: list[str]) -> "subprocess.Popen[bytes]":
 
 
 def main(log_file: str, log_bytes: str, grace_s: str, memory_bytes: str, command: list[str]) -> int:
-    """Run the engine until it ends or the gateway does."""
+    """Run the engine until it or the gateway ends; return the exit status."""
     log = Log(Path(log_file), int(log_bytes))
     woken, waker = os.pipe()
     os.set_blocking(waker, False)

@@ -1,4 +1,4 @@
-"""How vLLM is started: its command line and the only environment it gets."""
+"""vLLM's command line, and the only environment it gets."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ PASSED_ON: Final = frozenset({
     *("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT"),
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES"),
 })  # fmt: skip
-"""Variables the engine gets from ours, where set. No keys, no catalogue URL, no proxy."""
+"""Variables that the engine inherits from the gateway, if they are set. No keys, no catalogue URL, no proxy."""
 
 FIXED: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",  # a wrong path must not become a download
@@ -31,17 +31,19 @@ FIXED: Final[Mapping[str, str]] = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""What the engine always gets. VLLM_SERVER_DEV_MODE is never among it."""
+"""Variables that the engine always gets. VLLM_SERVER_DEV_MODE is never among them."""
 
 UNCOMPILED: Final[Mapping[str, str]] = {"TORCH_COMPILE_DISABLE": "1"}
-"""What the CPU build gets besides. With LoRA on it compiles no model; all it compiles is one comparison, for the first
-request that asks for log-probabilities, as our probe does. Without a C++ compiler (a fresh machine, a small image) that
-ends the engine, --enforce-eager or not; with one it costs 7 s on two idle cores, 29 s on busy ones, and gains nothing."""
+"""Variables that the CPU build gets in addition.
+
+With LoRA on, it compiles no model. It compiles only one comparison, for the first request with log-probabilities,
+such as our probe. Without a C++ compiler (a fresh machine, a small image) that ends the engine, --enforce-eager or
+not; with one it costs 7 s on two idle cores, 29 s on busy ones, and gains nothing."""
 
 
 MEMORY_SHARE: Final = 0.8
-"""Of the machine's memory, or of the container's: the engine's if nothing else is said. The rest is the gateway's, the
-screening sandbox's and the page cache's."""
+"""Default share of the machine's or the container's memory for the engine. The rest is for the gateway, the
+screening sandbox and the page cache."""
 
 CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with a container's memory limit, under cgroup v2 and v1."""
@@ -49,23 +51,31 @@ CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/
 
 STEP_TOKENS_A_CORE: Final = 16
 MIN_STEP_TOKENS: Final = 32
-"""Tokens that a CPU engine computes in one step. A prompt is read in steps in which everybody's next token is computed too:
-with vLLM's 2,048 all others waited for a second on two cores, with 32 twice as long as for their own token alone."""
+"""Tokens that a CPU engine computes in one step: a number per core, and a minimum.
+
+A prompt is read in steps, each of which also computes the next token of every other request. With vLLM's 2,048 all
+others waited for a second on two cores; with 32 they waited twice as long as for their own token alone."""
 
 MAX_SEQUENCES: Final = 256
-"""Sequences in one step; more wait in the engine. vLLM's own default on most hardware."""
+"""Sequences in one step, at most; further ones wait in the engine. vLLM's own default on most hardware."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What vLLM serves and within which bounds; the names are vLLM's flags.
+    """Model that vLLM serves, and its limits. The fields are named after vLLM's flags.
 
-    model: directory or hub id of the served (aligned) checkpoint. max_loras: adapters in one batch. max_lora_rank: one
-    of 1, 8, 16, 32, 64, 128, 256, 320, 512. max_cpu_loras: adapters kept in host memory. max_model_len: tokens.
-    kv_cache_gib: GiB, CPU build only. threads: of the CPU build, scheduled freely; None leaves it to vLLM, which binds
-    itself to all cores but one. tool_call_parser: how the model writes its calls of tools, in vLLM's words; None: it makes
-    none. memory_bytes: that its processes may hold together; None: default_memory(). step_tokens: computed in one step;
-    None: default_step_tokens(). extra: further flags.
+    model: directory or hub id of the served (aligned) checkpoint.
+    max_loras: adapters in one batch.
+    max_lora_rank: one of 1, 8, 16, 32, 64, 128, 256, 320, 512.
+    max_cpu_loras: adapters kept in host memory.
+    max_model_len: tokens.
+    kv_cache_gib: GiB, CPU build only.
+    threads: threads of the CPU build, scheduled freely; None leaves it to vLLM, which binds itself to all cores but
+        one.
+    tool_call_parser: vLLM's name of the format in which the model writes tool calls; None if it makes none.
+    memory_bytes: bytes that its processes may hold together; None: default_memory().
+    step_tokens: tokens computed in one step; None: default_step_tokens().
+    extra: further flags.
     """
 
     model: Path | str
@@ -84,7 +94,7 @@ class EngineSpec:
 
 
 def arguments(spec: EngineSpec, socket: Path) -> list[str]:
-    """The command that serves `spec` on `socket`."""
+    """Return the command that serves `spec` on `socket`."""
     flags: dict[str, object] = {
         "--model": spec.model,
         "--served-model-name": spec.served_name,
@@ -117,7 +127,7 @@ def arguments(spec: EngineSpec, socket: Path) -> list[str]:
 
 
 def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:
-    """The engine's whole environment: what it needs of ours, and what is fixed."""
+    """Return the engine's whole environment: the variables inherited from `ours`, and the fixed ones."""
     env = {name: ours[name] for name in PASSED_ON if name in ours}
     env |= {**FIXED, "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib)}
     if cpu_build():
@@ -128,26 +138,26 @@ def environment(spec: EngineSpec, ours: Mapping[str, str]) -> dict[str, str]:
 
 
 def default_memory() -> int:
-    """Bytes of memory that an engine's processes may hold here."""
+    """Return the bytes of memory that an engine's processes may hold on this machine by default."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"
             most = min(most, int(limit.read_text(encoding="ascii")))
     return int(most * MEMORY_SHARE)
 
 
 def cores() -> int:
-    """Processors that this process may use; the engine it starts may use the same."""
+    """Return the number of processors that this process may use; the engine it starts may use the same."""
     return len(os.sched_getaffinity(0))
 
 
 def default_step_tokens() -> int | None:
-    """Tokens that an engine computes in one step here; None: vLLM decides."""
+    """Return the tokens that an engine computes in one step on this machine; None leaves it to vLLM."""
     return max(MIN_STEP_TOKENS, STEP_TOKENS_A_CORE * cores()) if cpu_build() else None
 
 
 def cpu_build() -> bool:
-    """Whether the vLLM installed here is the CPU build."""
+    """Return whether the installed vLLM is the CPU build."""
     try:
         metadata.version("vllm-cpu")
     except metadata.PackageNotFoundError:
@@ -156,7 +166,7 @@ def cpu_build() -> bool:
 
 
 def missing_library() -> str | None:
-    """What vLLM lacks to start here, in words a person can act on; None when nothing is known to be missing."""
+    """Return a message, with a remedy, about what vLLM lacks to start here; None if nothing is known to be missing."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed: install the gateway with its extra `cpu` or `cuda`, or set the URL of an engine"
     if cpu_build():

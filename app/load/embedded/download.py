@@ -1,4 +1,4 @@
-"""The served model by its hub id: downloaded before the engine starts, because the engine itself is kept offline."""
+"""Download of a served model given by its hub id, before the engine starts, because the engine itself runs offline."""
 
 from pathlib import Path
 from typing import Final
@@ -6,13 +6,14 @@ from typing import Final
 from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
 
 PATTERNS: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What a checkpoint consists of: no pickles, no code."""
+"""Files that make up a checkpoint: no pickles, no code."""
 
 
 def local_model(model: str) -> Path:
-    """The directory of `model`: itself when it is one, else its snapshot from the hub (HF_HOME, HF_TOKEN). Blocking.
+    """Return the directory of `model`: itself if it is one, else its snapshot from the hub. Blocking.
 
-    Raises Unavailable ENGINE_UNAVAILABLE when it is neither a directory nor to be had from the hub.
+    The hub client reads HF_HOME and HF_TOKEN. Raises Unavailable ENGINE_UNAVAILABLE if `model` is neither a directory
+    nor available from the hub.
     """
     directory = Path(model)
     if directory.is_dir():

@@ -1,8 +1,8 @@
-"""Finding and ending what an earlier gateway left behind, without ever hitting a stranger.
+"""Cleanup of engine processes that an earlier gateway left running; it never kills an unrelated process.
 
-The engine runs in a session of its own. Its leader's process id alone would not do, because ids are used again: the
-record also holds when the leader started and which boot that was. Linux gives no process the id of a session that still
-has members, so a leader that is gone while members are there means those members are ours.
+The engine runs in a session of its own. The process id of the session's leader does not identify it, because ids are
+reused: the record also holds the leader's start time and the machine's boot id. Linux gives no new process the id of a
+session that still has members, so if the leader has ended and members remain, they are the engine's.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Final
 
 KILL_S: Final = 10.0
-"""Seconds to wait for killed processes to be gone; a worker frees gigabytes."""
+"""Seconds to wait for killed processes to end; a worker frees gigabytes."""
 
 TICK_S: Final = 0.05
-"""Seconds between looks."""
+"""Seconds between checks."""
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 FAMILIES: Final = ("child_wrapper.py", "vllm", "multiprocessing")
-"""What the command lines of the engine's processes contain, in lower case."""
+"""Parts of the command lines by which the engine's processes are recognised, in lower case."""
 
 
 def python(*arguments: str) -> list[str]:
-    """This interpreter with arguments."""
+    """Return the command that runs this interpreter with `arguments`."""
     return [sys.executable, *arguments]
 
 
 def record(path: Path, leader: int) -> None:
-    """Write down the session that `leader` leads. Blocking, a few hundred bytes."""
+    """Write the record of the session that `leader` leads. Blocking, a few hundred bytes."""
     entry = {"session": leader, "started": _started(leader), "boot": _boot()}
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(entry), encoding="utf-8")
@@ -40,21 +40,21 @@ def record(path: Path, leader: int) -> None:
 
 
 def reap(path: Path) -> int:
-    """Kill what is left of the recorded session and forget it. Blocking. Returns how many processes that were."""
+    """Kill the remaining processes of the recorded session and delete the record; return how many were killed. Blocking."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         leader, started, boot = int(entry["session"]), entry["started"], entry["boot"]
     except (OSError, ValueError, KeyError, TypeError):
         return 0
     count = 0
-    if boot == _boot() and _started(leader) in (started, None):  # None: the leader is gone, its family may not be
+    if boot == _boot() and _started(leader) in (started, None):  # None: the leader has ended, its family may not have
         count = _kill(leader)
     path.unlink(missing_ok=True)
     return count
 
 
 def members(leader: int) -> list[int]:
-    """Living processes of the session `leader` leads that look like an engine's and belong to us."""
+    """Return the running processes of this user, in the session that `leader` leads, that look like an engine's."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -82,7 +82,7 @@ def _kill(leader: int) -> int:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None when there is none."""
+    """Return the start time of a process in clock ticks since boot; None if there is no such process."""
     try:
         return _stat(pid)[19]
     except (OSError, IndexError):
@@ -90,7 +90,7 @@ def _started(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat from the third (state) on; the second may hold spaces and brackets."""
+    """Return the fields of /proc/<pid>/stat from the third (state) on; the second may contain spaces and brackets."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 

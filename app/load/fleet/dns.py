@@ -1,7 +1,8 @@
-"""A fleet whose engines DNS names: every address of one name is an engine, and which those are is asked again and again.
+"""Fleet discovered by DNS: every address of one name is an engine, and the name is looked up again and again.
 
-An address that appears is filled like an engine that came back, before it gets requests for adapters. One that disappears
-gets no more requests and is let go once what is in flight on it is over. When DNS does not answer, nothing changes.
+A new address is filled with adapters, like an engine that came back, before it gets requests for them. An address that
+has disappeared gets no more requests, and its connections are closed once its requests in flight have ended. While DNS
+does not answer, nothing changes.
 """
 
 import asyncio
@@ -20,17 +21,18 @@ from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 
 LOOKUP_S: Final = 5.0
-"""Seconds between lookups: what Kubernetes' DNS lets its own answers be kept for is of that order."""
+"""Seconds between lookups: of the order of the time for which answers of Kubernetes' DNS may be cached."""
 
 
 async def lookup(name: DnsName) -> frozenset[str]:
-    """A name's engines, as URLs, by the system's resolver. Who has addresses of both kinds is one: IPv4 where there is any.
+    """Look up a name's engines, as URLs, with the system's resolver.
 
-    Raises OSError, also when the name has no address.
+    IPv6 addresses count only if there is no IPv4 address, so that an engine with both is one engine. Raises OSError,
+    also if the name has no address.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # how Python says that a part of it is empty or too long
+    except UnicodeError as error:  # Python's error for a part of the name that is empty or too long
         raise OSError("it is no host name") from error
     kinds = {family: {str(at[0]) for one, *_, at in found if one == family} for family, *_ in found}
     if plain := kinds.get(socket.AF_INET):
@@ -39,7 +41,7 @@ async def lookup(name: DnsName) -> frozenset[str]:
 
 
 async def addresses(name: DnsName) -> tuple[str, ...]:
-    """A name's engines now, in order. Raises Unavailable ENGINE_UNAVAILABLE when DNS does not say."""
+    """Return the URLs of a name's engines now, sorted. Raises Unavailable ENGINE_UNAVAILABLE if the lookup fails."""
     try:
         return tuple(sorted(await lookup(name)))
     except OSError as error:
@@ -47,9 +49,10 @@ async def addresses(name: DnsName) -> tuple[str, ...]:
 
 
 class DiscoveredFleet(Fleet):
-    """As Fleet, of the engines that one name leads to. Empty until it was looked up.
+    """Fleet of the engines that one name resolves to. Empty until the first lookup.
 
-    made: an engine of its URL. say: told of each change, a line for people.
+    made: creates the client of an engine from its URL.
+    say: called with a message for people about each change, one line.
     """
 
     def __init__(
@@ -63,20 +66,20 @@ class DiscoveredFleet(Fleet):
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__((), callbacks, heard=heard, keeper=keeper)
-        self._name, self._made, self._say = name, made, say
+        self._name, self._made, self._report = name, made, say
         self._complete = False
-        self._said = ""
-        self._looking: asyncio.Task[None] | None = None
+        self._last_line = ""
+        self._discovery: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start to look, and to look after what is found. Needs a running loop."""
+        """Start the lookups, and the reconcilers of the engines. Needs a running loop."""
         super().start()
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._run(), name="discovery")
+        if self._discovery is None:
+            self._discovery = asyncio.create_task(self._run(), name="discovery")
 
     async def stop(self) -> None:
-        """Stop the background tasks; the engines keep what they hold."""
-        task, self._looking = self._looking, None
+        """Stop the background tasks; the engines keep their adapters."""
+        task, self._discovery = self._discovery, None
         if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -84,34 +87,34 @@ class DiscoveredFleet(Fleet):
         await super().stop()
 
     async def look(self) -> None:
-        """Look the name up once, and have those engines that it leads to now."""
+        """Look the name up once, and add and remove engines accordingly."""
         try:
             found = await lookup(self._name)
         except OSError as error:
-            self._once(f"{self._name.host} cannot be looked up, its engines stay: {error.strerror or error}")
+            self._report_new(f"{self._name.host} cannot be looked up, its engines stay: {error.strerror or error}")
             return
         here = {member.engine.url: member for member in self.members}
         room = MAX_ENGINES - len(here.keys() & found)
         fresh = sorted(found - here.keys())
         for url in fresh[:room]:
-            self._say(f"{url} is engine {self.join(self._made(url), key=url).number}")
+            self._report(f"{url} is engine {self.join(self._made(url), key=url).number}")
         for url in sorted(here.keys() - found):
-            self._say(f"{url} was engine {here[url].number}")
+            self._report(f"{url} was engine {here[url].number}")
             self.part(here[url])
         self._complete = True
-        self._once(f"{len(fresh) - room} engines too many, at most {MAX_ENGINES}" if len(fresh) > room else "")
+        self._report_new(f"{len(fresh) - room} engines too many, at most {MAX_ENGINES}" if len(fresh) > room else "")
 
-    def _once(self, line: str) -> None:
-        """Say it, unless it was said last."""
-        if line and line != self._said:
-            self._say(line)
-        self._said = line
+    def _report_new(self, line: str) -> None:
+        """Report `line` unless it is empty or was the last one reported."""
+        if line and line != self._last_line:
+            self._report(line)
+        self._last_line = line
 
     async def _run(self) -> None:
         while True:
             try:
                 await self.look()
-            except Exception:  # a bug must not leave the fleet as it is for ever
+            except Exception:  # a bug must not end the lookups
                 logging.getLogger("gateway").exception("looking for engines broke")
             await asyncio.sleep(LOOKUP_S)
 
@@ -125,7 +128,10 @@ def fleet_of(
     keeper: Callable[[HttpEngine, Callbacks], Reconciler],
     say: Callable[[str], None],
 ) -> Fleet | None:
-    """The fleet that these URLs mean; None where they are one engine's, or none. The rest: see Fleet, DiscoveredFleet."""
+    """Return the fleet of these URLs; None if they mean one engine, or none.
+
+    The other parameters are those of Fleet and DiscoveredFleet.
+    """
     name = dns_name(urls[0]) if urls else None
     if name is not None:
         return DiscoveredFleet(name, made, callbacks, heard=heard, keeper=keeper, say=say)

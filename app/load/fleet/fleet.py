@@ -1,10 +1,10 @@
-"""Several engines behind one gateway, each looked after by a Reconciler of its own.
+"""Fleet: several engines behind one gateway, each with a Reconciler of its own.
 
-Every engine is to hold everything that is desired. A request goes to an engine that holds its adapter now, and if it turns
-out that this engine could not be reached or had forgotten the adapter, to the next one; a request that may have run is
-never sent twice. So the death of an engine costs what was in flight on it and nothing else. An engine that comes back gets
-requests for an adapter only once that was verified, loaded and probed there again, and as long as others have everything,
-none before it has.
+Every engine is to hold every desired adapter. A request goes to an engine that holds its adapter now; if that engine
+could not be reached, or had lost the adapter, it goes to the next one. A request that may have run is never sent twice.
+The death of an engine therefore costs its requests in flight and nothing else. An engine that comes back gets requests
+for an adapter only once that was verified, loaded and probed there again, and gets none before it holds everything as
+long as other engines do.
 """
 
 import asyncio
@@ -22,17 +22,19 @@ from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import DRAIN_S, Reconciler
 
 OTHERS_S: Final = 10.0
-"""Seconds that a version loaded in one engine waits for the others before it is served: all but the slow have it then."""
+"""Seconds that a version loaded in one engine waits for the others before it is served: all but slow ones hold it by
+then."""
 
 CROWDED_FACTOR: Final = 1.25
 CROWDED_MORE: Final = 4
-"""An adapter's own engine is passed over when it has more requests in flight than this many times the mean, and these
-besides: consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018); a few more cost a batch little."""
+"""An adapter's preferred engine is passed over if it has more requests in flight than CROWDED_FACTOR times the mean
+plus CROWDED_MORE: consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018). A few more cost a
+batch little."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """How one engine stands. failing: adapters that did not load when last tried. flying: requests in flight."""
+    """State of one engine. failing: adapters whose last load failed. flying: requests in flight."""
 
     number: int
     address: str
@@ -44,10 +46,12 @@ class EngineReport:
 
 
 class Fleet:
-    """What Reconciler is to one engine, this is to several.
+    """Several engines, with the interface that Reconciler has for one.
 
-    engines: in the order of the setting. keeping: what each of them is to hold. heard: told what became of each request to
-    each engine, by its number. keeper: makes what looks after one of them.
+    engines: in the order of the setting.
+    callbacks: callbacks of each engine's reconciler.
+    heard: called with the number of an engine and the result of each request to it.
+    keeper: creates the reconciler of one engine.
     """
 
     def __init__(
@@ -58,12 +62,12 @@ class Fleet:
         heard: Callable[[int, Result], None] = lambda _number, _result: None,
         keeper: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
     ) -> None:
-        self._callbacks, self._heard, self._keeper = callbacks, heard, keeper
+        self._callbacks, self._on_result, self._keeper = callbacks, heard, keeper
         self._one_at_a_time = asyncio.Lock()
         self._late: set[asyncio.Task[None]] = set()
         self._leaving: dict[Member, asyncio.Task[None]] = {}
         self._started = False
-        self._complete = True  # whether it is known which engines there are
+        self._complete = True  # whether the set of engines is known
         self._turn = 0
         self.joined: Callable[[Member], None] = lambda _: None
         self.parted: Callable[[Member], None] = lambda _: None
@@ -71,14 +75,14 @@ class Fleet:
         for engine in engines:
             self.join(engine)
 
-    # ---- who belongs to it -----------------------------------------------------------------------------------------
+    # ---- membership ------------------------------------------------------------------------------------------------
 
     def join(self, engine: CheckedEngine, key: str | None = None) -> Member:
-        """One more engine, from now on filled and asked, under the lowest number that is free. key: see Member."""
+        """Add an engine under the lowest free number; from now on it is filled and gets requests. key: see Member."""
         taken = {member.number for member in (*self.members, *self._leaving)}
         number = next(n for n in count(1) if n not in taken)
-        told = replace(self._callbacks, after_pass=self._after_pass)
-        made = Member(number, engine, self._keeper(engine, told), self._heard, key)
+        callbacks = replace(self._callbacks, after_pass=self._after_pass)
+        made = Member(number, engine, self._keeper(engine, callbacks), self._on_result, key)
         self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
         self.joined(made)
         if self._started:
@@ -86,14 +90,14 @@ class Fleet:
         return made
 
     def part(self, member: Member) -> None:
-        """One engine less: asked for nothing more from now on, let go once what is in flight on it is over."""
+        """Remove an engine: it gets no more requests, and is closed once its requests in flight have ended."""
         self.members = tuple(one for one in self.members if one is not member)
-        self._leaving[member] = asyncio.create_task(self._let_go(member))
+        self._leaving[member] = asyncio.create_task(self._drain_and_close(member))
         self._callbacks.on_change()
 
-    async def _let_go(self, member: Member) -> None:
+    async def _drain_and_close(self, member: Member) -> None:
         await member.keeper.stop()
-        while member.flying:  # noqa: ASYNC110 - relays count it down, and know no events of ours
+        while member.flying:  # noqa: ASYNC110 - relays decrement it, and cannot signal an event
             await asyncio.sleep(DRAIN_S)
         await member.engine.close()
         del self._leaving[member]
@@ -102,11 +106,11 @@ class Fleet:
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def choose(self, name: str) -> Sequence[Member]:
-        """The engines that answer to `name` now, in the order they are to be tried.
+        """Return the engines that answer to `name` now, in the order in which they are to be tried.
 
-        An adapter has an engine of its own, where its prefixes and weights are likely still at hand; when that one is
-        crowded, the next. The served model goes where least is in flight. Raises Unavailable ENGINE_UNAVAILABLE when
-        there is none.
+        Each adapter has a preferred engine, which probably still has its prefixes and weights at hand; if that one is
+        crowded, the next one comes first. Requests for the served model go to the engine with the fewest in flight.
+        Raises Unavailable ENGINE_UNAVAILABLE if no engine answers to `name`.
         """
         holding = [member for member in self.members if member.holds(name)]
         if not holding:
@@ -122,14 +126,17 @@ class Fleet:
         return holding
 
     async def healthy(self) -> bool:
-        """Whether any engine answers and can compute."""
+        """Return whether any engine answers and can compute."""
         return any(await asyncio.gather(*(member.healthy() for member in self.members)))
 
     async def exposition(self) -> bytes:
-        """The metrics of all that tell theirs, each series with the label `engine`. Raises Unavailable if none does."""
-        told = await asyncio.gather(*(member.engine.exposition() for member in self.members), return_exceptions=True)
+        """Return the metrics of all engines that give theirs, each series with the label `engine`.
+
+        Raises Unavailable if none does.
+        """
+        answers = await asyncio.gather(*(member.engine.exposition() for member in self.members), return_exceptions=True)
         texts: dict[str, bytes] = {}
-        for member, text in zip(self.members, told, strict=True):
+        for member, text in zip(self.members, answers, strict=True):
             if isinstance(text, bytes):
                 texts[str(member.number)] = text
             elif not isinstance(text, Unavailable):
@@ -142,16 +149,16 @@ class Fleet:
         """Close all connections."""
         await asyncio.gather(*(member.engine.close() for member in (*self.members, *self._leaving)))
 
-    # ---- what Reconciler has too ---------------------------------------------------------------------------------
+    # ---- interface of Reconciler -----------------------------------------------------------------------------------
 
     @property
     def each(self) -> tuple[Reconciler, ...]:
-        """One for each engine."""
+        """Reconcilers of the engines, one each."""
         return tuple(member.keeper for member in self.members)
 
     @property
     def known(self) -> bool:
-        """Whether `may_read` says all: it is known which engines there are, and each of them answers."""
+        """Whether `may_read` is complete: the set of engines is known, and each of them answers."""
         return self._complete and all(keeper.known for keeper in self.each)
 
     @property
@@ -166,7 +173,7 @@ class Fleet:
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Engine name → why it is not loaded, in whichever engine it is not."""
+        """Engine name → reason why it is not loaded, from the first engine where it failed."""
         found: dict[str, str] = {}
         for member in self.members:
             for name, why in member.keeper.failures.items():
@@ -174,11 +181,11 @@ class Fleet:
         return found
 
     def is_loaded(self, name: str) -> bool:
-        """Whether requests may be sent to `name` now."""
+        """Return whether requests may be sent to `name` now."""
         return any(keeper.is_loaded(name) for keeper in self.each)
 
     def may_read(self) -> frozenset[str]:
-        """Engine names whose files an engine may read now; means something only while every one of them is up."""
+        """Return the engine names whose files an engine may read now; valid only while every engine is up."""
         return frozenset().union(*(keeper.may_read() for keeper in self.each))
 
     def forget_failure(self, name: str) -> None:
@@ -187,7 +194,7 @@ class Fleet:
             keeper.forget_failure(name)
 
     def poke(self) -> None:
-        """Look at all of them again now."""
+        """Check all engines again now."""
         for keeper in self.each:
             keeper.poke()
 
@@ -198,7 +205,7 @@ class Fleet:
             keeper.start()
 
     async def stop(self) -> None:
-        """Stop the background tasks; the engines keep what they hold."""
+        """Stop the background tasks; the engines keep their adapters."""
         self._started = False
         late = (*self._late, *self._leaving.values())
         for task in late:
@@ -207,9 +214,9 @@ class Fleet:
         await asyncio.gather(*(keeper.stop() for keeper in self.each))
 
     async def ensure(self, name: str) -> None:
-        """Have `name` loaded and probed in every engine that answers, but wait little for slow ones once one has it.
+        """Load and probe `name` in every engine that answers, but wait only OTHERS_S for the others once one has it.
 
-        Raises as Reconciler.ensure when none has: LOAD_FAILED when one of them, answering, refuses these bytes.
+        Raises like Reconciler.ensure if no engine has it: LOAD_FAILED if one of them answered and refused these bytes.
         """
         asked = [keeper for keeper in self.each if keeper.engine_up] or self.each
         if not asked:
@@ -228,12 +235,12 @@ class Fleet:
             raise
         for task in waiting:
             self._late.add(task)
-            task.add_done_callback(self._in_the_end)
+            task.add_done_callback(self._late_ended)
         if len(errors) == len(asked):
             raise next((error for error in errors if error.code is LOAD_FAILED), errors[0])
 
     def report(self) -> tuple[EngineReport, ...]:
-        """How each engine stands."""
+        """Return the state of each engine."""
         return tuple(
             EngineReport(
                 member.number,
@@ -247,20 +254,20 @@ class Fleet:
             for member in self.members
         )
 
-    # ---- inside ----------------------------------------------------------------------------------------------------
+    # ---- internals -------------------------------------------------------------------------------------------------
 
     async def _after_pass(self) -> None:
         async with self._one_at_a_time:
             await self._callbacks.after_pass()
 
-    def _in_the_end(self, task: asyncio.Task[None]) -> None:
+    def _late_ended(self, task: asyncio.Task[None]) -> None:
         self._late.discard(task)
         if not task.cancelled():
-            task.exception()  # its keeper has written it down
+            task.exception()  # its reconciler has recorded it
 
 
 def _failed(done: set[asyncio.Task[None]]) -> list[GatewayError]:
-    """What went wrong, of tasks that are done. A bug is raised."""
+    """Return the gateway errors of tasks that are done. Raises any other exception, which is a bug."""
     errors: list[GatewayError] = []
     for task in done:
         try:
@@ -272,5 +279,5 @@ def _failed(done: set[asyncio.Task[None]]) -> list[GatewayError]:
 
 
 def _address(url: str) -> str:
-    """As it may be shown: host and port, no path of this machine."""
+    """Return an engine's address for display: host and port, without a path of this machine."""
     return "unix socket" if url.startswith("unix:") else url.partition("://")[2].partition("/")[0]

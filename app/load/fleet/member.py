@@ -1,4 +1,4 @@
-"""One engine of a fleet: counts what is in flight on it, and tells whoever watches it what a request noticed first."""
+"""Engine of a fleet: counts its requests in flight, and makes its reconciler check it after a failed request."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from hashlib import blake2b
@@ -11,28 +11,34 @@ from app.load.client.response import NotReached
 from app.load.reconcile.reconciler import Reconciler
 
 NOT_FOUND: Final = 404
-"""What vLLM answers when it does not know the model: it did not run."""
+"""Status by which vLLM reports that it does not know the model: the request did not run."""
 
 Result = Literal["answered", "unreached", "forgotten", "broken"]
-"""What became of one request to one engine. unreached, forgotten: it did not run, and may go to another engine."""
+"""Result of one request to one engine. unreached, forgotten: it did not run, and may go to another engine."""
 
 
 class CheckedEngine(HttpEngine):
-    """There only while it can compute: the list comes from its server, its health from its core."""
+    """HttpEngine that lists its models only while it can compute.
+
+    vLLM's server answers the list of models, its core answers the health check.
+    """
 
     async def cards(self) -> Cards:
-        """See Engine.cards. Raises Unavailable ENGINE_UNAVAILABLE, also when its core is dead."""
+        """See Engine.cards. Raises Unavailable ENGINE_UNAVAILABLE, also if the core is dead."""
         if not await self.healthy():
             raise Unavailable(ENGINE_UNAVAILABLE, "the engine says it is not well")
         return await super().cards()
 
 
 class Member:
-    """An engine and its keeper, for requests.
+    """Engine and its reconciler, as a target for requests.
 
-    number: from 1, in the order of the setting or of appearance; the label in metrics. key: what its share of the adapters
-    hangs on, the same for all gateways; the number where that is. engine: the same the keeper looks after. heard: told
-    what became of each request.
+    number: from 1, in the order of the setting or of appearance; the label in metrics.
+    engine: client of the engine that `keeper` reconciles.
+    keeper: reconciler of the engine.
+    heard: called with the number and the result of each request.
+    key: identifies the engine when adapters are spread over engines, so it must be the same for all gateways; None: the
+        number.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Member:
         self.keeper = keeper
         keeper.number = number
         self.flying = 0
-        self._heard = heard
+        self._on_result = heard
         self._key = str(number) if key is None else key
 
     @property
@@ -57,13 +63,16 @@ class Member:
         return self.keeper.caught_up
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """See Engine.post. Raises NotReached when it did not even get there: then this engine is away until it is seen."""
+        """See Engine.post.
+
+        Raises NotReached if nothing was sent; the engine then counts as down until a check finds it again.
+        """
         self.flying += 1
         try:
             response = await self.engine.post(path, body, headers)
         except NotReached:
             self.flying -= 1
-            self._heard(self.number, "unreached")
+            self._on_result(self.number, "unreached")
             self.keeper.away()
             raise
         except BaseException as error:
@@ -72,10 +81,10 @@ class Member:
                 self.broke()
             raise
         if response.status == NOT_FOUND:
-            self._heard(self.number, "forgotten")
+            self._on_result(self.number, "forgotten")
             self.keeper.poke()
         else:
-            self._heard(self.number, "answered")
+            self._on_result(self.number, "answered")
         return _Counted(response, self)
 
     async def healthy(self) -> bool:
@@ -83,21 +92,21 @@ class Member:
         return await self.engine.healthy()
 
     def broke(self) -> None:
-        """An answer broke off: look at once whether the engine still lives."""
-        self._heard(self.number, "broken")
+        """Report that an answer broke off, and check at once whether the engine is still alive."""
+        self._on_result(self.number, "broken")
         self.keeper.poke()
 
     def holds(self, name: str) -> bool:
-        """Whether it answers to `name` now; names without `@` are the served model's."""
+        """Return whether the engine answers to `name` now; names without `@` are the served model's."""
         return self.keeper.is_loaded(name) if "@" in name else self.keeper.engine_up
 
     def affinity(self, name: str) -> bytes:
-        """How much `name` belongs here, compared with the other members: rendezvous hashing (Thaler, Ravishankar 1998)."""
+        """Return the rank of this engine for `name`, highest first: rendezvous hashing (Thaler, Ravishankar 1998)."""
         return blake2b(f"{self._key} {name}".encode(), digest_size=8).digest()
 
 
 class _Counted:
-    """An answer that is in flight until it is closed."""
+    """EngineResponse that counts as in flight until it is closed."""
 
     __slots__ = ("_member", "_open", "_response")
 

@@ -1,4 +1,4 @@
-"""Callbacks of a reconciler: where the desired state comes from, and who is called about what."""
+"""Callbacks of a reconciler: the source of the desired state, and the listeners."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,17 +9,17 @@ from app.load.reconcile.hung import SILENT_S
 
 
 class AfterPass:
-    """Signal after each pass that found the engine up; connected once the use case that publishes exists."""
+    """Signal after each pass that found the engine up; connected once the publishing use case exists."""
 
     def __init__(self) -> None:
         self._listener: Callable[[], Awaitable[None]] | None = None
 
     def connect(self, listener: Callable[[], Awaitable[None]]) -> None:
-        """Await this after each pass from now on."""
+        """Await `listener` after each pass from now on."""
         self._listener = listener
 
     async def __call__(self) -> None:
-        """Send it."""
+        """Send the signal."""
         if self._listener is not None:
             await self._listener()
 
@@ -28,12 +28,16 @@ class AfterPass:
 class Callbacks:
     """Desired state and listeners.
 
-    desired: engine name → artefact directory, asked anew at each step. verify: checks the bytes at a path before the
-    engine reads them (blocking, run in a thread), raises GatewayError. interval_s: seconds between passes. silent_s:
-    seconds that an engine may owe answers and bring nothing of any before it is suspected (hung.py). idle: whether
-    an engine name has no request in flight. on_change: called after engine_up, loaded or failures changed. on_try: told
-    of each try to load, whether it did. on_lost: told how many loaded adapters the engine has forgotten. after_pass:
-    awaited after each pass that found the engine up. identify: says whether the engine's model is the right one.
+    desired: returns engine name → artefact directory; called anew at each step.
+    verify: checks the bytes at a path before the engine reads them (blocking, run in a thread); raises GatewayError.
+    interval_s: seconds between passes.
+    silent_s: seconds without a byte of any answer the engine owes, after which it is suspected to hang (hung.py).
+    idle: returns whether an engine name has no request in flight.
+    on_change: called after engine_up, loaded or failures changed.
+    on_try: called after each attempt to load, with True if it succeeded.
+    on_lost: called with the number of loaded adapters that the engine has lost.
+    after_pass: awaited after each pass that found the engine up.
+    identify: returns the identity of the engine's model.
     """
 
     desired: Callable[[], Mapping[str, Path]]

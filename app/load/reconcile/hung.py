@@ -1,9 +1,10 @@
-"""Finds an engine whose core hangs. vLLM's server goes on saying that it is well, and listing its models.
+"""Detection of an engine whose core hangs while vLLM's server still reports that it is healthy and lists its models.
 
-What tells is what answers bring (pulse.py): an engine that owes some and brings no byte of any is hung, or busy with a long
-prompt, or with answers that are not streamed. Its metrics tell these apart, because some move with every step of the core;
-and at last one token is asked for. Where metrics tell nothing of the core (vLLM with --disable-log-stats), that token could
-wait behind a full batch: such an engine is not suspected before its answers are given up anyway.
+The sign is the silence of its answers (pulse.py): an engine that owes some and sends no byte of any is hung, or busy
+with a long prompt, or with answers that are not streamed. Its metrics tell these apart, because some change with every
+step of the core; as a last check one token is requested. If the metrics show nothing of the core (vLLM with
+--disable-log-stats), that token could wait behind a full batch: such an engine is not suspected before its pending
+answers time out anyway.
 """
 
 import asyncio
@@ -22,34 +23,35 @@ SILENT_S: Final = 60.0
 """Seconds of silence before an engine is suspected: one step through a long prompt takes a CPU tens of them."""
 
 LOOK_S: Final = 5.0
-"""Seconds between looks. Nothing is asked of an engine that is heard of, or owes nothing."""
+"""Seconds between checks. Nothing is requested from an engine that sends bytes, or owes none."""
 
 PROBE_S: Final = 10.0
-"""Seconds that a suspect's one token may take."""
+"""Seconds that the one token of a suspected engine may take."""
 
 AGAIN_S: Final = 1.0
-"""Seconds until one that hangs is asked again."""
+"""Seconds between checks of an engine that hangs."""
 
 PROGRESS: Final = (b"vllm:kv_cache_usage_perc", b"vllm:prompt_tokens_total", b"vllm:generation_tokens_total")
-"""Of vLLM's metrics those that only the core's steps move, the first also in the midst of a prompt."""
+"""Metrics of vLLM that change only with the core's steps, the first also in the middle of a prompt."""
 
 
 DEFERRED: Final = re.compile(
     rb'^vllm:num_requests_waiting_by_reason\{[^}]*reason="deferred"[^}]*\} ([0-9.e+]+)', re.MULTILINE
 )
-"""Requests that the core leaves aside while something else is done for them: a schema compiled, above all."""
+"""Pattern of vLLM's metric of requests that the core sets aside while other work, mostly compiling a schema, is done."""
 
 DEFERRED_S: Final = 60.0
-"""Seconds for which requests may wait deferred before that is said: what is compiled costs ten by its estimate."""
+"""Seconds for which requests may stay deferred before that is logged: compiling takes ten by its estimate."""
 
 DEFERRED_LOOK_S: Final = 20.0
-"""Seconds between looks at them."""
+"""Seconds between checks for deferred requests."""
 
 
 class HungWatch:
-    """Watches one engine.
+    """Watch over one engine's core.
 
-    silent_s: seconds before it is suspected. on_change: called after `hung` changed.
+    silent_s: seconds of silence before it is suspected.
+    on_change: called after `hung` changed.
     """
 
     def __init__(self, engine: Engine, silent_s: float, on_change: Callable[[], None]) -> None:
@@ -59,10 +61,10 @@ class HungWatch:
         self._on_change = on_change
         self._progress: bytes | None = None
         self._deferred_since: float | None = None
-        self._deferred_said = False
+        self._deferred_logged = False
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Check again and again until cancelled."""
         looked = time.monotonic()
         while True:
             await asyncio.sleep(AGAIN_S if self.hung else LOOK_S)
@@ -75,7 +77,7 @@ class HungWatch:
                 logging.getLogger("gateway").exception("watching for a hung engine broke")
 
     async def look(self) -> None:
-        """Look once."""
+        """Check once."""
         pulse = self._engine.pulse
         suspected = pulse.silent_s >= self._silent_s
         if not suspected and (not pulse.waiting or pulse.silent_s < LOOK_S):
@@ -87,22 +89,22 @@ class HungWatch:
         self._set(pulse.silent_s >= self._patience)
 
     async def look_at_deferred(self, now: float) -> None:
-        """Look once at requests that wait deferred, while others are answered; `now` by the monotonic clock.
+        """Check once for requests that stay deferred while others are answered; `now` by the monotonic clock.
 
-        Only said: the engine answers all that bring no schema, and ending it would end those.
+        They are only logged: the engine answers all requests without a schema, and ending it would end those.
         """
         waiting = 0.0
         if self._engine.pulse.waiting:
             with contextlib.suppress(Unavailable):
                 waiting = sum(map(float, DEFERRED.findall(await self._engine.exposition())))
         if not waiting:
-            if self._deferred_said:
+            if self._deferred_logged:
                 logging.getLogger("gateway").warning("engine deferred: no request waits deferred any more")
-            self._deferred_since, self._deferred_said = None, False
+            self._deferred_since, self._deferred_logged = None, False
             return
         self._deferred_since = now if self._deferred_since is None else self._deferred_since
-        if now - self._deferred_since >= DEFERRED_S and not self._deferred_said:
-            self._deferred_said = True
+        if now - self._deferred_since >= DEFERRED_S and not self._deferred_logged:
+            self._deferred_logged = True
             logging.getLogger("gateway").warning(
                 "engine deferred: %.0f requests wait deferred, some for over %.0f s: its compiler of schemas is busy or "
                 "stuck, and all that bring a schema wait for it",
@@ -112,11 +114,11 @@ class HungWatch:
 
     @property
     def _patience(self) -> float:
-        """Seconds of silence that prove something; one that was found hung stays so until it is heard."""
+        """Seconds of silence that count as proof; an engine that was found hung stays so until it sends something."""
         return self._silent_s if self.hung or self._progress else max(self._silent_s, SILENCE_S)
 
     async def _moves_on(self) -> bool:
-        """Whether its metrics show that the core has taken a step since the look before."""
+        """Return whether the metrics show that the core has taken a step since the previous check."""
         before, self._progress = self._progress, None
         with contextlib.suppress(Unavailable):
             lines = (await self._engine.exposition()).splitlines()
@@ -124,7 +126,7 @@ class HungWatch:
         return None not in (before, self._progress) and before != self._progress
 
     async def _ask(self) -> None:
-        """For one token of the served model. Whatever comes is heard where it is read."""
+        """Request one token of the served model. Its bytes reach the pulse where they are read."""
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(PROBE_S):
                 for own in [name for name in await self._engine.models() if "@" not in name][:1]:
@@ -134,6 +136,6 @@ class HungWatch:
         if hung == self.hung:
             return
         self.hung = hung
-        said = "its server answers, but it computes nothing: it counts as away" if hung else "it computes again"
-        logging.getLogger("gateway").warning("engine hung: %s", said)
+        message = "its server answers, but it computes nothing: it counts as away" if hung else "it computes again"
+        logging.getLogger("gateway").warning("engine hung: %s", message)
         self._on_change()

@@ -1,4 +1,4 @@
-"""Reasons against using an engine that answers: asked for whenever it comes up."""
+"""Objections to an engine that answers: reasons not to use it, checked whenever it comes up."""
 
 import logging
 
@@ -8,7 +8,11 @@ from app.load.client.identity import Identify, Identity
 
 
 class Objection:
-    """Against one engine. why: what was found when last asked; None: nothing. model: what it serves, once asked."""
+    """Objection to one engine.
+
+    why: reason found by the last check; None if there was none.
+    model: identity of its model, once it has been checked.
+    """
 
     def __init__(self, identify: Identify) -> None:
         self.why: str | None = None
@@ -16,7 +20,7 @@ class Objection:
         self._identify = identify
 
     async def stands(self, engine: Engine) -> bool:
-        """Ask; whether the engine must count as away. Said in the log when it is new."""
+        """Check the engine and return whether it must count as down. A new reason is logged."""
         before = self.why
         try:
             why = await engine.objection()

@@ -1,8 +1,9 @@
-"""An engine that fetches adapters by itself when a request names them (plugin/): nothing is loaded into it or taken out.
+"""Reconciler of an engine that fetches adapters itself when a request names them (plugin/), without load or unload.
 
-Whatever is published it can answer, from its first moment on: what it lacks, it asks the gateway for. So an engine that
-comes back empty serves as soon as it is well, and no call goes out to fill it. Only a version that no engine ever held is
-tried first: its bytes are checked, and one engine that answers a token with finite numbers is proof enough for all.
+Such an engine can answer for every published adapter from its first moment on: it requests missing ones from the
+gateway. An engine that comes back empty therefore serves as soon as it is healthy, without a call to fill it. Only a
+version that no engine has held yet is tested first: its bytes are verified, and one engine that answers a token with
+finite numbers is enough proof for all.
 """
 
 import asyncio
@@ -17,33 +18,33 @@ from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 
 NOT_FETCHED: Final = frozenset({404, 502, 503, 507})
-"""What the plugin answers where it could not fetch an adapter: it says nothing against the adapter's bytes."""
+"""Statuses by which the plugin reports that it could not fetch an adapter: they say nothing against the adapter's bytes."""
 
 
 Keeper = Callable[[Engine, Callbacks], Reconciler]
-"""What looks after one engine."""
+"""Creates the reconciler of one engine."""
 
 
 class Proved:
-    """Names that an engine has answered to; one for all engines of a gateway."""
+    """Names that an engine has answered to; one set for all engines of a gateway."""
 
     def __init__(self) -> None:
-        self.names: frozenset[str] = frozenset()  # replaced, never changed: other threads read it
+        self.names: frozenset[str] = frozenset()  # replaced, never mutated: other threads read it
         self._locks: dict[str, asyncio.Lock] = {}
 
     def lock(self, name: str) -> asyncio.Lock:
-        """Held while `name` is tried: by one engine at a time."""
+        """Return the lock that is held while an engine tests `name`, one engine at a time."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     def keep(self, wanted: frozenset[str]) -> None:
-        """Forget every name that is not among these."""
+        """Forget every name that is not in `wanted`."""
         self.names &= wanted
         for name in [name for name, lock in self._locks.items() if name not in wanted and not lock.locked()]:
             del self._locks[name]
 
 
 class PluginReconciler(Reconciler):
-    """Watches one such engine. unproved: names among the desired that have not been published yet."""
+    """Reconciler of one engine with the plugin. unproved: returns the desired names that have not been published yet."""
 
     def __init__(
         self, engine: Engine, callbacks: Callbacks, unproved: Callable[[], frozenset[str]], proved: Proved | None = None
@@ -54,37 +55,37 @@ class PluginReconciler(Reconciler):
 
     @property
     def loaded(self) -> frozenset[str]:
-        """Engine names it answers to: all that are desired and proved."""
+        """Engine names it answers to: all that are desired, except those not published and not proved yet."""
         if not self.engine_up:
             return frozenset()
         return frozenset(self._callbacks.desired()) - (self._unproved() - self._proved.names)
 
     def is_loaded(self, name: str) -> bool:
-        """Whether requests may be sent to `name` now."""
+        """Return whether requests may be sent to `name` now."""
         known = name not in self._unproved() or name in self._proved.names
         return self.engine_up and known and name in self._callbacks.desired()
 
     def may_read(self) -> frozenset[str]:
-        """None: it reads copies of its own."""
+        """Return no names: the engine reads its own copies."""
         return frozenset()
 
     @property
     def known(self) -> bool:
-        """Always: also one that is away reads nothing here."""
+        """Always True: even an engine that is down reads no files of this gateway."""
         return True
 
     async def ensure(self, name: str) -> None:
-        """Have `name` proved when this returns: by this engine, unless another was faster. As Reconciler.ensure."""
+        """Prove `name` by this engine, unless another engine has proved it first. Raises like Reconciler.ensure."""
         async with self._proved.lock(name):
             if name in self._proved.names:
                 return
             await self._load(name)
 
     async def retire(self, name: str) -> None:
-        """Nothing: it keeps what it has, and is not asked for it any more."""
+        """Do nothing: the engine keeps its copy, and gets no more requests for it."""
 
     async def reconcile(self) -> None:
-        """One pass: is it well, and is there something to prove."""
+        """Run one pass: check the engine's health, and prove the names that are to be proved."""
         if not await self._engine.healthy():
             self._set(up=False, loaded=frozenset())
             return
@@ -118,5 +119,5 @@ class PluginReconciler(Reconciler):
 
 
 def keeper_for(resolves: bool, unproved: Callable[[], frozenset[str]]) -> Keeper:
-    """What looks after each of a gateway's engines. resolves: whether they fetch adapters by themselves."""
+    """Return the factory of reconcilers for a gateway's engines. resolves: whether engines fetch adapters themselves."""
     return partial(PluginReconciler, unproved=unproved, proved=Proved()) if resolves else Reconciler

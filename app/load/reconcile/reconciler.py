@@ -1,10 +1,11 @@
-"""Reconciler: keeps one engine holding exactly the desired adapters, whatever happens to it or to us.
+"""Reconciler: keeps one engine holding exactly the desired adapters, also after crashes of the engine or the gateway.
 
-Each pass compares three sets: desired (the catalogue's), listed (what the engine says it answers to) and loaded (what
-this process has verified, loaded and probed). It decides by the engine's list, never by what an earlier answer said.
+Each pass compares three sets: desired (from the catalogue), listed (the names that the engine says it answers to) and
+loaded (the names that this process has verified, loaded and probed). It decides by the engine's list, never by an
+earlier answer.
 
-All of it runs on the event loop. What other threads read (`loaded`, `failures`, `may_read`) are immutable values that are
-replaced, never changed: metrics and the store's clean-up look at them from threads of their own.
+All of it runs on the event loop. The values that other threads read (`loaded`, `failures`, `may_read`) are immutable
+and are replaced, never mutated: metrics and the store's clean-up read them from threads of their own.
 """
 
 import asyncio
@@ -27,22 +28,22 @@ from app.load.reconcile.hung import HungWatch
 from app.load.reconcile.objection import Objection
 
 LOADERS: Final = 4
-"""Adapters being loaded at once: one that hangs must not stop the others; the engine itself loads one at a time."""
+"""Adapters loaded at the same time: one that hangs must not stop the others; the engine itself loads one at a time."""
 
 DOWN_S: Final = 1.0
-"""Seconds between looks at an engine that is away."""
+"""Seconds between checks of an engine that is down."""
 
 BACKOFF_S: Final = 2.0
 BACKOFF_LIMIT_S: Final = 300.0
 """Seconds before an adapter that failed is tried again: doubled each time up to the limit."""
 
 DRAIN_S: Final = 0.05
-"""Seconds between looks at whether an adapter still has requests in flight."""
+"""Seconds between checks for requests in flight on an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A failed load: the error, how many times in a row, and when (monotonic) it is tried again."""
+    """Failed load: the error, the number of failures in a row, and the time (monotonic) of the next attempt."""
 
     error: GatewayError
     count: int
@@ -50,12 +51,12 @@ class _Failure:
 
     @property
     def refused(self) -> bool:
-        """Whether it says something of the adapter's bytes or files, not of an engine that was away."""
+        """Whether the error is about the adapter's bytes or files, not about an engine that was down."""
         return self.error.code is not ENGINE_UNAVAILABLE
 
 
 class Reconciler:
-    """Makes one engine hold `keeping.desired()`."""
+    """Reconciler of one engine: makes it hold `callbacks.desired()`."""
 
     def __init__(self, engine: Engine, callbacks: Callbacks) -> None:
         self._engine = engine
@@ -66,19 +67,19 @@ class Reconciler:
         self._failures: Mapping[str, _Failure] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._in_work: frozenset[str] = frozenset()  # names being loaded or unloaded now
-        self._serves: Mapping[str, str | None] = {}  # its own models as it listed them when it was last found usable
+        self._serves: Mapping[str, str | None] = {}  # the engine's own models, as listed when it was last found usable
         self._up = False
         self._caught_up = False
         self.objection = Objection(callbacks.identify)
-        self.looked = False  # whether the engine was asked at all yet
+        self.looked = False  # whether a pass has run
         self._wake = asyncio.Event()
-        self.number = 1  # its engine's, where there are several
-        self._hung = HungWatch(engine, callbacks.silent_s, self._hangs_or_not)
+        self.number = 1  # number of the engine in a fleet
+        self._hung = HungWatch(engine, callbacks.silent_s, self._hung_changed)
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def each(self) -> tuple["Reconciler", ...]:
-        """One for each engine: itself."""
+        """Reconcilers of the engines: this one."""
         return (self,)
 
     @property
@@ -87,57 +88,57 @@ class Reconciler:
         return self._up and not self._hung.hung
 
     def hangs(self) -> bool:
-        """Whether its core is known to hang behind a server that answers."""
+        """Return whether the core is known to hang behind a server that answers."""
         return self._hung.hung
 
     @property
     def loaded(self) -> frozenset[str]:
-        """Engine names that were verified, loaded and probed and are still listed."""
+        """Engine names that were verified, loaded and probed, and are still listed."""
         return self._loaded if self.engine_up else frozenset()
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Engine name → why it is not loaded."""
+        """Engine name → reason why it is not loaded."""
         return {name: failure.error.message for name, failure in self._failures.items()}
 
     @property
     def caught_up(self) -> bool:
-        """Whether, since it last came up, it was given all that is desired and holds more of it than it refused.
+        """Whether, since it last came up, the engine was given all desired adapters and holds more than it refused.
 
-        Said at the end of a pass in which the engine was there throughout, until it goes away or forgets an adapter.
+        Set at the end of a pass during which the engine was up throughout, and until it goes down or loses an adapter.
         """
         return self._caught_up and self.engine_up
 
     def is_loaded(self, name: str) -> bool:
-        """Whether requests may be sent to `name` now."""
+        """Return whether requests may be sent to `name` now."""
         return self.engine_up and name in self._loaded
 
     def may_read(self) -> frozenset[str]:
-        """Engine names whose files the engine may read now: what it listed at the last pass, or is being told to load.
+        """Return the engine names whose files the engine may read now: those listed at the last pass, or being loaded.
 
-        Means something only while it is up; one that is merely silent may read anything.
+        Valid only while the engine is up; one that is merely silent may read anything.
         """
         return self._held | self._in_work
 
     @property
     def known(self) -> bool:
-        """Whether `may_read` says all: one that does not answer may read anything."""
+        """Whether `may_read` is complete: an engine that does not answer may read anything."""
         return self._up
 
     def forget_failure(self, name: str) -> None:
-        """What stood in the way of `name` is gone: try again now, not when its wait is over."""
+        """Forget the failure of `name`, whose cause is gone, and try again now instead of after its backoff."""
         if name in self._failures:
             self._forget_failures({name})
             self._callbacks.on_change()
             self.poke()
 
     def away(self) -> None:
-        """Somebody could not reach the engine: it is away until the next pass, which is now, finds it."""
+        """Mark the engine as down because a request could not reach it; the next pass starts now and may find it again."""
         self._set(up=False, loaded=self._loaded)
         self.poke()
 
     def poke(self) -> None:
-        """Look again now instead of at the next interval."""
+        """Start the next pass now instead of after the interval."""
         self._wake.set()
 
     def start(self) -> None:
@@ -147,7 +148,7 @@ class Reconciler:
             self._tasks = tuple(asyncio.create_task(run(), name=name) for name, run in work.items())
 
     async def stop(self) -> None:
-        """Stop the background tasks; the engine keeps what it holds."""
+        """Stop the background tasks; the engine keeps its adapters."""
         tasks, self._tasks = self._tasks, ()
         for task in tasks:
             task.cancel()
@@ -156,19 +157,20 @@ class Reconciler:
                 await task
 
     async def ensure(self, name: str) -> None:
-        """Have `name` loaded and probed when this returns.
+        """Load and probe `name` unless that is done.
 
-        Raises what `verify` raises, or Unavailable: LOAD_FAILED when the engine refuses these bytes, ENGINE_UNAVAILABLE
-        when it is away or `name` is not desired now, which says nothing against the bytes.
+        Raises the errors of `verify`, or Unavailable: LOAD_FAILED if the engine refuses these bytes, ENGINE_UNAVAILABLE
+        if it is down or `name` is not desired now, which says nothing against the bytes.
         """
-        async with self._alone_with(name):
+        async with self._exclusive(name):
             if name not in self._loaded:
                 await self._load(name)
 
     async def warm(self, name: str) -> None:
-        """Have the engine answer one token by `name`, so that it is in a slot now.
+        """Request one token from `name`, so that it is in one of the engine's slots now.
 
-        Raises Unavailable: ENGINE_UNAVAILABLE when it does not hold it, or is away; LOAD_FAILED when it does not answer.
+        Raises Unavailable: ENGINE_UNAVAILABLE if the engine does not hold it, or is down; LOAD_FAILED if it does not
+        answer.
         """
         if not self.is_loaded(name):
             raise Unavailable(ENGINE_UNAVAILABLE, f"{name} is not loaded there")
@@ -181,22 +183,22 @@ class Reconciler:
     async def retire(self, name: str) -> None:
         """Unload `name` once no request is in flight on it. It must not be desired any more.
 
-        Raises Unavailable ENGINE_UNAVAILABLE; then a later pass does it.
+        Raises Unavailable ENGINE_UNAVAILABLE; a later pass then unloads it.
         """
-        while not self._callbacks.idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which knows no events of ours
+        while not self._callbacks.idle(name):  # noqa: ASYNC110 - the counter belongs to serve, which cannot signal an event
             await asyncio.sleep(DRAIN_S)
         await self._unload(name)
 
     async def reconcile(self) -> None:
-        """One pass. Failures of single adapters are kept in `failures`, none is raised."""
+        """Run one pass. Failures of single adapters are recorded in `failures`; none is raised."""
         before = self._loaded
         try:
             cards = await self._engine.cards()
         except Unavailable:
-            self._set(up=False, loaded=self._loaded)  # a slow moment or a restart: the next list tells which
+            self._set(up=False, loaded=self._loaded)  # slow for a moment, or restarting: the next list shows which
             return
         listed, serves = frozenset(cards), _checkpoints(cards)
-        # Whether another process answers at its URL, which was never away when we looked.
+        # True if another process answers at its URL, although no check found the engine down in between.
         fresh = (bool(before) and not before & listed) or serves != self._serves
         if (fresh or not self._up) and await self.objection.stands(self._engine):
             self._set(up=False, loaded=self._loaded)
@@ -207,7 +209,7 @@ class Reconciler:
         self._held = listed
         desired = self._callbacks.desired()
         self._forget_failures(self._failures.keys() - desired.keys())
-        forgotten = before - listed  # not `loaded - listed`: what was loaded while the list came is not on it
+        forgotten = before - listed  # not `loaded - listed`: adapters loaded while the list arrived are not on it
         if lost := len(self._loaded & forgotten):
             self._caught_up = False
             self._callbacks.on_lost(lost)
@@ -217,14 +219,14 @@ class Reconciler:
         await self._unload_strays(listed)
         await self._callbacks.after_pass()
 
-    # ---- inside ----------------------------------------------------------------------------------------------------
+    # ---- internals -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
             try:
                 await self.reconcile()
-            except Exception:  # a bug, ours or a callback's, must not end the watch over all adapters
+            except Exception:  # a bug, here or in a callback, must not end the reconciliation
                 logging.getLogger("gateway").exception("reconcile pass broke")
             self.looked = True
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow a cancellation
@@ -232,7 +234,7 @@ class Reconciler:
                     await self._wake.wait()
 
     def _holds_its_share(self, desired: Mapping[str, Path]) -> bool:
-        """Whether every name was loaded or refused for its bytes, and fewer were refused: see `caught_up`."""
+        """Return whether each name was loaded, or refused for its bytes, and fewer were refused: see `caught_up`."""
         missing = desired.keys() - self._loaded
         refused = [name for name in missing if name in self._failures and self._failures[name].refused]
         return self.engine_up and len(refused) == len(missing) and (not missing or len(refused) < len(self._loaded))
@@ -255,7 +257,7 @@ class Reconciler:
         await asyncio.gather(*map(load, due))
 
     async def _load(self, name: str) -> None:
-        """Verify, load, probe; under the name's lock. Every failure is recorded and raised."""
+        """Verify, load and probe `name`, under its lock. A failure of these steps is recorded and raised."""
         await self._check_usable()
         path = self._callbacks.desired().get(name)
         if path is None:
@@ -273,8 +275,10 @@ class Reconciler:
         self._set(up=True, loaded=self._loaded | {name})
 
     async def _check_usable(self) -> None:
-        """Raise Unavailable ENGINE_UNAVAILABLE for an engine that hangs, since it would be waited for, and for one that
-        must not be used, which is asked before it counts as there: an upload may come before the first pass.
+        """Raise Unavailable ENGINE_UNAVAILABLE if the engine hangs or must not be used.
+
+        A load would wait for an engine that hangs. An engine that does not count as up yet is checked for objections
+        here, because an upload may come before the first pass.
         """
         if self._hung.hung:
             raise Unavailable(ENGINE_UNAVAILABLE, "the engine computes nothing at present")
@@ -288,7 +292,7 @@ class Reconciler:
             raise Unavailable(STORE_FAILED, f"{name} cannot be read: {error.strerror}") from error
 
     async def _probe(self, name: str) -> None:
-        """Probe, and leave nothing that failed the probe in the engine."""
+        """Probe `name`, and unload it if it fails the probe."""
         try:
             await probe(self._engine, name)
         except Unavailable as error:
@@ -302,32 +306,32 @@ class Reconciler:
         wait = min(BACKOFF_S * 2 ** min(count - 1, 16), BACKOFF_LIMIT_S)
         self._failures = {**self._failures, name: _Failure(error, count, time.monotonic() + wait)}
         if error.code is ENGINE_UNAVAILABLE:
-            self._wake.set()  # is it away, or was it this adapter? the next pass knows
+            self._wake.set()  # the next pass finds out whether the engine is down
         self._callbacks.on_try(False)
         self._callbacks.on_change()
 
     async def _unload_strays(self, listed: frozenset[str]) -> None:
-        """Unload engine names that nobody wants; names without `@` are the engine's own."""
+        """Unload engine names that are not desired; names without `@` are the engine's own models."""
         for name in listed:
             if "@" in name and name not in self._callbacks.desired() and self._callbacks.idle(name):
                 with contextlib.suppress(Unavailable):
                     await self._unload(name)
 
     async def _unload(self, name: str) -> None:
-        async with self._alone_with(name):
-            if name in self._callbacks.desired():  # wanted again while we waited
+        async with self._exclusive(name):
+            if name in self._callbacks.desired():  # desired again in the meantime
                 return
             self._set(up=self._up, loaded=self._loaded - {name})
             await self._engine.unload(name)
         self._locks.pop(name, None)
 
-    def _hangs_or_not(self) -> None:
+    def _hung_changed(self) -> None:
         self._callbacks.on_change()
         self.poke()
 
     @asynccontextmanager
-    async def _alone_with(self, name: str) -> AsyncIterator[None]:
-        """Load or unload `name`, one task at a time."""
+    async def _exclusive(self, name: str) -> AsyncIterator[None]:
+        """Hold the lock of `name` while it is loaded or unloaded, so that one task at a time does either."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             self._in_work |= {name}
             try:
@@ -348,5 +352,5 @@ class Reconciler:
 
 
 def _checkpoints(cards: Cards) -> Mapping[str, str | None]:
-    """The engine's own models, without `@` in their names, and the checkpoint that each is read from."""
+    """Return the engine's own models, without `@` in their names, each with the checkpoint it is read from."""
     return {name: card["root"] for name, card in cards.items() if "@" not in name}

@@ -1,1 +1,1 @@
-"""Request fields: OpenAI parameters, checked and written anew."""
+"""Request fields: OpenAI's parameters, checked and built anew for the engine."""

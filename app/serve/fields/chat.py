@@ -1,8 +1,8 @@
-"""Every field a request may have, what it must be, and how much of it: one table for chat, one for completions.
+"""Fields of chat and completion requests: one table for each, field → check of its value and size.
 
-OpenAI's fields and vLLM's sampling extras. What is not in the table is refused, because vLLM reads some seventy more, among
-them templates, paths and cache keys (hostile.md P05). What goes on is what passed, built anew, in shapes that vLLM's own
-classes take: each item that they do not take costs them up to 100 KB, in words about it.
+The fields are OpenAI's and vLLM's sampling extras. Any other field is refused, because vLLM reads some seventy more,
+among them templates, paths and cache keys (hostile.md P05). The checked values are built anew for the engine, in shapes
+that vLLM's own classes accept: for each item they do not accept, they write up to 100 KB of error messages.
 """
 
 import re
@@ -31,10 +31,10 @@ MAX_PARTS: Final = 256
 """Text parts of one message."""
 
 MAX_TOKENS: Final = 1 << 20
-"""Tokens asked for; longer than any context today. The engine's own bound is its context."""
+"""Tokens requested; longer than any context today. The engine's own bound is its context."""
 
 MAX_CHOICES: Final = 16
-"""n: answers to one prompt, each with its own place in the engine's batch."""
+"""Answers to one prompt (`n`), each with its own place in the engine's batch."""
 
 MAX_PROMPTS: Final = 64
 """Prompts in one completion request."""
@@ -43,7 +43,7 @@ MAX_SEQUENCES: Final = 64
 """Prompts × n of one request: each is a place in the engine's batch."""
 
 MAX_ALL_TOKENS: Final = 1 << 20
-"""Prompts × n × tokens asked for, of one request."""
+"""Prompts × n × requested tokens, of one request."""
 
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
@@ -62,7 +62,7 @@ MAX_TOOLS: Final = 128
 """Tools, and tool calls of one message: OpenAI's bound."""
 
 MAX_USER_CHARS: Final = 512
-"""Characters of labels such as user and tool-call ids."""
+"""Characters of labels, such as `user` and the ids of tool calls."""
 
 INT64: Final = 1 << 63
 MAX_ID: Final = (1 << 31) - 1
@@ -74,13 +74,13 @@ _TOKEN_ID = re.compile(r"[0-9]{1,9}")
 
 
 def function_name(value: Any) -> Any:
-    """A name as functions and schemas have."""
+    """Check the name of a function or a schema."""
     need(isinstance(value, str) and bool(_FUNCTION_NAME.fullmatch(value)), "must be 1 to 64 of A-Z a-z 0-9 _ . -")
     return value
 
 
 def schema(value: Any) -> Any:
-    """A JSON schema, as free as that is, neither deep nor endless."""
+    """Check a JSON schema: free in form, but limited in depth and size."""
     need(isinstance(value, dict), "must be an object")
     return free(value)
 
@@ -93,7 +93,7 @@ def _stop(value: Any) -> Any:
 
 
 def logit_bias(value: Any) -> Any:
-    """Token ids, as JSON writes keys, to numbers."""
+    """Check a map from token ids, as JSON keys, to numbers."""
     need(isinstance(value, dict) and len(value) <= MAX_BIASES, f"must be an object of at most {MAX_BIASES} entries")
     for key, bias in value.items():
         need(bool(_TOKEN_ID.fullmatch(key)), "must map token ids to numbers")
@@ -102,7 +102,7 @@ def logit_bias(value: Any) -> Any:
 
 
 def prompt(value: Any) -> Any:
-    """A string, token ids, or a list of either."""
+    """Check a prompt: a string, token ids, or a list of either."""
     if isinstance(value, str):
         need(value != "", "must not be empty")
         return value
@@ -133,7 +133,7 @@ _TOOL_CALL_MEMBERS = object_of({"id": text(MAX_USER_CHARS), "type": one_of("func
 
 
 def _tool_call(value: Any) -> Any:
-    """A call without id or type is given some: vLLM refuses it otherwise."""
+    """Check a tool call, and add an id and a type if they are missing: vLLM refuses it otherwise."""
     return {"id": "", "type": "function", **_TOOL_CALL_MEMBERS(value)}
 
 
@@ -187,7 +187,7 @@ _TOKEN_IDS = list_of(integer(0, MAX_ID), 0, MAX_TOKEN_LIST)
 
 _BOTH: Final[Mapping[str, Check]] = {
     # OpenAI's
-    "model": lambda value: value,  # routes.resolve judges it
+    "model": lambda value: value,  # checked by RoutingTable.resolve
     "max_tokens": integer(0, MAX_TOKENS),
     "temperature": number(0, 2),
     "top_p": number(0, 1),
@@ -244,4 +244,4 @@ UNHEARD: Final[Mapping[str, Check]] = {
     "safety_identifier": text(MAX_USER_CHARS),
     "prompt_cache_key": text(MAX_USER_CHARS),
 }
-"""OpenAI's labels that change no answer: checked, then not passed on."""
+"""OpenAI's labels that do not change an answer: checked, but not passed on."""

@@ -1,7 +1,8 @@
-"""Fields of /v1/responses and /v1/embeddings, as chat.py has those of chat and completions.
+"""Fields of /v1/responses and /v1/embeddings requests, in tables like those of chat.py.
 
-The gateway keeps no responses: vLLM's own store knows no tenants, so whoever guesses an id would read another's
-conversation. `store` is therefore false whatever is asked for by default, and what refers to a kept response is refused.
+The gateway stores no responses: vLLM's own store does not separate tenants, so a guessed id would reveal another
+tenant's conversation. The engine therefore always gets `store` as false, although its default is true, and a reference
+to a stored response is refused.
 """
 
 from collections.abc import Mapping
@@ -35,12 +36,12 @@ from app.serve.fields.validators import (
 from app.serve.json_body import MAX_VALUES
 
 MAX_DIMENSIONS: Final = 1 << 16
-"""Numbers of one embedding."""
+"""Numbers in one embedding."""
 
 KEPT_NOTHING: Final = "the gateway keeps no responses: send the whole conversation as `input`"
 
 
-def _nothing_kept(value: Any) -> Any:
+def _nothing_stored(value: Any) -> Any:
     need(value is False, KEPT_NOTHING)
     return value
 
@@ -58,10 +59,10 @@ _OUTPUT_TEXT: Final[Mapping[str, Check]] = {
     "annotations": dropped(list_of(_anything, 0, MAX_PARTS)),
     "logprobs": dropped(list_of(_anything, 0, MAX_VALUES)),
 }
-"""Annotations and log-probabilities of an earlier answer do not reach the model: whatever they hold ends here."""
+"""Text part of an earlier answer. Its annotations and log-probabilities do not reach the model and are dropped here."""
 
 
-def _thoughts(kind: str) -> Check:
+def _reasoning_texts(kind: str) -> Check:
     return list_of(object_of({"type": one_of(kind), "text": text()}, "type", "text"), 0, MAX_PARTS)
 
 
@@ -90,7 +91,10 @@ _MESSAGE = object_of(
 
 
 def _message(value: Any) -> Any:
-    """In one of the two forms that vLLM's classes take; for an item in another they write a megabyte about it."""
+    """Check a message and return it in one of the two forms that vLLM's classes take.
+
+    For an item in another form they write a megabyte of error messages.
+    """
     found = _MESSAGE(value)
     parts = () if isinstance(found["content"], str) else found["content"]
     kinds = {part["type"] for part in parts}
@@ -102,7 +106,7 @@ def _message(value: Any) -> Any:
 
 
 _REASONING = object_of(
-    {**_COMMON, "summary": _thoughts("summary_text"), "content": _thoughts("reasoning_text")}, "summary"
+    {**_COMMON, "summary": _reasoning_texts("summary_text"), "content": _reasoning_texts("reasoning_text")}, "summary"
 )
 _ITEMS: Final[Mapping[str, Check]] = {
     "message": _message,
@@ -159,7 +163,7 @@ _FORMAT = object_of(
 _EFFORTS = one_of("none", "minimal", "low", "medium", "high")
 
 RESPONSES: Final[Mapping[str, Check]] = {
-    "model": lambda value: value,  # routes.resolve judges it
+    "model": lambda value: value,  # checked by RoutingTable.resolve
     "input": _input,
     "instructions": text(),
     "max_output_tokens": integer(1, MAX_TOKENS),
@@ -181,10 +185,10 @@ RESPONSES: Final[Mapping[str, Check]] = {
     "include": list_of(one_of("message.output_text.logprobs"), 0, 1),
     "top_logprobs": integer(0, MAX_LOGPROBS),
     "truncation": one_of("auto", "disabled"),
-    "store": _nothing_kept,
-    "background": _nothing_kept,
-    "previous_response_id": _nothing_kept,
-    "conversation": _nothing_kept,
+    "store": _nothing_stored,
+    "background": _nothing_stored,
+    "previous_response_id": _nothing_stored,
+    "conversation": _nothing_stored,
 }
 
 EMBEDDINGS: Final[Mapping[str, Check]] = {

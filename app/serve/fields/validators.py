@@ -1,42 +1,43 @@
-"""Small checks, which combine, of the values in a stranger's request.
+"""Composable checks of the values in an untrusted request.
 
-Each returns what goes on to the engine, built anew, or raises ValueError saying what it wants.
+Each check returns the value for the engine, built anew, or raises ValueError with a description of the accepted values.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 Check = Callable[[Any], Any]
-"""Returns the value to pass on, DROPPED for none. Raises ValueError, saying what it wants, unless the value will do."""
+"""Returns the value to pass on, DROPPED for none. Raises ValueError, describing the accepted values, for any other
+value."""
 
 DROPPED: Final = object()
-"""Stands for a value that was read and does not go on to the engine."""
+"""Marker for a value that was checked and is not passed on to the engine."""
 
 MAX_SCHEMA_DEPTH: Final = 32
-"""Levels of a JSON schema, or of anything else free in form."""
+"""Levels of a JSON schema, or of any other value that is free in form."""
 
 MAX_SCHEMA_NODES: Final = 10_000
-"""Values in it: compiling a schema to a grammar costs the engine time."""
+"""Values inside it: compiling a schema to a grammar costs the engine time."""
 
 
 def need(condition: bool, wanted: str) -> None:
-    """Raise ValueError saying what was wanted unless `condition`."""
+    """Raise ValueError with the message `wanted` unless `condition` holds."""
     if not condition:
         raise ValueError(wanted)
 
 
 def boolean(value: Any) -> Any:
-    """true or false."""
+    """Check for true or false."""
     need(isinstance(value, bool), "must be true or false")
     return value
 
 
 def integer(low: int, high: int) -> Check:
-    """A whole number within bounds."""
+    """Return a check for a whole number within bounds."""
 
     def check(value: Any) -> Any:
         ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not ok:  # not need(): a prompt has a hundred thousand of them, and the words would be made for each
+        if not ok:  # not need(): a prompt has a hundred thousand of them, and would build the message for each
             raise ValueError(f"must be an integer from {low} to {high}")
         return value
 
@@ -44,7 +45,7 @@ def integer(low: int, high: int) -> Check:
 
 
 def number(low: float, high: float) -> Check:
-    """A finite number within bounds."""
+    """Return a check for a finite number within bounds."""
 
     def check(value: Any) -> Any:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
@@ -55,7 +56,7 @@ def number(low: float, high: float) -> Check:
 
 
 def text(limit: int | None = None) -> Check:
-    """A string, of at most `limit` characters."""
+    """Return a check for a string of at most `limit` characters."""
 
     def check(value: Any) -> Any:
         need(isinstance(value, str), "must be a string")
@@ -66,7 +67,7 @@ def text(limit: int | None = None) -> Check:
 
 
 def one_of(*words: str) -> Check:
-    """One of these strings."""
+    """Return a check for one of these strings."""
 
     def check(value: Any) -> Any:
         need(isinstance(value, str) and value in words, f"must be one of {', '.join(words)}")
@@ -76,7 +77,7 @@ def one_of(*words: str) -> Check:
 
 
 def list_of(check_item: Check, low: int, high: int) -> Check:
-    """A list of `low` to `high` items, each of which passes."""
+    """Return a check for a list of `low` to `high` items, each of which passes `check_item`."""
 
     def check(value: Any) -> Any:
         need(isinstance(value, list) and low <= len(value) <= high, f"must be a list of {low} to {high} items")
@@ -86,7 +87,7 @@ def list_of(check_item: Check, low: int, high: int) -> Check:
 
 
 def dropped(check: Check) -> Check:
-    """Check whose value is not passed on, because the engine's answer does not depend on it."""
+    """Return the check of a value that is not passed on, because the engine's answer does not depend on it."""
 
     def check_and_drop(value: Any) -> Any:
         check(value)
@@ -96,7 +97,7 @@ def dropped(check: Check) -> Check:
 
 
 def members(value: Any, allowed: Mapping[str, Check], required: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """An object with only these members, none of the required ones missing. A null member says nothing."""
+    """Check an object with only these members, none of the required ones missing. A null member counts as absent."""
     need(isinstance(value, dict), "must be an object")
     found = {}
     for key, item in value.items():
@@ -109,7 +110,7 @@ def members(value: Any, allowed: Mapping[str, Check], required: frozenset[str] =
 
 
 def free(value: Any) -> Any:
-    """Anything, but neither deep nor endless."""
+    """Check a value of any form, limited in depth and number of values."""
     level, nodes = [value], 0
     for _ in range(MAX_SCHEMA_DEPTH):
         level = [item for node in level for item in _children(node)]
@@ -134,5 +135,5 @@ def _within(key: str, check: Check, value: Any) -> Any:
 
 
 def object_of(allowed: Mapping[str, Check], *required: str) -> Check:
-    """An object with only these members, none of the required ones missing."""
+    """Return a check for an object with only these members, none of the required ones missing."""
     return lambda value: members(value, allowed, frozenset(required))
