@@ -5,7 +5,7 @@ Notation: ΔW = U·diag(s)·Wᵀ (lora_svd.py), n = ‖ΔW‖_F, V (d_out × d_i
 The null P is ours (DIEM, arXiv 2407.08623, compares with random vectors and does not specify which). A random update has
 ΔW's shape, rank and norm and, in expectation, one of its two Gram matrices:
 
-- `projection`, `alignment`: ΔW' = n·Y/‖Y‖_F with rows of Y i.i.d. N(0, ΔWᵀ·ΔW). That is B with i.i.d. Gaussian rows, on
+- `projection`, `alignment`: ΔW' = n·Y/‖Y‖_F with rows of Y i.i.d. N(0, ΔWᵀ·ΔW). This is B with i.i.d. Gaussian rows, on
   the A of the gauge BᵀB = I. The inputs that the update reads are kept; the outputs that it writes are randomised.
 - `input`: columns of Y i.i.d. N(0, ΔW·ΔWᵀ). The outputs are kept; the inputs are randomised.
 
