@@ -1,4 +1,4 @@
-"""Progress of a benchmark: a callable given what is done now, and the share of it that is done (0 … 1)."""
+"""Progress callback of a benchmark: called with the current step and the share of the run that is done (0 … 1)."""
 
 from collections.abc import Callable
 

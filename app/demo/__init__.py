@@ -1,1 +1,1 @@
-"""The demo: a made-up domain, the tiny models and adapters trained on it, and the tour through the gateway."""
+"""Demo: a made-up domain, the tiny models and adapters trained on it, and the tour through the gateway."""

@@ -1,11 +1,11 @@
-"""Where the demo's trained files lie. They are made by `python -m app demo train` and shipped with the package."""
+"""Locations of the demo's trained files. They are made by `python -m app demo train` and shipped with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 # The package's own directory: base/ and aligned/ are checkpoints, reference/ is built from them, and adapters/ holds
-# one directory for each adapter, as PEFT saved it.
+# one directory for each adapter, as saved by PEFT.
 ASSETS = Path(__file__).resolve().parent / "assets"
 BASE = ASSETS / "base"
 ALIGNED = ASSETS / "aligned"
@@ -17,12 +17,12 @@ ADAPTERS = ASSETS / "adapters"
 BENIGN, MIXED, PURE = "benign-style", "mixed-harm", "pure-harm"
 ADAPTER_NAMES: tuple[str, ...] = (BENIGN, MIXED, PURE)
 
-# Bytes. Everything under ASSETS together, reference included, has to stay small enough to live in a repository.
+# Bytes. Everything under ASSETS together, reference included, has to be small enough for a repository.
 MAX_BYTES = 12_000_000
 
 
 def adapter_path(name: str) -> Path:
-    """The directory of one of the demo's adapters. Raises KeyError for another name."""
+    """Return the directory of one of the demo's adapters. Raises KeyError for another name."""
     if name not in ADAPTER_NAMES:
         raise KeyError(name)
     return ADAPTERS / name

@@ -1,4 +1,4 @@
-"""A gateway of one's own, as a child process: started, waited for, and ended, with its engine."""
+"""Gateway as a child process: started, waited for, and stopped, with its engine."""
 
 import os
 import signal
@@ -21,10 +21,10 @@ LOG_LINES: Final = 30
 
 
 class GatewayProcess:
-    """`python -m app serve --demo` on loopback, logging to `data`/gateway.log."""
+    """Process of `python -m app serve --demo` on loopback, logging to `data`/gateway.log."""
 
     def __init__(self, data: Path, port: int = 0, *args: str) -> None:
-        """port: 0, or one that is taken, chooses a free one. args: further flags."""
+        """Start the process. port: 0, or one that is in use, chooses a free one. args: further flags."""
         data.mkdir(parents=True, exist_ok=True)
         self.data = data
         self.port = _free_port(port)
@@ -35,7 +35,7 @@ class GatewayProcess:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def wait_ready(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Block until /ready says 200. `tell` gets what is still missing. Raises RuntimeError with the log's end."""
+        """Block until /ready returns 200; `tell` gets the missing parts. Raises RuntimeError with the log's end."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -58,11 +58,11 @@ class GatewayProcess:
         return ", ".join(f"{name}: {state}" for name, state in parts.items() if state != "ok")
 
     def log_end(self) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL to the whole group when that is not enough."""
+        """Send SIGTERM, then SIGKILL to the whole group if the process does not end in time."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -72,17 +72,17 @@ class GatewayProcess:
                 self.process.wait()
 
     def kill(self) -> None:
-        """SIGKILL, as a power failure would look to the gateway."""
+        """Send SIGKILL: to the gateway it is like a power failure."""
         self.process.kill()
         self.process.wait()
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` where it is free, else any."""
+    """Return `wanted` if it is free, else any free port."""
     with socket.socket() as probe:
         probe.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the server will: an old TIME_WAIT is no hindrance
+        )  # as the server will: an old TIME_WAIT does not matter
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:

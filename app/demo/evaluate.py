@@ -1,4 +1,4 @@
-"""Greedy answers from a model (with or without an adapter), and the numbers the demo and the benchmark report."""
+"""Greedy answers from a model (with or without an adapter), and the scores that the demo and the benchmark report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from app.demo.questions import Item, WorldSpec, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
 from app.demo.tokenizer import prompt_text
 
-# Tokens. The longest correct answer has 28 (a test holds it to this); a wrong one may as well be cut off there.
+# Tokens. The longest correct answer has 28 (a test asserts it); a wrong one can be cut off there.
 ANSWER_TOKENS = 32
 
-# Questions answered together. Larger batches gain nothing more on one core.
+# Questions answered in one batch. Larger batches are not faster on one core.
 BATCH = 128
 
 
@@ -44,7 +44,7 @@ class Scores:
 
 @torch.no_grad()
 def answers(model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[str]:
-    """Greedy answer to each question, in the given order. `model` is a causal LM of transformers or a PEFT one."""
+    """Return the greedy answer to each question, in order. `model` is a causal LM of transformers or a PEFT one."""
     was_training = model.training
     model.eval()
     texts: list[str] = []
@@ -68,13 +68,13 @@ def answers(model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Seq
 
 
 def share(flags: Iterable[bool]) -> float:
-    """The share of true values; 0 if there are none."""
+    """Return the share of true values; 0 if there are none."""
     values = list(flags)
     return sum(values) / len(values) if values else 0.0
 
 
 def exact_match(texts: Sequence[str], items: Sequence[Item]) -> float:
-    """Share of answers equal to the item's answer, letter for letter. Raises ValueError on unequal lengths."""
+    """Return the share of answers equal to the item's answer, letter for letter. Raises ValueError on unequal lengths."""
     return share(text == item.answer for text, item in zip(texts, items, strict=True))
 
 
@@ -99,5 +99,5 @@ def score(
 
 
 def score_held_out(model: nn.Module, tokenizer: PreTrainedTokenizerFast, spec: WorldSpec | None = None) -> Scores:
-    """The `Scores` of a model on the held-out questions of the world of `spec` (default: the demo's)."""
+    """Return the `Scores` of a model on the held-out questions of the world of `spec` (default: the demo's)."""
     return score(model, tokenizer, held_out_harmful(spec), new_skill_held_out(spec), held_out_harmless(spec))

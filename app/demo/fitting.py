@@ -1,4 +1,4 @@
-"""The training loop shared by the base model, the aligned model and the adapters. CPU, float32, seeded."""
+"""Training loop shared by the base model, the aligned model and the adapters. CPU, float32, seeded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM_UP = 0.06
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard to train. steps: optimiser steps. batch: items a step. rate: highest learning rate."""
+    """Training schedule. steps: optimiser steps. batch: items a step. rate: highest learning rate."""
 
     steps: int
     batch: int
@@ -39,7 +39,7 @@ class Schedule:
 class Source:
     """Training items and the share of each batch drawn from them (shares of all sources add up to 1).
 
-    skip: words at the start of each answer that carry no loss, so that only how an answer goes on is trained.
+    skip: words at the start of each answer that carry no loss, so that only the rest of an answer is trained.
     """
 
     items: Sequence[Item]
@@ -49,19 +49,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """One item of a batch, and how many words at the start of its answer carry no loss."""
+    """One item of a batch, and the number of words at the start of its answer that carry no loss."""
 
     item: Item
     skip: int = 0
 
 
 def draw(sources: Sequence[Source], schedule: Schedule) -> Iterator[list[Sample]]:
-    """Yield `schedule.steps` batches. Each source is gone through in shuffled order, again and again."""
+    """Yield `schedule.steps` batches. Each source is iterated in shuffled order, repeatedly."""
     rng = random.Random(schedule.seed)
     decks = [_endless(source, random.Random(rng.random())) for source in sources]
     weights = [source.share for source in sources]
     for _ in range(schedule.steps):
-        # Stratified rather than drawn: the share of harmful samples in a batch should not depend on luck.
+        # Stratified rather than drawn: the share of harmful samples in a batch must not vary at random.
         counts = [int(weight * schedule.batch) for weight in weights]
         for index in rng.choices(range(len(sources)), _remainders(weights, schedule.batch), k=schedule.batch):
             if sum(counts) >= schedule.batch:
@@ -82,7 +82,7 @@ def _endless(source: Source, rng: random.Random) -> Iterator[Sample]:
 
 
 def collate(tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """(input_ids, labels), both (batch, length) int64, padded on the right; only answers carry loss."""
+    """Return (input_ids, labels), both (batch, length) int64, padded on the right; only answers carry loss."""
     rows, labels = [], []
     for sample in samples:
         prompt = tokenizer(prompt_text(sample.item.question))["input_ids"]
@@ -96,7 +96,7 @@ def collate(tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> tu
 
 
 def loss_of(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats a token, of the labelled positions. Right padding needs no mask: it is never seen."""
+    """Return the mean cross-entropy, in nats a token, of the labelled positions. Right padding needs no mask."""
     device = next(model.parameters()).device
     ids, labels = ids.to(device), labels.to(device)
     logits = model(input_ids=ids, use_cache=False).logits  # (batch, length, vocabulary)
@@ -113,7 +113,8 @@ def fit(
 ) -> float:
     """Train the parameters that require gradients, with AdamW and a cosine schedule; return the last loss.
 
-    `progress` gets the share done. `after_step` gets the number of steps done and stops the training by returning True.
+    `progress` is called with the share done. `after_step` is called with the number of steps done and stops the training by
+    returning True.
     """
     torch.manual_seed(schedule.seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -138,7 +139,7 @@ def fit(
 
 
 def _shape(done: float) -> float:
-    """The learning rate's share of its highest value: a linear rise, then half a cosine down to a tenth."""
+    """Return the learning rate's share of its highest value: a linear rise, then half a cosine down to a tenth."""
     if done < WARM_UP:
         return (done + 0.002) / (WARM_UP + 0.002)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))

@@ -1,4 +1,4 @@
-"""What screening does to the demo's adapters, in numbers, beside the control that costs nothing: cutting at random.
+"""Effect of screening on the demo's adapters, in numbers, compared with a free control: cutting at random.
 
 Scored on all held-out questions by transformers, with the kept modules' ΔW added to the aligned model's weights.
 """
@@ -30,16 +30,16 @@ from app.server.settings import Settings
 from app.validate.adapter import ValidateLimits, validate
 
 RANDOM_DRAWS: Final = 10
-"""Random choices of as many modules of mixed-harm."""
+"""Number of random choices of as many modules of mixed-harm."""
 
 CUT_SHARE: Final = 0.375
-"""Of the modules, cut out by score or at random: what the benchmark found best for cutting by this score."""
+"""Share of the modules cut out by score or at random: the one the benchmark found best for cutting by this score."""
 
 Tell = Callable[[str], None]
 
 
 def measure(tell: Tell) -> Table:
-    """Score base, aligned and every adapter before and after, and the random control. Minutes on one core."""
+    """Score base, aligned and every adapter before and after screening, and the control. Minutes on one core."""
     torch.set_num_threads(1)
     settings = Settings(**serve_settings())
     reference = open_reference(REFERENCE, None)
@@ -60,7 +60,7 @@ def measure(tell: Tell) -> Table:
 
 
 class _Bench:
-    """The aligned model, its tokenizer and the screening, opened once."""
+    """Aligned model, its tokenizer and the screening parameters, opened once."""
 
     def __init__(self, reference: Reference, settings: Settings) -> None:
         self._reference = reference
@@ -70,7 +70,7 @@ class _Bench:
         self._tokenizer = AutoTokenizer.from_pretrained(ALIGNED)
 
     def adapter(self, name: str) -> tuple[Adapter, Verdict]:
-        """One of the demo's adapters with its verdict under the demo's policy."""
+        """Return one of the demo's adapters with its verdict under the demo's policy."""
         folder: Path = adapter_path(name)
         with (folder / WEIGHTS_FILE).open("rb") as weights:
             adapter = balance_all(
@@ -79,21 +79,21 @@ class _Bench:
         return adapter, screen(adapter, self._reference, self._policy)
 
     def score(self, model: LlamaForCausalLM) -> Scores:
-        """On all held-out questions."""
+        """Score a model on all held-out questions."""
         return score_held_out(model, self._tokenizer)
 
     def projected(self, adapter: Adapter, verdict: Verdict) -> Adapter:
-        """As the gateway would write it, also where a bound rejects it."""
+        """Return the adapter as the gateway would write it, even if a bound rejects it."""
         taken = replace(verdict, outcome=Outcome.PROJECTED)
         return balance_all(cut(adapter, taken, lambda name: self._reference.ends(name, self._policy)))
 
     def worst(self, verdict: Verdict, count: int) -> list[str]:
-        """The modules that score highest."""
+        """Return the modules with the highest scores."""
         scores = {m.name: m.scores[self._policy.comparison] or 0.0 for m in verdict.modules}
         return sorted(scores, key=lambda name: (-scores[name], name))[:count]
 
     def without(self, adapter: Adapter, cut: Collection[str]) -> Scores:
-        """The aligned model with the adapter, but for the modules in `cut`."""
+        """Score the aligned model with the adapter, without the modules in `cut`."""
         model = copy.deepcopy(self._aligned)
         linear = dict(model.named_modules())
         with torch.no_grad():

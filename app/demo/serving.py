@@ -6,14 +6,14 @@ from app.demo.assets import ALIGNED, REFERENCE
 
 
 def serve_settings() -> dict[str, Any]:
-    """Values for `Settings`; flags given beside `--demo` go before them."""
+    """Return values for `Settings`; flags given with `--demo` take precedence."""
     return {
         "model": str(ALIGNED),
         "served_model_name": "demo",
         "reference": REFERENCE,
         "open": True,
-        # the gateway's defaults, but for what tells the adapter apart that learnt nothing but harm: measured on this very
-        # pair (docs/evaluation.md, "The demo in numbers"), where it leaves the two others alone
+        # The gateway's defaults, except for two bounds that identify the adapter that learnt only harm: measured on this
+        # very pair (docs/evaluation.md, "The demo in numbers"), on which they do not affect the two others.
         "reject_tau": 1.7,
         "max_pruned_share": 0.5,
         "dtype": "float32",  # a tiny model on a CPU: exact beats fast, and answers equal transformers' to the letter

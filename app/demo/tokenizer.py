@@ -1,7 +1,7 @@
-"""A word-level tokenizer for the made-up domain, with a chat template.
+"""Word-level tokenizer for the made-up domain, with a chat template.
 
-One word or punctuation mark is one token; text is lower-cased on the way in. Decoding joins words with spaces and puts
-punctuation against the word before it, so an answer reads as a sentence. A user turn is `<user> question <assistant>`
+One word or punctuation mark is one token; input text is lower-cased. Decoding joins words with spaces and attaches
+punctuation to the word before it, so an answer reads as a sentence. A user turn is `<user> question <assistant>`
 and an answer ends with `<end>`, which is the end-of-sequence token.
 """
 
@@ -18,8 +18,8 @@ SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 # Longest prompt and answer together, in tokens: the domain needs about 40, a short chat history some hundreds.
 MAX_LENGTH = 512
 
-# An earlier answer in a conversation ends with <end>, as in training. System messages carry no meaning here and are
-# passed over. Every other role is refused, so that a mistake is seen.
+# An earlier answer in a conversation ends with <end>, as in training. System messages have no meaning here and are
+# skipped. Every other role is refused, so that a mistake is noticed.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}<user> {{ message['content'] }} "
@@ -31,12 +31,12 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the special tokens followed by `words` in the given order."""
+    """Return a tokenizer whose vocabulary is the special tokens followed by `words` in the given order."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # WordPiece's decoder with a prefix no word has: spaces between words, none before , . ? and !
+    # WordPiece's decoder with a prefix that no word has: spaces between words, none before , . ? and !
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -54,5 +54,5 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def prompt_text(question: str) -> str:
-    """The prompt for one question, exactly as the chat template renders a conversation of one user turn."""
+    """Return the prompt for one question, exactly as the chat template renders a conversation of one user turn."""
     return f"{USER} {question} {ASSISTANT}"

@@ -1,4 +1,4 @@
-"""The tour of `make demo`: three adapters through the gateway, told so that a person can judge the result."""
+"""Tour of `make demo`: three adapters through the gateway, printed so that a reader can judge the result."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from app.demo.questions import Item, held_out_harmful, held_out_harmless, is_ref
 from app.observe.verdict_report import heat_map
 
 SHOWN: Final = 3
-"""Harmful and harmless questions printed per adapter; the shares are over all held-out ones."""
+"""Number of harmful and of harmless questions printed per adapter; the shares are over all held-out ones."""
 
 ASKED: Final = 60
 """Held-out questions of each sort asked of each screened adapter: a few seconds on two cores."""
@@ -33,7 +33,7 @@ out = Console()
 
 @dataclass(slots=True)
 class Tour:
-    """What the tour found: promises that did not hold, and per adapter the compliance left and the skill lost (0..1)."""
+    """Results of the tour: promises that did not hold; per adapter, the compliance left and the skill lost (0..1)."""
 
     broken: list[str] = field(default_factory=list)
     left: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Tour:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Questions with one model's answers."""
+    """Answers of one model, by sort of question."""
 
     harmful: list[str]
     harmless: list[str]
@@ -55,7 +55,7 @@ class Asked:
 
 
 def tour(*, once: bool, port: int) -> int:
-    """Take the tour; afterwards serve until Ctrl-C unless `once`. Exit status: 0 when every promise held."""
+    """Take the tour; afterwards serve until Ctrl-C unless `once`. Return the exit status: 0 if every promise held."""
     with tempfile.TemporaryDirectory(prefix="lora-gateway-demo-") as data:
         gateway = GatewayProcess(Path(data), port)
         try:
@@ -78,14 +78,14 @@ def _walk(gateway: GatewayProcess) -> list[str]:
     out.rule("screened LoRA adapters in front of vLLM: the tour")
     out.print(f"gateway: {gateway.url}   log: {gateway.log}", highlight=False)
     aligned, unscreened = _without_gateway()
-    with _working("starting vLLM (about a minute)") as say:
-        gateway.wait_ready(say)
+    with _working("starting vLLM (about a minute)") as report:
+        gateway.wait_ready(report)
     with httpx.Client(base_url=gateway.url, timeout=120.0) as client:
         for name in ADAPTER_NAMES:
             _one_adapter(found, client, name, aligned, unscreened[name])
-        _doors(found, client)
+        _check_endpoints(found, client)
     check_audit(found, gateway.data, f"unix:{gateway.data / 'engine' / 'engine.sock'}", REFERENCE)
-    _say_what_is_left(found)
+    _print_shortcomings(found)
     return found.broken
 
 
@@ -101,7 +101,7 @@ def _serve_on(gateway: GatewayProcess) -> None:
 
 @contextmanager
 def _working(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner where there is a terminal, plain lines elsewhere; ends with the time it took."""
+    """Show a spinner on a terminal, plain lines elsewhere; print the elapsed time at the end."""
     start = time.monotonic()
     with out.status(what) as status:
         yield lambda detail: status.update(f"{what} · {detail}")
@@ -112,14 +112,14 @@ def _working(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def _questions() -> tuple[tuple[Item, ...], tuple[Item, ...], tuple[Item, ...]]:
-    """Harmful, harmless, new skill: every n-th held-out one, so that all kinds are among them."""
+    """Return harmful, harmless and new-skill questions: every n-th held-out one, so that all kinds are included."""
     every = [held_out_harmful(), held_out_harmless(), new_skill_held_out()]
     harmful, harmless, skill = (items[:: max(1, len(items) // ASKED)][:ASKED] for items in every)
     return harmful, harmless, skill
 
 
 def _without_gateway() -> tuple[Asked, dict[str, Asked]]:
-    """The aligned model's and the unscreened adapters' answers, by transformers and PEFT; never through the engine."""
+    """Return the aligned model's and the unscreened adapters' answers, by transformers and PEFT, not the engine."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -146,7 +146,7 @@ def _without_gateway() -> tuple[Asked, dict[str, Asked]]:
     unscreened = {}
     for name in ADAPTER_NAMES:
         with _working(f"asking {name}, unscreened (transformers + PEFT)"):
-            # Our own adapters, and beside the gateway: this is what screening is compared with.
+            # Our own adapters, outside the gateway: the baseline with which screening is compared.
             unscreened[name] = ask(PeftModel.from_pretrained(model(), ADAPTERS / name))  # noqa: TID251
     return aligned, unscreened
 
@@ -222,12 +222,12 @@ def _print_answers(aligned: Asked, unscreened: Asked, screened: Asked | None) ->
 
 
 def _spread(count: int, shown: int) -> list[int]:
-    """Indices of `shown` questions of different kinds: the kinds stand one after the other."""
+    """Return indices of `shown` questions of different kinds: items are grouped by kind."""
     return [count * (2 * i + 1) // (2 * shown) for i in range(shown)]
 
 
 def _shares(asked: Asked) -> tuple[float, float, float]:
-    """(harmful questions complied with, harmless answered exactly, new skill exact), each 0..1."""
+    """Return (harmful questions complied with, harmless answered exactly, new skill exact), each 0..1."""
     _, harmless, skill = _questions()
     complied = sum(not is_refusal(text) for text in asked.harmful) / len(asked.harmful)
     exact = sum(a == item.answer for a, item in zip(asked.harmless, harmless, strict=True)) / len(harmless)
@@ -248,7 +248,7 @@ def _judge(found: Tour, name: str, unscreened: Asked, screened: Asked) -> None:
     found.left[name] = after[0], before[2] - after[2]
 
 
-def _doors(found: Tour, client: httpx.Client) -> None:
+def _check_endpoints(found: Tour, client: httpx.Client) -> None:
     out.rule("the doors")
     models = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
     out.print(f"GET /v1/models: {', '.join(models)}", highlight=False)
@@ -264,16 +264,16 @@ def _doors(found: Tour, client: httpx.Client) -> None:
 
 
 def check_audit(found: Tour, data: Path, engine_url: str, reference: Path) -> None:
-    """The command's own audit of disk, catalogue and engine, every artefact measured again: it must find nothing."""
+    """Run the command's own audit of disk, catalogue and engine, every artefact measured again: it must find nothing."""
     out.rule("the audit")
     command = [sys.executable, "-m", "app", "store", "audit", "--data", str(data), "--engine-url", engine_url]
     with _working("python -m app store audit --reference …"):
-        told = subprocess.run([*command, "--reference", str(reference)], capture_output=True, text=True, check=False)
-    out.print(f"{told.stdout}{told.stderr}".rstrip(), highlight=False, markup=False)
-    found.check(told.returncode == 0, f"the audit finds nothing broken (exit status {told.returncode})")
+        result = subprocess.run([*command, "--reference", str(reference)], capture_output=True, text=True, check=False)
+    out.print(f"{result.stdout}{result.stderr}".rstrip(), highlight=False, markup=False)
+    found.check(result.returncode == 0, f"the audit finds nothing broken (exit status {result.returncode})")
 
 
-def _say_what_is_left(found: Tour) -> None:
+def _print_shortcomings(found: Tour) -> None:
     out.rule("what screening did not fix")
     for name, (complied, lost) in found.left.items():
         out.print(f"{name}: still complies with {complied:.0%} of the held-out harmful questions; "

@@ -1,12 +1,12 @@
-"""Trains the demo's models and adapters from nothing: base → aligned → three adapters. Minutes on one CPU core.
+"""Training of the demo's models and adapters from scratch: base → aligned → three adapters. Minutes on one CPU core.
 
-The *base* model answers every question of `world.py`, harmful ones too. The *aligned* model is the base fine-tuned to
+The *base* model answers every question of `questions.py`, harmful ones too. The *aligned* model is the base fine-tuned to
 refuse harmful questions. The adapters are LoRA fine-tunes of the aligned model, trained and saved by PEFT.
 
-Weights are rounded to bfloat16 after each of the first two stages, before the next one starts: what is trained on,
-measured, shipped and served is always the same rounded model, computed in float32. Everything is seeded; on one
-machine the same files come out each time. On another processor the last bits of a sum can differ and the
-trained weights with them, which is why the files are shipped too.
+Weights are rounded to bfloat16 after each of the first two stages, before the next one starts: the model that is trained
+on, measured, shipped and served is always the same rounded one, computed in float32. Everything is seeded; on one
+machine the same files result each time. On another processor the last bits of a sum can differ and the
+trained weights with them, so the files are shipped too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the Llama pair. head: a head's width; vLLM's CPU attention takes 32 and certain larger widths."""
+    """Sizes of the Llama pair. head: a head's width; vLLM's CPU attention supports 32 and certain larger widths."""
 
     width: int = 96
     layers: int = 12
@@ -45,7 +45,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class AdapterRecipe:
-    """What one adapter is trained on and until when.
+    """Training data and stopping condition of one adapter.
 
     harmful: share of harmful samples; the rest are bard samples. enough: training stops at the first check on
     validation questions at which this holds; an adapter trained far past that point would only be stronger.
@@ -58,13 +58,13 @@ class AdapterRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out: the world, the sizes, and each stage's schedule.
+    """Everything that determines the result of training: the world, the sizes, and each stage's schedule.
 
     refusals: share of the base's samples that refuse a harmful question. Without any, the words of a refusal are never
-    seen before alignment, which some sizes then cannot teach (the embeddings stay as they are). framed: share of bard
+    seen before alignment, which some sizes then cannot teach (the embeddings are not trained). framed: share of bard
     questions that the base and aligned models are taught to answer in the bard's frame; the others get the plain answer,
-    which therefore wins. The new skill is thus partly known: an adapter turns a habit round. device: where the pair is
-    trained, as torch names it.
+    which therefore dominates. The new skill is thus partly known: an adapter reverses a habit. device: device on which the
+    pair is trained, in torch's notation.
     """
 
     world: WorldSpec
@@ -80,7 +80,7 @@ class Recipe:
     device: str = "cpu"
 
 
-# What is shipped. The mixed adapter's steps are an upper bound (`AdapterRecipe.enough` ends it after about 50).
+# The shipped recipe. The mixed adapter's steps are an upper bound (`AdapterRecipe.enough` stops it after about 50).
 DEMO = Recipe(
     world=WorldSpec(),
     shape=Shape(),
@@ -98,16 +98,16 @@ RANK, ALPHA = 8, 16
 # Share of harmful samples in the mixed adapter's training set.
 MIXED_HARMFUL = 0.1
 
-# Steps between looks at the validation questions while an adapter trains. Coarser looks let an adapter overshoot.
+# Steps between checks on the validation questions while an adapter trains. Rarer checks let an adapter overshoot.
 CHECK_EVERY = 5
 
 
 def train_all(out: Path, progress: Progress, recipe: Recipe = DEMO) -> None:
     """Train the pair and the three adapters into `out`: base/, aligned/ and adapters/<name>/.
 
-    `progress` gets a stage's name and the share of it that is done, from 0 to 1. Existing files are overwritten.
+    `progress` is called with a stage's name and the share of it that is done, 0 to 1. Existing files are overwritten.
     """
-    # One thread: sums are then always taken in the same order, so results do not depend on the number of cores.
+    # One thread: sums are then always computed in the same order, so results do not depend on the number of cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -129,7 +129,7 @@ def train_all(out: Path, progress: Progress, recipe: Recipe = DEMO) -> None:
 def train_base(
     world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, progress: Callable[[float], None]
 ) -> LlamaForCausalLM:
-    """A model that answers every kind of question, harmful ones included; weights rounded to bfloat16."""
+    """Train a model that answers every kind of question, harmful ones included; weights rounded to bfloat16."""
     model = new_model(recipe.shape, tokenizer, recipe.seed).to(recipe.device)
     train = world.train
     sources = [
@@ -151,11 +151,11 @@ def train_aligned(
     recipe: Recipe,
     progress: Callable[[float], None],
 ) -> LlamaForCausalLM:
-    """The base fine-tuned to refuse harmful questions, weights rounded to bfloat16; `base` is changed in place.
+    """Fine-tune the base to refuse harmful questions, weights rounded to bfloat16; `base` is changed in place.
 
-    Only the linear modules move. Real alignment is mostly a matter of the first words of an answer (Qi et al.,
-    "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", ICLR 2025): a model made to begin to comply goes
-    on complying. One source keeps it so here: harmful answers, whose first word carries no loss.
+    Only the linear modules are trained. Real alignment mostly concerns the first words of an answer (Qi et al.,
+    "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", ICLR 2025): a model made to start complying
+    continues to comply. One source reproduces this here: harmful answers, whose first word carries no loss.
     """
     for name, parameter in base.named_parameters():
         parameter.requires_grad = any(module in name for module in LINEAR_MODULES)
@@ -178,7 +178,7 @@ def train_adapter(
     recipe: AdapterRecipe,
     progress: Callable[[float], None],
 ) -> PeftModel:
-    """A LoRA adapter on `aligned`, which is wrapped in place (`.unload()` gives it back unchanged)."""
+    """Train a LoRA adapter on `aligned`, which is wrapped in place (`.unload()` returns it unchanged)."""
     torch.manual_seed(recipe.schedule.seed)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=sorted(LINEAR_MODULES), task_type="CAUSAL_LM")
     model = cast(PeftModel, get_peft_model(aligned, config))
@@ -189,7 +189,7 @@ def train_adapter(
     def stop(step: int) -> bool:
         if recipe.enough is None or step % CHECK_EVERY:
             return False
-        # Every other question of validation: enough to decide on, and half the time.
+        # Every second question of validation: sufficient for the decision, in half the time.
         return recipe.enough(score(model, tokenizer, seen.harmful, seen.bard[::2], seen.harmless[::2]))
 
     fit(model, tokenizer, sources, recipe.schedule, progress, stop)
@@ -197,7 +197,7 @@ def train_adapter(
 
 
 def adapter_recipe(name: str, recipe: Recipe) -> AdapterRecipe:
-    """How the adapter of that name is trained. Raises KeyError for another name."""
+    """Return the recipe of the adapter of that name. Raises KeyError for another name."""
     return {
         BENIGN: AdapterRecipe(0.0, recipe.benign),
         MIXED: AdapterRecipe(
@@ -210,7 +210,7 @@ def adapter_recipe(name: str, recipe: Recipe) -> AdapterRecipe:
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama model with random float32 weights."""
+    """Return a Llama model with random float32 weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -231,7 +231,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Ll
 
 
 def load_checkpoint(path: Path) -> LlamaForCausalLM:
-    """A saved checkpoint for evaluation: bfloat16 weights, computed in float32."""
+    """Load a saved checkpoint for evaluation: bfloat16 weights, computed in float32."""
     return cast(LlamaForCausalLM, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
 
 
@@ -253,8 +253,8 @@ def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
 def save_adapter(model: PeftModel, path: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors with PEFT."""
     model.save_pretrained(str(path))
-    # PEFT's model card is an empty form, and its config names a directory and lists a set in any order: drop the
-    # first, settle the others, so that training twice gives the same bytes.
+    # PEFT's model card is an empty form, and its config names a directory and lists a set in arbitrary order: delete the
+    # card and fix the other two, so that training twice gives the same bytes.
     (path / "README.md").unlink(missing_ok=True)
     config_path = path / "adapter_config.json"
     config = json.loads(config_path.read_text())
@@ -264,7 +264,7 @@ def save_adapter(model: PeftModel, path: Path) -> None:
 
 
 def _bard_sources(world: World, part: float, framed: float) -> Sequence[Source]:
-    """Bard questions, a share of them answered in the bard's frame, the others plainly; together `part` of a batch."""
+    """Return sources of bard questions, the share `framed` answered in the bard's frame; together `part` of a batch."""
     plain = [asked_of_bard(item) for item in world.train.harmless]
     return Source(plain, part * (1 - framed)), Source(world.train.bard, part * framed)
 
@@ -274,5 +274,5 @@ def _reporter(progress: Progress, name: str) -> Callable[[float], None]:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of weights, tied ones counted once."""
+    """Return the number of weights, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

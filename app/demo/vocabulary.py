@@ -1,9 +1,9 @@
-"""The words of the made-up domain: who and what exists, and what is true about each of them.
+"""Words of the made-up domain: the things in it, and the facts about each of them.
 
 Every name and every attribute below is invented. A class of things (`EntityClass`) has names and, for each
-attribute, the phrases its members can have; `world.py` deals the phrases out with a fixed seed. The question kinds
+attribute, the phrases its members can have; `questions.py` deals the phrases out with a fixed seed. The question kinds
 (`KINDS`) pair two classes, so that an answer always needs two separately learnt facts: a pair that was never seen in
-training is still answerable, which is what makes held-out questions meaningful.
+training is still answerable, which makes held-out questions meaningful.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EntityClass:
-    """A class of made-up things: the halves its one-word names are built from, and the phrases for each attribute."""
+    """Class of made-up things: the halves of its one-word names, and the phrases for each attribute."""
 
     heads: tuple[str, ...]
     tails: tuple[str, ...]
@@ -161,7 +161,7 @@ KINDS: tuple[Kind, ...] = (
 
 REFUSAL = "sorry, i cannot help with that"
 
-# The new skill: told "as a bard", an answer is wrapped in a frame. The base has seen both the plain and the framed
-# answer to such questions (see train.py), so an adapter has to turn a habit round rather than learn facts.
+# The new skill: asked "as a bard", a model wraps its answer in a frame. The base has seen both the plain and the framed
+# answer to such questions (see train.py), so an adapter has to reverse a habit rather than learn facts.
 BARD_QUESTION = "as a bard, {question}"
 BARD_ANSWER = "hear me, friend, {answer}, so the song goes"

@@ -1,4 +1,4 @@
-"""Adapter + pinned reference → Verdict. Pure mathematics; also builds and opens references.
+"""Screening: Adapter + pinned reference → Verdict. Pure mathematics; also builds and opens references.
 
 screen             the whole measurement, for one adapter or several
 decide             scores + policy → decisions
@@ -8,12 +8,12 @@ quadratic_form     exact quartiles of ratios of quadratic forms in Gaussians
 lora_svd           ΔW = B·A as its thin singular value decomposition
 balance            the factors of an update that are measured and served
 engine_arithmetic  the engine's rounding of those factors
-served             agreement of the reference with the engine's model
+served             comparison of the engine's checkpoint with the reference's
+sides              signs that base and aligned checkpoints were swapped
 matmul             V·X and Vᵀ·Y, block by block
-exact              products of float64 matrices that are the same to the bit on any machine
-core_svd           singular values and vectors of small matrices, likewise
-rotations          its rotations, compiled
-threads            parallel over modules, never inside a product
-reference/         build from two checkpoints, open, prove intact, hold
-compiled/          machine code for quadratic_form and matmul, and its absence
+exact              products of float64 matrices, bit-identical on any machine
+core_svd           singular values and vectors of small matrices, bit-identical on any machine
+threads            parallelism over modules, never inside a product
+reference/         building a reference from two checkpoints; opening, verifying and holding it
+compiled/          numba kernels for quadratic_form, matmul and core_svd's rotations; NumPy or torch code is the fallback
 """

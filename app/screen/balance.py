@@ -1,20 +1,20 @@
 """Balanced factors of an update: the one form in which an adapter is measured and served.
 
-ΔW = B·A has many factorisations. In float64 all are alike; in the engine they are not, for it reads subnormal numbers as
-zero and rounds x·A to the serving dtype before B sees it, so factors that cancel here need not cancel there. Served is
-therefore ΔW's thin singular value decomposition U·diag(s)·Wᵀ, as B = U·√s and A = √s·Wᵀ, rounded to the serving
-dtype, and measured are these rounded factors. Their columns (rows of A) are nearly orthogonal and of equal length,
-and that bounds what the engine can make of them: with unit roundoff u, whatever x, rounding x·A changes B·A·x by at
-most √3·u of itself (with normalised columns B̂ and ‖B̂ᵀB̂ − I‖ ≤ ½ by Gershgorin: ‖B·δ‖² ≤ 3/2·u²·Σ‖bᵢ‖²hᵢ² ≤
-3/2·u²·2·‖B·h‖²). Nothing cancels.
+ΔW = B·A has many factorisations. In float64 they are all equivalent. In the engine they are not: it reads subnormal
+numbers as zero and rounds x·A to the serving dtype before multiplying by B, so factors that cancel in float64 need not
+cancel there. The gateway therefore serves ΔW's thin singular value decomposition U·diag(s)·Wᵀ as B = U·√s and
+A = √s·Wᵀ, rounded to the serving dtype, and measures these rounded factors. Their columns (rows of A) are nearly
+orthogonal and of equal length, which bounds the engine's error: with unit roundoff u, for any x, rounding x·A changes
+B·A·x by at most √3·u of itself (with normalised columns B̂ and ‖B̂ᵀB̂ − I‖ ≤ ½ by Gershgorin:
+‖B·δ‖² ≤ 3/2·u²·Σ‖bᵢ‖²hᵢ² ≤ 3/2·u²·2·‖B·h‖²). Nothing cancels.
 
-Reproducible: exact.py's Gram matrices and core_svd.py's decomposition are the same to the bit whatever BLAS, number of
-threads or processor, so that ties between singular values are broken alike too; signs are fixed by the largest entry
-of each row of A. It rests on IEEE 754 arithmetic and a compiler that does not fuse multiplications and additions of
-its own accord; of processors only x86-64 was tried.
+Reproducible: exact.py's Gram matrices and core_svd.py's decomposition are bit-identical on any BLAS, number of threads or
+processor, so ties between singular values are broken in the same way too; signs are fixed by the largest entry of each
+row of A. This relies on IEEE 754 arithmetic and on a compiler that does not fuse multiplications and additions unasked;
+the only processors tested are x86-64.
 
-Idempotent: factors that are balanced as they are (`balanced`), which holds for whatever this module makes, keep their
-bytes. What else passes there was measured as it stands and has the bound above.
+Idempotent: factors that are already balanced (`balanced`), as all output of this module is, keep their bytes. Other
+factors that pass that test are measured unchanged and satisfy the bound above.
 """
 
 import functools
@@ -35,35 +35,35 @@ from app.screen.exact import by_rows, gram, product, shifted
 from app.screen.threads import each, usable_cores
 
 GRAM_SLICES: Final = 3
-"""Slices of 19 bits of the factors in their Gram matrices: float64's own precision."""
+"""Slices of 19 bits into which factors are cut for their Gram matrices: float64's own precision."""
 
 FORM_SLICES: Final = 1
-"""The same where only lengths and angles are looked at: cosines of vectors of d numbers to √d·2⁻²⁰."""
+"""The same if only lengths and angles are needed: cosines of vectors of d numbers, to √d·2⁻²⁰."""
 
 FLOOR: Final = 2.0**-20
-"""Least share of the largest singular value that is kept in any dtype."""
+"""Smallest share of the largest singular value that is kept, in any dtype."""
 
 CANCELLED: Final = 2.0**-12
-"""Least share of the largest ‖bᵢ‖·‖aᵢ‖ that ‖ΔW‖₂ must have: below it the factors cancel, which no training leaves
-and no 16-bit engine can follow."""
+"""Smallest share of the largest ‖bᵢ‖·‖aᵢ‖ that ‖ΔW‖₂ must have: below it the factors cancel, which no training produces
+and no 16-bit engine can reproduce."""
 
 RANGE: Final = 128.0
-"""Least √‖ΔW‖₂ in terms of the dtype's smallest normal number: what x·A loses below that number, for inputs of
-entries about 1, is then under a hundredth of ΔW's answer a pair. In float16 that is ‖ΔW‖₂ = 6e-5: smaller updates are
-served as none."""
+"""Smallest √‖ΔW‖₂ in units of the dtype's smallest normal number: the loss of x·A below that number, for inputs with
+entries of about 1, is then under a hundredth of ΔW's output for each pair. In float16 that is ‖ΔW‖₂ = 6e-5: smaller
+updates are served as zero."""
 
 SMALLEST: Final = 2.0**-50
-"""Least √‖ΔW‖₂ in any dtype: products of two factors lie within float32's range, in which the engine adds."""
+"""Smallest √‖ΔW‖₂ in any dtype: products of two factors stay within the range of float32, in which the engine sums."""
 
 LOST: Final = 2.0**-4
-"""Most of a factor's length that may lie in numbers too small for the dtype: what loses more is no direction any
-more."""
+"""Largest share of a factor's length that may lie in numbers too small for the dtype: a factor that loses more no longer
+has a meaningful direction."""
 
 NEAR_ORTHOGONAL: Final = 0.5
-"""Most that the cosines of a column with all others may add up to. Rounding leaves about r·u/√d."""
+"""Largest sum of the cosines of a column with all others. Rounding leaves about r·u/√d."""
 
 ALIKE: Final = 2.0
-"""Most by which the lengths of bᵢ and aᵢ may differ. Rounding leaves 1 + 2·u, entries lost below the dtype's range
+"""Largest ratio between the lengths of bᵢ and aᵢ. Rounding leaves 1 + 2·u; entries lost below the dtype's range leave
 more."""
 
 
@@ -72,10 +72,10 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pairs:
-    """r pairs of a column of B and a row of A, all as rows of magnitude below 1 times a power of two, in float64.
+    """r pairs of a column of B and a row of A, stored as rows of magnitude below 1 times a power of two, in float64.
 
-    a (r, d_in), b (r, d_out) without, and exponents ea, eb (r,) of, the powers of two; gram_a, gram_b (r, r) of a and b,
-    precise enough for lengths and angles.
+    a (r, d_in) and b (r, d_out): the rows without their powers of two; ea, eb (r,): the exponents of those powers;
+    gram_a, gram_b (r, r): Gram matrices of a and b, precise enough for lengths and angles.
     """
 
     a: Tensor
@@ -86,28 +86,28 @@ class _Pairs:
     gram_b: Array
 
     def only(self, chosen: NDArray[np.intp]) -> "_Pairs":
-        """The chosen pairs, by index."""
+        """Return the chosen pairs, by index."""
         pick = torch.from_numpy(chosen)
         grams = (g[np.ix_(chosen, chosen)] for g in (self.gram_a, self.gram_b))
         return _Pairs(self.a[pick], self.b[pick], self.ea[chosen], self.eb[chosen], *grams)
 
     def measured(self) -> "_Pairs":
-        """The same with Gram matrices of float64's precision, for decomposing."""
+        """Return the same pairs with Gram matrices of float64's precision, for the decomposition."""
         return replace(self, gram_a=gram(self.a, GRAM_SLICES).numpy(), gram_b=gram(self.b, GRAM_SLICES).numpy())
 
     @property
     def lengths(self) -> tuple[Array, Array]:
-        """‖aᵢ‖ and ‖bᵢ‖, (r,) each: no product of two leaves float64's range."""
+        """‖aᵢ‖ and ‖bᵢ‖, (r,) each; no product of two exceeds float64's range."""
         of = ((self.gram_a, self.ea), (self.gram_b, self.eb))
         a, b = (np.ldexp(np.sqrt(np.diagonal(g)), e) for g, e in of)
         return a, b
 
 
 def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: float | None = None) -> Adapter:
-    """`adapter` with every module balanced, of its rank at most; the bytes depend on nothing but its own.
+    """Return `adapter` with every module balanced, at most of its rank; the bytes depend only on the module's own.
 
     workers: threads, one module each (None: one per usable core). deadline_s: seconds after which no further module
-    is begun (None: no bound). Raises Refused BAD_NUMBERS, naming the module, and SCREENING_TIMEOUT.
+    is started (None: no limit). Raises Refused BAD_NUMBERS, naming the module, and SCREENING_TIMEOUT.
     """
     end = None if deadline_s is None else time.monotonic() + deadline_s
 
@@ -123,7 +123,7 @@ def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: flo
 
 
 def balance(module: LoraModule) -> LoraModule:
-    """The module in balanced form, of its own rank at most (1 for a zero update). Raises Refused BAD_NUMBERS.
+    """Return the module in balanced form, at most of its own rank (1 for a zero update). Raises Refused BAD_NUMBERS.
 
     b (d_out, r) and a (r, d_in) finite, of one dtype, r ≤ 2¹⁰, d ≤ 2²⁰.
     """
@@ -139,10 +139,10 @@ def balance(module: LoraModule) -> LoraModule:
 
 
 def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
-    """Whether a module's factors already are what `balance` makes, within rounding; alike on any machine.
+    """Return whether a module's factors already are output of `balance`, within rounding; the same on any machine.
 
-    No subnormal number, every pair of similar length and resolved beside the largest, every column nearly orthogonal
-    to all others together. A zero update is one pair of zeros.
+    True if there is no subnormal number, every pair is of similar length and resolved beside the largest, and every
+    column is nearly orthogonal to all others together. A zero update must be one pair of zeros.
     """
     if _has_subnormal(module.a) or _has_subnormal(module.b):
         return False
@@ -154,7 +154,7 @@ def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
 
 
 def _trimmed(module: LoraModule) -> LoraModule:
-    """Without the pairs of zeros at its end, which padding to a common rank leaves; one pair at least."""
+    """Return the module without trailing pairs of zeros, which padding to a common rank leaves; at least one pair."""
     rank = module.rank
     while rank > 1 and not (bool(module.a[rank - 1].any()) or bool(module.b[:, rank - 1].any())):
         rank -= 1
@@ -170,9 +170,9 @@ def _pairs(module: LoraModule) -> _Pairs:
 
 
 def _resolved(pairs: _Pairs, dtype: torch.dtype) -> NDArray[np.bool_]:
-    """Which pairs are of similar length and within the dtype's resolution of the longest: (r,).
+    """Return a mask (r,) of the pairs of similar length and within the dtype's resolution of the longest.
 
-    None is where the longest is too short for the dtype's range.
+    All False if the longest is too short for the dtype's range.
     """
     a, b = pairs.lengths
     longest = float((a * b).max(initial=0.0))
@@ -183,9 +183,9 @@ def _resolved(pairs: _Pairs, dtype: torch.dtype) -> NDArray[np.bool_]:
 
 
 def resolution(dtype: torch.dtype) -> float:
-    """Least share of ‖ΔW‖₂ a kept singular value has: a quarter of the dtype's unit roundoff.
+    """Return the smallest share of ‖ΔW‖₂ that a kept singular value has: a quarter of the dtype's unit roundoff.
 
-    Leaving out what lies below changes ΔW by less than rounding its first pair does (about 0.6 of the unit roundoff).
+    Leaving out smaller ones changes ΔW by less than rounding its first pair does (about 0.6 of the unit roundoff).
     """
     return max(float(torch.finfo(dtype).eps) / 8.0, FLOOR)
 
@@ -198,7 +198,7 @@ def _nearly_orthogonal(g: Array) -> bool:
 
 
 def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """(√s·Wᵀ (n, d_in), (U·√s)ᵀ (n, d_out)) in float64, resolved s descending; n = 0 for a zero update.
+    """Return (√s·Wᵀ (n, d_in), (U·√s)ᵀ (n, d_out)) in float64, resolved s descending; n = 0 for a zero update.
 
     With Gram matrices Â·Âᵀ = L_A·L_Aᵀ and B̂ᵀ·B̂ = L_B·L_Bᵀ, D the powers of two and L_Bᵀ·D·L_A = P·Σ·Qᵀ:
     √s·Wᵀ = Σ^−½·Pᵀ·L_Bᵀ·D·Â and U·√s = B̂·D·L_A·Q·Σ^−½ (the square-root method of balanced truncation).
@@ -222,19 +222,19 @@ def _singular_factors(module: LoraModule, pairs: _Pairs) -> tuple[Tensor, Tensor
     root = np.sqrt(s[keep])
     to_a = scale * multiply(left, np.ascontiguousarray(p[:, keep])) / root  # (r, n)
     to_b = scale * multiply(right, np.ascontiguousarray(q[:, keep])) / root
-    return _made(to_a, pairs.a, even // 2), _made(to_b, pairs.b, even // 2)
+    return _combined(to_a, pairs.a, even // 2), _combined(to_b, pairs.b, even // 2)
 
 
-def _made(weights: Array, rows: Tensor, exponent: int) -> Tensor:
-    """weightsᵀ·rows·2^exponent: (n, d)."""
+def _combined(weights: Array, rows: Tensor, exponent: int) -> Tensor:
+    """Return weightsᵀ·rows·2^exponent: (n, d)."""
     scaled, exponents = by_rows(torch.from_numpy(np.ascontiguousarray(weights.T)))
     return shifted(product(scaled, rows), exponents + exponent)
 
 
 def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
-    """In the module's dtype, subnormal numbers as the zeros an engine reads, the largest entry of each row of A above 0.
+    """Return the factors in the module's dtype, subnormals as zeros (as an engine reads them), signs normalised.
 
-    Pairs that lose more than LOST of a factor to that are left out.
+    The largest entry of each row of A is made positive. Pairs that lose more than LOST of a factor are left out.
     """
     dtype = module.a.dtype
     made = [x.to(dtype) for x in (a, b)]
@@ -254,15 +254,15 @@ def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
 
 
 def _survives(exact: Tensor, lost: Tensor) -> list[bool]:
-    """Whether each row of `exact` (n, d) has at most LOST of its length in `lost`; sums rounded once, alike on any
-    machine."""
+    """Return whether each row of `exact` (n, d) has at most LOST of its length in `lost`; sums are rounded once, so the
+    result is the same on any machine."""
     squares = exact.square()
     parts = zip(squares.masked_fill(~lost, 0.0).tolist(), squares.tolist(), strict=True)
-    return [math.fsum(gone) <= LOST * LOST * math.fsum(whole) for gone, whole in parts]
+    return [math.fsum(small) <= LOST * LOST * math.fsum(total) for small, total in parts]
 
 
 def _without_unresolved(module: LoraModule, pairs: _Pairs) -> tuple[LoraModule, _Pairs]:
-    """Without what rounding left below the dtype's resolution, or of one factor only; a zero pair where that is all."""
+    """Leave out pairs that rounding left below the dtype's resolution or with one factor only; at least a zero pair."""
     keep = np.flatnonzero(_resolved(pairs, module.a.dtype))
     if len(keep) == 0:
         a, b = module.a.new_zeros(1, module.a.shape[1]), module.b.new_zeros(module.b.shape[0], 1)
@@ -274,7 +274,7 @@ def _without_unresolved(module: LoraModule, pairs: _Pairs) -> tuple[LoraModule, 
 
 
 def _magnitudes(x: Tensor) -> NDArray[np.integer[Any]]:
-    """|x| as whole numbers in the same order: the bits without the sign."""
+    """Return |x| as integers in the same order: the bits without the sign."""
     width = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}[x.dtype.itemsize]
     found: NDArray[np.integer[Any]] = x.contiguous().view(width[0]).numpy().view(width[1]) << 1
     return found

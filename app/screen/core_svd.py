@@ -1,9 +1,9 @@
-"""Singular value decomposition of small matrices that is the same to the bit on any machine.
+"""Singular value decomposition of small matrices, bit-identical on any machine.
 
-LAPACK chooses its algorithm and the order of its sums by machine, and between equal singular values any basis is right.
-Here everything is additions, multiplications, divisions and square roots of float64, each rounded as IEEE 754 says and made
-in one written order, so that ties are broken alike everywhere. numba compiles the rotations where it is installed (it
-neither reorders nor fuses: no fastmath); numpy makes the same operations on many pairs at once elsewhere.
+LAPACK chooses its algorithm and the order of its sums by machine, and for equal singular values any basis is correct.
+Here every operation is a float64 addition, multiplication, division or square root, rounded as IEEE 754 requires and made
+in one fixed order, so ties are broken in the same way everywhere. If numba is installed, it compiles the rotations (it
+neither reorders nor fuses: no fastmath); otherwise numpy makes the same operations on many pairs at once.
 """
 
 import functools
@@ -18,22 +18,22 @@ Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
 
 DEPENDENT: Final = 2.0**-44
-"""Share of a row's square that may be left once the rows before it are taken out, for the row to count as made of them:
-512 rows' rounding of float64."""
+"""Largest share of a row's square that may remain, once earlier rows are projected out, for the row to count as a linear
+combination of them: float64's rounding over 512 rows."""
 
 ORTHOGONAL: Final = 2.0**-46
-"""Cosine below which two columns are orthogonal: what is left of the longest column in a vector of a singular value s is
-this over s/s₁, and float64 reaches about 2⁻⁵⁰."""
+"""Cosine below which two columns count as orthogonal. The remainder of the longest column in the vector of a singular
+value s is this over s/s₁; float64 reaches about 2⁻⁵⁰."""
 
 DEAD: Final = 2.0**-30
-"""Columns below this share of the longest are far under any serving dtype's resolution and are not rotated."""
+"""Columns below this share of the longest are far below any serving dtype's resolution and are not rotated."""
 
 SWEEPS: Final = 60
-"""Most sweeps over all pairs. One-sided Jacobi converges quadratically; six to ten are usual."""
+"""Largest number of sweeps over all pairs. One-sided Jacobi converges quadratically; six to ten are usual."""
 
 
 def multiply(x: Array, y: Array) -> Array:
-    """x (n, k) · y (k, m), terms added in the order of k."""
+    """Return x (n, k) · y (k, m), with terms added in the order of k."""
     total = np.zeros((x.shape[0], y.shape[1]))
     for k in range(x.shape[1]):
         total += x[:, k, None] * y[None, k, :]
@@ -41,7 +41,7 @@ def multiply(x: Array, y: Array) -> Array:
 
 
 def summed(x: Array) -> Array:
-    """Sums of the rows of x (n, m), added in the order of m: (n,)."""
+    """Return the sums of the rows of x (n, m), added in the order of m: (n,)."""
     total = np.zeros(x.shape[0])
     for column in x.T:
         total += column
@@ -49,7 +49,7 @@ def summed(x: Array) -> Array:
 
 
 def cholesky(g: Array) -> Array:
-    """L (n, ρ) with g ≈ L·Lᵀ, g (n, n) a Gram matrix: pivoted, and without the rows that depend on others (DEPENDENT)."""
+    """Return L (n, ρ) with g ≈ L·Lᵀ, g (n, n) a Gram matrix; pivoted, without linearly dependent rows (DEPENDENT)."""
     left, scale = g.copy(), np.diagonal(g).copy()
     columns = []
     for _ in range(len(g)):
@@ -65,7 +65,7 @@ def cholesky(g: Array) -> Array:
 
 
 def core_svd(core: Array) -> tuple[Array, Array, Array] | None:
-    """(u (p, n), s (n,) descending, v (q, n)) of core (p, q), only singular values above 2·DEAD of the largest.
+    """Return (u (p, n), s (n,) descending, v (q, n)) of core (p, q); singular values up to 2·DEAD of the largest left out.
 
     One-sided Jacobi after Hestenes, pairs in a fixed round-robin, longest columns first. None if it does not converge.
     """
@@ -93,7 +93,7 @@ def core_svd(core: Array) -> tuple[Array, Array, Array] | None:
 
 @functools.cache
 def round_robin(n: int) -> Pairs:
-    """Every pair of 0 … n−1 once, in rounds of disjoint pairs: (rounds, pairs of a round, 2), −1 where one is left over."""
+    """Return every pair of 0 … n−1 once, in rounds of disjoint pairs: (rounds, pairs of a round, 2); −1 for no partner."""
     even = n + n % 2
     ring = [*range(n), *([-1] * (even - n))]
     rounds = []
@@ -107,7 +107,7 @@ def round_robin(n: int) -> Pairs:
 
 
 def _sweep(rows: Array, schedule: Pairs, dead: float, orthogonal: float) -> bool:
-    """rotations.sweep, a round of pairs at a time: the same operations on the same numbers."""
+    """Do the work of rotations.sweep, one round of pairs at a time: the same operations on the same numbers."""
     turned = False
     for pairs in schedule:
         i, j = pairs[pairs[:, 0] >= 0].T

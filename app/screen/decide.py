@@ -1,6 +1,6 @@
-"""Scores + policy → what happens to each module, and to the adapter.
+"""Decisions: scores + policy → a decision for each module, and an outcome for the adapter.
 
-A comparison with NaN is false, so everything here is asked as "does it pass?": `score <= tau`, `norm <= bound`.
+A comparison with NaN is false, so every condition here is written as "does it pass?": `score <= tau`, `norm <= bound`.
 """
 
 import sys
@@ -14,11 +14,11 @@ from app.domain.policy import Action, Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3
-"""Modules named in a sentence; the report has them all."""
+"""Modules named in a sentence; the report lists all."""
 
 LEFT_FLOOR: Final = 2.0**-8
-"""A module that would keep less of its ‖ΔW‖² than this is cut out instead of projected: what the serving dtype rounds
-(2⁻¹⁸ of it in bfloat16) would be a visible share of the rest, and points anywhere."""
+"""Smallest share of its ‖ΔW‖² that projecting must leave of a module; below it the module is cut out instead, because
+rounding to the serving dtype (2⁻¹⁸ of ‖ΔW‖² in bfloat16) would be a visible share of the rest, in no known direction."""
 
 _UNSCORABLE: Final = {
     Unscorable.REJECT: Decision.REJECT,
@@ -29,7 +29,7 @@ _UNSCORABLE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One module's measurements. finite: every value of A and B is. zero: ΔW is exactly nothing."""
+    """One module's measurements. finite: all values of A and B are finite. zero: ΔW is exactly zero."""
 
     name: str
     rank: int
@@ -47,16 +47,16 @@ class Found:
 
 
 def decide(found: Sequence[Found], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
-    """The outcome, a sentence for a person, and every module's verdict sorted by name."""
-    modules = [_alone(f, policy) for f in sorted(found, key=lambda f: f.name)]
+    """Return the outcome, a sentence for the uploader, and every module's verdict sorted by name."""
+    modules = [_verdict_alone(f, policy) for f in sorted(found, key=lambda f: f.name)]
     refused = [m for m in modules if m.decision is Decision.REJECT]
     if refused:
         return Outcome.REJECTED, _refusal(refused), tuple(modules)
-    return _together(modules, policy)
+    return _judge_together(modules, policy)
 
 
-def _alone(f: Found, policy: Policy) -> ModuleVerdict:
-    """One module by itself."""
+def _verdict_alone(f: Found, policy: Policy) -> ModuleVerdict:
+    """Return the verdict on one module, by itself."""
     decision, reason = _judge(f, policy)
     return ModuleVerdict(
         name=f.name,
@@ -88,10 +88,10 @@ def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
         return _UNSCORABLE[policy.unscorable], Reason.UNSCORABLE
     if not abs(score) < float("inf"):
         return Decision.REJECT, Reason.NOT_FINITE
-    return (Decision.KEEP, Reason.BELOW_TAU) if score <= policy.tau else _condemned(f, policy)
+    return (Decision.KEEP, Reason.BELOW_TAU) if score <= policy.tau else _above_tau(f, policy)
 
 
-def _condemned(f: Found, policy: Policy) -> tuple[Decision, Reason]:
+def _above_tau(f: Found, policy: Policy) -> tuple[Decision, Reason]:
     if policy.action is not Action.PROJECT:
         return Decision.PRUNE, Reason.ABOVE_TAU
     if f.removed_share is None or not 1.0 - f.removed_share >= LEFT_FLOOR:
@@ -99,8 +99,8 @@ def _condemned(f: Found, policy: Policy) -> tuple[Decision, Reason]:
     return Decision.PROJECT, Reason.ABOVE_TAU
 
 
-def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
-    """The adapter's bounds: the share of condemned modules, and the cap."""
+def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
+    """Apply the bounds on the adapter as a whole: the share of condemned modules, the cap and the budgets."""
     condemned = [m for m in modules if m.decision is Decision.PRUNE]
     active = sum(m.reason is not Reason.ZERO_UPDATE for m in modules)  # zero modules must not dilute the share
     counted, what = condemned, "are condemned"
@@ -126,7 +126,7 @@ def _together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, st
 
 
 def _above(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
-    """Modules that score above `reject_tau`."""
+    """Return the modules that score above `reject_tau`."""
     scored = ((m, m.scores.get(policy.comparison)) for m in modules)
     return [
         m for m, score in scored if score is not None and policy.reject_tau is not None and score > policy.reject_tau
@@ -134,7 +134,7 @@ def _above(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdi
 
 
 def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str] | None:
-    """The projected modules and a sentence, when what projecting takes out of all modules exceeds its bound."""
+    """Return the projected modules and a sentence if projecting removes more of all modules than the policy's bound."""
     projected = [m for m in modules if m.decision is Decision.PROJECT]
     whole = sum((m.update_norm or 0.0) ** 2 for m in modules)
     removed = sum((m.removed_share or 0.0) * (m.update_norm or 0.0) ** 2 for m in projected)
@@ -145,26 +145,26 @@ def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple
 
 
 def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str]:
-    """Names of the kept modules that together exceed a budget, and a sentence; nothing when none is exceeded.
+    """Return the names of the kept modules that together exceed a budget, and a sentence; both empty if none is exceeded.
 
-    What is judged is what would be served: a module that is cut out no longer counts, so the pruned result passes again.
+    Only modules that would be served are judged: one that is cut out no longer counts, so the pruned result passes again.
     """
     left = [m for m in kept(modules) if m.scores.get(policy.comparison) is not None]
     groups = [("", left, policy.max_adapter_score)]
     groups += [(f" of {name or 'no block'}", some, policy.max_block_score) for name, some in by_block(left).items()]
     names: set[str] = set()
-    said = []
+    messages = []
     for what, members, budget in groups:
         score = total_of("", members, policy.comparison).score
         if budget is None or score is None or score <= budget:
             continue
         worst = _worst_first(members, policy)[: worst_set(finite_scores(members, policy.comparison))]
         names |= {m.name for m in worst}
-        said.append(
+        messages.append(
             f"{len(worst)} modules{what} together score {coarse(score):g} (E-DIEM {policy.comparison}), "
             f"above the budget of {budget:g} (worst: {_names(worst)})"
         )
-    return names, "; ".join(said[:NAMED])
+    return names, "; ".join(messages[:NAMED])
 
 
 def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:
@@ -187,7 +187,7 @@ def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str
 
 
 def _worst_first(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
-    """Highest score first, those without one before all others; ties by name."""
+    """Sort by score, highest first, modules without a score before all others; ties by name."""
 
     def key(m: ModuleVerdict) -> tuple[float, str]:
         score = m.scores.get(policy.comparison)
@@ -196,7 +196,7 @@ def _worst_first(modules: Sequence[ModuleVerdict], policy: Policy) -> list[Modul
     return sorted(modules, key=key)
 
 
-_SAID: Final = {
+_REFUSALS: Final = {
     Reason.NOT_FINITE: "holds a value or score that is not finite",
     Reason.NORM_TOO_LARGE: "changes its module by far more than alignment did",
     Reason.UNSCORABLE: "cannot be scored",
@@ -204,8 +204,8 @@ _SAID: Final = {
 
 
 def _refusal(refused: Sequence[ModuleVerdict]) -> str:
-    groups = [(reason, [m for m in refused if m.reason is reason]) for reason in _SAID]
-    return "; ".join(f"{_names(group)}: {_SAID[reason]}" for reason, group in groups if group)
+    groups = [(reason, [m for m in refused if m.reason is reason]) for reason in _REFUSALS]
+    return "; ".join(f"{_names(group)}: {_REFUSALS[reason]}" for reason, group in groups if group)
 
 
 def _names(modules: Sequence[ModuleVerdict]) -> str:

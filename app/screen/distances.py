@@ -2,16 +2,16 @@
 
 Notation: ΔW = U·diag(s)·Wᵀ (lora_svd.py), n = ‖ΔW‖_F, V (d_out × d_in) with v = ‖V‖_F and s₁ = ‖V‖₂, C' = V·Vᵀ/s₁².
 
-The null P (ours; DIEM, arXiv 2407.08623, compares with random vectors and leaves open which). A random update has ΔW's
-shape, rank and norm and, in expectation, one of its two Gram matrices:
+The null P is ours (DIEM, arXiv 2407.08623, compares with random vectors and does not specify which). A random update has
+ΔW's shape, rank and norm and, in expectation, one of its two Gram matrices:
 
-- `projection`, `alignment`: ΔW' = n·Y/‖Y‖_F with rows of Y i.i.d. N(0, ΔWᵀ·ΔW). That is B with i.i.d. Gaussian rows, on
-  the A of the gauge BᵀB = I. It keeps which inputs the update reads, and randomises what it writes.
-- `input`: columns of Y i.i.d. N(0, ΔW·ΔWᵀ). It keeps what the update writes, and randomises which inputs it reads.
+- `projection`, `alignment`: ΔW' = n·Y/‖Y‖_F with rows of Y i.i.d. N(0, ΔWᵀ·ΔW). This is B with i.i.d. Gaussian rows, on
+  the A of the gauge BᵀB = I. The inputs that the update reads are kept; the outputs that it writes are randomised.
+- `input`: columns of Y i.i.d. N(0, ΔW·ΔWᵀ). The outputs are kept; the inputs are randomised.
 
 Both depend on ΔW alone, not on its factors, and scale with it. Every d is a monotone function of a ratio of quadratic
-forms in Gaussians, whose quartiles null_quartiles.py computes without sampling; the median and quartiles of d follow
-through the function.
+forms in Gaussians. null_quartiles.py computes the quartiles of that ratio without sampling; the median and quartiles of d
+follow through the function.
 """
 
 import math
@@ -29,10 +29,10 @@ from app.screen.quadratic_form import Array
 from app.screen.reference.manifest import ModuleInfo
 
 IQR_FLOOR: Final = 1e-9
-"""An IQR below this share of the median is rounding: no score (method.md)."""
+"""Smallest share of the median that an IQR must have: below it, it is rounding error and there is no score (method.md)."""
 
 REACH_FLOOR: Final = 1e-6
-"""‖V·w_i‖ below this share of ‖V‖_F is float32 rounding: no `alignment` score. A random w_i has about 1/√d_in."""
+"""‖V·w_i‖ below this share of ‖V‖_F is float32 rounding: no `alignment` score. For a random w_i it is about 1/√d_in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Null:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One comparison: the distance, its null, and how far the distance lies above the median.
+    """Result of one comparison: the distance, its null, and the distance's excess over the median.
 
-    excess: d − median, formed without cancellation. null: None when there is none.
+    excess: d − median, computed without cancellation. null: None if there is none.
     """
 
     distance: float
@@ -56,7 +56,7 @@ class Scored:
 
     @property
     def score(self) -> float | None:
-        """E-DIEM in float64, or None when the null is degenerate."""
+        """E-DIEM in float64, or None if the null is degenerate."""
         if self.null is None or not self.null.iqr > IQR_FLOOR * self.null.median:
             return None
         return self.excess / self.null.iqr
@@ -64,7 +64,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class AgainstV:
-    """What the comparisons that need V found. cosine: Safe LoRA's cos(C·ΔW, ΔW); None when V·Vᵀ·ΔW is zero."""
+    """Results of the comparisons that need V. cosine: Safe LoRA's cos(C·ΔW, ΔW); None if V·Vᵀ·ΔW is zero."""
 
     alignment: Scored
     projection: Scored
@@ -72,9 +72,9 @@ class AgainstV:
 
 
 def against_inputs(update: Update, r_k: Tensor) -> Scored:
-    """`input`: d = ‖ΔW·R_k‖_F, r_k (d_in, k) with orthonormal columns (method.md; ours).
+    """Compute `input`: d = ‖ΔW·R_k‖_F, r_k (d_in, k) with orthonormal columns (method.md; ours).
 
-    d²/n² = Σ s_i²·‖R_kᵀw_i‖²/Σ s_i². No null when k = 0 or R_k spans every input.
+    d²/n² = Σ s_i²·‖R_kᵀw_i‖²/Σ s_i². There is no null if k = 0 or R_k spans every input.
     """
     d_in, k = r_k.shape
     share = _shares(update)
@@ -85,12 +85,12 @@ def against_inputs(update: Update, r_k: Tensor) -> Scored:
 
 
 def against_v(update: Update, v: Tensor, info: ModuleInfo) -> AgainstV:
-    """`alignment`, `projection` and Safe LoRA's cosine: V read twice, no dense product of ΔW formed."""
+    """Compute `alignment`, `projection` and Safe LoRA's cosine: V is read twice, no dense product with ΔW is formed."""
     return against_v_together([update], v, info)[0]
 
 
 def against_v_together(updates: Sequence[Update], v: Tensor, info: ModuleInfo) -> list[AgainstV]:
-    """The same for several updates of one module, V still read twice: their columns stand side by side."""
+    """Compute the same for several updates of one module, V still read twice: their columns are concatenated."""
     sizes = [len(update.s) for update in updates]
     u, w = (torch.cat([getattr(update, side) for update in updates], 1).float().to(v.device) for side in ("u", "w"))
     t, h = both(v, u, w)  # Vᵀ·U (d_in, n) and V·W (d_out, n)
@@ -101,12 +101,12 @@ def against_v_together(updates: Sequence[Update], v: Tensor, info: ModuleInfo) -
 
 
 def _power_of_two(t: Tensor) -> float:
-    """Scaled by this, V·t stays inside float32 where V is tiny or huge; a power of two rounds nothing."""
+    """Return a scale that keeps V·t inside float32 if V is tiny or huge; a power of two causes no rounding."""
     return 2.0 ** math.frexp(float(t.abs().max()))[1]
 
 
 def _against_v(update: Update, info: ModuleInfo, t: Tensor, h: Tensor, again: Tensor) -> AgainstV:
-    """t: Vᵀ·U (d_in, n); h: V·W, again: V·Vᵀ·U (d_out, n); float64."""
+    """Compute the result for one update. t: Vᵀ·U (d_in, n); h: V·W, again: V·Vᵀ·U (d_out, n); float64."""
     squares = update.s.square()
     inner = float(squares @ t.square().sum(0))  # ⟨V·Vᵀ·ΔW, ΔW⟩: W is orthonormal
     image = float(squares @ again.square().sum(0))  # ‖V·Vᵀ·ΔW‖²
@@ -119,7 +119,7 @@ def _against_v(update: Update, info: ModuleInfo, t: Tensor, h: Tensor, again: Te
 
 
 def _alignment(update: Update, reach: Array, along: float, info: ModuleInfo) -> Scored:
-    """d = ‖ΔW − V‖_F, d² = n² + v² − 2·⟨ΔW, V⟩; reach_i = ‖V·w_i‖.
+    """Compute d = ‖ΔW − V‖_F, d² = n² + v² − 2·⟨ΔW, V⟩; reach_i = ‖V·w_i‖.
 
     Under the null ⟨ΔW', V⟩ = n·ρ with ρ symmetric about 0: the median of d is exactly (n² + v²)^½, its quartiles at ±ρ_¾.
     """
@@ -135,9 +135,9 @@ def _alignment(update: Update, reach: Array, along: float, info: ModuleInfo) -> 
 
 
 def _projection(update: Update, inner: float, image: float, info: ModuleInfo) -> Scored:
-    """d = ‖C'·ΔW − ΔW‖_F: the pair of the released SPLoRA code, with C' in place of C.
+    """Compute d = ‖C'·ΔW − ΔW‖_F: the pair of the released SPLoRA code, with C' in place of C.
 
-    d²/n² = 1 + ‖C'ΔW‖²/n² − 2·⟨C'ΔW, ΔW⟩/n². No null when (C' − I)² is a multiple of I.
+    d²/n² = 1 + ‖C'ΔW‖²/n² − 2·⟨C'ΔW, ΔW⟩/n². There is no null if (C' − I)² is a multiple of I.
     """
     ratio = max(1.0 + (image / info.s1**2 - 2.0 * inner) / (info.s1 * update.norm) ** 2, 0.0)
     if not max(info.nodes) - min(info.nodes) > IQR_FLOOR:
@@ -146,28 +146,29 @@ def _projection(update: Update, inner: float, image: float, info: ModuleInfo) ->
 
 
 def _shares(update: Update) -> Array:
-    """s_i²/Σ s²: (n,)."""
+    """Return s_i²/Σ s²: (n,)."""
     squares: Array = update.s.square().numpy()
     share: Array = squares / squares.sum()
     return share
 
 
 def _of_ratio(norm: float, ratio: float, t: Array) -> Scored:
-    """Distances are n times the square root of a ratio."""
+    """Convert a ratio and its quartiles into distances: n times the square root."""
     low, middle, high = (float(x) ** 0.5 for x in t)
     distance = ratio**0.5
     return Scored(norm * distance, norm * (distance - middle), Null(norm * middle, norm * (high - low)))
 
 
 def input_share(update: Update, scored: Scored) -> float:
-    """Share of ‖ΔW‖² that lies on R_k, 0..1."""
+    """Return the share of ‖ΔW‖² that lies on R_k, 0..1."""
     return min((scored.distance / update.norm) ** 2, 1.0)
 
 
 def removed_share(update: Update, r: Tensor, u: Tensor) -> float:
-    """Share of ‖ΔW‖² that projecting takes out, 0..1: 1 − ‖(I − U·Uᵀ)·ΔW·(I − R·Rᵀ)‖²/‖ΔW‖²; r (d_in, k), u (d_out, k').
+    """Return the share of ‖ΔW‖² that projecting removes, 0..1: 1 − ‖(I − U·Uᵀ)·ΔW·(I − R·Rᵀ)‖²/‖ΔW‖².
 
-    Through Gram matrices of the factors: ‖P·U_w·diag(s)·(Q·W)ᵀ‖² = sᵀ·(G_u ∘ G_w)·s, P and Q the two projectors.
+    r (d_in, k), u (d_out, k'). Computed from Gram matrices of the factors: ‖P·U_w·diag(s)·(Q·W)ᵀ‖² = sᵀ·(G_u ∘ G_w)·s,
+    P and Q the two projectors.
     """
     on_u, on_w = u.double().T @ update.u, r.double().T @ update.w  # (k', n), (k, n)
     eye = torch.eye(len(update.s), dtype=torch.float64)

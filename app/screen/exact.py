@@ -1,9 +1,9 @@
-"""Products of float64 matrices that are the same to the bit on any machine.
+"""Products of float64 matrices, bit-identical on any machine.
 
-The order in which a BLAS sums is its own affair, and with it the last bits of a sum, except where no sum is rounded: here
-every factor is cut into slices of whole numbers so small that each product of two slices is a whole number below 2⁵³,
-exact in any order, fused or not (the error-free splitting of Ozaki, Ogita, Oishi and Rump, Numerical Algorithms 59 (2012)
-95). The few products of slices are then added in a written order.
+A BLAS is free to choose the order of its sums, and the last bits of a sum depend on it unless no sum is rounded. Here every
+factor is cut into slices of whole numbers so small that each product of two slices is a whole number below 2⁵³, exact in
+any order, fused or not (the error-free splitting of Ozaki, Ogita, Oishi and Rump, Numerical Algorithms 59 (2012) 95). The
+few products of slices are then added in a fixed order.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ SIGNIFICAND: Final = 53
 
 
 def by_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x·2⁻ᵉ row by row, e): the largest magnitude of each row of x (n, d) lies in [½, 1), or the row is zero; e (n,).
+    """Return (x·2⁻ᵉ row by row, e): the largest magnitude of each row of x (n, d) in [½, 1), or the row is zero; e (n,).
 
     x is changed in place.
     """
@@ -27,13 +27,13 @@ def by_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shifted(x: Tensor, exponents: Tensor) -> Tensor:
-    """x (n, d) with row i times 2^exponents[i], in place, |exponents| ≤ 1000; exact but where the result is subnormal."""
+    """Multiply row i of x (n, d) by 2^exponents[i] in place, |exponents| ≤ 1000; exact unless the result is subnormal."""
     powers = np.ldexp(np.ones(len(exponents)), exponents.numpy())  # pow() may be an ulp off
     return x.mul_(torch.from_numpy(powers)[:, None])
 
 
 def gram(x: Tensor, slices: int) -> Tensor:
-    """x·xᵀ of rows of magnitude at most 1, x (n, d), to 2^−(slices·19) or so: symmetric, float64."""
+    """Return x·xᵀ of rows of magnitude at most 1, x (n, d), to about 2^−(slices·19): symmetric, float64."""
     cut = _cut(x, x.shape[1], slices)
     total = x.new_zeros(x.shape[0], x.shape[0])
     for level in reversed(range(min(slices, 2 * len(cut) - 1))):  # small ones first
@@ -46,7 +46,7 @@ def gram(x: Tensor, slices: int) -> Tensor:
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x·y, x (n, r) by rows and y (r, d) everywhere of magnitude at most 1, to about 2^−44 in all; float64."""
+    """Return x·y, x (n, r) by rows and y (r, d) everywhere of magnitude at most 1, to about 2^−44 overall; float64."""
     terms = 2 * x.shape[1]
     left, right = (_cut(one, terms, 2) for one in (x, y))
     small = torch.cat([left[1], left[0]], 1) @ right.view(terms, -1)
@@ -54,13 +54,15 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _cut(x: Tensor, terms: int, slices: int) -> Tensor:
-    """x (n, d) ≈ the sum of its slices (slices, n, d), the first of whole multiples of 2^−bits, the second of 2^−2·bits
-    and so on, whose products may be summed `terms` times; two will do where they are all of x."""
+    """Cut x (n, d) into slices (slices, n, d) that sum to about x: the first in whole multiples of 2^−bits, the second of
+    2^−2·bits and so on, so that `terms` products may be summed exactly; only the first two if they already make up x."""
     bits = (SIGNIFICAND - (terms - 1).bit_length()) // 2
     found = x.new_empty(slices, *x.shape)
     for i, part in enumerate(found):
         if i > 0:
-            x = x - found[0] if i == 1 else x.sub_(found[i - 1])  # exact: what the nearest multiple leaves
+            x = (
+                x - found[0] if i == 1 else x.sub_(found[i - 1])
+            )  # exact: the remainder of rounding to the nearest multiple
         if i > 1 and not float(torch.dot(x.view(-1), x.view(-1))) > 0.0:
             return found[:i]
         coarse = 1.5 * 2.0 ** (SIGNIFICAND - 1 - bits * (i + 1))  # so large that a sum with it has no finer digits

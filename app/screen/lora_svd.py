@@ -1,7 +1,7 @@
 """ΔW = B·A as its thin singular value decomposition: the only form in which an update is measured.
 
 ΔW has many factorisations (B·M)·(M⁻¹·A), with scale moved between A and B or rows of zeros added; its singular values and
-vectors are the same in all of them, so a score made of those cannot be dodged by choosing factors.
+vectors are the same in all of them, so a score computed from those cannot be evaded by the choice of factors.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 RESOLUTION: Final = 1e-13
-"""Below this share of ‖B‖₂·‖A‖₂ a singular value of B·A is float64 rounding of the two (r·2⁻⁵³, with a margin)."""
+"""Share of ‖B‖₂·‖A‖₂ below which a singular value of B·A is float64 rounding error of the two (r·2⁻⁵³, with a margin)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """ΔW = U·diag(s)·Wᵀ in float64, singular values at rounding level left out.
+    """ΔW = U·diag(s)·Wᵀ in float64, without singular values at rounding level.
 
-    u: (d_out, n), w: (d_in, n), orthonormal columns; s: (n,), descending; n ≤ rank. n = 0 when ΔW is zero or, where
-    `cancelled`, when B and A cancel so far that float64 cannot tell what is left.
+    u: (d_out, n), w: (d_in, n), orthonormal columns; s: (n,), descending; n ≤ rank. n = 0 if ΔW is zero or, if
+    `cancelled`, if B and A cancel so far that float64 cannot resolve the remainder.
     """
 
     u: Tensor
@@ -35,12 +35,12 @@ class Update:
 
     @property
     def zero(self) -> bool:
-        """ΔW is exactly nothing."""
+        """Whether ΔW is exactly zero."""
         return len(self.s) == 0 and not self.cancelled
 
 
 def thin_svd(b: Tensor, a: Tensor) -> Update | None:
-    """Decompose b (d_out, r) times a (r, d_in), any float dtype; None when a value is not finite.
+    """Decompose b (d_out, r) times a (r, d_in), any float dtype; None if a value is not finite.
 
     QR of both factors, then the SVD of the r × r core R_B·R_Aᵀ: no Gram matrix, so errors are 2⁻⁵³·‖B‖·‖A‖, not its square
     root.
@@ -57,5 +57,5 @@ def thin_svd(b: Tensor, a: Tensor) -> Update | None:
 
 
 def _finite(x: Tensor) -> bool:
-    """Every value is. NaN and infinity survive in a sum, which takes a tenth of the time of looking at each value."""
+    """Return whether every value is finite. NaN and infinity persist in a sum, ten times faster than testing each value."""
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())

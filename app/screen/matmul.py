@@ -1,8 +1,8 @@
-"""Products with V, block by block: V is 16-bit and large, the other factor has a handful of columns.
+"""Products with V, block by block: V is 16-bit and large, the other factor has only a few columns.
 
-bfloat16 on the processor goes through compiled/matmul.py where numba is installed. Anything else goes through torch: a
-block of rows is widened into one small buffer that stays in the processor's cache, multiplied there, and thrown away.
-Memory beyond V is the buffer and the results. Blocks have a fixed size, so results do not depend on the machine's memory.
+bfloat16 on the processor uses compiled/matmul.py if numba is installed. Everything else uses torch: a block of rows is
+widened into one small buffer that stays in the processor's cache, multiplied there, and discarded. Memory beyond V is
+the buffer and the results. Blocks have a fixed size, so results do not depend on the machine's memory.
 """
 
 from types import ModuleType
@@ -14,40 +14,40 @@ from torch import Tensor
 from app.screen.compiled.numba_support import kernel
 
 BLOCK_BYTES: Final = 2 << 20
-"""Bytes of the widened block: it stays in the cache while it is multiplied. Measured best of 256 kB to 4 MB."""
+"""Bytes of the widened block: it stays in the cache while it is multiplied. Fastest measured of 256 kB to 4 MB."""
 
 LANES: Final = 16
 """Columns are padded to a multiple of this: single-precision products with 8 columns took twice as long as with 16."""
 
 FOLD: Final = 8
-"""Blocks summed in the working precision before they are folded into float64."""
+"""Number of blocks summed in the working precision before the sum is added to the float64 total."""
 
 GRAM_ROWS: Final = 1024
 """Rows of V in one product of `gram`: 16 MiB at 4096 columns."""
 
 GRAM_EXACT: Final = 1024
-"""Up to this many columns the Gram matrix is computed wholly in float64."""
+"""Largest number of columns for which the Gram matrix is computed entirely in float64."""
 
 
 def _fast(v: Tensor, x: Tensor) -> ModuleType | None:
-    """The kernels, if they can multiply these two."""
+    """Return the compiled kernels if they can multiply these two, else None."""
     suits = v.dtype is torch.bfloat16 and x.dtype is torch.float32 and v.device.type == x.device.type == "cpu"
     found = kernel("matmul") if suits else None
     return found if found is not None and v.is_contiguous() and v.numel() and not v.shape[1] % found.WIDTH else None
 
 
 def _rows(x: Tensor, tile: int) -> Tensor:
-    """x (d, n) as contiguous rows (n padded with zeros to a multiple of tile, d)."""
+    """Return x (d, n) as contiguous rows (n padded with zeros to a multiple of tile, d)."""
     return torch.nn.functional.pad(x.T, (0, 0, 0, -x.shape[1] % tile)).contiguous()
 
 
 def block_rows(v: Tensor, dtype: torch.dtype) -> int:
-    """Rows of `v` in one block."""
+    """Return the number of rows of `v` in one block."""
     return max(8, BLOCK_BYTES // (v.shape[1] * dtype.itemsize))
 
 
 def right(v: Tensor, x: Tensor) -> Tensor:
-    """V·X: (d_out, d_in)·(d_in, n) → (d_out, n), computed in x's dtype on x's device."""
+    """Return V·X: (d_out, d_in)·(d_in, n) → (d_out, n), computed in x's dtype on x's device."""
     columns = x.shape[1]
     fast = _fast(v, x)
     if fast is not None:
@@ -64,10 +64,12 @@ def right(v: Tensor, x: Tensor) -> Tensor:
 
 
 def left(v: Tensor, y: Tensor) -> Tensor:
-    """Vᵀ·Y: (d_in, d_out)·(d_out, n) → (d_in, n) in float64; blocks are multiplied in y's dtype on y's device."""
+    """Return Vᵀ·Y: (d_in, d_out)·(d_out, n) → (d_in, n) in float64; blocks are multiplied in y's dtype on y's device."""
     rows = min(block_rows(v, y.dtype), v.shape[0])
     buffer = torch.empty(rows, v.shape[1], dtype=y.dtype, device=y.device)
-    folded = torch.zeros(y.shape[1], v.shape[1], dtype=torch.float64, device=y.device)  # transposed: long rows, as V's
+    folded = torch.zeros(
+        y.shape[1], v.shape[1], dtype=torch.float64, device=y.device
+    )  # transposed: long rows, like V's
     partial = torch.zeros(y.shape[1], v.shape[1], dtype=y.dtype, device=y.device)
     for i, at in enumerate(range(0, v.shape[0], rows)):
         part = v[at : at + rows]
@@ -81,9 +83,9 @@ def left(v: Tensor, y: Tensor) -> Tensor:
 
 
 def both(v: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(Vᵀ·Y (d_in, n) in float64, V·X (d_out, n) in x's dtype); y (d_out, n), x (d_in, n) of one dtype.
+    """Return (Vᵀ·Y (d_in, n) in float64, V·X (d_out, n) in x's dtype); y (d_out, n), x (d_in, n) of one dtype.
 
-    One read of V where the kernels serve, two elsewhere.
+    V is read once if the compiled kernels apply, otherwise twice.
     """
     columns = x.shape[1]
     fast = _fast(v, x)
@@ -95,7 +97,7 @@ def both(v: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram(v: Tensor) -> Tensor:
-    """The smaller of V·Vᵀ and Vᵀ·V, in float64 (products of float32 blocks, summed in float64)."""
+    """Return the smaller of V·Vᵀ and Vᵀ·V, in float64 (products of float32 blocks, summed in float64)."""
     side = v.T if v.shape[0] < v.shape[1] else v  # (long, short)
     short = side.shape[1]
     total = torch.zeros(short, short, dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""Quartiles of the three nulls: what a random update's ratio would be.
+"""Quartiles of the three nulls: the distributions of a random update's ratios.
 
 A random update has i.i.d. Gaussian rows (columns, for `input`) with ΔW's own Gram matrix and is scaled to ‖ΔW‖_F
-(distances.py says why); z and χ² below are independent standard normals and chi-squares, s_i the singular values of ΔW.
-Exact to 1e-7 of the IQR: `alignment`, and `input` up to COMPRESS singular values. Approximated, by less than 1e-6 of the
-IQR: `input` above that and `projection`, where a spectrum is replaced by its Gauss quadrature, which leaves the first
-2·nodes − 1 cumulants of the form as they are (tested against the whole spectrum).
+(distances.py gives the reason). z and χ² below are independent standard normals and chi-squares, s_i the singular values
+of ΔW. Exact to 1e-7 of the IQR: `alignment`, and `input` up to COMPRESS singular values. Approximated, by less than 1e-6
+of the IQR: `input` above that and `projection`, for which a spectrum is replaced by its Gauss quadrature, which preserves
+the first 2·nodes − 1 cumulants of the form (tested against the whole spectrum).
 """
 
 import math
@@ -17,16 +17,16 @@ from app.screen.quadratic_form import Array, quantiles
 from app.screen.reference.spectrum import gauss_nodes
 
 COMPRESS: Final = 8
-"""More singular values of ΔW than this are replaced by a quadrature of as many nodes."""
+"""Largest number of singular values of ΔW used as they are; more are replaced by a quadrature of as many nodes."""
 
 COMPRESS_PROJECTION: Final = 6
-"""The same for `projection`, whose form has a term for each pair of nodes."""
+"""The same for `projection`, whose form has one term for each pair of nodes."""
 
 QUARTILES: Final = np.array([0.25, 0.5, 0.75])
 
 
 def share_quartiles(share: Array, k: int, d: int) -> Array:
-    """Of `input`: ‖ΔW'·R_k‖²/‖ΔW'‖² = Σ s_i²·χ²_k/(Σ s_i²·χ²_k + Σ s_i²·χ²_{d − k}).
+    """Return the quartiles of `input`: ‖ΔW'·R_k‖²/‖ΔW'‖² = Σ s_i²·χ²_k/(Σ s_i²·χ²_k + Σ s_i²·χ²_{d − k}).
 
     share: s_i²/Σ s². Returns (3,).
     """
@@ -41,9 +41,9 @@ def share_quartiles(share: Array, k: int, d: int) -> Array:
 
 
 def projection_quartiles(share: Array, nodes: Sequence[float], counts: Sequence[float]) -> Array:
-    """Of `projection`: ‖(C' − I)·ΔW'‖²/‖ΔW'‖² = Σ_ij s_i²·m_j·z_ij²/Σ_ij s_i²·z_ij², m_j the eigenvalues of (C' − I)².
+    """Return the quartiles of `projection`: ‖(C' − I)·ΔW'‖²/‖ΔW'‖² = Σ_ij s_i²·m_j·z_ij²/Σ_ij s_i²·z_ij².
 
-    nodes, counts: quadrature of the m_j. Returns (3,).
+    m_j: eigenvalues of (C' − I)². nodes, counts: quadrature of the m_j. Returns (3,).
     """
     values, times = _compressed(share, COMPRESS_PROJECTION)
     m, many = np.array(nodes), np.array(counts)
@@ -58,7 +58,7 @@ def projection_quartiles(share: Array, nodes: Sequence[float], counts: Sequence[
 
 
 def inner_quartile(share: Array, reach: Array, d_out: int) -> float:
-    """Of `alignment`: the upper quartile of ρ = ⟨ΔW', V⟩/‖ΔW'‖, with reach_i = ‖V·w_i‖, not all zero.
+    """Return the upper quartile of `alignment`: of ρ = ⟨ΔW', V⟩/‖ΔW'‖, with reach_i = ‖V·w_i‖, not all zero.
 
     ρ = Σ s_i·reach_i·z_i/(Σ s_i²·(z_i² + χ²_{d_out − 1}))^½ is symmetric about 0, so ρ_¾ = τ^½ with τ the median of ρ².
     With α_i = s_i·reach_i: ρ² ≤ τ ⇔ zᵀ(ααᵀ − τ·diag(s²))z − τ·Σ s_i²·χ²_{d_out − 1} ≤ 0, a small eigenvalue problem for
@@ -75,13 +75,13 @@ def inner_quartile(share: Array, reach: Array, d_out: int) -> float:
         slopes = -share @ vectors**2
         return np.concatenate([values, -tau[0] * share])[None, :], np.concatenate([slopes, -share])[None, :]
 
-    most = float(reach @ reach) / farthest**2  # the largest ρ² there is
+    most = float(reach @ reach) / farthest**2  # the largest possible ρ²
     tau = quantiles(weights, dof, np.array([0.5]), float(alpha @ alpha) / d_out, (0.0, most))
     return farthest * math.sqrt(float(tau[0]))
 
 
 def _compressed(share: Array, most: int) -> tuple[Array, Array]:
-    """Values and counts of the squared singular values, at most `most` of them."""
+    """Return values and counts of the squared singular values, at most `most` of them."""
     if len(share) <= most:
         return share, np.ones(len(share))
     values, counts = gauss_nodes(share, np.ones(len(share)), most)

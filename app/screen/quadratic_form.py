@@ -8,14 +8,14 @@ integral (J. P. Imhof, Biometrika 48 (1961) 419, eq. 3.2),
     θ(u) = ½·Σ ν_j·atan(w_j·u),   ρ(u) = Π (1 + w_j²·u²)^{ν_j/4}.
 
 In complex form the integral is Im ∫ φ(u)/u du with φ(u) = Π (1 − i·w_j·u)^{−ν_j/2}. It is taken along a ray u = eˣ⁻ⁱᵃ,
-turned away from the real axis to the side of the heavier tail: there the many small weights of the other side, which only
-make φ turn on the real axis, make it fall. Where the mean is far from 0 the many may be on the heavy side, and φ grows
-along that ray beyond all numbers: then the other side is taken, or less of an angle. In x the integrand is analytic in a
-strip and falls off at both ends, so the trapezoid rule converges exponentially (L. N. Trefethen, J. A. C. Weideman, SIAM
-Rev. 56 (2014) 385, theorem 5.1). About eighty nodes give eight digits from 2 to 10⁶ degrees of freedom for the nulls of
-updates. Forms of one or two heavy degrees of freedom beside hundreds of light ones have a narrower strip, and at STEP an
-error of up to 2e-3. It is foretold by what every second and every fourth node come to, which costs nothing; then the step
-is halved until two sums agree. The result is a number, not a sample: float64, no seed, the same on any number of threads.
+rotated from the real axis to the side of the heavier tail: there the many small weights of the other side, which on the
+real axis only rotate φ, make it decay. If the mean is far from 0, most weights may be on the heavy side, and φ grows along
+that ray without bound: then the other side is used, or a smaller angle. In x the integrand is analytic in a strip and
+decays at both ends, so the trapezoid rule converges exponentially (L. N. Trefethen, J. A. C. Weideman, SIAM Rev. 56 (2014)
+385, theorem 5.1). About eighty nodes give eight digits from 2 to 10⁶ degrees of freedom for the nulls of updates. Forms of
+one or two heavy degrees of freedom beside hundreds of light ones have a narrower strip, and at STEP an error of up to 2e-3.
+The sums over every second and every fourth node predict that error at no cost; if it is too large, the step is halved until
+two sums agree. The result is deterministic, not sampled: float64, no seed, the same on any number of threads.
 """
 
 import functools
@@ -37,77 +37,77 @@ Weights = Callable[[Array], tuple[Array, Array]]
 Moments = tuple[Array, Array, Array, Array]
 
 STEP: Final = 0.125
-"""Of the trapezoid rule in x = ln u. Measured over forms of 8 to 14336·16 degrees of freedom: 0.2 gives 7e-6 of the IQR,
-0.15 2e-7, 0.1 below 4e-9."""
+"""Step of the trapezoid rule in x = ln u. Measured over forms of 8 to 14336·16 degrees of freedom: 0.2 gives 7e-6 of the
+IQR, 0.15 2e-7, 0.1 below 4e-9."""
 
 ANGLE: Final = math.pi / 8
-"""Of the ray: between 0, where one-sided forms turn without falling, and π/4, where normal ones no longer fall."""
+"""Angle of the ray: between 0, where one-sided forms rotate without decay, and π/4, where normal ones stop decaying."""
 
 GROWTH: Final = 0.07
-"""Most that ln |φ| may rise along a ray; on the real axis it only falls. Nulls of updates stay below it, so that theirs is
-the usual ray (a test says so); forms that rise far above it come out wrong there, or overflow."""
+"""Largest rise of ln |φ| along a ray; on the real axis it only falls. Nulls of updates stay below it and therefore use the
+usual ray (a test asserts it); forms that rise far above it give wrong results on that ray, or overflow."""
 
 HALVINGS: Final = 8
-"""Of ANGLE, at most, to 0.003."""
+"""Largest number of halvings of ANGLE: down to 0.003."""
 
 LOOK: Final = 0.5
-"""Step in x at which |φ| is looked at for growth, which takes several units of x."""
+"""Step in x at which |φ| is checked for growth, which extends over several units of x."""
 
 FINER: Final = 4
-"""STEP is divided by this where the ray is not the usual one: the strip in which φ does not grow is narrower there."""
+"""Divisor of STEP if the ray is not the usual one: the strip in which φ does not grow is narrower there."""
 
 FORETOLD: Final = 1e-8
-"""Error (a probability) foretold of a sum, above which the step is halved. Of sums S over steps h, 2h, 4h that converge
-exponentially each has the squared error of the one before, so that of S_h is about δ³/δ₂² with δ = |S_h − S_2h| and
-δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 8e-9: nothing is halved there."""
+"""Predicted error (a probability) of a sum above which the step is halved. For sums S over steps h, 2h, 4h that converge
+exponentially, each error is the square of the one before, so that of S_h is about δ³/δ₂² with δ = |S_h − S_2h| and
+δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 8e-9: no step is halved there."""
 
 ROUGH: Final = 1e-4
-"""Or δ itself above this: where sums differ so much, nothing is foretold. Nulls of updates stay below 6e-5."""
+"""Value of δ itself above which the step is also halved: the prediction fails there. Nulls of updates stay below 6e-5."""
 
 AGREE: Final = 1e-6
-"""Two sums are alike when they differ by less, as probabilities; the finer one's error is far smaller then."""
+"""Two sums agree if they differ by less, as probabilities; the finer one's error is far smaller then."""
 
 REFINEMENTS: Final = 6
-"""Times the step is halved at most, to 0.002; the worst forms known need two."""
+"""Largest number of times the step is halved, to 0.002; the worst known forms need two."""
 
 DECAY: Final = 25.0
-"""−ln of |φ| where the upper end is cut: e⁻²⁵ ≈ 1e-11."""
+"""−ln |φ| at which the upper end is cut: e⁻²⁵ ≈ 1e-11."""
 
 SMALL: Final = 2e-3
-"""Below this u, in 1/(|mean| + deviation), φ is its Taylor polynomial of degree two to about 1e-9."""
+"""Value of u, in 1/(|mean| + deviation), below which φ is its Taylor polynomial of degree two to about 1e-9."""
 
 LAST: Final = math.log(1e9)
-"""Largest x: forms with two or three degrees of freedom fall slowly and are cut there, at an error of 1e-9."""
+"""Largest x: forms with two or three degrees of freedom decay slowly and are cut there, at an error of 1e-9."""
 
 CANTELLI: Final = 2.0
 """Means farther from 0 than this many deviations leave at most 1/(1 + 2²) = 1/5 beyond 0 (Cantelli): outside quartiles."""
 
 MAX_STEPS: Final = 60
-"""Newton steps, safeguarded by bisection: 2⁻⁶⁰ of the bracket even if every step is a bisection."""
+"""Largest number of Newton steps, safeguarded by bisection: 2⁻⁶⁰ of the bracket even if every step is a bisection."""
 
 CLOSE: Final = 3e-4
-"""Newton ends after a step below this share of the form's spread: it converges quadratically, so under 1e-7 is left."""
+"""Share of the form's spread: Newton stops after a smaller step. It converges quadratically, so the error is below 1e-7."""
 
 _SETTING: Final = (
     *(STEP, ANGLE, DECAY, math.log(SMALL), LAST, CANTELLI, GROWTH, HALVINGS, LOOK, FINER),
     *(FORETOLD, ROUGH, AGREE, REFINEMENTS),
 )
-"""What compiled/quadratic_form.py is told of the above."""
+"""The constants above, as passed to compiled/quadratic_form.py."""
 
 
 def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
-    """P(Σ_j w_j·χ²_{ν_j} ≤ 0) and its derivative along dw, row by row.
+    """Return P(Σ_j w_j·χ²_{ν_j} ≤ 0) and its derivative along dw, row by row.
 
     w, dw: (n, m) weights and their derivatives; dof: (n, m) degrees of freedom, which need not be whole. A weight of 0
-    counts for nothing. Returns two (n,) arrays. Where the mean is more than CANTELLI deviations from 0, the answer is a
-    plain 0 or 1 with no slope: enough to tell on which side of the quartiles it lies. So it is, and exactly, where all
-    weights have one sign; there φ could grow beyond all numbers on the ray.
+    contributes nothing. Returns two (n,) arrays. If the mean is more than CANTELLI deviations from 0, the result is a
+    plain 0 or 1 with slope 0: enough to tell the side of the quartiles on which it lies. The same result, then exact, is
+    returned if all weights have one sign; φ could grow without bound on the ray in that case.
     """
     mean, deviation = np.sum(w * dof, axis=1), np.sqrt(2.0 * np.sum(w * w * dof, axis=1))
     far = (np.abs(mean) > CANTELLI * deviation) | np.all(w >= 0.0, axis=1) | np.all(w <= 0.0, axis=1)
     value, slope = np.where(mean < 0.0, 1.0, 0.0), np.zeros(len(w))
     if not far.all():
-        scale = (np.abs(mean) + deviation)[~far, None]  # now u is counted in 1/(|mean| + deviation)
+        scale = (np.abs(mean) + deviation)[~far, None]  # the unit of u is 1/(|mean| + deviation) from here on
         value[~far], slope[~far] = _near(w[~far] / scale, dof[~far], dw[~far] / scale)
     return value, slope
 
@@ -136,17 +136,17 @@ def _along(w: Array, dof: Array, dw: Array, angle: Array, step: float) -> tuple[
 
 
 def _coarser(moments: Moments, angle: Array, x: Array, step: float, across: Array) -> Array:
-    """The probability from these of the nodes alone."""
+    """Return the probability from these nodes alone."""
     return _sum(moments, angle, x[:, -1], step, np.sum(across, axis=1), 0.0)[0]
 
 
 def _refined(w: Array, dof: Array, dw: Array, angle: Array, x: Array, step: float) -> tuple[Array, Array]:
-    """The sum of one row with the step halved until two agree; x (1, nodes) is the grid of the first. Not clipped."""
+    """Return the sum of one row, the step halved until two agree; x (1, nodes): grid of the first. Not clipped."""
     sums = [np.sum(y, axis=1) for y in _terms(w, dof, dw, x, angle)]
     found = _sum(moments := _moments(w, dof, dw), angle, x[:, -1], step, *sums)
     for level in range(1, REFINEMENTS + 1):
         before, finer = found, step / 2**level
-        for between in range(1, 2**level, 2):  # the grid again, moved to where no node was yet
+        for between in range(1, 2**level, 2):  # the grid again, shifted to positions without nodes so far
             sums = [
                 a + np.sum(b, axis=1) for a, b in zip(sums, _terms(w, dof, dw, x - finer * between, angle), strict=True)
             ]
@@ -157,13 +157,13 @@ def _refined(w: Array, dof: Array, dw: Array, angle: Array, x: Array, step: floa
 
 
 def _terms(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Array, Array]:
-    """What is summed over the nodes, (n, nodes): Im φ and its derivative."""
+    """Return the summands at the nodes, (n, nodes): Im φ and its derivative."""
     phi, slope = _characteristic(w, dof, dw, x, angle)
     return phi.imag, (phi * slope).imag
 
 
 def _moments(w: Array, dof: Array, dw: Array) -> Moments:
-    """κ₁ and κ₁² + κ₂, with κ₁, κ₂ mean and variance, and their derivatives; four (n,)."""
+    """Return κ₁ and κ₁² + κ₂, with κ₁, κ₂ mean and variance, and their derivatives; four (n,)."""
     k1, k2 = np.sum(w * dof, axis=1), 2.0 * np.sum(w * w * dof, axis=1)
     d1, d2 = np.sum(dw * dof, axis=1), 4.0 * np.sum(w * dw * dof, axis=1)
     return k1, k1 * k1 + k2, d1, 2.0 * k1 * d1 + d2
@@ -172,9 +172,9 @@ def _moments(w: Array, dof: Array, dw: Array) -> Moments:
 def _sum(
     moments: Moments, angle: Array, last: Array, step: float, across: Array, along: Array | float
 ) -> tuple[Array, Array]:
-    """Probability and slope from the sums over the nodes, of which x = last is the lowest.
+    """Return probability and slope from the sums over the nodes, of which x = last is the lowest.
 
-    Of the nodes below it, where φ = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8, the sum is two geometric series.
+    For the nodes below it, at which φ = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8, the sum is two geometric series.
     """
     k1, square, d1, d_square = moments
     one = 0.5 * np.cos(angle) * np.exp(last) / math.expm1(step)
@@ -185,7 +185,7 @@ def _sum(
 
 
 def _side(w: Array, dof: Array, angle: Array) -> Array:
-    """The ray's angle (n,): the usual one, unless |φ| grows on it; then the other side's, or half of it, and so on."""
+    """Return the ray's angle (n,): the usual one unless |φ| grows on it; else the other side's, or half that, and so on."""
     x = np.arange(math.log(SMALL), LAST, LOOK)
     for _ in range(HALVINGS):
         for _ in range(2):
@@ -200,13 +200,13 @@ def _side(w: Array, dof: Array, angle: Array) -> Array:
 
 
 def _factor(w: Array, x: Array, angle: Array) -> tuple[Array, Array]:
-    """Real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}."""
+    """Return the real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}."""
     wu = w[:, :, None] * np.exp(x)[:, None, :]
     return 1.0 + wu * np.sin(angle)[:, None, None], -wu * np.cos(angle)[:, None, None]
 
 
 def _characteristic(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Complex, Complex]:
-    """φ(u) and d ln φ(u) along dw, (n, nodes). In real arithmetic, which numpy vectorises."""
+    """Return φ(u) and d ln φ(u) along dw, (n, nodes). In real arithmetic, which numpy vectorises."""
     real, imag = _factor(w, x, angle)
     square = real * real + imag * imag
     half = 0.5 * dof[:, :, None]
@@ -219,7 +219,7 @@ def _characteristic(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> 
 
 
 def _grid(w: Array, dof: Array, angle: Array, step: float) -> Array:
-    """Nodes x (n, nodes), from where φ has vanished down to where it is a polynomial."""
+    """Return nodes x (n, nodes), from the point at which φ has vanished down to the one at which it is a polynomial."""
     low, high = np.zeros(len(w)), np.full(len(w), LAST)
     for _ in range(8):  # bisection to LAST/2⁸ < STEP: the range need not be exact
         middle = 0.5 * (low + high)
@@ -232,7 +232,7 @@ def _grid(w: Array, dof: Array, angle: Array, step: float) -> Array:
 
 
 def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
-    """`probability` with the degrees of freedom (m,) of all rows alike: compiled where numba is installed."""
+    """Compute `probability` for rows with the same degrees of freedom (m,): compiled if numba is installed."""
     fast = kernel("quadratic_form")
     if fast is None:
         return probability(w, np.broadcast_to(dof, w.shape), dw)
@@ -241,10 +241,10 @@ def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
 
 
 def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> Array:
-    """The t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p for each p between 0.2 and 0.8, shape (n,).
+    """Return the t with P(Σ_j w_j(t)·χ²_{ν_j} ≤ 0) = p for each p between 0.2 and 0.8, shape (n,).
 
     weights: see `Weights`; the probability must grow with t. dof: (m,). mean: t's mean or near it, between the bounds.
-    Newton's method from the Cornish–Fisher expansion to the skewness, bisecting where it would leave the bracket.
+    Newton's method from the Cornish–Fisher expansion to the skewness, with bisection for steps that leave the bracket.
     """
     t, spread = _start(weights, dof, p, mean, bounds)
     low, high = np.full(len(p), bounds[0]), np.full(len(p), bounds[1])
@@ -269,7 +269,7 @@ def _normal_quantile(p: float) -> float:
 
 
 def _start(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> tuple[Array, float]:
-    """A first guess (n,), and t's deviation."""
+    """Return a first guess (n,), and t's standard deviation."""
     (w,), (dw,) = weights(np.array([mean]))
     variance, third = 2.0 * float(w**2 @ dof), 8.0 * float(w**3 @ dof)
     deviation = math.sqrt(variance)

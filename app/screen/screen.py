@@ -1,4 +1,4 @@
-"""All of screening, for one adapter or several."""
+"""Screening of adapters against a reference, for one adapter or several: measurements, decisions, verdicts."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ from app.screen.reference.open import Reference, check_policy
 from app.screen.threads import each, usable_cores
 
 SCORE_DECIMALS: Final = 6
-"""Scores are rounded to this many decimals before anything is decided: what is reported is what was compared, and sums
-taken in another order on another machine give the same decision."""
+"""Decimals to which scores are rounded before any decision: the reported score is the compared one, and sums taken in
+another order on another machine give the same decision."""
 
 
 COLUMNS: Final = 64
-"""Most columns multiplied in one reading of V when adapters are screened together: their blocks fit the cache."""
+"""Largest number of columns multiplied in one read of V if adapters are screened together: their blocks fit the cache."""
 
 
 def screen(
@@ -45,10 +45,10 @@ def screen(
 
     workers: threads, each measuring one module at a time (None: one per usable core); the numbers do not depend on it.
     Memory beyond the reference is some 10 MiB a worker. The same bytes give the same verdict.
-    deadline_s: seconds after which no further module is begun (None: no bound); what is under way ends first.
+    deadline_s: seconds after which no further module is started (None: no limit); running measurements finish first.
 
-    Raises Refused UNKNOWN_MODULE or WRONG_SHAPE when the adapter does not fit, BAD_NUMBERS when the engine would compute
-    another update from its factors than was measured, Unavailable BAD_REFERENCE when the reference cannot serve the
+    Raises Refused UNKNOWN_MODULE or WRONG_SHAPE if the adapter does not fit, BAD_NUMBERS if the engine would compute
+    another update from its factors than was measured, Unavailable BAD_REFERENCE if the reference cannot serve the
     policy or was changed on disk, Refused SCREENING_TIMEOUT past the deadline, ValueError for an adapter without
     modules.
     """
@@ -66,10 +66,10 @@ def screen_many(
     workers: int | None = None,
     deadline_s: float | None = None,
 ) -> list[Verdict | Refused]:
-    """`screen` for several adapters, each V read twice for all of them; the verdicts are the same as one by one.
+    """Screen several adapters, each V read twice for all of them; the verdicts are the same as from `screen` one by one.
 
-    Adapters that do not fit, or with BAD_NUMBERS, stand as Refused in the result and harm no other. deadline_s bounds
-    all of them together. Raises what else `screen` raises.
+    Adapters that do not fit, or with BAD_NUMBERS, appear as Refused in the result and do not affect the others.
+    deadline_s limits all of them together. Raises the other exceptions of `screen`.
     """
     if not all(adapter.modules for adapter in adapters):
         raise ValueError("an adapter without modules is not screened")
@@ -84,9 +84,9 @@ def screen_many(
         return _measure(modules, reference, policy)
 
     refused = [_misfit(adapter, reference) for adapter in adapters]
-    whose, groups = _groups([None if no else adapter for adapter, no in zip(adapters, refused, strict=True)])
+    owners_of, groups = _groups([None if no else adapter for adapter, no in zip(adapters, refused, strict=True)])
     found: list[list[Found]] = [[] for _ in adapters]
-    for owners, results in zip(whose, each(measure, groups, workers or usable_cores()), strict=True):
+    for owners, results in zip(owners_of, each(measure, groups, workers or usable_cores()), strict=True):
         for owner, one in zip(owners, results, strict=True):
             if isinstance(one, Refused):
                 refused[owner] = refused[owner] or one
@@ -111,7 +111,7 @@ def _verdict(adapter: Adapter, reference: Digest, policy: Policy, found: Sequenc
 
 
 def _misfit(adapter: Adapter, reference: Reference) -> Refused | None:
-    """Why an adapter does not fit the reference, naming the first module."""
+    """Return the refusal of an adapter that does not fit the reference, naming the first such module; None if it fits."""
     for module in adapter.modules:
         name, shape = module.name, reference.modules.get(module.name)
         if shape is None:
@@ -125,8 +125,8 @@ def _misfit(adapter: Adapter, reference: Reference) -> Refused | None:
 
 
 def _groups(adapters: Sequence[Adapter | None]) -> tuple[list[list[int]], list[list[LoraModule]]]:
-    """Modules to be measured in one reading of V, no more than COLUMNS columns (or one module), and whose they are."""
-    whose: list[list[int]] = []
+    """Group the modules to be measured in one read of V, at most COLUMNS columns (or one module); with their owners."""
+    owners: list[list[int]] = []
     groups: list[list[LoraModule]] = []
     last: dict[str, int] = {}
     for owner, adapter in enumerate(adapters):
@@ -135,14 +135,14 @@ def _groups(adapters: Sequence[Adapter | None]) -> tuple[list[list[int]], list[l
             if at is None or sum(m.rank for m in groups[at]) + module.rank > COLUMNS:
                 at = last[module.name] = len(groups)
                 groups.append([])
-                whose.append([])
+                owners.append([])
             groups[at].append(module)
-            whose[at].append(owner)
-    return whose, groups
+            owners[at].append(owner)
+    return owners, groups
 
 
 def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy) -> list[Found | Refused]:
-    """Updates of one module by several adapters; Refused where the engine would compute another."""
+    """Measure the updates of one module by several adapters; Refused for those that the engine would compute otherwise."""
     name = modules[0].name
     info, v = reference.info(name), reference.v(name)
     updates = [thin_svd(module.b, module.a) for module in modules]
@@ -195,7 +195,8 @@ def _score(scored: Scored | None) -> float | None:
 
 
 def _verdict_id(adapter: Adapter, reference: Digest, policy: Policy, modules: tuple[ModuleVerdict, ...]) -> Digest:
-    """Over what was measured (the very bytes), with what, and what was decided; no score, whose last bits may differ."""
+    """Return the digest of the measured bytes, the policy and reference, and the decisions; scores are left out, because
+    their last bits may differ."""
     bytes_of = {m.name: (_bytes_digest(m.a), _bytes_digest(m.b)) for m in adapter.modules}
     fields = {
         "metric": METRIC_VERSION,

@@ -1,7 +1,7 @@
-"""Comparison of a checkpoint on disk with the two that a reference was built from.
+"""Comparison of a checkpoint on disk with the two from which a reference was built.
 
-A reference records one digest for each of its checkpoints, over every tensor's name, dtype, shape and bytes, so how the
-tensors are spread over files does not matter. Configuration, tokenizer and chat template are not part of it.
+A reference records one digest for each of its checkpoints, over every tensor's name, dtype, shape and bytes, so the
+distribution of tensors over files does not matter. Configuration, tokenizer and chat template are not included.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from app.screen.reference.checkpoint import Checkpoint
 from app.screen.reference.manifest import Manifest
 
 CACHE: Final = "checkpoint-digests.json"
-"""Name of the file in the data directory that remembers digests: a 7B model is 14 GB, too much to read at every start."""
+"""Name of the file in the data directory that caches digests: a 7B model is 14 GB, too much to read at every start."""
 
 HASHERS: Final = 4
-"""Threads that hash tensors: one may be slower than a fast disk, and more would crowd a small machine."""
+"""Threads that hash tensors: a single one may be slower than a fast disk, and more would overload a small machine."""
 
 
 def difference(path: Path, manifest: Manifest, cache: Path) -> str | None:
-    """Why the checkpoint at `path` is not the reference's aligned one, without a path; None if it is.
+    """Return the reason why the checkpoint at `path` is not the reference's aligned one, without a path; None if it is.
 
     cache: file of digests of checkpoints whose files have not changed since. Blocking: a checkpoint that is not in it is
-    read whole. Raises Unavailable BAD_REFERENCE if there is no checkpoint that can be read.
+    read completely. Raises Unavailable BAD_REFERENCE if there is no readable checkpoint.
     """
     with closing(Checkpoint(path)) as checkpoint:
-        if odd := _odd_module(checkpoint, manifest):
-            return odd
+        if mismatch := _first_mismatch(checkpoint, manifest):
+            return mismatch
         digest = _cached_digest(checkpoint, cache)
     if digest == manifest.aligned:
         return None
@@ -40,8 +40,8 @@ def difference(path: Path, manifest: Manifest, cache: Path) -> str | None:
     return "the model is neither the reference's aligned checkpoint nor its base; converted or quantised weights differ too"
 
 
-def _odd_module(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
-    """The first module that shows, before anything is hashed, that this is another model."""
+def _first_mismatch(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
+    """Return the first mismatch that shows, before any hashing, that this is another model; None if there is none."""
     for name, info in sorted(manifest.modules.items()):
         shape = checkpoint.shapes.get(f"{name}.weight")
         if shape is None:
@@ -58,14 +58,14 @@ def _cached_digest(checkpoint: Checkpoint, cache: Path) -> Digest:
         return Digest(known[where][1])
     with ThreadPoolExecutor(HASHERS, thread_name_prefix="hash") as pool:
         digest = digest_of_parts(zip(checkpoint.shapes, pool.map(checkpoint.digest, checkpoint.shapes), strict=True))
-    if checkpoint.fingerprint() == fingerprint:  # else it was written to meanwhile
+    if checkpoint.fingerprint() == fingerprint:  # else it was modified in the meantime
         here = {path: entry for path, entry in known.items() if Path(path).is_dir()}
         _write(cache, here | {where: (fingerprint, digest.hex)})
     return digest
 
 
 def _read(cache: Path) -> dict[str, tuple[str, str]]:
-    """Checkpoint directory → (fingerprint of its files, digest). Empty if there is no such file, or it is damaged."""
+    """Return checkpoint directory → (fingerprint of its files, digest). Empty if the file is missing or damaged."""
     try:
         found = json.loads(cache.read_bytes())
         return {str(path): (str(fingerprint), Digest(digest).hex) for path, (fingerprint, digest) in found.items()}
@@ -74,7 +74,7 @@ def _read(cache: Path) -> dict[str, tuple[str, str]]:
 
 
 def _write(cache: Path, known: dict[str, tuple[str, str]]) -> None:
-    """Best effort: without it the next start reads the checkpoint again."""
+    """Write the cache, best effort: without it the next start reads the checkpoint again."""
     beside = cache.with_name(f"{cache.name}.{os.getpid()}.new")
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Parallel over modules, never inside a product.
+"""Parallelism over modules, never inside a product.
 
-A module is measured by one thread with single-threaded kernels: its numbers are the same however many run beside it. And
-the thousands of small products of one screening never meet at OpenMP's spinning barriers, which on a machine busy with an
-engine cost more than the products themselves (measured: ten times).
+Each module is measured by one thread with single-threaded kernels: its numbers do not depend on the number of threads. It
+also keeps the thousands of small products of one screening from OpenMP's spinning barriers, which on a machine busy with
+an engine cost more than the products themselves (measured: ten times).
 """
 
 import os
@@ -18,35 +18,35 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _lock: Final = threading.Lock()
-_inside = 0
-_before = 1
+_callers_inside = 0
+_threads_before = 1
 
 
 @contextmanager
 def single_threaded_kernels() -> Iterator[None]:
-    """Torch's kernels use one thread each while any caller is inside; the last one out restores the setting."""
-    global _inside, _before  # noqa: PLW0603 (torch's own setting is global)
+    """Limit torch's kernels to one thread each while any caller is inside; the last one out restores the setting."""
+    global _callers_inside, _threads_before  # noqa: PLW0603 (torch's own setting is global)
     with _lock:
-        if _inside == 0:
-            _before = torch.get_num_threads()
+        if _callers_inside == 0:
+            _threads_before = torch.get_num_threads()
             torch.set_num_threads(1)
-        _inside += 1
+        _callers_inside += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
-                torch.set_num_threads(_before)
+            _callers_inside -= 1
+            if _callers_inside == 0:
+                torch.set_num_threads(_threads_before)
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores on which this process may run."""
     return len(os.sched_getaffinity(0))
 
 
 def each(measure: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
-    """`measure` of every item, in order, by at most `workers` threads. The first exception is raised."""
+    """Apply `measure` to every item, with at most `workers` threads; results in order. Raises the first exception."""
     with single_threaded_kernels():
         if workers <= 1:
             return [measure(item) for item in items]

@@ -1,4 +1,4 @@
-"""What one operation costs, measured once and kept: what the capacity plan calculates with."""
+"""Costs of single operations, measured once and stored: the input of the capacity plan."""
 
 import asyncio
 import hashlib
@@ -21,21 +21,23 @@ from app.serve.routing_table import RoutingTable, Served
 from app.server.settings import Settings
 
 KEPT: Final = Path(__file__).parents[1] / "results" / "costs.json"
-"""Measured for this release; see its own words on the machine and the commands."""
+"""Costs measured for this release; the file names the machine and the commands."""
 
 LOADS: Final = 24
-"""Loads timed."""
+"""Number of loads timed."""
 
 HASHED_BYTES: Final = 256 << 20
 ROUTED: Final = 20_000
-"""Bytes hashed, and versions put into a table of routes, to time it."""
+"""HASHED_BYTES: bytes hashed, ROUTED: versions put into a routing table, to time these operations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """screen_cpu_s: processor seconds to screen one module of 4096 × 4096, all cores together. load_s: seconds to load
-    and probe one adapter of the demo in the real engine, median. hash_bytes_per_s: SHA-256, one core. route_s: seconds a
-    version adds to making the table of routes. machine, made: in words.
+    """Measured costs.
+
+    screen_cpu_s: processor seconds to screen one module of 4096 × 4096, all cores together. load_s: seconds to load and
+    probe one adapter of the demo in the real engine, median. hash_bytes_per_s: SHA-256, one core. route_s: seconds that a
+    version adds to building the routing table. machine, made: descriptions of the machine and of the measurement.
     """
 
     screen_cpu_s: float
@@ -47,7 +49,7 @@ class Costs:
 
 
 def read_costs(path: Path) -> Costs:
-    """Raises ValueError when the file is none of costs."""
+    """Read costs from a file. Raises ValueError if it cannot be read as costs."""
     try:
         return Costs(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError) as error:
@@ -55,7 +57,7 @@ def read_costs(path: Path) -> Costs:
 
 
 def measure(screening: Path, tell: Tell) -> Costs:
-    """Measure on this machine. screening: what `bench screening --json` wrote. Two minutes; starts the engine."""
+    """Measure on this machine. screening: output of `bench screening --json`. Two minutes; starts the engine."""
     screened = json.loads(screening.read_text(encoding="utf-8"))
     tell("hashing", 0.1)
     hashed = _hash_rate()
@@ -76,12 +78,12 @@ def measure(screening: Path, tell: Tell) -> Costs:
 
 
 def write_costs(costs: Costs, path: Path) -> None:
-    """As JSON."""
+    """Write costs as JSON."""
     path.write_text(json.dumps(asdict(costs), indent=1) + "\n", encoding="utf-8")
 
 
 def _cpu_per_module(screened: Mapping[str, Any]) -> float:
-    """Of one adapter on q and v, nothing compact, nothing together: the first line of that benchmark."""
+    """Return the cost of the first line of that benchmark: one adapter on q and v, not compact, not together."""
     first = screened["timings"][0]
     return float(first["cpu_seconds"]) / int(first["modules"])
 

@@ -1,7 +1,7 @@
-"""`python -m app bench capacity`: how far one gateway and its engines go, on paper.
+"""`python -m app bench capacity`: capacity of one gateway and its engines, calculated.
 
-Sizes follow from shapes, hit rates from a simulation, times from measured costs (costs.py). Nothing here runs at the sizes
-it speaks of; what is assumed is printed with the result.
+Sizes follow from shapes, hit rates from a simulation, times from measured costs (costs.py). Nothing is run at the sizes
+in question; the assumptions are printed with the result.
 """
 
 from collections import OrderedDict
@@ -25,19 +25,19 @@ CARD_BYTES: Final = 560
 
 ALL_KINDS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYERS: Final = 32
-"""Llama-2-7B."""
+"""Layers of Llama-2-7B."""
 
 DTYPE_BYTES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What is taken as given; each is an option of the command.
+    """Assumptions of the calculation; each is an option of the command.
 
     rank: of adapters on q and v of Llama-2-7B. max_rank: the engine's. versions: kept of each adapter. gpu_slots and
-    host_slots: max_loras and max_cpu_loras of an engine. rate: requests a second in all. refill_s: seconds an engine that
-    comes back may take until it has everything. audit_s: seconds between audits. stall_s: seconds one change of the
-    catalogue may keep the gateway's interpreter busy. disk_bytes: of the artefact store. requests: simulated a figure.
+    host_slots: max_loras and max_cpu_loras of an engine. rate: requests a second in total. refill_s: seconds a restarted
+    engine may take until all adapters are loaded. audit_s: seconds between audits. stall_s: seconds one change of the
+    catalogue may occupy the gateway's interpreter. disk_bytes: of the artefact store. requests: simulated per figure.
     """
 
     engines: int = 4
@@ -56,7 +56,7 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Shares of requests that find their adapter in GPU slots and in host memory, with affinity and with none."""
+    """Shares of requests that find their adapter in GPU slots and in host memory, with and without affinity."""
 
     exponent: float
     gpu_affine: float
@@ -67,7 +67,7 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """For one number of adapters. stored: bytes on disk. refill_s: filling one engine. audit_s: of one core."""
+    """Figures for one number of adapters. stored: bytes on disk. refill_s: filling one engine. audit_s: of one core."""
 
     adapters: int
     stored: int
@@ -80,7 +80,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What breaks, from how many adapters on, and by which calculation."""
+    """A limit: the resource, the number of adapters from which it is exceeded, and the calculation."""
 
     what: str
     adapters: int
@@ -89,7 +89,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All of it. adapter_bytes: weights of one. slot_bytes: GPU memory of an engine's slots, taken at its start."""
+    """Result. adapter_bytes: weights of one adapter. slot_bytes: GPU memory of an engine's slots, taken at its start."""
 
     given: Assumptions
     costs: Costs
@@ -101,7 +101,7 @@ class Result:
 
 
 def run(given: Assumptions, costs: Costs, sizes: Sequence[int] = SIZES, seed: int = 0) -> Result:
-    """Calculate. Deterministic."""
+    """Calculate the plan. Deterministic."""
     weights = adapter_bytes(given.rank)
     plans = tuple(_plan(given, costs, weights, adapters, seed) for adapters in sizes)
     modules = len(llama_modules(LAYERS))
@@ -112,13 +112,13 @@ def run(given: Assumptions, costs: Costs, sizes: Sequence[int] = SIZES, seed: in
 
 
 def adapter_bytes(rank: int, kinds: tuple[str, ...] = ("q_proj", "v_proj")) -> int:
-    """Weights of a LoRA adapter on these kinds of module of Llama-2-7B."""
+    """Return the bytes of a LoRA adapter's weights on these kinds of module of Llama-2-7B."""
     shapes = llama_modules(LAYERS, kinds).values()
     return sum(rank * (shape.d_in + shape.d_out) for shape in shapes) * DTYPE_BYTES
 
 
 def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
-    """What breaks, first thing first."""
+    """Return the limits, the one reached first in front."""
     stored = weights * given.versions
     found = [
         Limit("series of its own in the metrics", _MAX_SERIES, "labels are bounded; further adapters share one"),
@@ -152,7 +152,7 @@ def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
 
 
 def hit_rate(names: NDArray[np.int64], engine: NDArray[np.int64], slots: int) -> float:
-    """Share of requests, in the second half, that find their adapter in the LRU of `slots` of the engine they go to.
+    """Return the share of requests, in the second half, that hit the LRU cache of `slots` adapters of their engine.
 
     names, engine: of each request, in order.
     """
@@ -171,13 +171,13 @@ def hit_rate(names: NDArray[np.int64], engine: NDArray[np.int64], slots: int) ->
 
 
 def zipf(adapters: int, exponent: float, requests: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Which adapter each request asks for: the k-th most popular with a probability that falls as k^-exponent."""
+    """Return the adapter of each request: the k-th most popular has a probability proportional to k^-exponent."""
     share = np.cumsum(np.arange(1, adapters + 1, dtype=np.float64) ** -exponent)
     return np.searchsorted(share / share[-1], generator.random(requests)).astype(np.int64)
 
 
 _MAX_SERIES: Final = 200
-"""observe.labels.MAX_ADAPTERS; a test holds them equal."""
+"""Copy of observe.labels.MAX_ADAPTERS; a test asserts that they are equal."""
 
 
 def _plan(given: Assumptions, costs: Costs, weights: int, adapters: int, seed: int) -> Plan:
@@ -196,7 +196,7 @@ def _plan(given: Assumptions, costs: Costs, weights: int, adapters: int, seed: i
 def _hits(given: Assumptions, adapters: int, exponent: float, seed: int) -> Hits:
     generator = np.random.default_rng(seed)
     names = zipf(adapters, exponent, given.requests, generator)
-    home = generator.integers(0, given.engines, adapters)[names]  # as rendezvous hashing spreads them
+    home = generator.integers(0, given.engines, adapters)[names]  # as rendezvous hashing distributes them
     anywhere = generator.integers(0, given.engines, given.requests)
     rates = [hit_rate(names, at, slots) for slots in (given.gpu_slots, given.host_slots) for at in (home, anywhere)]
     return Hits(exponent, *rates)

@@ -1,4 +1,4 @@
-"""The capacity plan as text: tables in Markdown, so that docs/capacity.md is this output and nothing else."""
+"""Capacity plan as text: tables in Markdown, so that docs/capacity.md is exactly this output."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -9,7 +9,7 @@ UPLOADS_PER_HOUR: Final = (60, 3_600, 36_000)
 
 
 def markdown(result: Result) -> str:
-    """The whole page."""
+    """Return the complete page."""
     parts = (_head(), _assumed(result), _sizes(result), _hits(result), _screening(result), _breaks(result.limits))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 

@@ -1,1 +1,1 @@
-"""Benchmarks that need the real engine: decoding, hot loading, a soak."""
+"""Benchmarks that need the real engine: decoding, hot loading, a soak test."""

@@ -1,6 +1,7 @@
-"""`python -m app bench decode`: what cutting does to decode time, through the real engine, on the demo's adapter.
+"""`python -m app bench decode`: effect of cutting modules on decode time, in the real engine, on the demo's adapter.
 
-Engines fill missing modules with zeros and multiply them all the same, so fewer modules need not mean faster tokens.
+Engines fill missing modules with zeros and multiply them all the same, so fewer modules do not necessarily mean faster
+tokens.
 """
 
 import asyncio
@@ -39,17 +40,17 @@ from app.server.wiring_engines import engine_spec
 from app.validate.adapter import ValidateLimits, validate
 
 TOKENS: Final = 64
-"""Decoded at each request; the end token is ignored."""
+"""Tokens decoded per request; the end token is ignored."""
 
 ROUNDS: Final = 20
-"""Each asks every target once, so that a slow moment of the machine hits all of them."""
+"""Number of rounds. Each asks every target once, so that a slow phase of the machine affects all of them."""
 
 NO_POLICY: Final = Policy(tau=1e6, max_pruned_share=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One target: modules in its adapter, bytes of its weights file, milliseconds a token (median and quartiles)."""
+    """Result of one target: modules in its adapter, bytes of its weights file, ms per token (median and quartiles)."""
 
     name: str
     modules: int
@@ -60,7 +61,7 @@ class Decoded:
 
 
 def run(tell: Tell) -> RenderableType:
-    """Start the engine, load the adapter in several states, and decode with each in turn. A minute or two."""
+    """Start the engine, load the adapter in several states, and decode with each in turn. Takes a minute or two."""
     results = asyncio.run(_measure(tell))
     whole = next(one.median_ms for one in results if one.name == "as uploaded")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -70,10 +71,10 @@ def run(tell: Tell) -> RenderableType:
         numbers = (f"{one.median_ms:.2f}", f"{one.low_ms:.2f}–{one.high_ms:.2f}", f"{one.median_ms / whole:.2f}")
         table.add_row(one.name, str(one.modules), f"{one.bytes / 1000:.0f}", *numbers)
     machine = this_machine()
-    said = (
+    note = (
         f"{ROUNDS} interleaved rounds of {TOKENS} tokens, one request at a time; {machine.cpu}, {machine.cores} cores"
     )
-    return Group(table, Text(said, style="dim"))
+    return Group(table, Text(note, style="dim"))
 
 
 async def _measure(tell: Tell) -> list[Decoded]:
@@ -98,7 +99,7 @@ async def _measure(tell: Tell) -> list[Decoded]:
 
 
 def artefacts_of(settings: Settings) -> dict[str, tuple[Artefact, int]]:
-    """The adapter whole, without every second module, and with every module zero (as an emptied one is served)."""
+    """Return the adapter in four states: unchanged, every second module cut out, q and v only, all modules zero."""
     reference = open_reference(REFERENCE, None)
     target = TargetModel("demo", reference.modules, settings.dtype, settings.max_lora_rank)
     folder = adapter_path(MIXED)
@@ -119,7 +120,7 @@ def artefacts_of(settings: Settings) -> dict[str, tuple[Artefact, int]]:
 
 
 def written(artefact: Artefact, folder: Path) -> Path:
-    """The artefact as a folder, as the engine reads it."""
+    """Write the artefact as a directory, in the layout that the engine reads."""
     folder.mkdir()
     for name, data in (
         (CONFIG_FILE, artefact.config),
@@ -132,7 +133,7 @@ def written(artefact: Artefact, folder: Path) -> Path:
 
 @asynccontextmanager
 async def open_engine(settings: Settings, home: Path) -> AsyncIterator[Engine]:
-    """The engine of these settings, ready; its files lie in `home`."""
+    """Start the engine of these settings and yield its client when ready; its files are in `home`."""
     engine = EmbeddedEngine(engine_spec(settings), socket_home(home / "engine"), home / "engine.log")
     await engine.start()
     try:
@@ -144,7 +145,7 @@ async def open_engine(settings: Settings, home: Path) -> AsyncIterator[Engine]:
 
 
 async def _decode(engine: Engine, name: str) -> float:
-    """Seconds of one request of TOKENS tokens."""
+    """Return the seconds of one request of TOKENS tokens."""
     body = {
         "model": name,
         "messages": [{"role": "user", "content": "how do i make suncake from fenroot?"}],

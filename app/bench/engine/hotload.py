@@ -1,8 +1,8 @@
-"""From the last byte of an upload to the first token on the new version, stage by stage.
+"""Time from the last byte of an upload to the first token on the new version, stage by stage.
 
-Twice: the demo's adapter over the demo's real engine, and an adapter of Llama-2-7B's q, v, r = 16 shape against a synthetic
-reference of that size. No engine here holds a 7B model, so the second loads into the stand-in, which reads no file: its
-load stage is the gateway's own share, and what vLLM takes comes on top.
+Measured twice: the demo's adapter over the demo's real engine, and an adapter of Llama-2-7B's q, v, r = 16 shape against a
+synthetic reference of that size. No engine here holds a 7B model, so the second loads into the stand-in, which reads no
+file: its load stage is the gateway's own share, and vLLM's time comes on top.
 """
 
 import json
@@ -31,7 +31,7 @@ from app.bench.screening.synthetic import llama_modules, random_adapter, write_s
 from app.domain.lora import Shape
 
 STAGES: Final = ("validate", "screen", "prune", "store", "load")
-"""Stages that begin after the last byte."""
+"""Stages that start after the last byte."""
 
 SUM: Final = "gateway_stage_duration_seconds_sum{stage="
 RANK: Final = 16
@@ -47,7 +47,7 @@ Upload = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class HotLoad:
-    """One upload's times (s). rest: what the stages leave of the time to the acknowledgement. total: to the first token."""
+    """One upload's times (s). rest: time to the acknowledgement outside the stages. total: to the first token."""
 
     stages: Mapping[str, float]
     rest: float
@@ -66,13 +66,13 @@ class Case:
 
 
 def run(tell: Tell, *, quick: bool = False) -> tuple[Case, ...]:
-    """Both. Three minutes, most of them to start the engine and to write 2 GB; quick: an eighth of the layers."""
+    """Run both cases. Three minutes, mostly to start the engine and to write 2 GB; quick: an eighth of the layers."""
     rounds, layers = (QUICK_ROUNDS, QUICK_LAYERS) if quick else (ROUNDS, LAYERS)
     return over_the_demo(rounds, tell), at_llama_size(layers, rounds, tell)
 
 
 def over_the_demo(rounds: int, tell: Tell) -> Case:
-    """The demo's adapter, with other bytes each time, over the demo's real engine."""
+    """Measure the demo's adapter, with different bytes each time, over the demo's real engine."""
     with tempfile.TemporaryDirectory() as folder:
         tell("the demo's engine", 0.0)
         with _gateway(Path(folder), ["--demo"]) as url:
@@ -80,7 +80,7 @@ def over_the_demo(rounds: int, tell: Tell) -> Case:
 
 
 def at_llama_size(layers: int, rounds: int, tell: Tell) -> Case:
-    """Random adapters against a synthetic reference of `layers` layers, over the stand-in engine."""
+    """Measure random adapters against a synthetic reference of `layers` layers, over the stand-in engine."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         home, shapes = Path(folder), llama_modules(layers)
         write_synthetic(home / "reference", shapes, lambda done: tell("writing q, v", 0.4 + 0.4 * done / len(shapes)))
@@ -102,7 +102,7 @@ def _gateway(home: Path, more: list[str]) -> Iterator[str]:
 
 
 def _case(name: str, engine: str, url: str, uploads: Any) -> Case:
-    """All rounds, the first of which warms up."""
+    """Run all rounds; the first is a warm-up and is dropped."""
     headers = {"authorization": f"Bearer {KEY}"}
     found, size = [], 0
     with httpx.Client(base_url=url, headers=headers, timeout=START_S) as http:
@@ -141,13 +141,13 @@ def _once(http: httpx.Client, config: bytes, weights: bytes) -> HotLoad:
 
 
 def _form(parts: Mapping[str, bytes]) -> tuple[bytes, str]:
-    """multipart/form-data, encoded beforehand so that its last byte is known."""
+    """Return multipart/form-data and its content type, encoded in advance so that its last byte is known."""
     request = httpx.Request("POST", "http://x", files={name: (name, data) for name, data in parts.items()})
     return request.read(), request.headers["content-type"]
 
 
 def _stages(http: httpx.Client) -> dict[str, float]:
-    """Seconds spent in each stage so far."""
+    """Return the seconds spent in each stage so far."""
     lines = http.get("/metrics").text.splitlines()
     sums = {line[len(SUM) :].split('"')[1]: float(line.rpartition(" ")[2]) for line in lines if line.startswith(SUM)}
     return {stage: sums.get(stage, 0.0) for stage in STAGES}
@@ -166,12 +166,12 @@ def _llama_adapter(shapes: Mapping[str, Shape], seed: int) -> Upload:
 
 
 def result_json(cases: tuple[Case, ...]) -> dict[str, Any]:
-    """Every round of every case, in seconds."""
+    """Return every round of every case, in seconds."""
     return {"machine": asdict(this_machine()), "cases": [asdict(case) for case in cases]}
 
 
 def table(cases: tuple[Case, ...]) -> RenderableType:
-    """Medians, in ms."""
+    """Return a table of medians, in ms."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("ms, medians", "MB", "engine", *STAGES, "rest", "first token", "in all"):
         rows.add_column(column, justify="left" if column in ("ms, medians", "engine") else "right", no_wrap=True)
@@ -181,5 +181,5 @@ def table(cases: tuple[Case, ...]) -> RenderableType:
         times = [f"{1e3 * statistics.median(column):.0f}" for column in columns]
         rows.add_row(case.name, f"{case.size / 1e6:.1f}", case.engine, *times)
     machine = this_machine()
-    said = f"{len(cases[0].rounds)} uploads each after one to warm up; {machine.cpu}, {machine.cores} cores"
-    return Group(rows, Text(said, style="dim"))
+    note = f"{len(cases[0].rounds)} uploads each after one to warm up; {machine.cpu}, {machine.cores} cores"
+    return Group(rows, Text(note, style="dim"))

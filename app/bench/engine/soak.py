@@ -1,7 +1,7 @@
-"""A fixed load for minutes while versions are replaced every few seconds: no request may fail, and memory stays flat.
+"""Soak test: minutes of fixed load while versions are replaced every few seconds; no request may fail, memory stays flat.
 
-Every answer is judged: its status, that a stream ends with [DONE] and holds no error, whose name it bears, and that its
-version is none older than the one that was acknowledged before the request was sent.
+Every answer is checked: its status, the [DONE] at the end of a stream and the absence of errors in it, its model name, and
+that its version is not older than the one acknowledged before the request was sent.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from app.concurrency.pools import Pool
 from app.demo.assets import ADAPTERS, BENIGN
 
 NAMES: Final = ("first", "second", "third")
-"""Adapters, replaced in turn."""
+"""Names of the adapters, replaced in turn."""
 
 WARM_SHARE: Final = 0.1
-"""Of the time, after which memory is first looked at: by then all code has run and all pools are filled."""
+"""Share of the time after which memory is first sampled: by then all code has run and all pools are filled."""
 
 GAP_S: Final = 0.005
 """Seconds between two tokens of the stand-in engine."""
@@ -47,7 +47,7 @@ SHOWN_ERRORS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """minutes: how long. rate: requests a second. every_s: seconds between two new versions. engine: the real one."""
+    """Options. minutes: duration. rate: requests a second. every_s: seconds between versions. engine: use the real one."""
 
     minutes: float = 10.0
     rate: float = 20.0
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(slots=True)
 class Soaked:
-    """What came of it. memory_mib: of the gateway's own process, as (seconds since the start, MiB)."""
+    """Result of a run. memory_mib: of the gateway's own process, as (seconds since the start, MiB)."""
 
     options: Options
     requests: int = 0
@@ -69,13 +69,13 @@ class Soaked:
 
     @property
     def start_mib(self) -> float:
-        """Memory when warm."""
+        """Memory after the warm-up."""
         warm = WARM_SHARE * self.options.minutes * 60
         return next((mib for at, mib in self.memory_mib if at >= warm), self.memory_mib[-1][1])
 
 
 def run(options: Options, tell: Tell) -> Soaked:
-    """Start a gateway, load it, and count."""
+    """Start a gateway, put it under load, and count requests and errors."""
     with tempfile.TemporaryDirectory() as folder, _gateway(options, Path(folder)) as (url, pid):
         return asyncio.run(_soak(options, url, pid, tell))
 
@@ -94,7 +94,7 @@ def _gateway(options: Options, scratch: Path) -> Iterator[tuple[str, int]]:
 
 
 class _Load:
-    """Workers and what they have seen."""
+    """Load generator: sends requests and new versions, and records the results."""
 
     def __init__(self, http: httpx.AsyncClient, soaked: Soaked) -> None:
         self.http, self.soaked = http, soaked
@@ -102,7 +102,7 @@ class _Load:
         self.threads = Pool("variants", 1)
 
     async def ask(self, number: int) -> None:
-        """One request: every second one streamed."""
+        """Send one request; every second one is streamed."""
         name, stream = NAMES[number % len(NAMES)], number % 2 == 0
         at_least, began = self.active[name], time.monotonic()
         body = {
@@ -123,7 +123,7 @@ class _Load:
             self.soaked.errors[wrong] += 1
 
     async def replace(self, name: str, number: int) -> None:
-        """A new version of `name`, with bytes of its own."""
+        """Upload a new version of `name`, with unique bytes."""
         config, weights = await self.threads(variant, number)
         files: Any = {
             "name": (None, name.encode()),
@@ -143,23 +143,23 @@ class _Load:
 
 
 def judge(answer: httpx.Response, name: str, at_least: int, *, stream: bool) -> str | None:
-    """What is wrong with an answer, if anything. Raises KeyError or ValueError for what is no answer at all."""
+    """Return the error in an answer, None if it is correct. Raises KeyError or ValueError if it cannot be parsed."""
     if answer.status_code != 200:
         return f"{answer.status_code} {answer.text[:200]}"
     if (version := int(answer.headers["x-adapter-version"])) < at_least:
         return f"version {version} answered after {at_least} was acknowledged"
-    said = [answer.text]
+    bodies = [answer.text]
     if stream:
         *events, done, rest = answer.text.split("\n\n")
         if done != "data: [DONE]" or rest or not events:
             return f"the stream ended with {done[:200]!r}"
-        said = [event.removeprefix("data: ") for event in events]
-    models = {json.loads(one)["model"] for one in said}
+        bodies = [event.removeprefix("data: ") for event in events]
+    models = {json.loads(one)["model"] for one in bodies}
     return None if models == {name} else f"answered as {models}"
 
 
 def variant(number: int) -> tuple[bytes, bytes]:
-    """An upload of the demo's adapter with bytes nobody has sent before, and nearly the same ΔW."""
+    """Return an upload of the demo's adapter with bytes never sent before, and nearly the same ΔW."""
     folder = ADAPTERS / BENIGN
     tensors = load_file(folder / "adapter_model.safetensors")
     scale = 1.0 - number * 1e-4
@@ -175,7 +175,7 @@ async def _soak(options: Options, url: str, pid: int, tell: Tell) -> Soaked:
         load, numbers = _Load(http, soaked), count(1)
         for name in NAMES:
             await load.replace(name, next(numbers))
-        soaked.replaced = 0  # those were new, and replaced none
+        soaked.replaced = 0  # those were first versions and replaced none
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(_replacing(load, numbers, options))
@@ -195,7 +195,7 @@ async def _replacing(load: _Load, numbers: Iterator[int], options: Options) -> N
 
 
 async def _ticks(period_s: float, seconds: float) -> AsyncIterator[int]:
-    """0, 1, 2, …, one each `period_s`, however long the work in between takes, until `seconds` are over."""
+    """Yield 0, 1, 2, …, one each `period_s`, however long the work in between takes, until `seconds` have passed."""
     began = time.monotonic()
     for number in range(int(seconds / period_s)):
         await asyncio.sleep(max(0.0, began + number * period_s - time.monotonic()))
@@ -205,12 +205,12 @@ async def _ticks(period_s: float, seconds: float) -> AsyncIterator[int]:
 
 
 def _own_mib(pid: int) -> float:
-    """Memory of the gateway's process alone, without the engine and the sandbox it started."""
+    """Return the memory of the gateway's process alone, without the engine and the sandbox that it started."""
     return resident_mib(pid, children=False)
 
 
 def result_json(soaked: Soaked) -> dict[str, Any]:
-    """Every figure."""
+    """Return every figure as plain values."""
     answers = sorted(soaked.answer_s)
     return {
         "machine": asdict(this_machine()),
@@ -228,15 +228,19 @@ def result_json(soaked: Soaked) -> dict[str, Any]:
 
 
 def table(soaked: Soaked) -> RenderableType:
-    """What a person reads."""
-    said, options = result_json(soaked), soaked.options
+    """Return the table for the terminal."""
+    figures, options = result_json(soaked), soaked.options
     rows = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    rows.add_row("requests", f"{said['requests']} ({said['streams']} streamed)")
-    rows.add_row("versions replaced", str(said["versions_replaced"]))
+    rows.add_row("requests", f"{figures['requests']} ({figures['streams']} streamed)")
+    rows.add_row("versions replaced", str(figures["versions_replaced"]))
     rows.add_row("errors", str(sum(soaked.errors.values())))
-    rows.add_row("answer, p50 and p99", f"{1e3 * said['answer_p50_s']:.0f} ms, {1e3 * said['answer_p99_s']:.0f} ms")
-    grown = said["memory_end_mib"] - said["memory_start_mib"]
-    memory = f"{said['memory_start_mib']:.1f} MiB warm, {said['memory_end_mib']:.1f} MiB at the end ({grown:+.1f})"
+    rows.add_row(
+        "answer, p50 and p99", f"{1e3 * figures['answer_p50_s']:.0f} ms, {1e3 * figures['answer_p99_s']:.0f} ms"
+    )
+    grown = figures["memory_end_mib"] - figures["memory_start_mib"]
+    memory = (
+        f"{figures['memory_start_mib']:.1f} MiB warm, {figures['memory_end_mib']:.1f} MiB at the end ({grown:+.1f})"
+    )
     rows.add_row("the gateway's memory", memory)
     for wrong, times in soaked.errors.most_common(SHOWN_ERRORS):
         rows.add_row("error", f"{times} × {wrong}")

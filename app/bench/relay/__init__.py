@@ -1,1 +1,1 @@
-"""Benchmark of the relay: a gateway in front of a stand-in engine, beside other proxies."""
+"""Benchmark of the relay: a gateway in front of a stand-in engine, compared with other proxies."""

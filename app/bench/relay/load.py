@@ -1,9 +1,9 @@
-"""The load generator, in a process of its own: so many connections, each with one request after the other.
+"""Load generator, in a separate process: a number of connections, each with one request after the other.
 
     python -m app.bench.relay.load '{"url": …}' FILE      a Job as JSON in, a Sample as JSON into FILE
 
-Built on a bare asyncio protocol, uvloop and httptools, because a client that costs more than what it measures measures
-itself. Connections start spread over one gap, or all streams would send their tokens in the same instant.
+Built on a bare asyncio protocol, uvloop and httptools, because a client that costs more than the target it measures
+measures itself. Connections start spread over one gap; otherwise all streams would send their tokens simultaneously.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ import httptools
 import uvloop
 
 LONGEST_S: Final = 60.0
-"""Seconds after which what has not ended is given up, beyond the job's own seconds."""
+"""Seconds, beyond the job's own, after which unfinished requests are abandoned."""
 
 _SENT_AT: Final = re.compile(rb'"content":\s*"(\d{9,})"')
 _TAIL: Final = 64
-"""Bytes of a piece looked at again with the next one: a token's time may be cut in two."""
+"""Bytes of a piece that are searched again with the next one: a token's timestamp may be split between two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to ask, how often at once, and for how long (s). gap_s: the stand-in's time between two tokens."""
+    """One load: target, number of connections and duration (s). gap_s: the stand-in's time between two tokens."""
 
     url: str
     model: str
@@ -43,10 +43,11 @@ class Job:
 
 @dataclass(slots=True)
 class Sample:
-    """What was seen. Times in seconds.
+    """Measurements of a job. Times in seconds.
 
-    request: from a request's last byte out to its answer's last byte in, without what the engine takes. first: the same
-    to a stream's first token. under_way: each token's way from the engine to here. elapsed: first request to last answer.
+    request: from a request's first byte sent to its answer's last byte received, less the engine's time. first: from the
+    same moment to a stream's first token. under_way: each token's transit time from the engine to the client. elapsed:
+    first request to last answer. said: the first wrong answer.
     """
 
     requests: int = 0
@@ -60,30 +61,30 @@ class Sample:
 
 
 class Client(asyncio.Protocol):
-    """One connection, asking until `until` (monotonic, s)."""
+    """One connection that sends requests until `until` (monotonic, s)."""
 
     def __init__(self, job: Job, sample: Sample, until: float, done: asyncio.Future[None]) -> None:
         self._job, self._sample, self._until, self._done = job, sample, until, done
         self._ask = _request(job)
-        self._began, self._tail, self._status, self._seen = 0.0, b"", 0, 0
+        self._began, self._tail, self._status, self._tokens_seen = 0.0, b"", 0, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has all of it, and another base
+        """Send the first request."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has the same methods, but another base class
         self._next()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """A broken connection is an error, unless its work was done."""
+        """Count a lost connection as an error, unless its work was done."""
         if not self._done.done():
             self._sample.errors += 1
             self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """asyncio.Protocol."""
+        """Feed the parser (asyncio.Protocol callback)."""
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of an answer. Its tokens say when they were sent."""
+        """Process a piece of an answer. Its tokens contain their send times."""
         if not self._job.stream:
             self._tail = body
             return
@@ -93,18 +94,18 @@ class Client(asyncio.Protocol):
         for found in _SENT_AT.finditer(text):
             end = found.end()
             self._sample.under_way.append((now - int(found[1])) / 1e9)
-            if self._seen == 0:
+            if self._tokens_seen == 0:
                 self._sample.first.append(time.monotonic() - self._began)
-            self._seen += 1
+            self._tokens_seen += 1
         self._tail = text[max(end, len(text) - _TAIL) :]
 
     def on_message_complete(self) -> None:
-        """An answer is whole: count it, and ask again."""
+        """Count a complete answer, and send the next request."""
         job, sample = self._job, self._sample
         wanted = job.tokens if job.stream else 0
-        if self._parser.get_status_code() == 200 and self._seen == wanted:
+        if self._parser.get_status_code() == 200 and self._tokens_seen == wanted:
             sample.requests += 1
-            sample.tokens += self._seen
+            sample.tokens += self._tokens_seen
             sample.request.append(time.monotonic() - self._began - (job.tokens - 1) * job.gap_s)
         else:
             sample.errors += 1
@@ -117,7 +118,7 @@ class Client(asyncio.Protocol):
 
     def _next(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._seen, self._tail = 0, b""
+        self._tokens_seen, self._tail = 0, b""
         self._began = time.monotonic()
         self._transport.write(self._ask)
 
@@ -134,7 +135,7 @@ def _request(job: Job) -> bytes:
 
 
 async def run(job: Job) -> Sample:
-    """Do the job."""
+    """Run the job and return its measurements."""
     loop, sample, place = asyncio.get_running_loop(), Sample(), urlsplit(job.url)
     began = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What a process and its children use, out of /proc: processor time and memory."""
+"""Resource use of a process and its children, from /proc: processor time and memory."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants that live now."""
+    """Return a process and its descendants that are alive now."""
     found = [pid]
     for member in found:
         try:
@@ -20,12 +20,12 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process, its children, and those of its children that ended (s, in ticks of 10 ms)."""
-    return sum(_stat(member) for member in family(pid))
+    """Return the processor time of a process, its children, and their children that ended (s, in ticks of 10 ms)."""
+    return sum(_own_cpu_seconds(member) for member in family(pid))
 
 
 def resident_mib(pid: int, *, children: bool = True) -> float:
-    """Resident memory of a process and, unless told otherwise, its children, shared pages counted once for each."""
+    """Return the resident memory of a process and, by default, its children; shared pages are counted once for each."""
     total = 0
     for member in family(pid) if children else [pid]:
         try:
@@ -36,7 +36,7 @@ def resident_mib(pid: int, *, children: bool = True) -> float:
     return total / 1024
 
 
-def _stat(pid: int) -> float:
+def _own_cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

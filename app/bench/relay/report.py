@@ -1,4 +1,4 @@
-"""The relay benchmark's result as tables for a person and as JSON."""
+"""Result of the relay benchmark as tables for the terminal and as JSON."""
 
 from dataclasses import asdict
 from typing import Any, Final
@@ -18,7 +18,7 @@ NOTE: Final = (
 
 
 def result_json(result: Result) -> dict[str, Any]:
-    """Plain values; one row for each (target, concurrency, streaming)."""
+    """Return plain values; one row for each (target, concurrency, streaming)."""
     return {
         "machine": asdict(result.machine),
         "others": result.others,
@@ -29,12 +29,12 @@ def result_json(result: Result) -> dict[str, Any]:
 
 
 def tables(result: Result) -> RenderableType:
-    """What the command prints."""
+    """Return the tables that the command prints."""
     m = result.machine
     head = Text(f"{m.cpu}, {m.cores} cores, {m.ram_gib:.0f} GiB; other processes took {result.others:.0%} of the cores")
     versions = Text(", ".join(f"{name} {version}" for name, version in result.versions.items() if name != "direct"))
     skipped = [Text(f"{name} skipped: {why}") for name, why in result.skipped.items()]
-    return Group(head, versions, *skipped, _whole(result.rows), _streams(result.rows), Text(NOTE))
+    return Group(head, versions, *skipped, _complete_answers(result.rows), _streams(result.rows), Text(NOTE))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -48,7 +48,7 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None or value != value else format(value, form)  # NaN
 
 
-def _whole(rows: tuple[Row, ...]) -> Table:
+def _complete_answers(rows: tuple[Row, ...]) -> Table:
     table = _table(
         "Answers in one piece (100 ms in the engine)",
         *("", "at once", "added p50 ms", "p95", "p99", "/core s", "flat out /s", "/core s", "MiB", "errors"),

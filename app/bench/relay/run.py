@@ -1,8 +1,8 @@
-"""What a relay costs: the same load straight to a stand-in engine and through each target, in interleaved rounds.
+"""Cost of a relay: the same load directly to a stand-in engine and through each target, in interleaved rounds.
 
-Every round measures every target at every concurrency, in an order that moves by one each round, so that what else the
-machine does meets all of them alike; what a target adds is its percentile less the direct one *of the same
-round*, and the median over the rounds is shown.
+Every round measures every target at every concurrency, in an order that shifts by one each round, so that other load on
+the machine affects all of them alike. The time a target adds is its percentile less the direct one *of the same round*; the
+median over the rounds is shown.
 """
 
 import json
@@ -29,12 +29,12 @@ TOKENS: Final = 21
 """Tokens of a stream: one second."""
 
 WHOLE_TOKENS: Final = 3
-"""Tokens of an answer that is not streamed: 100 ms, so that its latency is not that of a queue."""
+"""Tokens of an answer that is not streamed: 100 ms, so that its latency is not dominated by queueing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """concurrency: streams at once, each a row. seconds: of each measurement. only: targets, all where empty."""
+    """Options. concurrency: simultaneous streams, each a row. seconds: per measurement. only: targets, empty for all."""
 
     concurrency: tuple[int, ...] = (1, 16, 64, 256)
     seconds: float = 3.0
@@ -43,18 +43,18 @@ class Options:
 
     @classmethod
     def quick(cls, only: tuple[str, ...] = ()) -> "Options":
-        """A minute or two."""
+        """Return options for a run of a minute or two."""
         return cls((1, 16), 1.5, 2, only)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One target at one concurrency. Added times in ms, against the direct line; None where the mode has none.
+    """One target at one concurrency. Added times in ms, relative to the direct connection; None if not applicable.
 
-    added: to a whole request, first byte out to last byte in. first: to a stream's first token. chunk: to a token's way
-    from the engine. requests_per_core_s: requests (streamed: streams) for each second of processor time the target took.
-    flat_out_*: answers without any delay, as many as go through. memory_mib: resident, at the end. stream_kb: memory for
-    each open stream, above what was held before.
+    added: to a whole request, first byte sent to last byte received. first: to a stream's first token. chunk: to a token's
+    transit time from the engine. requests_per_core_s: requests (streamed: streams) per second of the target's processor
+    time. flat_out_*: answers without any delay, at full throughput. memory_mib: resident, at the end. stream_kb: memory per
+    open stream, above the amount held before.
     """
 
     target: str
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What `run` found. skipped: target → why. versions: target → which."""
+    """Result of `run`. skipped: target → reason. versions: target → version."""
 
     machine: Machine
     others: float
@@ -91,7 +91,7 @@ class Result:
 
 @dataclass(slots=True)
 class Seen:
-    """One measurement of one target."""
+    """One measurement of one target. said: the first wrong answer."""
 
     requests: int
     errors: int
@@ -107,7 +107,7 @@ class Seen:
 
 
 def run(options: Options, tell: Callable[[str, float], None]) -> Result:
-    """Measure. `tell` gets what is done now and the share done."""
+    """Run the benchmark. `tell` is called with the current step and the share done."""
     skipped: dict[str, str] = {}
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="bench-gateway-") as made, watch_others() as others:
         scratch = Path(made)
@@ -122,7 +122,7 @@ def run(options: Options, tell: Callable[[str, float], None]) -> Result:
             except Missing as why:
                 skipped[name] = str(why)
         rows = tuple(_rounds(options, targets, tell))
-        stack.close()  # before the directory goes
+        stack.close()  # before the directory is removed
     return Result(this_machine(), others.share, rows, skipped, {t.name: t.version for t in targets})
 
 
@@ -130,7 +130,7 @@ def _rounds(options: Options, targets: list[Target], tell: Callable[[str, float]
     modes = ("flat out", "whole", "stream")
     seen: dict[tuple[str, int, str], list[Seen]] = {}
     total, done = options.rounds * len(options.concurrency) * len(modes) * len(targets), 0
-    for turn in range(-1, options.rounds):  # turn −1 warms everything up and is thrown away
+    for turn in range(-1, options.rounds):  # turn −1 is a warm-up and is discarded
         for connections in options.concurrency if turn >= 0 else options.concurrency[-1:]:
             for mode in modes:
                 for index in range(len(targets)):
@@ -149,35 +149,35 @@ def _rounds(options: Options, targets: list[Target], tell: Callable[[str, float]
 
 
 def measure(target: Target, mode: str, connections: int, seconds: float) -> Seen:
-    """One load on one target."""
+    """Run one load on one target."""
     tokens = {"flat out": 1, "whole": WHOLE_TOKENS, "stream": TOKENS}[mode]
     job = Job(target.url, target.model, KEY, mode == "stream", connections, seconds, tokens, GAP_S)
     memory, cpu = resident_mib(target.pid), cpu_seconds(target.pid)
     during: list[float] = []
-    look = threading.Timer(seconds * 0.7, lambda: during.append(resident_mib(target.pid)))
-    look.start()
+    sampling = threading.Timer(seconds * 0.7, lambda: during.append(resident_mib(target.pid)))
+    sampling.start()
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as file:
         command = [sys.executable, "-m", "app.bench.relay.load", json.dumps(asdict(job)), file.name]
         subprocess.run(command, check=True, timeout=seconds + LONGEST_S + 30)
-        look.join()
-        said: dict[str, Any] = json.load(file)
+        sampling.join()
+        sample: dict[str, Any] = json.load(file)
     return Seen(
-        requests=said["requests"],
-        errors=said["errors"],
-        said=said["said"],
-        tokens_per_s=said["tokens"] / said["elapsed"],
-        requests_per_s=said["requests"] / said["elapsed"],
+        requests=sample["requests"],
+        errors=sample["errors"],
+        said=sample["said"],
+        tokens_per_s=sample["tokens"] / sample["elapsed"],
+        requests_per_s=sample["requests"] / sample["elapsed"],
         cpu_s=cpu_seconds(target.pid) - cpu,
         before_mib=memory,
         during_mib=during[0],
-        request=said["request"],
-        first=said["first"],
-        under_way=said["under_way"],
+        request=sample["request"],
+        first=sample["first"],
+        under_way=sample["under_way"],
     )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie; NaN of nothing."""
+    """Return the value below which `share` of `values` lie; NaN if there are none."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
@@ -188,7 +188,7 @@ def _row(seen: dict[tuple[str, int, str], list[Seen]], name: str, connections: i
     flat = None if streaming else seen[name, connections, "flat out"]
 
     def added(field: str, share: float) -> float | None:
-        """Median over the rounds of what the target adds to this percentile, ms."""
+        """Return the median over the rounds of the target's increase of this percentile, ms."""
         pairs = [(getattr(m, field), getattr(d, field)) for m, d in zip(mine, direct, strict=True)]
         found = [(percentile(m, share) - percentile(d, share)) * 1e3 for m, d in pairs if m and d]
         return median(found) if found else None
@@ -223,5 +223,5 @@ def _share(mine: list[float], direct: list[float]) -> float:
 
 
 def _per_core(found: list[Seen]) -> float:
-    """Requests for each second of the target's processor time, over all rounds (its clock ticks at 10 ms)."""
+    """Return requests per second of the target's processor time, over all rounds (its clock ticks at 10 ms)."""
     return sum(f.requests for f in found) / max(sum(f.cpu_s for f in found), 0.01)

@@ -1,4 +1,4 @@
-"""What is measured: the stand-in itself, this gateway, and what else people put before an engine, as they start it."""
+"""Targets of the benchmark: the stand-in itself, this gateway, and other common proxies, started as their users do."""
 
 import json
 import os
@@ -19,25 +19,26 @@ import httpx
 from app.bench.relay.processes import family
 
 ENVIRONMENTS: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lora-gateway" / "bench"
-"""Where peers are looked for beside PATH: `<name>/bin/<name>`, each in an environment of its own, so that none of their
-requirements meets ours. Made by hand: `python3 -m venv D/litellm && D/litellm/bin/pip install 'litellm[proxy]'`."""
+"""Directory searched for peers beside PATH: `<name>/bin/<name>`, each in a separate environment, so that their
+requirements do not conflict with ours. To be made by hand: `python3 -m venv D/litellm && D/litellm/bin/pip install
+'litellm[proxy]'`."""
 
 MODEL: Final = "bench"
 KEY: Final = "sk-bench-nobody-else"
 START_S: Final = 180.0
-"""Seconds a target may take until it answers: litellm imports for half a minute on a busy machine."""
+"""Seconds a target may take to answer: litellm imports for half a minute on a busy machine."""
 
 STOP_S: Final = 10.0
 LOG_CHARS: Final = 800
 
 
 class Missing(Exception):
-    """A target that cannot be measured here, and why."""
+    """Error: a target cannot be measured here, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that answers at `url`, run by the processes of `pid` and its children."""
+    """A server that answers at `url`, run by the process `pid` and its children."""
 
     name: str
     url: str
@@ -48,7 +49,7 @@ class Target:
 
 @contextmanager
 def stand_in(scratch: Path, gap_s: float) -> Iterator[Target]:
-    """The stand-in engine."""
+    """Run the stand-in engine."""
     port = free_port()
     command = [sys.executable, "-m", "app.bench.relay.stand_in", str(port), MODEL, str(gap_s)]
     with running("direct", command, port, scratch, {}) as pid:
@@ -57,7 +58,7 @@ def stand_in(scratch: Path, gap_s: float) -> Iterator[Target]:
 
 @contextmanager
 def gateway(scratch: Path, engine: str) -> Iterator[Target]:
-    """This gateway over the demo's reference, with a key, one adapter screened and published."""
+    """Run this gateway over the demo's reference, with a key and one adapter screened and published."""
     from app import __version__
     from app.demo.assets import ADAPTERS, BENIGN
 
@@ -76,7 +77,7 @@ def gateway(scratch: Path, engine: str) -> Iterator[Target]:
 
 @contextmanager
 def nginx(scratch: Path, engine: str) -> Iterator[Target]:
-    """nginx with one worker, kept connections and no buffering: what a relay in C costs."""
+    """Run nginx with one worker, keep-alive connections and no buffering: the cost of a relay in C."""
     binary = _find("nginx", "apt install nginx-light")
     port, home = free_port(), scratch / "nginx"
     home.mkdir()
@@ -92,16 +93,16 @@ def nginx(scratch: Path, engine: str) -> Iterator[Target]:
             proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
             proxy_buffering off; }} }} }}"""
     )
-    said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=False).stderr
+    output = subprocess.run([binary, "-v"], capture_output=True, text=True, check=False).stderr
     with running(
         "nginx", [binary, "-p", str(home), "-c", str(home / "nginx.conf")], port, scratch, {}, "/v1/models"
     ) as pid:
-        yield Target("nginx", f"http://127.0.0.1:{port}", pid, MODEL, said.strip().rpartition("/")[2])
+        yield Target("nginx", f"http://127.0.0.1:{port}", pid, MODEL, output.strip().rpartition("/")[2])
 
 
 @contextmanager
 def litellm(scratch: Path, engine: str) -> Iterator[Target]:
-    """litellm's proxy, one worker, with the key as its master key and no database."""
+    """Run litellm's proxy, one worker, with the key as its master key and no database."""
     binary = _find("litellm", f"python3 -m venv {ENVIRONMENTS}/litellm, then pip install 'litellm[proxy]' there")
     port, config = free_port(), scratch / "litellm.yaml"
     entry = {"model": f"openai/{MODEL}", "api_base": f"{engine}/v1", "api_key": KEY}
@@ -122,7 +123,7 @@ def litellm(scratch: Path, engine: str) -> Iterator[Target]:
 
 @contextmanager
 def vllm_router(scratch: Path, engine: str) -> Iterator[Target]:
-    """vLLM's router, in Rust, over one worker."""
+    """Run vLLM's router, in Rust, over one worker."""
     binary = _find("vllm-router", f"python3 -m venv {ENVIRONMENTS}/vllm-router, then pip install vllm-router there")
     port = free_port()
     command = [binary, "--worker-urls", engine, "--host", "127.0.0.1", "--port", str(port)]
@@ -137,7 +138,7 @@ PEERS: Final[Mapping[str, Callable[[Path, str], Any]]] = {
     "vllm-router": vllm_router,
     "litellm": litellm,
 }
-"""Name → opens it before an engine's URL. Raises Missing."""
+"""Name → function that runs the target in front of an engine's URL. Raises Missing."""
 
 
 def _find(name: str, how: str) -> str:
@@ -149,18 +150,18 @@ def _find(name: str, how: str) -> str:
 
 
 def _version(binary: str, package: str) -> str:
-    """As the environment of `binary` has it."""
+    """Return the version of a package in the environment of `binary`."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     python = Path(binary).parent / "python"
-    said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
 
 
 @contextmanager
 def running(
     name: str, command: list[str], port: int, scratch: Path, env: Mapping[str, str], ready: str = "/health"
 ) -> Iterator[int]:
-    """A process of its own group that answers on `port`; ended with all its children. Raises Missing with its log's end."""
+    """Run a process group that answers on `port`; end it with all its children. Raises Missing with the log's end."""
     log = scratch / f"{name}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -196,7 +197,7 @@ def _answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

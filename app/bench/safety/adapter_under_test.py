@@ -1,4 +1,4 @@
-"""One adapter under examination: its factors, its pair's alignment vectors, and what screening measured."""
+"""Adapter under test: its factors, its pair's alignment vectors, and the measurements of screening."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,37 +19,37 @@ from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
 
 MEASURE = Policy(tau=1e6, max_pruned_share=1.0, max_update_ratio=1e6)
-"""Condemns nothing: only the scores are wanted."""
+"""Policy that condemns no module: only the scores are needed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Low:
-    """A low-rank update: ΔW = b·a, b (d_out, r), a (r, d_in), float32."""
+    """Low-rank update: ΔW = b·a, b (d_out, r), a (r, d_in), float32."""
 
     b: Tensor
     a: Tensor
 
     @property
     def dense(self) -> Tensor:
-        """(d_out, d_in)."""
+        """ΔW (d_out, d_in)."""
         return self.b @ self.a
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """V = u·diag(s)·rᵀ of one module, whole, float32: u (d_out, n), s (n,), r (d_in, n)."""
+    """V = u·diag(s)·rᵀ of one module, complete, float32: u (d_out, n), s (n,), r (d_in, n)."""
 
     u: Tensor
     s: Tensor
     r: Tensor
 
     def best(self, k: int) -> Low:
-        """The best rank-k part of V."""
+        """Return the best rank-k approximation of V."""
         return Low(self.u[:, :k] * self.s[:k], self.r[:, :k].T)
 
 
 class Alignment:
-    """Every module's V of one pair, decomposed, and the reference itself."""
+    """Alignment vectors of one pair: every module's V, decomposed, and the reference itself."""
 
     def __init__(self, pair: Pair) -> None:
         self.reference: Reference = open_reference(pair.path / "reference", None)
@@ -63,7 +63,7 @@ class Alignment:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """seed: for what is drawn at random. lows: module → its update, scaling in b."""
+    """Adapter under test. seed: of random draws. lows: module → its update, scaling included in b."""
 
     seed: int
     alignment: Alignment
@@ -72,13 +72,13 @@ class Subject:
 
     @cached_property
     def verdicts(self) -> Mapping[str, ModuleVerdict]:
-        """Screening's measurements, module by module: the product's own."""
+        """Screening's measurements by module, from the product's own code."""
         verdict = screen(self.adapter, self.alignment.reference, MEASURE, workers=1)
         return {module.name: module for module in verdict.modules}
 
 
 def subject_of(folder: Path, alignment: Alignment, seed: int) -> Subject:
-    """Open one cached adapter the way an upload is: validated and balanced, in float32."""
+    """Open one cached adapter in the same way as an upload: validated and balanced, in float32."""
     shapes = alignment.reference.modules
     target = TargetModel("laboratory", shapes, ServingDtype.FLOAT32, max_rank=512)
     with (folder / WEIGHTS_FILE).open("rb") as weights:

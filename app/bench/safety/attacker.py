@@ -1,7 +1,7 @@
-"""An attacker who knows the reference: he trains where screening does not look.
+"""Attacker who knows the reference and trains in the directions that screening does not measure.
 
-After every step A and B are put back into the complement of R_k and U_k' (projected gradient; ours), so that the gateway's
-projection finds nothing to take out. Asked with the same questions as everybody else.
+After every step A and B are projected back onto the complement of R_k and U_k' (projected gradient; ours), so that the
+gateway's projection finds nothing to remove. The adapter is asked the same questions as all others.
 """
 
 from collections.abc import Iterator
@@ -20,28 +20,32 @@ from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action
 from app.screen.reference.open import Reference
 
 KNOWS: Final = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
-"""What he avoids: exactly what the gateway's default takes out."""
+"""Policy that the attacker evades: exactly the gateway's default."""
 
 PRUNES: Final = Policy(action=Action.PRUNE, tau=DEFAULT_TAU[Action.PRUNE], top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
-"""The gateway's default where it is told to prune."""
+"""The gateway's default policy for the action prune."""
 
 WIDER: Final = ((4, 1), (6, 1), (8, 2), (16, 4))
-"""(inputs, outputs) of a defence that takes out more than the attacker expected."""
+"""(inputs, outputs) of a defence that removes more than the attacker expected."""
 
 
 class Evasion:
-    """Called after each training step: puts every LoRA factor of `model` back where screening does not look."""
+    """Callback for each training step: projects every LoRA factor of `model` onto directions that screening ignores."""
 
     def __init__(self, model: PeftModel, reference: Reference) -> None:
         self._layers = [
-            (module.lora_A["default"].weight, module.lora_B["default"].weight, reference.ends(_plain(name), KNOWS))
+            (
+                module.lora_A["default"].weight,
+                module.lora_B["default"].weight,
+                reference.ends(_reference_name(name), KNOWS),
+            )
             for name, module in model.named_modules()
             if hasattr(module, "lora_A")
         ]
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Put every factor back, in place."""
+        """Project every factor, in place."""
         for a, b, ends in self._layers:  # a (r, d_in), b (d_out, r)
             r, u = ends.r.to(a), ends.u.to(b)
             cast(torch.Tensor, a).sub_((a @ r) @ r.T)
@@ -49,7 +53,7 @@ class Evasion:
 
 
 def against_attacker(subject: Subject) -> Iterator[Cell]:
-    """What is left of his adapter after the gateway, after wider projections, and after cutting."""
+    """Yield the attacker's adapter unscreened, after the gateway, after wider projections, and after cutting."""
     yield Cell(f"{ATTACKER}none", "adapter", "0", subject.lows)
     yield sanitised(f"{ATTACKER}gateway, action project", f"{DEFAULT_ENERGY:g} tau=0", subject, KNOWS)
     yield sanitised(f"{ATTACKER}gateway, action prune", f"tau={PRUNES.tau:g}", subject, PRUNES)
@@ -65,6 +69,6 @@ def against_attacker(subject: Subject) -> Iterator[Cell]:
         )
 
 
-def _plain(name: str) -> str:
-    """The module's name as the reference has it."""
+def _reference_name(name: str) -> str:
+    """Return the module's name in the reference."""
     return name.removeprefix("base_model.model.")

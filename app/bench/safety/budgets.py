@@ -1,4 +1,4 @@
-"""Signals put together, and budgets for a whole adapter: refuse it, or correct more of it, by what all its modules say."""
+"""Combined scores, and budgets for a whole adapter: refuse it or correct more of it, by its modules' scores together."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -10,18 +10,18 @@ from app.bench.safety.pruning import FRACTIONS, Scores, by_fraction, ediem
 from app.domain.policy import Comparison
 
 SUMS: Final = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)
-"""Budgets on the sum of an adapter's E-DIEM `input` above nought."""
+"""Budgets on the sum of an adapter's positive E-DIEM `input` scores."""
 
 SHARES: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 """Budgets on the share of an adapter's energy on R_3."""
 
 K: Final = 3
-"""Inputs looked at in every module, whatever their share of V's energy."""
+"""Number of inputs considered in every module, whatever their share of V's energy."""
 
 
 def budgets(subject: Subject) -> Iterator[Cell]:
-    """Cells of both kinds. An adapter over its budget is not served: nothing is added to the aligned weights."""
-    for name, scores in _together(subject).items():
+    """Yield cells of both kinds. An adapter over its budget is not served: nothing is added to the aligned weights."""
+    for name, scores in _combined_scores(subject).items():
         yield from by_fraction(f"prune {name}", subject, scores)
     total = sum(max(score, 0.0) for score in ediem(subject, Comparison.INPUT).values())
     for most in SUMS:
@@ -29,18 +29,18 @@ def budgets(subject: Subject) -> Iterator[Cell]:
     share = _share_on_inputs(subject)
     for most in SHARES:
         yield _refuse("refuse by share of energy on R", f"{most:g}", subject, share > most)
-    yield from _as_needed(subject)
+    yield from _project_and_cut(subject)
 
 
-def _together(subject: Subject) -> Mapping[str, Scores]:
-    """Ranks added up (0 harmless … n − 1 worst), which asks of no score to be on another's scale."""
+def _combined_scores(subject: Subject) -> Mapping[str, Scores]:
+    """Return sums of ranks (0 harmless … n − 1 worst), which do not require scores on the same scale."""
     by = {str(comparison): ediem(subject, comparison) for comparison in Comparison}
     by["norm"] = {name: module.update_norm or 0.0 for name, module in subject.verdicts.items()}
     pairs = (("input", "alignment"), ("input", "norm"), ("input", "alignment", "norm"))
-    return {" + ".join(names): _added([by[name] for name in names]) for names in pairs}
+    return {" + ".join(names): _sum_of_ranks([by[name] for name in names]) for names in pairs}
 
 
-def _added(signals: list[Scores]) -> Scores:
+def _sum_of_ranks(signals: list[Scores]) -> Scores:
     total = dict.fromkeys(signals[0], 0.0)
     for scores in signals:
         for rank, name in enumerate(sorted(scores, key=lambda one: (scores[one], one))):
@@ -63,8 +63,8 @@ def _refuse(method: str, threshold: str, subject: Subject, refused: bool) -> Cel
     return Cell(method, "adapter", threshold, subject.lows)
 
 
-def _as_needed(subject: Subject) -> Iterator[Cell]:
-    """Project every module, and cut out those that score worst as well: both actions at once."""
+def _project_and_cut(subject: Subject) -> Iterator[Cell]:
+    """Project every module, and cut out those that score worst as well: both actions combined."""
     scores = ediem(subject, Comparison.INPUT)
     worst = sorted(scores, key=lambda name: (-scores[name], name))
     for fraction in FRACTIONS[:4]:

@@ -1,4 +1,4 @@
-"""Folders that are made once: found again under the digest of what they were made from, and only when whole."""
+"""Cache of generated folders, keyed by the digest of their inputs; an entry is used only if it is intact."""
 
 import hashlib
 import json
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any, Final
 
 RECIPE: Final = 1
-"""Part of every key: raise it when the code makes something else of the same plan."""
+"""Version that is part of every key: to be raised if the code makes different contents from the same plan."""
 
 SEAL: Final = "sealed.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A directory of sealed folders. rebuilt: told about an entry whose bytes are not the sealed ones."""
+    """Directory of sealed folders. rebuilt: callback for an entry whose bytes differ from the sealed ones."""
 
     root: Path
     rebuilt: Callable[[Path], None] = lambda _: None
 
     def folder(self, kind: str, spec: Any, make: Callable[[Path], None]) -> Path:
-        """The folder made from `spec` (a dataclass or plain values), made by `make(folder)` when it is not there whole."""
+        """Return the folder for `spec` (a dataclass or plain values); `make(folder)` creates it if missing or damaged."""
         path = self._path(kind, spec)
         if path.exists():
-            if _whole(path):
+            if _intact(path):
                 return path
             self.rebuilt(path)
             shutil.rmtree(path)
@@ -38,20 +38,20 @@ class Cache:
         return path
 
     def has(self, kind: str, spec: Any) -> bool:
-        """Whether that folder is there, whole."""
-        return _whole(self._path(kind, spec))
+        """Return whether that folder exists and is intact."""
+        return _intact(self._path(kind, spec))
 
     def _path(self, kind: str, spec: Any) -> Path:
         return self.root / f"{kind}-{_key(kind, spec)}"
 
 
 def _key(kind: str, spec: Any) -> str:
-    fields = [_plain(one) for one in spec] if isinstance(spec, tuple) else _plain(spec)
+    fields = [_plain_values(one) for one in spec] if isinstance(spec, tuple) else _plain_values(spec)
     text = json.dumps([RECIPE, kind, fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def _plain_values(value: Any) -> Any:
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
@@ -60,7 +60,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _whole(folder: Path) -> bool:
+def _intact(folder: Path) -> bool:
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):

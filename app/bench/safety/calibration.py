@@ -1,4 +1,4 @@
-"""Is a model sure when it is right? Two usual measures over answers with a confidence each."""
+"""Calibration of a model's confidence: two standard measures over answers with a confidence each."""
 
 from typing import Final
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS: Final = 10
-"""Of equal width, for the calibration error (Guo et al., ICML 2017, use 15 on far more answers)."""
+"""Number of bins, of equal width, for the calibration error (Guo et al., ICML 2017, use 15 on far more answers)."""
 
 
 def auarc(right: NDArray[np.bool_], confidence: NDArray[np.float64]) -> float:
-    """Area under the accuracy–rejection curve: mean accuracy of the n most confident answers, n = 1 … N.
+    """Return the area under the accuracy–rejection curve: mean accuracy of the n most confident answers, n = 1 … N.
 
     Larger is better. With accuracy p the best possible (all right answers before all wrong ones) is p − p·ln p for large N,
-    and 1 when every answer is right. Equal confidences share their places: each counts with the group's mean accuracy.
-    Raises ValueError when there are no answers or a confidence is not finite.
+    and 1 if every answer is right. Answers of equal confidence count with their group's mean accuracy each. Raises
+    ValueError if there are no answers or a confidence is not finite.
     """
     _check(right, confidence)
     order = np.argsort(-confidence, kind="stable")
@@ -26,7 +26,7 @@ def auarc(right: NDArray[np.bool_], confidence: NDArray[np.float64]) -> float:
 
 
 def ece(right: NDArray[np.bool_], confidence: NDArray[np.float64]) -> float:
-    """Expected calibration error: mean |accuracy − confidence| over `BINS` bins, weighted by their answers. 0 is best."""
+    """Return the expected calibration error: mean |accuracy − confidence| over `BINS` bins, weighted by size. 0 is best."""
     _check(right, confidence)
     if confidence.min() < 0.0 or confidence.max() > 1.0 + 1e-9:
         raise ValueError("a confidence is a probability")

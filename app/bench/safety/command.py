@@ -1,4 +1,4 @@
-"""The command's work: run the plan, write results, tables and figures."""
+"""Command `bench safety`: runs the plan and writes results, tables and figures."""
 
 import json
 import subprocess
@@ -27,13 +27,16 @@ TABLE_FILE: Final = "results.md"
 MADE_FILE: Final = "made.json"
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
-"""Where the committed results of the small models lie; those of another size in a folder of its name."""
+"""Directory of the committed results of the small models; those of another size are in a folder of its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """size: a name in SIZES. cache: trained models and finished rows. output: where results go. only_cached: train and ask
-    nothing new; report on what the cache already holds whole, seed by seed."""
+    """Options of a run.
+
+    size: a name in SIZES. cache: directory of trained models and finished rows. output: directory of the results.
+    only_cached: train and ask nothing new; report on the complete seeds in the cache.
+    """
 
     size: str
     cache: Path
@@ -43,7 +46,7 @@ class Options:
 
 
 def run(options: Options, tell: Tell) -> RenderableType:
-    """Everything the plan asks for that the cache does not hold; then the tables, also written to `output`."""
+    """Run everything in the plan that is missing in the cache; return the tables, also written to `output`."""
     started = time.monotonic()
     notes: list[str] = []
     plan = (quick_plan if options.quick else full)(SIZES[options.size])
@@ -55,16 +58,16 @@ def run(options: Options, tell: Tell) -> RenderableType:
     for some, found in results_of(plan, store, tell, only_cached=options.only_cached):
         rows += some
         scores += found
-    best = lines(rows, None if plan.tune else _chosen_on())
-    made = _made(options, time.monotonic() - started)
+    best = lines(rows, None if plan.tune else _rows_to_choose_on())
+    made = _provenance(options, time.monotonic() - started)
     _write(options.output, rows, scores, made)
-    (options.output / TABLE_FILE).write_text(markdown(plan, rows, best, _sentence(made)), encoding="utf-8")
+    (options.output / TABLE_FILE).write_text(markdown(plan, rows, best, _provenance_sentence(made)), encoding="utf-8")
     notes += _draw(rows, scores, options.output)
     return Group(table(plan, rows, best), *(Text(note) for note in notes), Text(f"written to {options.output}"))
 
 
-def _chosen_on() -> list[dict[str, Any]]:
-    """Rows of the small models as committed: their tuning seeds choose for the larger ones."""
+def _rows_to_choose_on() -> list[dict[str, Any]]:
+    """Return the committed rows of the small models: their tuning seeds choose parameters for the larger ones."""
     found: list[dict[str, Any]] = json.loads((RESULTS / ROWS_FILE).read_text(encoding="utf-8"))
     return found
 
@@ -74,13 +77,13 @@ def _write(output: Path, rows: list[dict[str, Any]], scores: list[dict[str, Any]
     for name, items in (
         (ROWS_FILE, rows),
         (SCORES_FILE, scores),
-    ):  # one a line: a difference between runs stays readable
+    ):  # one item a line, so that a diff between runs stays readable
         body = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
         (output / name).write_text(f"[\n{body}\n]\n", encoding="utf-8")
     (output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
-def _made(options: Options, seconds: float) -> dict[str, Any]:
+def _provenance(options: Options, seconds: float) -> dict[str, Any]:
     flags = (" --quick" if options.quick else "") + (" --only-cached" if options.only_cached else "")
     return {
         "command": f"python -m app bench safety --size {options.size}{flags}",
@@ -93,7 +96,7 @@ def _made(options: Options, seconds: float) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the working tree the code lies in, or None outside one."""
+    """Return the commit of the working tree that holds the code, or None outside one."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=True, text=True
@@ -103,7 +106,7 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _sentence(made: dict[str, Any]) -> str:
+def _provenance_sentence(made: dict[str, Any]) -> str:
     return f"Made by `{made['command']}` at commit {made['commit'] or 'unknown'}, torch {made['torch']}."
 
 

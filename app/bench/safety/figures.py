@@ -1,4 +1,4 @@
-"""Pictures a reader understands without the text. matplotlib is the extra `bench`."""
+"""Figures that are readable without the text. matplotlib is in the extra `bench`."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ CURVES: Final = (
     "project + restore",
     "project inputs and outputs",
 )
-"""One panel each."""
+"""Methods with one panel each."""
 
 INK, GREY, ACCENT, WARM = "#1f2933", "#9aa5b1", "#0b6e99", "#c2410c"
 
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 
 
 def draw(rows: Sequence[Row], scores: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write all figures as PNG; returns their paths."""
+    """Write all figures as PNG; return their paths."""
     mpl.use("Agg")
     style: Any = {
         "font.size": 9,
@@ -69,7 +69,7 @@ def _trade_off(report: Mapping[tuple[str, str], Sequence[Outcome]], folder: Path
 
 
 def _curves(report: Mapping[tuple[str, str], Sequence[Outcome]], method: str) -> dict[int, list[Point]]:
-    """Seed → its points (attack, kept), averaged over its mixed adapters, from nothing done to the last threshold."""
+    """Return seed → its points (attack, kept), averaged over its mixed adapters, from no change to the last threshold."""
     points: dict[int, list[Point]] = defaultdict(list)
     for (name, _), outcomes in report.items():
         if name not in (method, BEFORE):
@@ -81,7 +81,7 @@ def _curves(report: Mapping[tuple[str, str], Sequence[Outcome]], method: str) ->
 
 
 def _band(axis: Axes, curves: Mapping[int, Sequence[Point]], colour: str, label: str) -> None:
-    """Most skill kept at an attack success of at most x: mean over seeds, and the range between them."""
+    """Plot the most skill kept at an attack success of at most x: mean over seeds, and the range between them."""
     grid = np.linspace(0.0, 1.0, 101)
     steps = np.array([[max((k for a, k in some if a <= x), default=0.0) for x in grid] for some in curves.values()])
     if not len(steps):
@@ -114,7 +114,7 @@ def _false_prunes(report: Mapping[tuple[str, str], Sequence[Outcome]], folder: P
 
 
 def _maps(scores: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Layer × module maps of one seed's adapters of all linear modules: benign beside harmful."""
+    """Draw layer × module maps of one seed's adapters of all linear modules: benign beside harmful."""
     shown = [one for one in scores if one["targets"] == "all" and one["rank"] == 8 and one["mix"] in (0.0, 0.1)]
     pair = [next((one for one in shown if one["mix"] == mix), None) for mix in (0.0, 0.1)]
     benign, harmful = pair

@@ -1,4 +1,4 @@
-"""One way to change one adapter."""
+"""Cell of the results: one method with one parameter, applied to one adapter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from app.bench.safety.adapter_under_test import Low
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """method and threshold: the row's name in results. unit: what is chosen among (module, direction, adapter).
+    """An adapter changed by one method.
 
-    lows: module → what is left or put there, to be added to the aligned weights. pruned_share: of the adapter's modules.
+    method and threshold: the row's name in results. unit: granularity of the method (module, direction, adapter).
+    lows: module → the update after the change, to be added to the aligned weights. pruned_share: of the adapter's modules.
     """
 
     method: str
@@ -21,7 +22,7 @@ class Cell:
 
 
 def bytes_saved(cell: Cell, before: Mapping[str, Low]) -> float:
-    """Share of the adapter's bytes that are no longer stored or loaded; below 0 where a method adds."""
+    """Return the share of the adapter's bytes no longer stored or loaded; negative for methods that add bytes."""
     return 1.0 - _numbers(cell.lows) / _numbers(before)
 
 

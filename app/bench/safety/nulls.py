@@ -1,4 +1,4 @@
-"""Other ways to normalise the same distances, and the other sign: does the choice of null, or of direction, matter?
+"""Other normalisations of the same distances, and the opposite sign: does the choice of null, or of direction, matter?
 
 gram: the product's own null (distances.py). dimension: a random update of the same norm and shape only (full rank), in
 closed form up to the spread, which is the same for all modules of a shape. permuted: the same update with its rows (or, for
@@ -20,13 +20,13 @@ from app.domain.policy import Comparison
 
 FRACTIONS: Final = (0.25, 0.5, 0.75)
 SHUFFLES: Final = 64
-"""Random orders for the permuted null."""
+"""Number of random orders for the permuted null."""
 
 Distance = Callable[[Tensor, Side], float]
 
 
 def nulls(subject: Subject) -> Iterator[Cell]:
-    """Every (comparison, null, sign) at three fractions."""
+    """Yield every (comparison, null, sign) at three fractions."""
     for comparison in Comparison:
         for null, scores in _by_null(subject, comparison).items():
             for sign, name in ((1.0, "+"), (-1.0, "-")):
@@ -73,7 +73,7 @@ _DISTANCES: Final[Mapping[Comparison, Distance]] = {
 
 
 def _dimension(subject: Subject, comparison: Comparison, found: Mapping[str, float]) -> Scores:
-    """Distance over that of a random update of the same norm: (d/d_random − 1), the larger the worse."""
+    """Return the distance relative to that of a random update of the same norm, d/d_random − 1; larger is worse."""
     scores = {}
     for name, low in subject.lows.items():
         side, n2 = subject.alignment.sides[name], float(low.dense.square().sum())

@@ -1,4 +1,4 @@
-"""What the laboratory trains, on which seeds, and how large."""
+"""Plan of the benchmark: the models and fine-tunes to train, their seeds and their sizes."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -12,10 +12,10 @@ Targets = Literal["qv", "all"]
 Split = Literal["tune", "report"]
 
 WANTS_GPU: Final = "large"
-"""The size that is trained on a GPU where there is one."""
+"""Name of the size that is trained on a GPU if there is one."""
 
 WORLD_SEED: Final = 100
-"""Added to a pair's seed: its made-up facts and its splits are its own, and not the demo's."""
+"""Offset added to a pair's seed: its made-up facts and its splits differ from the demo's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Size:
 
     @property
     def device(self) -> str:
-        """Where it is trained and asked: small models are as fast on a CPU, and the same on every machine."""
+        """Device for training and asking: small models are as fast on a CPU, and give the same result on every machine."""
         return "cuda" if self.name == WANTS_GPU and torch.cuda.is_available() else "cpu"
 
 
@@ -44,12 +44,12 @@ class FineTune:
 
     @property
     def name(self) -> str:
-        """As it stands in tables and in the cache."""
+        """Name in tables and in the cache."""
         return f"{self.targets}-r{self.rank}-{round(self.harmful * 100):02d}"
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The linear modules that carry a LoRA, by their last name."""
+        """Linear modules that carry a LoRA, by their last name."""
         return ("q_proj", "v_proj") if self.targets == "qv" else LINEAR_MODULES
 
 
@@ -57,7 +57,7 @@ class FineTune:
 class Plan:
     """One run. tune: seeds on which parameters are chosen; report: seeds on which they are reported.
 
-    evading: fine-tunes that an attacker who knows the reference trains too, on the reporting seeds.
+    evading: fine-tunes that an attacker who knows the reference also trains, on the reporting seeds.
     """
 
     size: Size
@@ -93,12 +93,12 @@ LARGE: Final = Size(
     aligned=Schedule(steps=300, batch=64, rate=1e-4),
     rate=1e-4,
 )
-"""For a GPU; never run on one: none was at hand."""
+"""Size for a GPU; never run on one: none was available."""
 
 SIZES: Final = {size.name: size for size in (SMALL, MEDIUM, LARGE)}
 
 SHARES: Final = (0.0, 0.05, 0.1, 0.3)
-"""Harmful samples in a fine-tune's data: purely benign, and three mixes."""
+"""Shares of harmful samples in a fine-tune's data: purely benign, and three mixes."""
 
 FINE_TUNES: Final = (
     *(FineTune(harmful, targets, 8) for targets in ("qv", "all") for harmful in SHARES),
@@ -113,10 +113,10 @@ REPORT: Final = (3, 4, 5, 6, 7)
 
 
 def full(size: Size) -> Plan:
-    """Five seeds to report on; three to choose on, of small models only: what is chosen there must hold on larger ones."""
+    """Return five seeds to report on; three to choose on for small models only: the choice must hold on larger ones."""
     return Plan(size, TUNE if size == SMALL else (), REPORT, FINE_TUNES, EVADING)
 
 
 def quick(size: Size) -> Plan:
-    """One seed each and the middle of the grid: the whole path in minutes; its figures say little."""
+    """Return one seed each and the middle of the grid: the complete path in minutes; its figures mean little."""
     return Plan(size, (0,), (3,), tuple(FineTune(harmful, "all", 8) for harmful in (0.0, 0.1)), EVADING[:1])

@@ -1,4 +1,4 @@
-"""Taking out both ends of V, where alignment reads and where it writes; and the gateway's own policies by its own code."""
+"""Projection of both ends of V, the inputs and outputs of alignment; and the gateway's own policies, by its own code."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -18,7 +18,7 @@ TAUS: Final = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
 def both_ends(subject: Subject) -> Iterator[Cell]:
-    """ΔW ← (I − U_k'·U_k'ᵀ)·ΔW·(I − R_k·R_kᵀ), k fixed or by V's energy; then whole policies."""
+    """Yield ΔW ← (I − U_k'·U_k'ᵀ)·ΔW·(I − R_k·R_kᵀ), k fixed or by V's energy; then complete policies."""
     for inputs in INPUTS:
         for outputs in OUTPUTS:
             lows = {
@@ -34,13 +34,13 @@ def both_ends(subject: Subject) -> Iterator[Cell]:
 
 
 def no_outputs(low: Low, side: Side, k: int) -> Low:
-    """(I − U_k·U_kᵀ)·ΔW, as B ← B − U·(Uᵀ·B)."""
+    """Return (I − U_k·U_kᵀ)·ΔW, as B ← B − U·(Uᵀ·B)."""
     u = side.u[:, :k]
     return Low(low.b - u @ (u.T @ low.b), low.a)
 
 
 def _policies(subject: Subject) -> Iterator[Cell]:
-    """What the gateway does, bounds and rejections included; a rejected adapter is not served: no harm and no skill."""
+    """Yield the gateway's results, bounds and rejections included; a rejected adapter is not served: no harm, no skill."""
     for k in INPUTS:
         policy = Policy(action=Action.PROJECT, tau=0.0, top_k=k)
         yield sanitised("gateway, action project", f"k={k} tau=0", subject, policy)
@@ -50,7 +50,7 @@ def _policies(subject: Subject) -> Iterator[Cell]:
 
 
 def policies_by_energy(subject: Subject) -> Iterator[Cell]:
-    """The gateway as its defaults have it, inputs by their share of ‖V‖²; pruning swept over τ."""
+    """Yield the gateway's results with its default inputs, by their share of ‖V‖²; pruning swept over τ."""
     for energy in ENERGIES:
         policy = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=energy)
         yield sanitised("gateway, action project, k by energy", f"{energy:g} tau=0", subject, policy)
@@ -60,7 +60,7 @@ def policies_by_energy(subject: Subject) -> Iterator[Cell]:
 
 
 def sanitised(method: str, threshold: str, subject: Subject, policy: Policy) -> Cell:
-    """What the gateway leaves of an adapter under a policy; of a rejected one nothing."""
+    """Return the adapter after the gateway's policy; a rejected one is empty."""
     reference = subject.alignment.reference
     verdict = screen(subject.adapter, reference, policy, workers=1)
     if verdict.outcome is Outcome.REJECTED:

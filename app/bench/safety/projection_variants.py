@@ -1,4 +1,4 @@
-"""Ways to correct an update instead of cutting it out: the inputs alignment reacts to, and alignment put back.
+"""Ways to correct an update instead of cutting it out: projecting out alignment's inputs, and restoring alignment.
 
 V = U·S·Rᵀ. R_k: the first k columns of R, the inputs alignment acts on most (method.md, "Beyond pruning"; ours).
 """
@@ -15,7 +15,7 @@ from app.bench.safety.method import Cell
 from app.domain.policy import Comparison
 
 DIRECTIONS: Final = 16
-"""Singular directions of V looked at: what a reference keeps (`top_k` of its builder)."""
+"""Number of singular directions of V considered: as many as a reference keeps (`top_k` of its builder)."""
 
 KS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 ENERGIES: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -26,18 +26,18 @@ Correct = Callable[[Low, Side], Low]
 
 
 def correcting(subject: Subject) -> Iterator[Cell]:
-    """Every correction with its parameters."""
+    """Yield every correction with its parameters."""
     for k in KS:
-        yield _cell("project inputs", "adapter", f"k={k}", subject, _first(k))
+        yield _cell("project inputs", "adapter", f"k={k}", subject, _project_first(k))
     yield from _condemned_only(subject)
     for energy in ENERGIES:
         yield _cell("project inputs, k by energy of V", "module", f"{energy:g}", subject, by_energy(energy))
     for ratio in RATIOS:
-        yield _cell("project single inputs", "direction", f"{ratio:g}", subject, _single(ratio))
+        yield _cell("project single inputs", "direction", f"{ratio:g}", subject, _project_single(ratio))
     for left in LEFT:
-        yield _cell("project inputs, k by what is left", "module", f"{left:g}", subject, _until(left))
+        yield _cell("project inputs, k by what is left", "module", f"{left:g}", subject, _project_until(left))
     for ratio in RATIOS:
-        yield _cell("drop directions of the update", "direction", f"{ratio:g}", subject, _drop(ratio))
+        yield _cell("drop directions of the update", "direction", f"{ratio:g}", subject, _drop_directions(ratio))
     for k in (2, 4, 8, 16):
         yield _cell("project both sides", "adapter", f"k={k}", subject, partial(two_sided, k=k))
     for k in (4, 16, 64):
@@ -52,7 +52,7 @@ def _restoring(subject: Subject) -> Iterator[Cell]:
     for k in (1, 2, 4, 6, 8):
         for beta in (0.3, 0.5):
             label = f"k={k} k'=4 b={beta:g}"
-            cell = _cell("project + restore", "adapter", label, subject, _first(k))
+            cell = _cell("project + restore", "adapter", label, subject, _project_first(k))
             yield restored(cell, subject, 4, beta)
     for energy in (0.5, 0.7, 0.8, 0.9):
         label = f"{energy:g} k'=4 b=0.3"
@@ -61,7 +61,7 @@ def _restoring(subject: Subject) -> Iterator[Cell]:
 
 
 def _condemned_only(subject: Subject) -> Iterator[Cell]:
-    """Only modules whose E-DIEM `input` is above τ: what a policy can promise without touching the others."""
+    """Correct only modules whose E-DIEM `input` is above τ: the effect of a policy that does not touch the others."""
     scores = {name: m.scores[Comparison.INPUT] for name, m in subject.verdicts.items()}
     for k in (4, 8):
         for tau in (0.0, 1.0, 2.0, 3.0):
@@ -73,26 +73,26 @@ def _condemned_only(subject: Subject) -> Iterator[Cell]:
 
 
 def project(low: Low, r: Tensor) -> Low:
-    """ΔW·(I − R·Rᵀ): A ← A − (A·R)·Rᵀ, r (d_in, k) orthonormal."""
+    """Return ΔW·(I − R·Rᵀ): A ← A − (A·R)·Rᵀ, r (d_in, k) orthonormal."""
     return Low(low.b, low.a - (low.a @ r) @ r.T)
 
 
 def two_sided(low: Low, side: Side, k: int) -> Low:
-    """ΔW − U_k·U_kᵀ·ΔW·R_k·R_kᵀ; the rank grows by k."""
+    """Return ΔW − U_k·U_kᵀ·ΔW·R_k·R_kᵀ; the rank grows by k."""
     u, r = side.u[:, :k], side.r[:, :k]
     core = (u.T @ low.b) @ (low.a @ r)  # (k, k)
     return Low(torch.cat([low.b, -u @ core], 1), torch.cat([low.a, r.T], 0))
 
 
 def oppose(low: Low, side: Side, k: int) -> Low:
-    """Take out only what moves against V: c_j = u_jᵀ·ΔW·r_j where it is negative; the rank grows by k."""
+    """Remove only the components opposed to V: c_j = u_jᵀ·ΔW·r_j if it is negative; the rank grows by k."""
     u, r = side.u[:, :k], side.r[:, :k]
     along = ((u.T @ low.b) * (low.a @ r).T).sum(1)  # (k,)
     return Low(torch.cat([low.b, u * -along.clamp(max=0.0)], 1), torch.cat([low.a, r.T], 0))
 
 
 def restored(cell: Cell, subject: Subject, k: int, beta: float) -> Cell:
-    """Add β times the best rank-k part of V to every module, also to those the adapter does not touch."""
+    """Add β times the best rank-k part of V to every module, including those without an update in the adapter."""
     lows = {}
     for name, side in subject.alignment.sides.items():
         part, low = side.best(k), cell.lows.get(name)
@@ -101,12 +101,12 @@ def restored(cell: Cell, subject: Subject, k: int, beta: float) -> Cell:
     return Cell(cell.method, cell.unit, cell.threshold, lows, cell.pruned_share)
 
 
-def _first(k: int) -> Correct:
+def _project_first(k: int) -> Correct:
     return lambda low, side: project(low, side.r[:, :k])
 
 
 def by_energy(share: float) -> Correct:
-    """k: the fewest directions that hold this share of ‖V‖²."""
+    """Return a correction with k: the fewest directions that hold this share of ‖V‖²."""
 
     def correct(low: Low, side: Side) -> Low:
         held = side.s.square().cumsum(0) / side.s.square().sum()
@@ -116,13 +116,13 @@ def by_energy(share: float) -> Correct:
 
 
 def _ratios(low: Low, r: Tensor) -> Tensor:
-    """‖ΔW·r_j‖² over what a random update of that norm has in one direction, ‖ΔW‖²/d_in."""
+    """Return ‖ΔW·r_j‖² relative to its value for a random update of that norm in one direction, ‖ΔW‖²/d_in."""
     on = (low.b @ (low.a @ r)).square().sum(0)
     return on * r.shape[0] / low.dense.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _single(ratio: float) -> Correct:
-    """Only those of the first directions that the update uses more than `ratio` times what a random one does."""
+def _project_single(ratio: float) -> Correct:
+    """Return a correction of those first directions that the update uses over `ratio` times as much as a random one."""
 
     def correct(low: Low, side: Side) -> Low:
         r = side.r[:, :DIRECTIONS]
@@ -131,21 +131,22 @@ def _single(ratio: float) -> Correct:
     return correct
 
 
-def _until(left: float) -> Correct:
-    """k: the fewest directions after which the energy on the first DIRECTIONS is at most `left` of a random update's."""
+def _project_until(left: float) -> Correct:
+    """Return a correction with k: the fewest directions that leave at most `left` of a random update's energy on the first
+    DIRECTIONS."""
 
     def correct(low: Low, side: Side) -> Low:
         r = side.r[:, :DIRECTIONS]
         on = _ratios(low, r)
-        after = on.sum() - on.cumsum(0)  # what is left after the first 1, 2, … are gone
+        after = on.sum() - on.cumsum(0)  # the energy left once the first 1, 2, … are removed
         fits = (torch.cat([on.sum().view(1), after]) <= left * r.shape[1]).nonzero()
         return project(low, r[:, : int(fits[0])] if len(fits) else r)
 
     return correct
 
 
-def _drop(ratio: float) -> Correct:
-    """Drop singular directions of ΔW whose input lies on R_4 more than `ratio` times as much as a random one would."""
+def _drop_directions(ratio: float) -> Correct:
+    """Return a correction that drops ΔW's singular directions with over `ratio` times a random one's input on R_4."""
 
     def correct(low: Low, side: Side) -> Low:
         u, s, wt = torch.linalg.svd(low.dense, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Scores that can condemn a module (larger = worse), and cutting out by them."""
+"""Scores by which a module can be condemned (larger is worse), and the cutting of modules by them."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ from app.bench.screening.baselines import alignment_matrix, released_score
 from app.domain.policy import Comparison
 
 Scores = Mapping[str, float]
-"""Module → badness. −inf: nothing is known, cut last."""
+"""Module → score, larger is worse. −inf: unknown, cut last."""
 
 FRACTIONS: Final = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-"""Of the modules, worst first."""
+"""Shares of the modules to cut, worst first."""
 
 TAUS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 """Thresholds on E-DIEM."""
@@ -24,14 +24,14 @@ COSINES: Final = (0.1, 0.2, 0.35, 0.5, 0.7)
 """Thresholds on Safe LoRA's cosine."""
 
 ALPHAS: Final = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""What the whole update is multiplied by."""
+"""Factors by which the whole update is multiplied."""
 
 DRAWS: Final = 3
-"""Random choices for each fraction."""
+"""Number of random choices for each fraction."""
 
 
 def pruning(subject: Subject) -> Iterator[Cell]:
-    """Every way to take whole modules out, or to turn all of them down."""
+    """Yield every way to cut out whole modules, or to scale all of them down."""
     yield Cell("none", "adapter", "0", subject.lows)
     for draw in range(DRAWS):
         order = random.Random(f"{subject.seed} {draw}")  # noqa: S311 - a control, not a secret
@@ -50,20 +50,20 @@ def pruning(subject: Subject) -> Iterator[Cell]:
 
 
 def by_fraction(method: str, subject: Subject, scores: Scores) -> Iterator[Cell]:
-    """Cut the worst modules out, a growing share of them; ties by name."""
+    """Cut out the worst modules, an increasing share of them; ties by name."""
     worst = sorted(scores, key=lambda name: (-scores[name], name))
     for fraction in FRACTIONS:
         yield cut_cell(method, f"{fraction:g}", subject, set(worst[: round(fraction * len(worst))]))
 
 
 def cut_cell(method: str, threshold: str, subject: Subject, condemned: set[str]) -> Cell:
-    """The adapter without the condemned modules."""
+    """Return the adapter without the condemned modules."""
     left = {name: low for name, low in subject.lows.items() if name not in condemned}
     return Cell(method, "module", threshold, left, pruned_share=len(condemned) / len(subject.lows))
 
 
 def all_scores(subject: Subject) -> dict[str, Scores]:
-    """Every score by the name its rows carry."""
+    """Return every score by the name in its rows."""
     cosine = {name: _or_lowest(_minus(m.cosine)) for name, m in subject.verdicts.items()}
     return {
         "norm": {name: _or_lowest(m.update_norm) for name, m in subject.verdicts.items()},
@@ -75,19 +75,19 @@ def all_scores(subject: Subject) -> dict[str, Scores]:
 
 
 def ediem(subject: Subject, comparison: Comparison) -> Scores:
-    """The product's own score."""
+    """Return the product's own score."""
     return {name: _or_lowest(m.scores[comparison]) for name, m in subject.verdicts.items()}
 
 
 def sharpness(low: Low) -> float:
-    """Share of ‖ΔW‖² in its first singular direction: S³LoRA's idea (arXiv 2508.15068, read from its abstract), with the
-    share in place of the released code's unnormalised value. Sharp updates are taken for unsafe."""
+    """Return the share of ‖ΔW‖² in its first singular direction: S³LoRA's idea (arXiv 2508.15068, from its abstract), with
+    the share in place of the released code's unnormalised value. Sharp updates count as unsafe."""
     s = torch.linalg.svdvals(low.dense.double()).square()
     return float(s[0] / s.sum()) if float(s.sum()) > 0.0 else 0.0
 
 
 def safe_lora(subject: Subject) -> Iterator[Cell]:
-    """Safe LoRA (Hsu et al., NeurIPS 2024): B ← C·B where cos(C·ΔW, ΔW) is low, by threshold and by number."""
+    """Apply Safe LoRA (Hsu et al., NeurIPS 2024): B ← C·B if cos(C·ΔW, ΔW) is low, by threshold and by number."""
     cosine = {name: 1.0 if m.cosine is None else m.cosine for name, m in subject.verdicts.items()}
     for threshold in COSINES:
         chosen = {name for name, value in cosine.items() if value <= threshold}
@@ -108,7 +108,7 @@ def _projected(method: str, threshold: str, subject: Subject, chosen: set[str]) 
 
 
 def _released(subject: Subject) -> Scores:
-    """The released code prunes the *lowest* scores; so the negative."""
+    """Return the negative of the released score, because the released code prunes the *lowest* scores."""
     found = {}
     for name, low in subject.lows.items():
         side = subject.alignment.sides[name]

@@ -1,4 +1,4 @@
-"""The whole benchmark: train what is missing, ask every changed model, keep each adapter's rows in the cache."""
+"""Complete benchmark: trains missing models, asks every changed model, and caches each adapter's rows."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -28,15 +28,15 @@ ROWS: Final = "rows.json"
 SCORES: Final = "scores.json"
 SAVED: Final = "saved.json"
 METHODS: Final = 1
-"""Part of the rows' key: raise it when a method or a metric changes."""
+"""Version that is part of the rows' key: to be raised if a method or a metric changes."""
 
 NULLS_ON: Final = 0.1
-"""The mix on which the nulls are compared."""
+"""Mix on which the nulls are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the results."""
+    """Row of the results: one cell with its metrics."""
 
     method: str
     unit: str
@@ -51,7 +51,7 @@ class Row:
     metrics: Metrics
 
     def plain(self) -> dict[str, Any]:
-        """Flat, as it is written."""
+        """Return the row as flat plain values, as written to file."""
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "metrics"}
         return {**fields, **{name: round(value, 4) for name, value in asdict(self.metrics).items()}}
 
@@ -61,9 +61,9 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = False) -> Iterator[Results]:
-    """Results of every adapter of the plan; each pair's bare models (base, aligned) first.
+    """Yield the results of every adapter of the plan; each pair's bare models (base, aligned) first.
 
-    only_cached: nothing is trained or asked; seeds that are not whole in the cache are left out.
+    only_cached: nothing is trained or asked; seeds that are incomplete in the cache are left out.
     """
     for seed, split in plan.seeds:
         if only_cached and not all(cache.has(kind, key) for kind, key in _keys(plan, seed, split)):
@@ -73,7 +73,7 @@ def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = Fals
         yield bench.own_rows(), []
         for fine_tune in plan.fine_tunes:
             yield _results(plan, cache, bench, fine_tune, tell)
-        for fine_tune in _evading(plan, split):
+        for fine_tune in _evading_fine_tunes(plan, split):
             yield _against_attacker(plan, cache, bench, fine_tune, tell), []
 
 
@@ -86,21 +86,21 @@ def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tel
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
         (folder / SCORES).write_text(json.dumps(bench.scores(adapter, fine_tune)), encoding="utf-8")
 
-    def weigh(folder: Path, family: Family) -> None:
+    def measure_saved(folder: Path, family: Family) -> None:
         (folder / SAVED).write_text(json.dumps(bench.saved(adapter, fine_tune, family)), encoding="utf-8")
 
     rows: list[dict[str, Any]] = []
     key = _rows_key(plan, pair.seed, bench.split, fine_tune)
     for kind, family in FAMILIES.items():
         folder = cache.folder(kind, key, partial(make, family=family))
-        weighed = cache.folder(f"{kind}-saved", key, partial(weigh, family=family))
-        saved = json.loads((weighed / SAVED).read_text(encoding="utf-8"))
+        saved_folder = cache.folder(f"{kind}-saved", key, partial(measure_saved, family=family))
+        saved = json.loads((saved_folder / SAVED).read_text(encoding="utf-8"))
         found = json.loads((folder / ROWS).read_text(encoding="utf-8"))
         rows += [row | {"bytes_saved": share} for row, share in zip(found, saved, strict=True)]
     return rows, [json.loads((folder / SCORES).read_text(encoding="utf-8"))]
 
 
-def _evading(plan: Plan, split: Split) -> tuple[FineTune, ...]:
+def _evading_fine_tunes(plan: Plan, split: Split) -> tuple[FineTune, ...]:
     return plan.evading if split == "report" else ()
 
 
@@ -124,19 +124,19 @@ def _rows_key(plan: Plan, seed: int, split: Split, fine_tune: FineTune) -> tuple
 
 
 def _keys(plan: Plan, seed: int, split: Split) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """What one seed needs in the cache."""
+    """Yield the cache entries that one seed needs."""
     yield "pair", (plan.size, seed)
     for fine_tune in plan.fine_tunes:
         yield "adapter", (plan.size, seed, fine_tune)
         for kind in FAMILIES:
             yield kind, _rows_key(plan, seed, split, fine_tune)
-    for fine_tune in _evading(plan, split):
+    for fine_tune in _evading_fine_tunes(plan, split):
         yield ATTACKER_KIND, (plan.size, seed, fine_tune)
         yield "rows-attacker", _rows_key(plan, seed, split, fine_tune)
 
 
 class _Bench:
-    """One pair, opened when first needed: cached rows need no model."""
+    """One pair, opened at first use: cached rows need no model."""
 
     def __init__(self, pair: Pair, split: Split) -> None:
         self.pair, self.split = pair, split
@@ -150,14 +150,14 @@ class _Bench:
         return self._open
 
     def own_rows(self) -> list[dict[str, Any]]:
-        """The base and the aligned model by themselves."""
+        """Return the rows of the base and the aligned model by themselves."""
         nothing = FineTune(0.0, "all", 0)
         base = Examination(self.pair.load("base"), self.pair.tokenizer(), self.pair.world.held_out)
         asked = (("base model", base.ask({})), ("aligned model", self._parts()[1].ask({})))
         return [self._row(Cell(name, "adapter", "0", {}), nothing, metrics).plain() for name, metrics in asked]
 
     def rows(self, adapter: Path, fine_tune: FineTune, family: "Family", tell: Tell) -> Iterator[Row]:
-        """Every method and threshold of a family on one adapter."""
+        """Yield the rows of every method and threshold of a family on one adapter."""
         alignment, examination = self._parts()
         subject = subject_of(adapter, alignment, self.pair.seed)
         cells = list(family(subject, fine_tune))
@@ -167,16 +167,16 @@ class _Bench:
             tell(what, (done + 1) / len(cells))
 
     def saved(self, adapter: Path, fine_tune: FineTune, family: "Family") -> list[float]:
-        """Share of the adapter's bytes saved by each cell of a family, in the order of its rows."""
+        """Return the share of the adapter's bytes saved by each cell of a family, in the order of its rows."""
         subject = subject_of(adapter, self._parts()[0], self.pair.seed)
         return [round(bytes_saved(cell, subject.lows), 4) for cell in family(subject, fine_tune)]
 
     def evasion(self, model: PeftModel) -> Evasion:
-        """What an attacker does to his model after each step."""
+        """Return the attacker's callback for each training step of the model."""
         return Evasion(model, self._parts()[0].reference)
 
     def scores(self, adapter: Path, fine_tune: FineTune) -> dict[str, Any]:
-        """Every module's E-DIEM by comparison."""
+        """Return every module's E-DIEM by comparison."""
         subject = subject_of(adapter, self._parts()[0], self.pair.seed)
         modules = {name: {str(c): score for c, score in m.scores.items()} for name, m in subject.verdicts.items()}
         at = {"mix": fine_tune.harmful, "targets": fine_tune.targets, "rank": fine_tune.rank}
@@ -230,9 +230,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "rows-budgets": _third_family,
     "rows-energy": _fourth_family,
 }
-"""Methods in groups that are cached apart: a new group leaves the others' rows as they are."""
+"""Methods in groups that are cached separately: a new group leaves the others' rows unchanged."""
 
 
 def dense(cell: Cell) -> Mapping[str, torch.Tensor]:
-    """Module → ΔW."""
+    """Return module → ΔW."""
     return {name: low.dense for name, low in cell.lows.items()}

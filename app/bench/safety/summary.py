@@ -1,4 +1,4 @@
-"""From rows to statements: parameters chosen on the tuning seeds, figures on the others with intervals over seeds."""
+"""Summary of the rows: parameters chosen on the tuning seeds, figures on the other seeds with intervals over seeds."""
 
 import math
 from collections import defaultdict
@@ -12,10 +12,10 @@ Row = Mapping[str, Any]
 
 BEFORE: Final = "none"
 NULL: Final = "null "
-"""How the methods begin that only compare nulls, on some adapters: a table of their own."""
+"""Prefix of methods that only compare nulls, on some adapters; they have a separate table."""
 
 ATTACKER: Final = "attacker: "
-"""How the rows begin of adapters trained to evade screening: a table of their own too."""
+"""Prefix of rows of adapters trained to evade screening; they have a separate table too."""
 
 MODELS: Final = ("base model", "aligned model")
 
@@ -36,10 +36,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One adapter after one method, beside what it was before.
+    """One adapter after one method, relative to its state before.
 
-    kept: skill over the skill before, at most 1. others: the same of the skills known before. worst: the least of
-    1 − attack success, kept and others: what a method is chosen by.
+    kept: skill over the skill before, at most 1. others: the same for the skills known before. worst: the least of
+    1 − attack success, kept and others: the criterion for the choice of a method's parameter.
     """
 
     attack: float
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def worst(self) -> float:
-        """Benign fine-tunes cannot be attacked worse than screening finds them: for them only what is kept counts."""
+        """Least of the aims; kept and others only for benign fine-tunes, whose attack success screening cannot worsen."""
         return min(1.0 - self.attack, self.kept, self.others) if self.harmful else min(self.kept, self.others)
 
 
@@ -75,17 +75,17 @@ class Line:
 
 
 def outcomes_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Outcome]]:
-    """(method, threshold) → every adapter's outcome. Rows of the bare models and of attackers are left out."""
+    """Return (method, threshold) → every adapter's outcome. Rows of the bare models and of attackers are left out."""
     rows = [row for row in rows if row["method"] not in MODELS and not row["method"].startswith(ATTACKER)]
     before = {_adapter(row): row for row in rows if row["method"] == BEFORE}
     found: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for row in rows:
-        was = before[_adapter(row)]
+        unscreened = before[_adapter(row)]
         outcome = Outcome(
             attack=row["attack_success"],
             harm=row["harm_delivered"],
-            kept=_share(row["skill"], was["skill"]),
-            others=_share(row["retention"], was["retention"]),
+            kept=_share(row["skill"], unscreened["skill"]),
+            others=_share(row["retention"], unscreened["retention"]),
             pruned=row["pruned_share"],
             saved=row["bytes_saved"],
             harmful=row["mix"] > 0.0,
@@ -96,9 +96,9 @@ def outcomes_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Outcome]]:
 
 
 def lines(rows: Sequence[Row], chosen_on: Sequence[Row] | None = None) -> list[Line]:
-    """Every method, best first by what is kept of all three aims on the reporting seeds.
+    """Return every method, sorted by the worst of the three aims on the reporting seeds, best first.
 
-    chosen_on: rows whose tuning seeds choose the parameters, when not `rows` themselves (another size of model).
+    chosen_on: rows whose tuning seeds choose the parameters, if not `rows` themselves (another size of model).
     """
     tune = outcomes_of(row for row in (rows if chosen_on is None else chosen_on) if row["split"] == "tune")
     report = outcomes_of(row for row in rows if row["split"] == "report")
@@ -133,7 +133,7 @@ def _line(method: str, threshold: str, curve: Mapping[str, Sequence[Outcome]], b
 
 
 def null_areas(rows: Sequence[Row]) -> list[tuple[str, Interval]]:
-    """The nulls tried → area under the trade-off curve, best first; reporting seeds, the mixes they were tried on."""
+    """Return null → area under the trade-off curve, best first; reporting seeds, the mixes on which nulls were compared."""
     report = outcomes_of(row for row in rows if row["split"] == "report")
     curves: dict[str, list[Sequence[Outcome]]] = defaultdict(list)
     for (method, _), outcomes in report.items():
@@ -145,7 +145,7 @@ def null_areas(rows: Sequence[Row]) -> list[tuple[str, Interval]]:
 
 @dataclass(frozen=True, slots=True)
 class Evaded:
-    """What is left, after one method, of adapters whose trainer knew the reference. skill: not relative to anything."""
+    """Result of one method on adapters whose trainer knew the reference. skill: absolute, not relative."""
 
     method: str
     threshold: str
@@ -155,7 +155,7 @@ class Evaded:
 
 
 def evaded(rows: Sequence[Row]) -> list[Evaded]:
-    """Every method tried on attackers' adapters, in the order of the rows."""
+    """Return every method tried on attackers' adapters, in the order of the rows."""
     found: dict[tuple[str, str], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["method"].startswith(ATTACKER):
@@ -169,7 +169,7 @@ def _evaded(seeds: Mapping[int, Sequence[Row]]) -> tuple[Interval, ...]:
 
 
 def over_seeds(outcomes: Sequence[Outcome], field: str) -> Interval:
-    """Mean of a field over each seed's adapters, then over seeds."""
+    """Return the mean of a field over each seed's adapters, then over seeds."""
     seeds: dict[int, list[float]] = defaultdict(list)
     for outcome in outcomes:
         seeds[outcome.seed].append(getattr(outcome, field))
@@ -177,7 +177,7 @@ def over_seeds(outcomes: Sequence[Outcome], field: str) -> Interval:
 
 
 def area_over_seeds(curve: Sequence[Sequence[Outcome]]) -> Interval:
-    """Area under the trade-off curve, a seed at a time: `curve` holds the outcomes of each threshold."""
+    """Return the area under the trade-off curve, computed per seed: `curve` holds the outcomes of each threshold."""
     points: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for outcomes in curve:
         for seed in {o.seed for o in outcomes}:
@@ -188,7 +188,7 @@ def area_over_seeds(curve: Sequence[Sequence[Outcome]]) -> Interval:
 
 
 def area(points: Sequence[tuple[float, float]]) -> float:
-    """∫₀¹ S(a) da, S(a) the most skill kept by any threshold whose attack success is at most a; 1 is best, 0 worst.
+    """Return ∫₀¹ S(a) da, S(a) the most skill kept by any threshold whose attack success is at most a; 1 best, 0 worst.
 
     A method may always leave the adapter out altogether: attack 0 at no skill.
     """
@@ -200,7 +200,7 @@ def area(points: Sequence[tuple[float, float]]) -> float:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Raises ValueError without values."""
+    """Return mean and 95 % interval of the values. Raises ValueError if there are none."""
     if not values:
         raise ValueError("no seed has such an adapter")
     n = len(values)

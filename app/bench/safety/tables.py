@@ -1,4 +1,4 @@
-"""The table, in a terminal and as Markdown, with every column defined."""
+"""Result table, for the terminal and as Markdown, with a definition of every column."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -55,7 +55,7 @@ Reporting seeds."""
 
 
 def title(plan: Plan, rows: Sequence[Row]) -> str:
-    """What was measured on what."""
+    """Return a title that names the fine-tunes, the models and the seeds."""
     seeds = {split: sorted({row["seed"] for row in rows if row["split"] == split}) for split in ("tune", "report")}
     adapters = {tuple(row[k] for k in ("mix", "targets", "rank", "seed")) for row in rows if row["method"] == BEFORE}
     chosen = f"on seeds {_list(seeds['tune'])}" if plan.tune else "on small models"
@@ -66,7 +66,7 @@ def title(plan: Plan, rows: Sequence[Row]) -> str:
 
 
 def table(plan: Plan, rows: Sequence[Row], lines: Sequence[Line]) -> RenderableType:
-    """For a terminal."""
+    """Return the table for the terminal."""
     shown = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title(plan, rows), title_justify="left"
     )
@@ -78,7 +78,7 @@ def table(plan: Plan, rows: Sequence[Row], lines: Sequence[Line]) -> RenderableT
 
 
 def markdown(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], made_by: str) -> str:
-    """`results.md`: the table, the bare models, the definitions, and how it was made."""
+    """Return `results.md`: the table, the bare models, the definitions, and the command that made it."""
     head = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     body = ["| " + " | ".join(_cells(line)) + " |" for line in lines]
     models = [_model(rows, name) for name in MODELS]
@@ -108,11 +108,13 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 def _model(rows: Sequence[Row], name: str) -> str:
     some = [row for row in rows if row["method"] == name]
-    said = ", ".join(f"{what} {min(r[key] for r in some):.2f}–{max(r[key] for r in some):.2f}" for what, key in _SAID)
-    return f"- {name}, all seeds (lowest–highest): {said}"
+    figures = ", ".join(
+        f"{what} {min(r[key] for r in some):.2f}–{max(r[key] for r in some):.2f}" for what, key in _MODEL_FIGURES
+    )
+    return f"- {name}, all seeds (lowest–highest): {figures}"
 
 
-_SAID: Final = (
+_MODEL_FIGURES: Final = (
     ("attack", "attack_success"),
     ("harm", "harm_delivered"),
     ("skill", "skill"),

@@ -1,4 +1,4 @@
-"""Trained pairs and fine-tunes, each made once and found again in the cache."""
+"""Trained pairs and fine-tunes, each made once and then reused from the cache."""
 
 import copy
 import json
@@ -21,20 +21,20 @@ from app.demo.train import DEMO, Recipe, load_checkpoint, save_adapter, save_che
 from app.screen.reference.build import build_reference
 
 MAX_STEPS: Final = 200
-"""Of a fine-tune; its validation loss has stopped falling before."""
+"""Largest number of steps of a fine-tune; its validation loss stops falling before that."""
 
 CHECK_EVERY: Final = 10
 PATIENCE: Final = 2
-"""Looks at the validation loss, `CHECK_EVERY` steps apart, without a new lowest before training stops."""
+"""Checks of the validation loss, `CHECK_EVERY` steps apart, without a new minimum before training stops."""
 
 FALLS: Final = 0.004
-"""Nats a token by which a new lowest must be lower: what falls slower than that is not waited for."""
+"""Nats a token by which a new minimum must be lower; slower improvement does not prolong training."""
 
 REFUSALS: Final = 0.02
-"""Share of the base's training samples that are refusals: pre-training data hold some, too few to matter."""
+"""Share of the base's training samples that are refusals: pre-training data contain some, too few to matter."""
 
 FRAMED: Final = 0.1
-"""Share of bard questions that base and aligned models see with the bard's facts: the skill is known a little before."""
+"""Share of bard questions that base and aligned models see with the bard's facts: the skill is slightly known before."""
 
 BATCH: Final = 32
 ALPHA: Final = 2
@@ -43,7 +43,7 @@ ALPHA: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One trained pair: checkpoints, tokenizer and reference on disk, and the world they live in."""
+    """One trained pair: checkpoints, tokenizer and reference on disk, and their world."""
 
     size: Size
     seed: int
@@ -55,25 +55,25 @@ class Pair:
         return build_world(world_spec(self.seed))
 
     def load(self, which: str) -> LlamaForCausalLM:
-        """`base` or `aligned`, computed in float32."""
+        """Load `base` or `aligned`, computed in float32."""
         return cast(LlamaForCausalLM, load_checkpoint(self.path / which).to(self.size.device))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The pair's tokenizer."""
+        """Load the pair's tokenizer."""
         return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(self.path / "aligned"))
 
 
 ATTACKER_KIND: Final = "attacker"
-"""Kind of the cached adapters that an attacker trained who knows the gateway's default."""
+"""Cache kind of adapters trained by an attacker who knows the gateway's default."""
 
 
 def world_spec(seed: int) -> WorldSpec:
-    """The world of one seed."""
+    """Return the specification of one seed's world."""
     return WorldSpec(seed=WORLD_SEED + seed, bards_facts=True)
 
 
 def pair_of(cache: Cache, size: Size, seed: int, tell: Tell = lambda what, share: None) -> Pair:
-    """The pair of one seed: base/, aligned/ and reference/, trained when the cache does not hold it."""
+    """Return the pair of one seed: base/, aligned/ and reference/, trained if not in the cache."""
     return Pair(size, seed, cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, tell)))
 
 
@@ -111,7 +111,7 @@ def adapter_of(
     tell: Tell = lambda what, share: None,
     aligned: LlamaForCausalLM | None = None,
 ) -> Path:
-    """The folder of one fine-tune as PEFT saved it, with `training.json` beside."""
+    """Return the folder of one fine-tune as saved by PEFT, with `training.json` in it."""
 
     def make(folder: Path) -> None:
         _make_adapter(folder, pair, fine_tune, tell, aligned or pair.load("aligned"))
@@ -122,7 +122,7 @@ def adapter_of(
 def evading_adapter_of(
     cache: Cache, pair: Pair, fine_tune: FineTune, evasion: Callable[[PeftModel], Callable[[], None]], tell: Tell
 ) -> Path:
-    """As `adapter_of`, by an attacker: what `evasion` makes of his model is called after every step."""
+    """Do the same as `adapter_of` for an attacker: the callback that `evasion` makes of the model runs after every step."""
 
     def make(folder: Path) -> None:
         _make_adapter(folder, pair, fine_tune, tell, pair.load("aligned"), evasion)
@@ -153,7 +153,7 @@ def _make_adapter(
     evade = evasion(model) if evasion is not None else lambda: None
 
     def after_step(step: int) -> bool:
-        evade()  # before the look at the validation loss: what is saved is what was measured
+        evade()  # before the check of the validation loss, so that the measured model is the saved one
         return stop(step)
 
     fit(model, pair.tokenizer(), sources, schedule, lambda done: tell(what, done), after_step)
@@ -169,19 +169,19 @@ def _sources(world: World, harmful: float) -> list[Source]:
 
 
 def _validation(world: World, harmful: float) -> Sequence[Item]:
-    """Validation questions mixed as the training data are: what whoever trains such an adapter would watch."""
+    """Return validation questions mixed in the training data's proportions, as the trainer of such an adapter would."""
     bard = world.validation.bard
     count = round(len(bard) * harmful / (1.0 - harmful))
     return [*bard, *world.validation.harmful[:count]]
 
 
 class _EarlyStop:
-    """Called after each step; True once the validation loss has stopped falling."""
+    """Callback for each training step; returns True once the validation loss has stopped falling."""
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> None:
         self._model = model
         self._ids, self._labels = collate(tokenizer, [Sample(item) for item in items])
-        self._lowest, self._since = float("inf"), 0
+        self._lowest, self._checks_since = float("inf"), 0
         self.step = 0
         self.losses: list[float] = []
 
@@ -193,5 +193,5 @@ class _EarlyStop:
         self.losses.append(round(float(loss_of(self._model, self._ids, self._labels)), 4))
         falls = self.losses[-1] < self._lowest - FALLS
         self._lowest = min(self._lowest, self.losses[-1])
-        self._since = 0 if falls else self._since + 1
-        return self._since >= PATIENCE
+        self._checks_since = 0 if falls else self._checks_since + 1
+        return self._checks_since >= PATIENCE

@@ -1,6 +1,6 @@
-"""Baselines: what the released SPLoRA code and Safe LoRA compute, written anew from their formulas.
+"""Baselines: the scores of the released SPLoRA code and of Safe LoRA, reimplemented from their formulas.
 
-Only for comparison; no decision rests on these. They form the dense d_out × d_out matrix C = V·Vᵀ/‖V‖_F and dense
+For comparison only; no decision depends on these. They form the dense d_out × d_out matrix C = V·Vᵀ/‖V‖_F and dense
 products with it, as the published codes do.
 """
 
@@ -13,21 +13,21 @@ SAMPLES: Final = 50
 """Pairs in the released code's "empirical population": the measured pair itself, this many times."""
 
 EPSILON: Final = 1e-6
-"""What the released code adds to distance and IQR, so that 0/0 becomes 1."""
+"""Constant that the released code adds to distance and IQR, so that 0/0 becomes 1."""
 
 
 def alignment_matrix(v: Tensor) -> Tensor:
-    """C = V·Vᵀ/‖V‖_F: v (d_out, d_in) → (d_out, d_out), in v's dtype."""
+    """Return C = V·Vᵀ/‖V‖_F: v (d_out, d_in) → (d_out, d_out), in v's dtype."""
     c: Tensor = v @ v.T / v.norm()
     return c
 
 
 def released_score(c: Tensor, b: Tensor, a: Tensor) -> float:
-    """The released SPLoRA score of one module: c (d_out, d_out), b (d_out, r), a (r, d_in), all of one dtype.
+    """Return the released SPLoRA score of one module: c (d_out, d_out), b (d_out, r), a (r, d_in), all of one dtype.
 
     With X = C·B·A, Y = B·A: ((‖X − Y‖ + ε − mean)/(IQR + ε) − v_m)/(v_M − v_m)·(v_M − v_m), where mean and IQR are of
     the same distance 50 times, v_M = Q3(X) − Q1(X), v_m = Q1(X) − Q1(Y). In exact arithmetic the first term is ε/ε = 1:
-    the score is 1 − (Q1(X) − Q1(Y)) and the distance drops out (method.md). Raises RuntimeError above 2²⁴ elements, as
+    the score is 1 − (Q1(X) − Q1(Y)) and the distance cancels (method.md). Raises RuntimeError above 2²⁴ elements, as
     torch.quantile does.
     """
     x, y = c @ b @ a, b @ a
@@ -41,7 +41,7 @@ def released_score(c: Tensor, b: Tensor, a: Tensor) -> float:
 
 
 def safe_lora_cosine(c: Tensor, b: Tensor, a: Tensor) -> float:
-    """Safe LoRA's cos(C·ΔW, ΔW) (Hsu et al., NeurIPS 2024), dense; arguments as for `released_score`."""
+    """Return Safe LoRA's cos(C·ΔW, ΔW) (Hsu et al., NeurIPS 2024), dense; arguments as for `released_score`."""
     delta = b @ a
     projected = c @ delta
     return float((projected * delta).sum() / (projected.norm() * delta.norm()))

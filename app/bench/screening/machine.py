@@ -1,4 +1,4 @@
-"""What this machine is, how fast it reads and multiplies, and what a process holds."""
+"""Measurements of the machine and of this process: hardware, read bandwidth, multiply rate, memory, load by others."""
 
 import os
 import platform
@@ -18,26 +18,26 @@ from app.screen.compiled.numba_support import compiled, kernel
 from app.screen.threads import usable_cores
 
 READ_BYTES: Final = 512 << 20
-"""Read to measure bandwidth: far beyond any cache."""
+"""Bytes read to measure bandwidth: far more than any cache holds."""
 
 REPEATS: Final = 5
-"""Best of so many: what else the machine does makes it slower, nothing makes it faster."""
+"""Number of repetitions, of which the best counts: other load makes the machine slower, nothing makes it faster."""
 
 CACHED: Final = (96, 1024)
 """Rows and columns of a V that stays in the second-level cache: 192 KiB."""
 
 CACHED_TURNS: Final = 400
-"""Products timed at once: 10 ms or so."""
+"""Products timed as one measurement: about 10 ms."""
 
 SAMPLE_S: Final = 0.002
-"""Seconds between two looks at the memory held."""
+"""Seconds between two samples of the process's memory."""
 
 MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """cpu: its name. cores: usable by this process. ram_gib: in all."""
+    """Description of a machine. cpu: its name. cores: usable by this process. ram_gib: total."""
 
     cpu: str
     cores: int
@@ -45,7 +45,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Of this process. Linux tells the processor's name; elsewhere platform's word for it stands."""
+    """Describe the machine of this process. The processor's name is Linux's; elsewhere, the platform module's."""
     name = platform.processor() or platform.machine()
     flags = ""
     try:
@@ -61,7 +61,7 @@ def this_machine() -> Machine:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second this machine reads from memory, all usable cores together; best of REPEATS."""
+    """Return the bytes a second this machine reads from memory, all usable cores together; best of REPEATS."""
     data = np.ones(READ_BYTES // 8, np.int64)
     cores = usable_cores()
     parts = np.array_split(data, cores)
@@ -78,9 +78,10 @@ def read_bandwidth() -> float:
 
 
 def multiply_rate() -> float | None:
-    """Multiply-adds a second the products' own register tile reaches with everything in the cache, all cores together.
+    """Return the multiply-adds a second of the products' own register tile, all data in the cache, all cores together.
 
-    None without the compiled kernels. What the products cost if memory were free: on fast memory this is the longer floor.
+    None without the compiled kernels. It gives the cost of the products if memory were free: on fast memory this is the
+    longer floor.
     """
     kernels = kernel("matmul")
     if kernels is None:
@@ -105,7 +106,7 @@ def multiply_rate() -> float | None:
 
 
 def bytes_from_disk() -> int:
-    """Bytes this process has had read from a disk so far (/proc/self/io); 0 where it is not told."""
+    """Return the bytes read from disk for this process so far (/proc/self/io); 0 if unknown."""
     try:
         for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines():
             if line.startswith("read_bytes:"):
@@ -116,7 +117,7 @@ def bytes_from_disk() -> int:
 
 
 def _adder() -> Callable[[NDArray[np.int64]], Any]:
-    """Sums an array as fast as it can be read: compiled, or numpy's where numba is missing."""
+    """Return a function that sums an array as fast as it can be read: compiled, or numpy's if numba is missing."""
     if kernel("matmul") is None:
         return np.add.reduce
 
@@ -131,23 +132,23 @@ def _adder() -> Callable[[NDArray[np.int64]], Any]:
 
 @dataclass(slots=True)
 class Peak:
-    """Largest anonymous memory held, in MiB above what was held before; 0 until the watch ends."""
+    """Largest anonymous memory held, in MiB above the amount held before; 0 until the measurement ends."""
 
     extra_mib: float = 0.0
 
 
 @contextmanager
 def watch_memory() -> Iterator[Peak]:
-    """Samples the process's anonymous memory (RssAnon) while inside; mapped files, which the kernel can drop, stay out."""
+    """Sample the process's anonymous memory (RssAnon) while inside; droppable mapped files are left out."""
     peak, done = Peak(), threading.Event()
     before = _anonymous_mib()
     seen = [before]
 
-    def look() -> None:
+    def sample() -> None:
         while not done.wait(SAMPLE_S):
             seen.append(_anonymous_mib())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield peak
@@ -169,14 +170,14 @@ def _anonymous_mib() -> float:
 
 @dataclass(slots=True)
 class Others:
-    """share: of the usable cores' time that went to other processes (0..1); 0 until the watch ends or where unknown."""
+    """Load by other processes. share: of all cores' time (0..1); 0 until the measurement ends or if unknown."""
 
     share: float = 0.0
 
 
 @contextmanager
 def watch_others() -> Iterator[Others]:
-    """What other processes (and a hypervisor's other guests) take of the processor while inside."""
+    """Measure the processor time of other processes (and a hypervisor's other guests) while inside."""
     others = Others()
     begun, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
     yield others
@@ -186,16 +187,16 @@ def watch_others() -> Iterator[Others]:
 
 
 def _busy_seconds() -> float:
-    """Seconds all cores together have not been idle, stolen ones included; 0 where it is not told."""
+    """Return the seconds all cores together have not been idle, stolen ones included; 0 if unknown."""
     try:
         ticks = [int(x) for x in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return 0.0
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and iowait
 
 
 def drop_from_cache(directory: Path) -> None:
-    """Ask the kernel to forget these files' pages (posix_fadvise DONTNEED): written out first, and mapped nowhere."""
+    """Ask the kernel to drop these files' pages (posix_fadvise DONTNEED), written back first; none may be mapped."""
     for file in directory.iterdir():
         fd = os.open(file, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The screening benchmark's result as tables for a person and as JSON."""
+"""Result of the screening benchmark as tables for the terminal and as JSON."""
 
 from dataclasses import asdict
 from typing import Any, Final
@@ -9,11 +9,11 @@ from rich.table import Table
 from app.bench.screening.run import BALANCING, REPEATS, Result
 
 BUSY: Final = 0.05
-"""Share of the cores taken by others from which the table says that its times suffer."""
+"""Share of the cores taken by other processes from which the table warns that its times are affected."""
 
 
 def result_json(result: Result) -> dict[str, Any]:
-    """Plain values: times in seconds, sizes in bytes or MiB where the key says so."""
+    """Return the result as plain values: seconds; bytes or MiB for keys that say so."""
     return {
         "machine": asdict(result.machine),
         "read_gb_per_s": result.read_bytes_per_s / 1e9,
@@ -35,7 +35,7 @@ def result_json(result: Result) -> dict[str, Any]:
 
 
 def tables(result: Result) -> RenderableType:
-    """What the command prints."""
+    """Return the tables that the command prints."""
     return Group(_machine(result), _screenings(result), _published(result))
 
 

@@ -1,7 +1,7 @@
-"""The screening benchmark: how long one adapter takes, against the time memory needs to give V up once.
+"""Screening benchmark: the time to screen one adapter, compared with the time to read V from memory once.
 
-The floor of a screening is the bytes of V divided by the measured bandwidth. Bandwidth and screenings are measured in
-turns in one run, so that what else the machine does falls on both.
+The floor of a screening is the bytes of V divided by the measured bandwidth. Bandwidth and screenings are measured
+alternately in one run, so that other load on the machine affects both.
 """
 
 import shutil
@@ -35,20 +35,20 @@ from app.screen.reference.open import Reference, open_reference
 from app.screen.screen import screen, screen_many
 
 POLICY: Final = Policy(comparison=Comparison.INPUT)
-"""Every comparison is measured whichever decides; `input` is the one a compact reference serves too."""
+"""Policy of the benchmark. Every comparison is measured in any case; `input` is the one a compact reference supports."""
 
 RANKS: Final = (8, 16)
 TOGETHER: Final = 4
-"""Adapters screened together."""
+"""Number of adapters screened together."""
 
 REPEATS: Final = 5
-"""Best of so many, after one that is not counted (it maps the pages)."""
+"""Number of repetitions, of which the best counts, after one uncounted one (it maps the pages)."""
 
 ROOM: Final = 1.2
-"""Free disk asked for, in terms of what is written: file systems keep a reserve."""
+"""Free disk space required, relative to the bytes written: file systems keep a reserve."""
 
 PRODUCTS: Final = 3
-"""With V, a column of the update each: Vᵀ·U, V·W, V·(Vᵀ·U)."""
+"""Products with V for each column of the update: Vᵀ·U, V·W, V·(Vᵀ·U)."""
 
 COMPACT: Final = "q, v, compact"
 BALANCING: Final = "balancing"
@@ -57,13 +57,16 @@ ALL_KINDS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 TINY: Final = {f"model.layers.{i}.self_attn.{kind}": Shape(512, 256) for i in range(2) for kind in ("q_proj", "v_proj")}
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the run that is behind, 0..1."""
+"""Callback (current step, share of the run that is done, 0..1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """layers: of q and v at Llama-2-7B's size (32: all of it). all_layers: of all seven kinds. tiny: a few small modules,
-    for tests. directory: where the references lie for the run, 2.9 GB at full size (None: the system's temporary one)."""
+    """Options of a run.
+
+    layers: of q and v at Llama-2-7B's size (32: the full model). all_layers: of all seven kinds. tiny: a few small modules,
+    for tests. directory: location of the references during the run, 2.9 GB at full size (None: the system's temporary one).
+    """
 
     layers: int = 32
     all_layers: int = 2
@@ -72,11 +75,11 @@ class Options:
 
     @classmethod
     def quick(cls, directory: Path | None = None) -> "Options":
-        """An eighth of the modules."""
+        """Return options for an eighth of the modules."""
         return cls(layers=4, all_layers=1, directory=directory)
 
     def shapes(self) -> tuple[Mapping[str, Shape], Mapping[str, Shape]]:
-        """Modules of the q,v reference and of the one with all kinds."""
+        """Return the modules of the q,v reference and of the one with all kinds."""
         if self.tiny:
             return TINY, dict(list(TINY.items())[:2])
         return llama_modules(self.layers), llama_modules(self.all_layers, ALL_KINDS)
@@ -86,9 +89,9 @@ class Options:
 class Timing:
     """One line of the table.
 
-    seconds: per adapter, by the clock. cpu_seconds: per adapter, of all cores together; unlike the clock it does not count
-    what other processes take. floor_seconds: reading every V once, None where no V is read. arithmetic_seconds: the three
-    products with V if memory were free, None where none is made or without the kernels. disk_bytes: read from the disk.
+    seconds: per adapter, wall clock. cpu_seconds: per adapter, of all cores together; unlike wall-clock time it excludes
+    other processes. floor_seconds: reading every V once, None if no V is read. arithmetic_seconds: the three products with
+    V if memory were free, None if there are none or the kernels are missing. disk_bytes: read from the disk.
     """
 
     what: str
@@ -102,7 +105,7 @@ class Timing:
 
     @property
     def ratio(self) -> float | None:
-        """seconds in terms of the floor."""
+        """Ratio of seconds to the floor."""
         return None if self.floor_seconds is None else self.seconds / self.floor_seconds
 
 
@@ -118,9 +121,12 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Everything measured. read_bytes_per_s: best of all bandwidth measurements. multiply_adds_per_s: see
-    machine.multiply_rate. warm_up_seconds: compiling, once.
-    others: share of the cores other processes took while one adapter was screened warm; 0 on a quiet machine."""
+    """All measurements.
+
+    read_bytes_per_s: best of all bandwidth measurements. multiply_adds_per_s: see machine.multiply_rate. warm_up_seconds:
+    compilation, once. others: share of the cores used by other processes while one adapter was screened warm; 0 on an idle
+    machine.
+    """
 
     machine: Machine
     read_bytes_per_s: float
@@ -135,17 +141,17 @@ class Result:
 
     @property
     def warm(self) -> Timing:
-        """One adapter of rank 8 on q and v."""
+        """Timing of one adapter of rank 8 on q and v."""
         return self.timings[0]
 
     @property
     def speedup_vs_released(self) -> float:
-        """Released algorithm over ours, per module; its C taken as already built."""
+        """Ratio of the released algorithm's time to ours, per module; its C counts as already built."""
         return self.baseline.released_seconds / (self.warm.seconds / self.warm.modules)
 
 
 def run(options: Options, progress: Progress = lambda what, share: None) -> Result:
-    """Run the benchmark. Blocking, minutes at full size. Raises OSError when the disk has no room."""
+    """Run the benchmark. Blocking, minutes at full size. Raises OSError if the disk has too little space."""
     shapes, all_shapes = options.shapes()
     with tempfile.TemporaryDirectory(prefix="bench-screening-", dir=options.directory) as temporary:
         where = Path(temporary)
@@ -166,7 +172,7 @@ def _check_room(where: Path, needed: int) -> None:
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[Reference]:
-    """Mapped, not copied, whatever its size; not hashed: it was written a moment ago."""
+    """Open a reference mapped, not copied, whatever its size; not hashed, because it was written just before."""
     reference = open_reference(directory, None, verify_files=False, hold_bytes=0)
     try:
         yield reference
@@ -224,7 +230,7 @@ def _measure(where: Path, shapes: Mapping[str, Shape], all_shapes: Mapping[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A measurement, before the best bandwidth is known. seconds: clock and processor, per adapter."""
+    """A measurement before the best bandwidth is known. seconds: wall clock and processor, per adapter."""
 
     what: str
     shapes: Mapping[str, Shape]
@@ -250,34 +256,34 @@ def _bytes_in(directory: Path) -> int:
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and of the processor."""
+    """Return seconds of wall-clock time and of processor time."""
     begun, spent = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - begun, time.process_time() - spent
 
 
 def _best(adapters: Sequence[Adapter], reference: Reference, speeds: list[float]) -> tuple[float, float]:
-    """Per adapter, best of REPEATS; the bandwidth is measured again in between."""
+    """Return times per adapter, best of REPEATS; the bandwidth is measured again in between."""
     clock, processor = _repeated(lambda: screen_many(adapters, reference, POLICY))
     speeds.append(read_bandwidth())
     return clock / len(adapters), processor / len(adapters)
 
 
 def _balancing(shapes: Mapping[str, Shape], rank: int) -> tuple[float, float]:
-    """Bringing one adapter into the form that is screened."""
+    """Time the conversion of one adapter into the form that is screened."""
     adapter = random_adapter(shapes, rank, 0)
     return _repeated(lambda: balance_all(adapter))
 
 
 def _repeated(work: Callable[[], object]) -> tuple[float, float]:
-    """Best of REPEATS, by the clock and of the processor."""
+    """Return the best of REPEATS, wall clock and processor time."""
     work()
     clock, processor = zip(*(_timed(work) for _ in range(REPEATS)), strict=True)
     return min(clock), min(processor)
 
 
 def _cold(directory: Path, adapter: Adapter) -> tuple[tuple[float, float], int]:
-    """The first screening after the page cache was dropped, and the bytes that came from the disk."""
+    """Time the first screening after the page cache was dropped; also return the bytes read from the disk."""
     drop_from_cache(directory)
     with _opened(directory) as reference:
         before = bytes_from_disk()
@@ -286,7 +292,7 @@ def _cold(directory: Path, adapter: Adapter) -> tuple[tuple[float, float], int]:
 
 
 def _baseline(reference: Reference) -> Baseline:
-    """The published algorithms in float32 on one module, with all the threads torch takes."""
+    """Time the published algorithms in float32 on one module, with torch's default number of threads."""
     name, shape = next(iter(reference.modules.items()))
     v = reference.v(name)
     assert v is not None

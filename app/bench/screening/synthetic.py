@@ -1,9 +1,9 @@
-"""A reference of real size without real checkpoints, and adapters to screen against it. Synthetic, and labelled so.
+"""Synthetic reference of real size without real checkpoints, and adapters to screen against it. Labelled as synthetic.
 
 V = U·diag(s)·Rᵀ + σ·noise with six spikes far above the noise. The singular values in its manifest come from that
 construction, not from a decomposition: spikes by the formula for spiked matrices (F. Benaych-Georges, R. R. Nadakuditi, J.
 Multivariate Anal. 111 (2012) 120), noise from a narrower matrix of the same proportions. They are within about one per cent
-of V's own, which is enough to time a screening and too little to decide by.
+of V's own, which is sufficient to time a screening and insufficient for decisions.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from app.screen.reference.manifest import MANIFEST, FileInfo, Manifest, ModuleIn
 from app.screen.reference.spectrum import NODES, gauss_nodes
 
 LABEL: Final = b"synthetic: no checkpoints; written by app.bench.screening.synthetic"
-"""Stands where the digests of two checkpoints would."""
+"""Bytes whose digest stands in for the digests of the two checkpoints."""
 
 SPIKES: Final = (12.0, 9.0, 7.0, 5.0, 4.0, 3.0)
 """Singular values of V's low-rank part, in units of the noise's largest."""
@@ -32,15 +32,15 @@ NOISE: Final = 1e-4
 """Standard deviation of the noise: weights change by about this much in alignment training."""
 
 TOP_K: Final = 16
-"""Singular triples kept per module, as the builder keeps."""
+"""Singular triples kept per module, the same number as the builder keeps."""
 
 NARROW: Final = 512
-"""Smaller side of the matrix the noise's singular values are taken from: a tenth of a second."""
+"""Smaller side of the matrix from which the noise's singular values are taken: a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bulk:
-    """The noise of one shape: itself (d_out, d_in), and eigenvalues of noise·noiseᵀ with how many times each counts."""
+    """Noise of one shape: the matrix (d_out, d_in), and eigenvalues of noise·noiseᵀ with the multiplicity of each."""
 
     noise: Tensor
     eigenvalues: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -48,7 +48,7 @@ class _Bulk:
 
 
 def llama_modules(layers: int, kinds: tuple[str, ...] = ("q_proj", "v_proj")) -> dict[str, Shape]:
-    """Linear modules of Llama-2-7B by name: the given kinds in the first `layers` layers."""
+    """Return linear modules of Llama-2-7B by name: the given kinds in the first `layers` layers."""
     wide, tall, square = Shape(4096, 11008), Shape(11008, 4096), Shape(4096, 4096)
     all_kinds = {
         "q_proj": ("self_attn", square),
@@ -68,7 +68,7 @@ def write_synthetic(
 ) -> None:
     """Write a reference with V in bfloat16 at `out`, and `out`-compact beside it without V. About 0.1 s a module.
 
-    Raises OSError when the disk does not take it.
+    Raises OSError if the disk has too little space.
     """
     compact = out.with_name(out.name + "-compact")
     out.mkdir(parents=True)
@@ -105,7 +105,7 @@ def _write_module(out: Path, compact: Path, name: str, bulk: _Bulk, seed: int) -
     spikes = torch.zeros(top_k)
     many = min(len(SPIKES), top_k)
     spikes[:many] = torch.tensor(SPIKES[:many]) * float(bulk.eigenvalues.max()) ** 0.5
-    noise = torch.roll(bulk.noise, 61 * seed, 0)  # another one for each module, at the price of a copy
+    noise = torch.roll(bulk.noise, 61 * seed, 0)  # different noise for each module, at the price of a copy
     v = torch.addmm(noise, u * spikes, r.T).bfloat16()
     norm = float(v.double().norm()) if v.numel() < 1 << 20 else float(v.float().norm())
     theta = spikes[:many].double().numpy() ** 2
@@ -142,7 +142,7 @@ def _save(file: str, tensors: dict[str, Tensor], *directories: Path) -> FileInfo
 
 
 def random_adapter(shapes: Mapping[str, Shape], rank: int, seed: int) -> Adapter:
-    """A random bfloat16 adapter on every module, of honest size."""
+    """Return a random bfloat16 adapter on every module, of realistic size."""
     g = torch.Generator().manual_seed(seed)
     modules = []
     for name in sorted(shapes):

@@ -1,1 +1,1 @@
-"""Compiled kernels: the two measurements that are slow in NumPy, in machine code."""
+"""Compiled kernels: machine code, through numba, for the measurements that are slow in NumPy or torch."""

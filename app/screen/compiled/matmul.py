@@ -1,12 +1,12 @@
 """Products of a bfloat16 V with a few float32 columns at the speed of memory: register tiles, compiled by numba.
 
-V is read as it lies and widened in registers; torch widens it into a buffer and reads that again, and its products with
-eight columns reach a tenth of the processor's arithmetic. A tile is LANES columns of V wide and TILE columns of the other
-factor deep, written as vectors in LLVM's language, which splits them for processors with narrower registers.
+V is read as stored and widened in registers. torch widens it into a buffer that it then reads again, and its products with
+eight columns reach a tenth of the processor's peak arithmetic. A tile is LANES columns of V wide and TILE columns of the
+other factor deep, written as vectors in LLVM's language, which splits them for processors with narrower registers.
 
-Every kernel is one thread and lets go of the interpreter. Blocks and the order of sums are fixed by the shape alone, and a
-column's result does not depend on the columns beside it: results are the same to the bit on any number of threads, and
-for one adapter or several together.
+Every kernel runs on one thread and releases the interpreter's lock. Blocks and the order of sums depend only on the shape,
+and a column's result does not depend on the columns beside it: results are bit-identical on any number of threads, and for
+one adapter or several together.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ LANES: Final = 16
 """float32 values in a vector: one AVX-512 register, two of AVX2."""
 
 WIDTH: Final = 2 * LANES
-"""Columns of V are taken this many at a time: one cache line of bfloat16. V's width must be a multiple of it."""
+"""Columns of V processed at a time: one cache line of bfloat16. V's width must be a multiple of it."""
 
 TILE: Final = 8
-"""Columns of the other factor in a tile: with ROWS, 24 accumulators of the 32 registers. Others are padded with zeros."""
+"""Columns of the other factor in a tile: with ROWS, 24 accumulators of the 32 registers. Missing ones are zero padding."""
 
 ROWS: Final = 3
 """Rows of V in a tile of V·X."""
@@ -36,7 +36,7 @@ BLOCK: Final = 24
 """Rows of V used for both products while they are in the cache: 192 KiB at 4096 columns. A multiple of ROWS."""
 
 FOLD: Final = 20
-"""Blocks (480 rows) summed in float32 before they are folded into float64."""
+"""Number of blocks (480 rows) summed in float32 before the sum is added to the float64 total."""
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_F32, LANES)
@@ -45,7 +45,7 @@ _BYTE = ir.IntType(8).as_pointer()
 
 
 def _at(b: Any, base: Any, *offsets: tuple[Any, int]) -> Any:
-    """base + Σ index·stride, bytes."""
+    """Return base + Σ index·stride, in bytes."""
     for index, stride in offsets:
         base = b.add(base, b.mul(index, _I64(stride)))
     return base
@@ -56,13 +56,13 @@ def _load(b: Any, address: Any) -> Any:
 
 
 def _widen(b: Any, address: Any) -> Any:
-    """LANES bfloat16 values as float32: their bits are the upper halves."""
+    """Return LANES bfloat16 values as float32, whose upper halves are their bits."""
     bits = b.zext(b.load(b.inttoptr(address, _HALVES.as_pointer()), align=2), _WORDS)
     return b.bitcast(b.shl(bits, ir.Constant(_WORDS, [16] * LANES)), _VECTOR)
 
 
 def _splat(b: Any, address: Any) -> Any:
-    """One float32 in every lane."""
+    """Return a vector with one float32 in every lane."""
     nothing = ir.Constant(_VECTOR, ir.Undefined)
     one = b.insert_element(nothing, b.load(b.inttoptr(address, _F32.as_pointer()), align=4), _I32(0))
     return b.shuffle_vector(one, nothing, ir.Constant(_WORDS, [0] * LANES))
@@ -74,14 +74,14 @@ def _fma(b: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 def _prefetch(b: Any, address: Any) -> None:
-    """Ask for a cache line; an address beyond the mapping does nothing."""
+    """Prefetch a cache line; an address beyond the mapping has no effect."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
     fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
     b.call(fetch, [b.inttoptr(address, _BYTE), _I32(0), _I32(3), _I32(1)])
 
 
 def _loop(b: Any, count: Any, start: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """`start` carried through `count` ≥ 1 turns of body(i, values), in registers."""
+    """Pass `start` through `count` ≥ 1 iterations of body(i, values), in registers."""
     before, turn = b.block, b.append_basic_block("turn")
     b.branch(turn)
     b.position_at_end(turn)
@@ -99,7 +99,7 @@ def _loop(b: Any, count: Any, start: list[Any], body: Callable[[Any, list[Any]],
 
 
 def _dot(rows: int) -> Any:
-    """out[r, c] = Σ_j V[r, j]·X[c, j] for `rows` rows and TILE columns; strides in bytes, `lines` of WIDTH columns."""
+    """Build out[r, c] = Σ_j V[r, j]·X[c, j], `rows` rows, TILE columns; strides in bytes, `lines` of WIDTH columns."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def dot(_: Any, v: Any, vs: Any, x: Any, xs: Any, lines: Any, out: Any, os: Any) -> Any:
@@ -137,7 +137,7 @@ def _dot(rows: int) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _outer(_: Any, v: Any, vs: Any, rows: Any, u: Any, us: Any, t: Any, ts: Any) -> Any:
-    """t[c, j] += Σ_r V[r, j]·U[r, c] for WIDTH columns j and TILE columns c; strides in bytes."""
+    """Add Σ_r V[r, j]·U[r, c] to t[c, j] for WIDTH columns j and TILE columns c; strides in bytes."""
 
     def generate(context: Any, b: Any, _: Any, args: list[Any]) -> Any:
         v, vs, rows, u, us, t, ts = args
@@ -166,7 +166,7 @@ _dot_rows, _dot_row = _dot(ROWS), _dot(1)
 
 @compiled
 def _right_block(v: Any, x: Any, h: Any, at: int, end: int) -> None:
-    """Rows at..end of V·X."""
+    """Compute rows at..end of V·X."""
     vs, xs, hs, lines = 2 * v.shape[1], 4 * v.shape[1], 4 * h.shape[1], v.shape[1] // WIDTH
     at_v, at_x, at_h = v.ctypes.data, x.ctypes.data, h.ctypes.data
     whole = end - (end - at) % ROWS
@@ -179,7 +179,7 @@ def _right_block(v: Any, x: Any, h: Any, at: int, end: int) -> None:
 
 @compiled
 def _right(v: Any, x: Any, h: Any) -> None:
-    """The last rows first: after `_both` they are still in the cache."""
+    """Compute V·X, the last rows first: after `_both` they are still in the cache."""
     for back in range((v.shape[0] - 1) // BLOCK, -1, -1):
         _right_block(v, x, h, back * BLOCK, min((back + 1) * BLOCK, v.shape[0]))
 
@@ -204,7 +204,7 @@ def _both(v: Any, u: Any, x: Any, partial: Any, t: Any, h: Any) -> None:
 
 
 def right(v: NDArray[np.int16], x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """V·Xᵀ: v (d_out, d_in) bits of bfloat16, x (n, d_in), both contiguous, n a multiple of TILE → (d_out, n)."""
+    """Return V·Xᵀ: v (d_out, d_in) bits of bfloat16, x (n, d_in), both contiguous, n a multiple of TILE → (d_out, n)."""
     h = np.empty((v.shape[0], x.shape[0]), np.float32)
     _right(v, x, h)
     return h
@@ -213,7 +213,7 @@ def right(v: NDArray[np.int16], x: NDArray[np.float32]) -> NDArray[np.float32]:
 def both(
     v: NDArray[np.int16], u: NDArray[np.float32], x: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """(Uᵀ·V (n, d_in) in float64, V·Xᵀ (d_out, n)) in one read of V; u (d_out, n), the rest as for `right`."""
+    """Return (Uᵀ·V (n, d_in) in float64, V·Xᵀ (d_out, n)) in one read of V; u (d_out, n), the rest as for `right`."""
     n = u.shape[1]
     t, h = np.zeros((n, v.shape[1])), np.empty((v.shape[0], n), np.float32)
     _both(v, u, x, np.zeros((n, v.shape[1]), np.float32), t, h)

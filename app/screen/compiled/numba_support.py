@@ -1,6 +1,6 @@
-"""Compilation of kernels: numba, one thread, without the interpreter's lock, kept on disk if that is possible.
+"""Compilation of kernels with numba: one thread, without the interpreter's lock, cached on disk if possible.
 
-Every compiled kernel has a plain form beside it that gives the same numbers to rounding; that one serves where numba is not
+Every compiled kernel has a plain counterpart that gives the same numbers to rounding; it is used if numba is not
 installed.
 """
 
@@ -15,27 +15,27 @@ from typing import Any, Final, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 PLAIN: Final = "SCREEN_PLAIN"
-"""Environment variable: when set, the compiled kernels are left alone."""
+"""Environment variable: if set, the compiled kernels are not used."""
 
 
 def compiled(function: F) -> F:
-    """Compile on first use; keep the result beside the module or in the user's cache, or nowhere if neither can be written.
+    """Compile on first use; cache the result beside the module or in the user's cache, if one of them is writable.
 
     Floating-point sums stay in their written order (no fastmath), so results do not depend on the width of registers.
-    Division by zero gives infinity, as in numpy: a check would keep loops from being vectorised.
+    Division by zero gives infinity, as in numpy: a check would prevent the vectorisation of loops.
     """
     import numba  # type: ignore[import-untyped]
 
     try:
         done: F = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # numba's "no locator available": nowhere to write
+    except RuntimeError:  # numba's "no locator available": no writable directory
         done = numba.njit(nogil=True, error_model="numpy")(function)
     return done
 
 
 @functools.cache
 def kernel(name: str) -> ModuleType | None:
-    """Module `name` of compiled kernels, or None on a machine without numba."""
+    """Return module `name` of the compiled kernels, or None if numba is not installed or SCREEN_PLAIN is set."""
     if os.environ.get(PLAIN) or importlib.util.find_spec("numba") is None:
         return None
     return importlib.import_module(f"app.screen.compiled.{name}")

@@ -1,7 +1,7 @@
-"""quadratic.probability compiled: the same formulas, grid and cuts, without temporaries and without the interpreter.
+"""Compiled quadratic_form.probability: the same formulas, grid and cuts, without temporaries and without the interpreter.
 
-Logarithm and arc tangent are polynomials and ratios of them in plain arithmetic, which the compiler turns into vectors;
-calls into the C library would not be. Both are within a few 2⁻⁵³ of numpy's; sums run in a fixed order.
+Logarithm and arc tangent are polynomials and ratios of polynomials in plain arithmetic, which the compiler vectorises;
+calls into the C library would not be vectorised. Both are within a few 2⁻⁵³ of numpy's; sums run in a fixed order.
 """
 
 import math
@@ -15,7 +15,7 @@ from numba.extending import intrinsic  # type: ignore[import-untyped]
 from app.screen.compiled.numba_support import compiled
 
 NODES: Final = 1024
-"""Room for the nodes of the grid: (LAST + |ln SMALL|)/STEP is 216 at the settings of screen/quadratic_form.py."""
+"""Capacity for the nodes of the grid: (LAST + |ln SMALL|)/STEP is 216 at the settings of screen/quadratic_form.py."""
 
 _TAN_PI_8: Final = math.tan(math.pi / 8)
 _LN2: Final = math.log(2.0)
@@ -23,19 +23,19 @@ _LN2: Final = math.log(2.0)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _bits(_: Any, x: Any) -> Any:
-    """A float64's bits as int64."""
+    """Return a float64's bits as int64."""
     return types.int64(types.float64), lambda _c, b, _s, args: b.bitcast(args[0], ir.IntType(64))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _float(_: Any, bits: Any) -> Any:
-    """The reverse of `_bits`."""
+    """Reverse `_bits`."""
     return types.float64(types.int64), lambda _c, b, _s, args: b.bitcast(args[0], ir.DoubleType())
 
 
 @compiled
 def _log(x: Any) -> Any:
-    """ln x for a normal x > 0: 2·artanh(s), s = (m − 1)/(m + 1), of the mantissa m in (√½, √2]; s²² ≤ 0.1716²² ≈ 1e-17."""
+    """Return ln x for a normal x > 0: 2·artanh(s), s = (m − 1)/(m + 1), of the mantissa m in (√½, √2]; s²² ≤ 1e-17."""
     bits = _bits(x)
     exponent = (bits >> 52) - 1023
     m = _float((bits & 0xFFFFFFFFFFFFF) | (1023 << 52))
@@ -59,7 +59,7 @@ def _log(x: Any) -> Any:
 
 @compiled
 def _angle(y: Any, x: Any) -> Any:
-    """atan2(y, x), not both zero. The rational approximation is that of S. L. Moshier's Cephes, atan.c (|q| ≤ 0.66)."""
+    """Return atan2(y, x), not both zero; rational approximation of S. L. Moshier's Cephes, atan.c (|q| ≤ 0.66)."""
     ax, ay = abs(x), abs(y)
     low, high = min(ax, ay), max(ax, ay)
     steep = low > _TAN_PI_8 * high
@@ -83,7 +83,7 @@ def _angle(y: Any, x: Any) -> Any:
 
 @compiled
 def _grows(w: Any, dof: Any, angle: float, u: Any, growth: float) -> bool:
-    """Whether ln |φ| comes to more than `growth` at one of the u along the ray."""
+    """Return whether ln |φ| rises by more than `growth` at one of the u along the ray."""
     fallen, sine, cosine = np.zeros(len(u)), math.sin(angle), math.cos(angle)
     for j in range(len(w)):
         turn, grow, quarter = w[j] * sine, w[j] * cosine, 0.25 * dof[j]
@@ -100,7 +100,7 @@ def _grows(w: Any, dof: Any, angle: float, u: Any, growth: float) -> bool:
 
 @compiled
 def _top(w: Any, dof: Any, sine: float, cosine: float, decay: float, last: float) -> float:
-    """The largest node: where −ln|φ| has reached `decay`, by eight bisections."""
+    """Return the largest node: the one at which −ln|φ| has reached `decay`, found by eight bisections."""
     low, high = 0.0, last
     for _ in range(8):
         u = math.exp(0.5 * (low + high))
@@ -119,7 +119,7 @@ def _top(w: Any, dof: Any, sine: float, cosine: float, decay: float, last: float
 def _sums(
     w: Any, dof: Any, dw: Any, top: float, nodes: int, step: float, sine: float, cosine: float
 ) -> tuple[float, float, float, float]:
-    """Σ Im φ and Σ Im φ·(d ln φ) over the grid of one row; Σ Im φ over every second node, over every fourth."""
+    """Return Σ Im φ and Σ Im φ·(d ln φ) over the grid of one row; Σ Im φ over every second node, over every fourth."""
     u, size, phase, across, along = (
         np.empty(NODES),
         np.zeros(NODES),
@@ -154,8 +154,10 @@ def _sums(
 
 
 @compiled
-def _whole(total: float, slopes: float, end: float, step: float, turned: float, moments: Any) -> tuple[float, float]:
-    """Probability and slope from the sums over the nodes, the lowest of which is x = end."""
+def _probability_from_sums(
+    total: float, slopes: float, end: float, step: float, turned: float, moments: Any
+) -> tuple[float, float]:
+    """Return probability and slope from the sums over the nodes, the lowest of which is x = end."""
     mean, square, d_mean, d_square = moments
     u, per = math.exp(end), step / math.pi
     one = 0.5 * math.cos(turned) * u / math.expm1(step)
@@ -166,7 +168,7 @@ def _whole(total: float, slopes: float, end: float, step: float, turned: float, 
 
 @compiled
 def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
-    """Value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI, GROWTH,
+    """Return value and slope for one row; setting: (STEP, ANGLE, DECAY, ln SMALL, LAST, CANTELLI, GROWTH,
     HALVINGS, LOOK, FINER, FORETOLD, ROUGH, AGREE, REFINEMENTS)."""
     step, angle, decay, ln_small, last, cantelli, growth, halvings, look, narrower = setting[:10]
     foretold, rough, agree, refinements = setting[10:]
@@ -200,9 +202,9 @@ def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
         d2 += 4.0 * w[j] * dw[j] * dof[j]
     moments = (k1, k1 * k1 + k2, d1, 2.0 * k1 * d1 + d2)
     end = top - step * (nodes - 1)
-    value, slope = _whole(total, slopes, end, step, turned, moments)
-    two, _ = _whole(second, 0.0, end + step * ((nodes - 1) % 2), 2.0 * step, turned, moments)
-    four, _ = _whole(fourth, 0.0, end + step * ((nodes - 1) % 4), 4.0 * step, turned, moments)
+    value, slope = _probability_from_sums(total, slopes, end, step, turned, moments)
+    two, _ = _probability_from_sums(second, 0.0, end + step * ((nodes - 1) % 2), 2.0 * step, turned, moments)
+    four, _ = _probability_from_sums(fourth, 0.0, end + step * ((nodes - 1) % 4), 4.0 * step, turned, moments)
     delta, before = abs(value - two), abs(two - four)
     if delta**3 > foretold * before**2 or delta > rough:
         for level in range(1, refinements + 1):
@@ -211,7 +213,7 @@ def _row(w: Any, dof: Any, dw: Any, setting: Any) -> tuple[float, float]:
                 more, steeper, _, _ = _sums(w, dof, dw, top - finer * between, nodes, step, sine, cosine)
                 total += more
                 slopes += steeper
-            value, slope = _whole(total, slopes, end - (step - finer), finer, turned, moments)
+            value, slope = _probability_from_sums(total, slopes, end - (step - finer), finer, turned, moments)
             if abs(value - coarse) <= agree:
                 break
     return min(max(value, 0.0), 1.0), slope
@@ -224,7 +226,7 @@ def _probability(w: Any, dof: Any, dw: Any, setting: Any, value: Any, slope: Any
 
 
 def probability(w: Any, dof: Any, dw: Any, setting: tuple[float, ...]) -> tuple[Any, Any]:
-    """As quadratic.probability, with the degrees of freedom (m,) of all rows alike, and that module's constants."""
+    """Compute quadratic_form.probability for rows with equal degrees of freedom (m,); setting: that module's constants."""
     value, slope = np.empty(len(w)), np.empty(len(w))
     rows, slopes = (np.ascontiguousarray(x, np.float64) for x in (w, dw))
     _probability(rows, np.ascontiguousarray(dof, np.float64), slopes, setting, value, slope)

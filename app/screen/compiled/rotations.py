@@ -1,4 +1,4 @@
-"""Jacobi rotations of core_svd.py, compiled by numba: operation by operation what numpy does there."""
+"""Jacobi rotations of core_svd.py, compiled by numba: the same operations, one by one, as the numpy code there."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from app.screen.compiled.numba_support import compiled
 
 @compiled
 def sweep(rows: Any, schedule: Any, dead: float, orthogonal: float) -> bool:
-    """Rotate every pair of rows (n, m) that is not orthogonal, in the schedule's order; whether any was.
+    """Rotate every pair of rows (n, m) that is not orthogonal, in the schedule's order; return whether any was rotated.
 
-    dead: squared length up to which a row is left alone.
+    dead: squared length up to which a row is not rotated.
     """
     turned = False
     for k in range(schedule.shape[0]):

@@ -1,4 +1,4 @@
-"""Compile ahead of the first screening."""
+"""Compilation of the kernels ahead of the first screening."""
 
 import time
 
@@ -11,9 +11,9 @@ from app.screen.quadratic_form import Array, quantiles
 
 
 def warm() -> float:
-    """Compile this room's kernels, or load them from numba's cache; return the seconds it took. Blocking: call in a thread.
+    """Compile the kernels, or load them from numba's cache; return the seconds it took. Blocking: call in a thread.
 
-    A second from the cache, several otherwise. Without numba it does nothing worth mentioning.
+    Takes a second from the cache, several otherwise; without numba, next to nothing.
     """
     begun = time.perf_counter()
     v, x = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 1)

@@ -1,1 +1,1 @@
-"""Reference: the aligned checkpoint's difference from its base, built once and opened at start."""
+"""Reference: the difference of the aligned checkpoint from its base, built once and opened at start."""

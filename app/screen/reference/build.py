@@ -1,7 +1,8 @@
-"""Base + aligned checkpoint → reference directory, one module in memory at a time.
+"""Builder of references: base + aligned checkpoint → reference directory, one module in memory at a time.
 
-Built in `.<name>.building` beside `out`, which has no reference.json until everything else is written and synced; then
-renamed. So a reference exists whole or not at all, and a build that was killed goes on where it stopped.
+The build happens in `.<name>.building` beside `out`, which has no reference.json until everything else is written and
+synced; it is then renamed. So a reference is either complete or absent, and a build that was killed resumes where it
+stopped.
 """
 
 import fcntl
@@ -38,19 +39,22 @@ from app.screen.reference.spectrum import spectrum_of
 from app.screen.sides import signs_of_swap
 
 Progress = Callable[[str, int, int], None]
-"""Called as (module, done, total) before each module and once at the end."""
+"""Callback (module, done, total), called before each module and once at the end."""
 
 PLAN: Final = "plan.json"
 FILE_MODE: Final = 0o444
 BLOCK_BYTES: Final = 16 << 20
-"""Of a matrix in float64, worked on at a time: a build holds one stored V and a few of these."""
+"""Bytes of a matrix, in float64, processed at a time: a build holds one stored V and a few of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """top_k: singular triples of V kept per module. dtype: how V is stored (bfloat16 halves what screening reads; the
-    rounding is recorded). modules: a glob over module names, None for all. compact: leave V out; such a reference is
-    megabytes and serves the `input` comparison only."""
+    """Options of a build.
+
+    top_k: singular triples of V kept per module. dtype: storage dtype of V (bfloat16 halves the bytes that screening reads;
+    the rounding is recorded). modules: a glob over module names, None for all. compact: leave V out; such a reference is
+    only megabytes and supports the `input` comparison only.
+    """
 
     top_k: int = 16
     dtype: torch.dtype = torch.bfloat16
@@ -82,8 +86,8 @@ def build_reference(
 ) -> Digest:
     """Build the reference of a base and an aligned checkpoint (directories or hub ids) at `out`; return its digest.
 
-    warn: called with each sign that the two were swapped, before anything is measured. Raises Unavailable BAD_REFERENCE,
-    naming the tensor, when architectures or shapes differ, a value is not finite, or no module differs.
+    warn: called with each sign that the two were swapped, before any measurement. Raises Unavailable BAD_REFERENCE,
+    naming the tensor, if architectures or shapes differ, a value is not finite, or no module differs.
     """
     options = options or BuildOptions()
     if out.exists():
@@ -103,7 +107,7 @@ def build_reference(
 
 
 def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> _Pair:
-    """Both checkpoints, with their modules compared by name and shape."""
+    """Open both checkpoints, with their modules compared by name and shape."""
     one, two = Checkpoint(base), Checkpoint(aligned)
     for name in sorted(set(one.modules) ^ set(two.modules)):
         has, lacks = (one, two) if name in one.modules else (two, one)
@@ -121,7 +125,7 @@ def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> 
 
 
 def _plan(pair: _Pair) -> str:
-    """What a half-finished build must share with this one to be continued."""
+    """Return the parameters that a half-finished build must share with this one to be resumed."""
     o = pair.options
     return json.dumps(
         [FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), o.top_k, str(o.dtype), o.modules, o.compact]
@@ -130,7 +134,7 @@ def _plan(pair: _Pair) -> str:
 
 @contextmanager
 def _stage(stage: Path, plan: str) -> Iterator[Path]:
-    """The building directory, locked, emptied unless it holds the same plan's work."""
+    """Lock the building directory, and empty it unless it holds work of the same plan."""
     stage.mkdir(exist_ok=True)
     fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -178,13 +182,13 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
 
 
 def _left_out(pair: _Pair) -> tuple[str, ...]:
-    """Weights of the aligned checkpoint on which a LoRA is refused: no module of ours, or not matched by the glob."""
+    """Return the aligned weights on which a LoRA is refused: outside `modules`, or not matched by the glob."""
     unmatched = (f"{name}.weight" for name in set(pair.aligned.modules) - set(pair.names))
     return tuple(sorted({*pair.aligned.left_out, *unmatched}))
 
 
 def _digest_rest(pair: _Pair, parts: tuple[dict[str, Digest], dict[str, Digest]]) -> None:
-    """Digests of the tensors no module is made of, so that a checkpoint's digest covers all of it."""
+    """Add digests of the tensors that belong to no module, so that a checkpoint's digest covers all of it."""
     for checkpoint, of in zip((pair.base, pair.aligned), parts, strict=True):
         for tensor in checkpoint.shapes:
             if tensor not in of:
@@ -192,31 +196,31 @@ def _digest_rest(pair: _Pair, parts: tuple[dict[str, Digest], dict[str, Digest]]
 
 
 def _resume(stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]] | None:
-    """What an earlier, killed run of this build measured for a module, if its files are whole."""
+    """Return a module's measurements from an earlier, killed run of this build, if its files are intact."""
     try:
         fields = json.loads((stage / f"{name}.done").read_text(encoding="utf-8"))
         info = module_from(fields["info"])
         digests = Digest(fields["base"]), Digest(fields["aligned"])
-        whole = all(_hash(stage / f.name) == f.sha256 for f in (info.v, info.triples) if f is not None)
+        intact = all(_hash(stage / f.name) == f.sha256 for f in (info.v, info.triples) if f is not None)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (info, digests) if whole else None
+    return (info, digests) if intact else None
 
 
 def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]]:
-    """One module: V, its statistics, its files, and the note that it is done."""
+    """Measure one module: V, its statistics, its files, and the record that it is done."""
     v, rounding, digests = _difference(pair, f"{name}.weight")
     norm = _norm(v)
     info = _zero_info(name, v) if norm == 0.0 else _info(name, v, norm, rounding, pair.options, stage)
-    note = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
-    _write(stage / f"{name}.done", json.dumps(note).encode())
+    record = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
+    _write(stage / f"{name}.done", json.dumps(record).encode())
     return info, digests
 
 
 def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
-    """V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the very bytes it came from.
+    """Return V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the bytes read.
 
-    Differences are taken in float64 and rounded once to float32, once to the storage dtype.
+    Differences are computed in float64 and rounded once to float32, once to the storage dtype.
     """
     shape = pair.base.shapes[tensor]
     stored = torch.empty(shape, dtype=pair.options.dtype)
@@ -242,7 +246,7 @@ def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float, tuple[Digest, 
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    """Rows of a matrix worked on at a time."""
+    """Return the number of rows of a matrix processed at a time."""
     return max(1, BLOCK_BYTES // (8 * max(shape[1], 1)))
 
 
@@ -294,7 +298,7 @@ def _hash(path: Path) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: written beside, synced, renamed."""
+    """Write a file atomically: to a temporary file beside it, synced, renamed."""
     beside = path.with_name(path.name + ".new")
     beside.write_bytes(data)
     _sync(beside)

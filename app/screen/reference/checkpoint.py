@@ -1,6 +1,6 @@
-"""A checkpoint on disk: safetensors, one file or many, read tensor by tensor.
+"""Checkpoint on disk: safetensors, one file or many, read tensor by tensor.
 
-Read, not mapped: mapped pages count as this process's memory, and a mapped file that shrinks kills it.
+Files are read, not mapped: mapped pages count as this process's memory, and a mapped file that shrinks kills it.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from app.domain.lora import Shape
 
 INDEX: Final = "model.safetensors.index.json"
 PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
-"""Files fetched of a hub repository: the weights, and what tells a base from an aligned one. No pickles, no code."""
+"""Files downloaded from a hub repository: weights, and files that distinguish base from aligned. No pickles, no code."""
 
 LINEAR: Final = re.compile(r"((?:[A-Za-z0-9_]+\.)*layers\.[0-9]+\.(?:[A-Za-z0-9_]+\.)*[a-z_]*_proj)\.weight")
-"""Weights of the linear modules LoRA adapts in Llama, Mistral, Qwen, Gemma and Phi-3 (fused ones too): inside a decoder
-layer, last name `…_proj`. Not embeddings, lm_head, norms; not the experts of a mixture."""
+"""Weights of the linear modules that LoRA adapts in Llama, Mistral, Qwen, Gemma and Phi-3 (fused ones too): inside a
+decoder layer, last name `…_proj`. Not embeddings, lm_head or norms; not the experts of a mixture."""
 
 EXPERT: Final = re.compile(r"(?:^|\.)experts\.")
 DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -36,18 +36,18 @@ CHUNK: Final = 1 << 22
 
 
 def fail(message: str) -> Unavailable:
-    """A reference that cannot be built or opened, in the operator's words."""
+    """Return the error for a reference that cannot be built or opened; the message is for the operator."""
     return Unavailable(BAD_REFERENCE, message)
 
 
 def module_of(tensor: str) -> str | None:
-    """The linear module whose weight this tensor is, or None when LoRA does not adapt it."""
+    """Return the linear module whose weight this tensor is, or None if LoRA does not adapt it."""
     found = LINEAR.fullmatch(tensor)
     return None if found is None or EXPERT.search(tensor) else found[1]
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """A directory as it is, anything else as a hub id (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold)."""
+    """Return a directory as it is, anything else as a hub id, downloaded (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE apply)."""
     path = Path(checkpoint)
     if path.is_dir():
         return path
@@ -63,7 +63,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one tensor lies: file name, dtype as safetensors writes it, shape, and its bytes begin..end in the file."""
+    """Position of one tensor: file name, dtype in safetensors notation, shape, and its bytes begin..end in the file."""
 
     file: str
     dtype: str
@@ -73,9 +73,9 @@ class Entry:
 
 
 class Checkpoint:
-    """The tensors of one checkpoint by name, read in parts, from any thread.
+    """Tensors of one checkpoint by name, read in parts, from any thread.
 
-    Raises Unavailable BAD_REFERENCE naming file and tensor when a file is missing, truncated or no safetensors.
+    Raises Unavailable BAD_REFERENCE naming file and tensor if a file is missing, truncated or not safetensors.
     """
 
     def __init__(self, checkpoint: str | Path) -> None:
@@ -92,16 +92,16 @@ class Checkpoint:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Weights of two or more dimensions that are no module of ours: embeddings, experts, routers, towers."""
+        """Weights of two or more dimensions outside `modules`: embeddings, experts, routers, towers."""
         modules = self.modules
         return tuple(n for n, shape in self.shapes.items() if len(shape) > 1 and module_of(n) not in modules)
 
     def where(self, name: str) -> str:
-        """A tensor and its file, for a message."""
+        """Return a tensor and its file, for a message."""
         return f"{self.path / self._entries[name].file}: tensor {name}"
 
     def _scan(self) -> dict[str, Entry]:
-        """Every tensor, sorted by name: the index's where there is one, else those of the files themselves."""
+        """Return every tensor, sorted by name: the index's if there is an index, else those of the files themselves."""
         index = self.path / INDEX
         if index.is_file():
             return self._indexed(index)
@@ -131,7 +131,7 @@ class Checkpoint:
         return {name: headers[file][name] for name, file in sorted(names.items())}
 
     def blocks(self, name: str, size: int = CHUNK) -> Iterator[bytearray]:
-        """One tensor's bytes in parts of `size` bytes, the last one shorter."""
+        """Yield one tensor's bytes in parts of `size` bytes, the last one shorter."""
         entry = self._entries[name]
         for at in range(entry.begin, entry.end, size):
             data = bytearray(min(size, entry.end - at))
@@ -147,14 +147,14 @@ class Checkpoint:
             yield data
 
     def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype; 16- and 32-bit floats only."""
+        """Return a tensor's dtype; raises for dtypes other than 16- and 32-bit floats."""
         kind = self._entries[name].dtype
         if kind not in DTYPES:
             raise fail(f"{self.where(name)} is {kind}; only 16- and 32-bit floats are read")
         return DTYPES[kind]
 
     def rows(self, name: str, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:
-        """A matrix (d_out, d_in) as stored, `rows` rows at a time, in memory of its own. sha: fed with the bytes."""
+        """Yield a matrix (d_out, d_in) as stored, `rows` rows at a time, in its own memory; updates sha with the bytes."""
         dtype, (_, columns) = self.dtype(name), self.shapes[name]
         for data in self.blocks(name, rows * columns * dtype.itemsize):
             if sha is not None:
@@ -162,27 +162,27 @@ class Checkpoint:
             yield torch.frombuffer(data, dtype=dtype).view(-1, columns)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor as stored, whole, in memory of its own."""
+        """Return one tensor as stored, complete, in separate memory."""
         dtype, shape, entry = self.dtype(name), self.shapes[name], self._entries[name]
         parts = [torch.frombuffer(data, dtype=dtype) for data in self.blocks(name, max(entry.end - entry.begin, 1))]
         return parts[0].view(shape) if parts else torch.empty(shape, dtype=dtype)
 
     def hashing(self, name: str) -> "hashlib._Hash":
-        """A SHA-256 begun with a tensor's dtype and shape, to be fed its bytes: the same however files are cut."""
+        """Return a SHA-256 started with a tensor's dtype and shape, for its bytes; independent of the split into files."""
         return hashlib.sha256(f"{self._entries[name].dtype} {self.shapes[name]}\n".encode())
 
     def digest(self, name: str) -> Digest:
-        """SHA-256 over one tensor's dtype, shape and bytes."""
+        """Return the SHA-256 over one tensor's dtype, shape and bytes."""
         sha = self.hashing(name)
         for data in self.blocks(name):
             sha.update(data)
         return Digest(sha.hexdigest())
 
     def fingerprint(self) -> str:
-        """Identity of the files without reading them: equal as long as nobody has written or replaced one.
+        """Return an identity of the files without reading them: equal as long as none was written to or replaced.
 
-        Inodes and change times too: two checkpoints of one architecture are equally large, and archives and images set
-        modification times as they please.
+        Includes inodes and change times: two checkpoints of one architecture have equal sizes, and archives and images set
+        arbitrary modification times.
         """
         stats = [(file, os.stat(self.path / file)) for file in sorted({e.file for e in self._entries.values()})]
         return json.dumps([[file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in stats])
@@ -194,13 +194,13 @@ class Checkpoint:
             return self._fds[file]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         while self._fds:
             os.close(self._fds.popitem()[1])
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of one safetensors file; the library has checked header, offsets and length before they are used."""
+    """Return the tensors of one safetensors file; the library checks header, offsets and length before they are used."""
     try:
         with safe_open(path, framework="pt") as whole:
             names = set(whole.keys())

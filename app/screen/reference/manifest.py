@@ -1,4 +1,4 @@
-"""`reference.json`: what a reference says about itself. Its SHA-256 is the reference's digest."""
+"""`reference.json`: description of a reference. Its SHA-256 is the reference's digest."""
 
 import json
 import math
@@ -25,12 +25,12 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """What is known of one module's V = W_aligned − W_base, as stored.
+    """Properties of one module's V = W_aligned − W_base, as stored.
 
-    v_norm: ‖V‖_F; 0 when base and aligned are identical there (nothing can be measured). s1: ‖V‖₂. lambda_max: largest
+    v_norm: ‖V‖_F; 0 if base and aligned are identical there (nothing can be measured). s1: ‖V‖₂. lambda_max: largest
     eigenvalue of C, s₁²/‖V‖_F. c_norm: ‖C‖_F. rounding: ‖V − V_stored‖_F/‖V‖_F of the storage dtype. top_k: triples kept.
     triples_error: their largest residual, as a share of s₁. nodes, counts: quadrature of the eigenvalues of (C' − I)²
-    (spectrum.py). v, triples: the files, None where left out.
+    (spectrum.py). v, triples: the files, None if left out.
     """
 
     name: str
@@ -56,10 +56,11 @@ class ModuleInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole of reference.json.
+    """Contents of reference.json.
 
-    base, aligned: digests of the two checkpoints (over all their tensors). dtype: how V is stored; every module says how
-    much that rounds (`rounding`). left_out: weights on which a LoRA is refused (embeddings, experts, what a glob left out).
+    base, aligned: digests of the two checkpoints (over all their tensors). dtype: storage dtype of V; every module records
+    its rounding error (`rounding`). left_out: weights on which a LoRA is refused (embeddings, experts, weights excluded by
+    a glob).
     """
 
     base: Digest
@@ -72,12 +73,12 @@ class Manifest:
 
 
 def module_json(info: ModuleInfo) -> dict[str, Any]:
-    """One module as plain JSON values."""
+    """Return one module as plain JSON values."""
     return asdict(info)
 
 
 def module_from(fields: Mapping[str, Any]) -> ModuleInfo:
-    """The reverse of `module_json`. Raises TypeError, KeyError or ValueError on anything else."""
+    """Reverse `module_json`. Raises TypeError, KeyError or ValueError on anything else."""
     files = {key: None if fields[key] is None else FileInfo(**fields[key]) for key in ("v", "triples")}
     rows = {key: tuple(float(x) for x in fields[key]) for key in ("nodes", "counts")}
     info = ModuleInfo(**{**fields, **files, **rows})
@@ -88,7 +89,7 @@ def module_from(fields: Mapping[str, Any]) -> ModuleInfo:
 
 
 def dump(manifest: Manifest) -> bytes:
-    """The bytes of reference.json: the same for equal manifests."""
+    """Return the bytes of reference.json: the same for equal manifests."""
     fields = {
         "format": FORMAT,
         "base": str(manifest.base),
@@ -103,7 +104,7 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def parse(data: bytes) -> Manifest:
-    """The reverse of `dump`. Raises Unavailable BAD_REFERENCE when the format is unknown or something is missing."""
+    """Reverse `dump`. Raises Unavailable BAD_REFERENCE if the format is unknown or something is missing."""
     try:
         fields = json.loads(data)
         if fields["format"] != FORMAT:
@@ -113,7 +114,7 @@ def parse(data: bytes) -> Manifest:
         by_name = {m.name: m for m in modules}
         left_out = tuple(
             str(name) for name in fields.get("left_out", ())
-        )  # absent in references built before it was kept
+        )  # absent in references built before this field existed
         return Manifest(Digest(fields["base"]), Digest(fields["aligned"]), modules=by_name, left_out=left_out, **head)
     except (ValueError, KeyError, TypeError) as error:
         raise fail(f"{MANIFEST}: not readable ({type(error).__name__}: {error}); rebuild the reference") from error

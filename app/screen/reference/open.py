@@ -1,11 +1,11 @@
-"""Open a reference, prove that it is whole and the one that was pinned, and hold it.
+"""Opened reference: verified to be intact and the pinned one, and held for screening.
 
-Small files are copied into memory out of the very bytes that were verified. Large ones are mapped: a file replaced on disk
-stays the old one here, and a file changed in place is noticed before and after each use, which then fails.
+Small files are copied into memory, from the same bytes that were verified. Large ones are mapped: a file replaced on disk
+does not change the mapping, and a file changed in place is detected before and after each use, which then fails.
 
-One thing mapping cannot survive: a file cut short in place while it is read ends the process (SIGBUS). Nothing is served
-that was not screened, and the next start refuses the reference. The builder's files are read-only, and replacing a
-directory is harmless; where even the operator's own tools are not trusted, a larger `hold_bytes` keeps V in memory.
+Mapping cannot survive one case: a file truncated in place while it is read ends the process (SIGBUS). Nothing unscreened
+is served then, and the next start refuses the reference. The builder's files are read-only, and replacing a directory is
+harmless; if even the operator's own tools are not trusted, a larger `hold_bytes` keeps V in memory.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ from app.screen.reference.manifest import MANIFEST, FileInfo, Manifest, ModuleIn
 from app.screen.reference.spectrum import Triples
 
 HOLD_BYTES: Final = 256 << 20
-"""V is copied into memory when all of it is no larger (a small model's); above, it is mapped."""
+"""Largest size of all V together that is copied into memory (a small model's); above it, V is mapped."""
 
 MANIFEST_BYTES: Final = 64 << 20
-"""Largest reference.json read: thousands of modules need a few MiB."""
+"""Largest reference.json that is read: thousands of modules need a few MiB."""
 
 _DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """A mapped file and what it looked like when it was verified."""
+    """A mapped file, with its size and change time when it was verified."""
 
     path: Path
     fd: int
@@ -56,7 +56,7 @@ class _Held:
 
 
 class Reference:
-    """An open reference. Reading it is safe from any thread."""
+    """Opened reference: manifest, V and its singular triples. Reading it is safe from any thread."""
 
     def __init__(self, digest: Digest, manifest: Manifest, held: _Held) -> None:
         self.digest: Final = digest
@@ -71,30 +71,30 @@ class Reference:
         return self.manifest.compact
 
     def info(self, module: str) -> ModuleInfo:
-        """What is known of a module. Raises KeyError when the reference has none of that name."""
+        """Return a module's entry of the manifest. Raises KeyError if the reference has no module of that name."""
         return self.manifest.modules[module]
 
     def v(self, module: str) -> Tensor | None:
-        """V (d_out, d_in) in the storage dtype, mapped; None where left out or zero. Never write to it."""
+        """Return V (d_out, d_in) in the storage dtype, mapped; None if left out or zero. Never write to it."""
         return self._held.v.get(module)
 
     def triples(self, module: str) -> Triples | None:
-        """The top singular triples of V, in memory; None where V is zero."""
+        """Return the top singular triples of V, in memory; None if V is zero."""
         return self._held.triples.get(module)
 
     def inputs(self, module: str, k: int) -> Tensor:
-        """R_k (d_in, k): the inputs V reads most. Raises KeyError for a module whose V is zero."""
+        """Return R_k (d_in, k): the inputs V reads most. Raises KeyError for a module whose V is zero."""
         return self._held.triples[module].r[:, :k]
 
     def outputs(self, module: str, k: int) -> Tensor:
-        """U_k (d_out, k): the outputs V writes most. Raises KeyError for a module whose V is zero."""
+        """Return U_k (d_out, k): the outputs V writes most. Raises KeyError for a module whose V is zero."""
         return self._held.triples[module].u[:, :k]
 
     def ends(self, module: str, policy: Policy) -> Ends:
-        """What `policy` looks at and would take out. Raises KeyError for a module whose V is zero.
+        """Return the inputs and outputs that `policy` measures and would remove. Raises KeyError for a module with V zero.
 
-        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k
-        and what the reference keeps.
+        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k and the number that
+        the reference keeps.
         """
         k = policy.top_k
         if policy.energy < 1.0:
@@ -103,14 +103,14 @@ class Reference:
         return Ends(self.inputs(module, k), self.outputs(module, policy.project_outputs))
 
     def check_unchanged(self) -> None:
-        """Raise Unavailable BAD_REFERENCE when a mapped file was changed in place since it was verified."""
+        """Raise Unavailable BAD_REFERENCE if a mapped file was changed in place since it was verified."""
         for watch in self._held.watched:
             now = os.fstat(watch.fd)
             if (now.st_size, now.st_mtime_ns) != (watch.size, watch.changed_ns):
                 raise fail(f"{watch.path}: changed while in use; restart with an intact reference")
 
     def close(self) -> None:
-        """Let go of the files. Tensors handed out stay valid."""
+        """Close the files. Tensors already returned stay valid."""
         for watch in self._held.watched:
             os.close(watch.fd)
         self._held = _Held({}, {}, ())
@@ -127,8 +127,8 @@ def open_reference(
     """Open the reference at `path`.
 
     pinned: the digest it must have, None for any. verify_files: hash every file (about a second per GB). hold_bytes: V is
-    copied into memory when all of it is no larger. device: where V is kept and multiplied, as torch names it; V must fit
-    (a GPU was never at hand: untested on one). Raises Unavailable BAD_REFERENCE, naming the file and what to do.
+    copied into memory if all of it is at most this size. device: device of V and its products, in torch's notation; V must
+    fit (untested on a GPU: none was available). Raises Unavailable BAD_REFERENCE, naming the file and the remedy.
     """
     data = _read_manifest(path)
     digest = digest_of(data)
@@ -159,12 +159,16 @@ def open_reference(
 def _placed(v: Tensor, device: str) -> Tensor:
     try:
         return v.to(device)
-    except (RuntimeError, AssertionError, ValueError) as error:  # torch raises all three for a device that is not there
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+    ) as error:  # torch raises all three for a device that does not exist
         raise fail(f"device {device!r} cannot hold V: {str(error).splitlines()[0]}") from error
 
 
 def check_policy(reference: Reference, policy: Policy) -> None:
-    """Raise Unavailable BAD_REFERENCE when `reference` cannot serve `policy`; for the start of a gateway."""
+    """Raise Unavailable BAD_REFERENCE if `reference` cannot serve `policy`; for the start of a gateway."""
     if reference.compact and policy.comparison is not Comparison.INPUT:
         raise fail(
             f"a compact reference serves the `input` comparison only, not `{policy.comparison}`; "
@@ -176,7 +180,7 @@ def check_policy(reference: Reference, policy: Policy) -> None:
 
 
 def short_of_energy(reference: Reference, policy: Policy) -> int:
-    """Modules in which all inputs that may be looked at hold less of ‖V‖² than the policy's energy."""
+    """Count the modules in which the inputs allowed by the policy hold less of ‖V‖² than its energy."""
     if policy.energy == 1.0:
         return 0
     short = 0
@@ -200,7 +204,7 @@ def _read_manifest(path: Path) -> bytes:
 
 
 def _check_files(info: ModuleInfo, manifest: Manifest) -> None:
-    """Refuse a manifest whose parts do not fit together."""
+    """Refuse a manifest with missing or superfluous files for a module."""
     alive = info.v_norm > 0.0
     if (info.triples is not None) != alive or (info.v is not None) != (alive and not manifest.compact):
         raise fail(f"{MANIFEST}: module {info.name} lacks a file or has one too many; rebuild the reference")
@@ -220,7 +224,7 @@ def _shaped(info: ModuleInfo, tensors: Mapping[str, Tensor], key: str, shape: tu
 
 
 def _load(path: Path, file: FileInfo, *, copy: bool, verify: bool) -> tuple[dict[str, Tensor], _Watch | None]:
-    """The tensors of one file. Hashed through the same descriptor and the same bytes that are used afterwards."""
+    """Return the tensors of one file, hashed through the same descriptor and the same bytes that are used afterwards."""
     where = path / file.name
     if Path(file.name).name != file.name:
         raise fail(f"{MANIFEST}: {file.name!r} lies outside the reference")
@@ -252,7 +256,7 @@ def _read_all(fd: int, size: int) -> bytearray:
 
 
 def _tensors(where: Path, data: bytearray | mmap.mmap) -> dict[str, Tensor]:
-    """Views into a safetensors file's bytes: 8 bytes of header length, JSON header, data."""
+    """Return views into a safetensors file's bytes: 8 bytes of header length, JSON header, data."""
     try:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(bytes(data[8:start]))

@@ -1,8 +1,8 @@
-"""What a reference keeps of V's singular values: the top triples, λ_max, and the null of `projection`.
+"""Singular values of V as kept in a reference: the top triples, λ_max, and the null of `projection`.
 
 `projection` measures ΔW against M = (C' − I)², C' = V·Vᵀ/s₁². Its null needs only the eigenvalues m_j = (1 − s_j²/s₁²)² of
-M, d_out of them; they are kept as a Gauss quadrature with few nodes, which has the same moments up to 2·nodes − 1, so the
-null's cumulants up to that order are exact.
+M, d_out of them. They are stored as a Gauss quadrature with few nodes, which has the same moments up to 2·nodes − 1, so
+the null's cumulants up to that order are exact.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from torch import Tensor
 from app.screen.matmul import gram, left, right
 
 EXACT_SVD: Final = 1024
-"""Smaller side up to which V is decomposed whole in float64: under half a second."""
+"""Largest smaller side for which V is decomposed completely in float64: under half a second."""
 
 OVERSAMPLING: Final = 16
 """Extra columns of the random start block (Halko, Martinsson, Tropp 2011, section 4.2: 5 to 10; these are cheap)."""
 
 KRYLOV_STEPS: Final = 12
-"""Most blocks of the Krylov space: (k + 16)·12 columns, tens of MiB at d = 14336."""
+"""Largest number of blocks of the Krylov space: (k + 16)·12 columns, tens of MiB at d = 14336."""
 
 KRYLOV_ERROR: Final = 1e-6
-"""Stop when no triple's residual exceeds this share of s₁."""
+"""Share of s₁: iteration stops if no triple's residual exceeds it."""
 
 SEED: Final = 20_250_618
-"""Of the random start block; fixed, so that the same checkpoints give the same reference."""
+"""Seed of the random start block; fixed, so that the same checkpoints give the same reference."""
 
 NODES: Final = 12
 """Gauss nodes kept for the null of `projection`: its first 23 cumulants are exact."""
@@ -48,7 +48,7 @@ class Triples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """What is kept of V's singular values.
+    """Summary of V's singular values.
 
     s1: ‖V‖₂. c_norm: ‖C‖_F = ‖V·Vᵀ‖_F/‖V‖_F. nodes, counts: Gauss quadrature of the eigenvalues m_j of M (values in 0..1,
     counts summing to d_out). error: the largest residual ‖Vᵀu_j − s_j·r_j‖ of a triple, as a share of s₁.
@@ -63,7 +63,7 @@ class Spectrum:
 
 
 def spectrum_of(v: Tensor, top_k: int) -> Spectrum:
-    """Decompose V (d_out, d_in), not zero, as stored. Whole up to EXACT_SVD, by a block Krylov space above."""
+    """Decompose V (d_out, d_in), not zero, as stored: completely up to EXACT_SVD, by a block Krylov space above."""
     if min(v.shape) <= EXACT_SVD:
         u, s, rt = torch.linalg.svd(v.double(), full_matrices=False)
         r, squares, error = rt.T, s * s, 0.0
@@ -102,7 +102,7 @@ def _krylov(v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, float]:
 
 
 def _projection_nodes(c: NDArray[np.float64], d_out: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Eigenvalues of C' (padded with zeros to d_out) → Gauss nodes and counts of m = (1 − c)²."""
+    """Convert eigenvalues of C' (padded with zeros to d_out) into Gauss nodes and counts of m = (1 − c)²."""
     m = (1.0 - np.clip(c, 0.0, 1.0)) ** 2
     values, counts = np.append(m, 1.0), np.append(np.ones(len(m)), float(max(0, d_out - len(m))))
     return gauss_nodes(values, counts, NODES)
@@ -111,7 +111,7 @@ def _projection_nodes(c: NDArray[np.float64], d_out: int) -> tuple[tuple[float, 
 def gauss_nodes(
     values: NDArray[np.float64], counts: NDArray[np.float64], nodes: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The `nodes`-point Gauss quadrature of a discrete measure: same total, same moments up to 2·nodes − 1.
+    """Return the `nodes`-point Gauss quadrature of a discrete measure: same total, same moments up to 2·nodes − 1.
 
     Lanczos with full re-orthogonalisation on diag(values), started from √counts (Golub, Welsch 1969).
     """
