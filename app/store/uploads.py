@@ -50,7 +50,7 @@ class KeptUploads:
     def __init__(self, root: Path, *, keep: bool) -> None:
         """keep: whether new uploads are kept. Raises Unavailable if the directory cannot be made, or made private."""
         self.root: Final = root
-        self.callbacks: Final = keep
+        self.keeps: Final = keep
         self._lock: Final = threading.Lock()  # between checking that a file exists and relying on it
         with disk_errors(f"originals directory {root}"):
             if keep:
@@ -67,7 +67,7 @@ class KeptUploads:
         The version that needs it is in the catalogue already, so that `collect` spares it. Raises Unavailable NO_SPACE,
         or STORE_FAILED, also if the bytes are not those of their digests.
         """
-        if not self.callbacks:
+        if not self.keeps:
             return
         self._put(received.config_digest, io.BytesIO(config))
         self._put(received.weights_digest, weights)

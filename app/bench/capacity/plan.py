@@ -177,7 +177,7 @@ def zipf(adapters: int, exponent: float, requests: int, generator: np.random.Gen
 
 
 _MAX_SERIES: Final = 200
-"""Copy of observe.labels.MAX_ADAPTERS; a test asserts that they are equal."""
+"""Copy of observe.adapter_label.MAX_ADAPTERS; a test asserts that they are equal."""
 
 
 def _plan(given: Assumptions, costs: Costs, weights: int, adapters: int, seed: int) -> Plan:
