@@ -11,8 +11,7 @@ SHADES: Final = 5
 """Shades on each side of τ; the style sheet defines as many."""
 
 LEAST_SPAN: Final = 2.0
-"""Least distance from τ to the last shade, in interquartile ranges; without it a harmless adapter would look as
-extreme as a harmful one."""
+"""Least distance from τ to the last shade, in interquartile ranges; without it a harmless adapter would look extreme."""
 
 CUT: Final = "prune"
 MARKS: Final = {CUT: "×", "project": "⊥"}
@@ -24,7 +23,7 @@ COMPARISONS: Final = ("input", "alignment", "projection")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One module. shade: −SHADES (far below τ) to SHADES (far above), None without a score. detail: all its measurements."""
+    """One module. shade: −SHADES (far below τ) to SHADES (far above), None without a score. detail: all measurements."""
 
     module: str
     text: str

@@ -1,4 +1,4 @@
-"""Singular vectors of V in one module, which the policy measures and projects out: where alignment reads and writes."""
+"""Singular vectors of V in one module, which a policy measures and projects out: alignment reads and writes along them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
