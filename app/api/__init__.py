@@ -1,1 +1,1 @@
-"""The doors: HTTP in, HTTP out, no decisions."""
+"""HTTP API: translates requests and responses, and makes no decisions."""

@@ -1,7 +1,7 @@
-"""Request bodies read into memory: one clock, one cap and one share, for every route that reads one.
+"""Request bodies read into memory, with one time limit, size cap and share of memory for every route that reads one.
 
-Uploads are streamed to disk instead and have a clock of their own (app/upload/transfer_rate.py). A route that reads no body
-needs none: an answer given before the body has ended closes the connection (`wire`).
+Uploads are streamed to disk instead and have their own time limit (app/upload/transfer_rate.py). A route that reads no body
+needs none: a response sent before the body has ended closes the connection (http_protocol.py).
 """
 
 import asyncio
@@ -22,9 +22,9 @@ BODY_S: Final = 60.0
 
 @asynccontextmanager
 async def body_of(request: Request, cap: int) -> AsyncIterator[bytes]:
-    """The whole body, of at most `cap` bytes, which the caller holds of Resource.BODIES until the block ends.
+    """Yield the whole body, at most `cap` bytes, counted in the caller's share of Resource.BODIES until the block ends.
 
-    Raises Refused REQUEST_TOO_LARGE, UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE when the client leaves, or SHARE_TAKEN.
+    Raises Refused REQUEST_TOO_LARGE, UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE if the client disconnects, or SHARE_TAKEN.
     """
     body = bytearray()
     with context_of(request).shares.take(Resource.BODIES, holder_of(request), 0) as held:

@@ -1,4 +1,4 @@
-"""What the routes need from the rest of the house; `main` fills it in once."""
+"""Components that the routes use; built once, by app/server/wiring.py."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from app.upload.receive import PendingUpload
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything a route may touch.
+    """Components available to a route.
 
-    receive: turns a request's body into a sealed upload. readiness: name of a part → None or what is wrong with it.
-    details: what /ready says besides. engine_metrics: the engine's own, in Prometheus text format.
+    receive: turns a request's body into a sealed upload. readiness: name of a part → None, or the problem with it.
+    details: further fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format.
     """
 
     keys: Keys
@@ -41,18 +41,18 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """The one Context of this application."""
+    """Return the one Context of this application."""
     found = request.app.state.context
     assert isinstance(found, Context)
     return found
 
 
 async def context(request: Request) -> Context:
-    """The same as a dependency. Async, though nothing is waited for: others are called in a thread, at every request."""
+    """Return the Context, as a FastAPI dependency. Async, because FastAPI would call a plain function in a thread."""
     return context_of(request)
 
 
 def holder_of(request: Request) -> str:
-    """Name under which the caller holds shared resources: its key's where the route asks for one, else its address."""
+    """Return the caller's name in the ledger of shares: its key's name if the route requires a key, else its address."""
     key = getattr(request.state, "key", None)
     return key or address_holder(request.client.host if request.client else "")

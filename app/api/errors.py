@@ -1,4 +1,4 @@
-"""The error tree as OpenAI's envelope: {"error": {"message", "type", "param", "code"}}, everywhere."""
+"""Error responses: every error as OpenAI's envelope, {"error": {"message", "type", "param", "code"}}."""
 
 import logging
 from typing import Final
@@ -28,16 +28,16 @@ from app.observe.metrics import Metrics
 from app.observe.request_id import REQUEST_ID
 
 RETRY_AFTER_S: Final = 5
-"""Seconds a client should wait on a retryable error: about one reconcile interval."""
+"""Seconds a client should wait after a retryable error: about one reconcile interval."""
 
 BODY_UNREAD: Final = frozenset({Stage.DOOR, Stage.UPLOAD})
-"""Stages that may refuse before the body was read: the connection is closed, or a stranger could go on sending for ever."""
+"""Stages that may refuse before the body was read: the connection is closed, or a client could go on sending for ever."""
 
 _FRAMEWORK: Final[dict[int, Code]] = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
 
 
 def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSONResponse:
-    """The response for one error; `extra` adds top-level fields such as the version's report."""
+    """Build the response for one error; `extra` adds top-level fields such as the version's report."""
     headers = {"Retry-After": str(error.retry_after or RETRY_AFTER_S)} if error.code.retryable else {}
     if error.code.stage in BODY_UNREAD or error.code is REQUEST_TOO_LARGE:
         headers["Connection"] = "close"
@@ -47,33 +47,33 @@ def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSON
 
 
 def install(app: FastAPI) -> None:
-    """Route every exception, ours or the framework's, through the one tree."""
-    app.add_exception_handler(GatewayError, _ours)
+    """Register handlers that turn every exception, the gateway's or the framework's, into an error response."""
+    app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _framework)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _ours(request: Request, error: Exception) -> JSONResponse:
+async def _gateway_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GatewayError)
     return await refuse(request, error)
 
 
 def note(metrics: Metrics, error: GatewayError, path: str) -> None:
-    """Count and log one refusal. path: what was asked for."""
+    """Count and log one refusal. path: the requested path."""
     metrics.refused(error)
     where = printable(path, 200)
     event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=where)
 
 
 async def refuse(request: Request, error: GatewayError) -> JSONResponse:
-    """Count it, log it, and make the response."""
+    """Count and log an error, and build its response."""
     note(request.app.state.context.metrics, error, request.scope["path"])
-    return respond(error, await _what_it_left(request, error))
+    return respond(error, await _refused_version(request, error))
 
 
-async def _what_it_left(request: Request, error: GatewayError) -> dict[str, object]:
-    """The refused version with its report, where the refusal left one."""
+async def _refused_version(request: Request, error: GatewayError) -> dict[str, object]:
+    """Return the refused version with its report, if the refusal left one."""
     if not isinstance(error, VersionRefused):
         return {}
     row = error.row
@@ -85,7 +85,9 @@ async def _what_it_left(request: Request, error: GatewayError) -> dict[str, obje
 async def _framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK.get(error.status_code, BAD_REQUEST)
-    response = await _ours(request, Refused(code, f"{request.method} {request.scope['path'][:80]}: {error.detail}"))
+    response = await _gateway_error(
+        request, Refused(code, f"{request.method} {request.scope['path'][:80]}: {error.detail}")
+    )
     response.headers.update(error.headers or {})  # such as Allow
     return response
 
@@ -94,12 +96,14 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return await _ours(request, Refused(BAD_REQUEST, f"{where}: {first['msg']}", param=where))
+    return await _gateway_error(request, Refused(BAD_REQUEST, f"{where}: {first['msg']}", param=where))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     event("internal_error", logging.ERROR, path=request.url.path, error=repr(error)[:200])
     logging.getLogger("gateway").error("traceback", exc_info=error)
-    answer = await _ours(request, GatewayError(INTERNAL, "something broke in the gateway"))
-    answer.headers["x-request-id"] = REQUEST_ID.get() or ""  # sent from outside of what labels every other answer
+    answer = await _gateway_error(request, GatewayError(INTERNAL, "something broke in the gateway"))
+    answer.headers["x-request-id"] = (
+        REQUEST_ID.get() or ""
+    )  # sent outside the middleware that labels every other response
     return answer

@@ -1,5 +1,5 @@
-"""The OpenAPI description, completed by what the framework cannot see: bodies that we parse and answers that we write
-ourselves, and which refusals a route may give, taken from the table of refusals and so never behind it.
+"""Additions to the OpenAPI description that FastAPI cannot derive: request bodies parsed and responses written by the
+gateway itself, and the refusals of each route, generated from the table of error codes and so always up to date.
 """
 
 from collections.abc import Mapping
@@ -20,35 +20,35 @@ _DOOR: Final = frozenset({Stage.DOOR})
 _UPLOAD: Final = frozenset(
     {Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE, Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD}
 )
-_KEPT: Final = frozenset({Stage.DOOR, Stage.STORE})
-_ASKED: Final = frozenset({Stage.DOOR, Stage.SERVE, Stage.LOAD})
+_STORED: Final = frozenset({Stage.DOOR, Stage.STORE})
+_SERVED: Final = frozenset({Stage.DOOR, Stage.SERVE, Stage.LOAD})
 _ANYWHERE: Final = frozenset({UNSUPPORTED_ENCODING.status, UPLOAD_TIMEOUT.status})
 _WRITING: Final = frozenset({NO_SPACE.status})
 
 _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/adapters"): _UPLOAD,
     ("POST", "/screen"): _UPLOAD,
-    ("GET", "/adapters"): _KEPT,
-    ("GET", "/adapters/{name}"): _KEPT,
-    ("GET", "/adapters/{name}/versions/{number}"): _KEPT,
-    ("GET", "/adapters/{name}/events"): _KEPT,
-    ("POST", "/adapters/{name}/warm"): _KEPT | {Stage.LOAD},
-    ("POST", "/adapters/{name}/rollback"): _KEPT | {Stage.LOAD},
+    ("GET", "/adapters"): _STORED,
+    ("GET", "/adapters/{name}"): _STORED,
+    ("GET", "/adapters/{name}/versions/{number}"): _STORED,
+    ("GET", "/adapters/{name}/events"): _STORED,
+    ("POST", "/adapters/{name}/warm"): _STORED | {Stage.LOAD},
+    ("POST", "/adapters/{name}/rollback"): _STORED | {Stage.LOAD},
     ("POST", "/adapters/{name}/rescreen"): _UPLOAD,
     ("POST", "/rescreen"): _UPLOAD,
-    ("DELETE", "/adapters/{name}"): _KEPT | {Stage.LOAD},
-    ("PUT", "/adapters/{name}/owner"): _KEPT,
-    ("GET", "/resolve/{model}"): _ASKED | _KEPT,
-    ("GET", "/artefacts/{digest}/{file}"): _ASKED | _KEPT,
+    ("DELETE", "/adapters/{name}"): _STORED | {Stage.LOAD},
+    ("PUT", "/adapters/{name}/owner"): _STORED,
+    ("GET", "/resolve/{model}"): _SERVED | _STORED,
+    ("GET", "/artefacts/{digest}/{file}"): _SERVED | _STORED,
     ("GET", "/metrics/engine"): _DOOR | {Stage.LOAD},
-    ("GET", "/v1/models"): _ASKED,
-    ("GET", "/v1/models/{name}"): _ASKED,
-    ("POST", "/v1/chat/completions"): _ASKED,
-    ("POST", "/v1/completions"): _ASKED,
-    ("POST", "/v1/responses"): _ASKED,
-    ("POST", "/v1/embeddings"): _ASKED,
+    ("GET", "/v1/models"): _SERVED,
+    ("GET", "/v1/models/{name}"): _SERVED,
+    ("POST", "/v1/chat/completions"): _SERVED,
+    ("POST", "/v1/completions"): _SERVED,
+    ("POST", "/v1/responses"): _SERVED,
+    ("POST", "/v1/embeddings"): _SERVED,
 }
-"""Stages that a route's refusals come from, besides the door's."""
+"""Stages whose refusals a route may return, in addition to `door`."""
 
 
 def _object(
@@ -75,19 +75,19 @@ def _ref(name: str) -> Schema:
 
 
 _TEXT: Final[Schema] = {"type": "string"}
-_WHOLE: Final[Schema] = {"type": "integer"}
+_INTEGER: Final[Schema] = {"type": "integer"}
 _TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 _ENGINE: Final = _object(
     {
         "loaded": {"type": "boolean"},
-        "loaded_in": _list(_WHOLE),
-        "in_flight": _WHOLE,
+        "loaded_in": _list(_INTEGER),
+        "in_flight": _INTEGER,
         "last_used": {"anyOf": [{"type": "null"}, _TIME]},
     }
 )
 _VERSION: Final[Mapping[str, Schema]] = {
     "name": _TEXT,
-    "version": _WHOLE,
+    "version": _INTEGER,
     "model": _or_null("string"),
     "state": {"enum": [state.value for state in State]},
     "active": {"type": "boolean"},
@@ -111,12 +111,12 @@ _CARD: Final = _object(
     {
         "id": _TEXT,
         "object": {"const": "model"},
-        "created": _WHOLE,
+        "created": _INTEGER,
         "owned_by": _TEXT,
         "root": _TEXT,
         "parent": _or_null("string"),
     },
-    {"version": _WHOLE, "digest": _or_null("string")},
+    {"version": _INTEGER, "digest": _or_null("string")},
 )
 
 _SCHEMAS: Final[Mapping[str, Schema]] = {
@@ -151,17 +151,22 @@ _PARTS: Final = _object({"status": _TEXT, "parts": _TEXTS, "details": _TEXTS})
 
 
 _RESOLVED: Final = _object(
-    {"model": _TEXT, "engine_name": _TEXT, "digest": _TEXT, "bytes": {"type": "object", "additionalProperties": _WHOLE}}
+    {
+        "model": _TEXT,
+        "engine_name": _TEXT,
+        "digest": _TEXT,
+        "bytes": {"type": "object", "additionalProperties": _INTEGER},
+    }
 )
 
 
 _WARM: Final[Mapping[str, Schema]] = {
-    "engine": _WHOLE,
+    "engine": _INTEGER,
     "warm": {"type": "boolean"},
     "seconds": {"type": "number"},
     "error": {"anyOf": [{"type": "null"}, _ERROR]},
 }
-_WARMTH: Final = _object({"model": _TEXT, "digest": _or_null("string"), "engines": _list(_object(_WARM))})
+_WARMED: Final = _object({"model": _TEXT, "digest": _or_null("string"), "engines": _list(_object(_WARM))})
 
 
 def _json(schema: Schema) -> Schema:
@@ -178,7 +183,7 @@ _ANSWERS: Final[Mapping[tuple[str, str], Mapping[int, Schema]]] = {
     ("GET", "/adapters"): {200: _json(_object({"adapters": _list(_ref("Adapter")), "next": _or_null("string")}))},
     ("GET", "/adapters/{name}"): {200: _json(_ref("Adapter"))},
     ("GET", "/adapters/{name}/versions/{number}"): {200: _json(_ref("Version"))},
-    ("POST", "/adapters/{name}/warm"): {200: _json(_WARMTH)},
+    ("POST", "/adapters/{name}/warm"): {200: _json(_WARMED)},
     ("POST", "/adapters/{name}/rollback"): {200: _json(_ref("Version"))},
     ("POST", "/adapters/{name}/rescreen"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
     ("POST", "/rescreen"): {200: {"text/event-stream": {}}},
@@ -211,11 +216,11 @@ _BODIES: Final[Mapping[tuple[str, str], Schema]] = {
         {"owner": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"}}
     ),
 }
-"""Which fields there are. Their caps stand in the code that checks them and in its messages."""
+"""Request bodies: names of the allowed fields. Their limits are defined in the code that checks them and its messages."""
 
 
 def describe(app: FastAPI) -> None:
-    """Complete what `app.openapi()` says. After every route is there, before the first is asked."""
+    """Extend `app.openapi()`. Call it after all routes are added and before the first request."""
     framework = app.openapi
 
     def openapi() -> Schema:
@@ -223,7 +228,7 @@ def describe(app: FastAPI) -> None:
             app.openapi_schema = _completed(framework(), app)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    app.openapi = openapi  # type: ignore[method-assign]  # documented by FastAPI as the way to extend it
 
 
 def _completed(page: Schema, app: FastAPI) -> Schema:
@@ -245,8 +250,8 @@ def _complete(operation: Schema, at: tuple[str, str]) -> None:
         for status in statuses
     }
     for status, content in _ANSWERS.get(at, {}).items():
-        said = operation["responses"].get(str(status), {}).get("description", "Answered")
-        answers[str(status)] = {"description": said} | ({"content": content} if content else {})
+        description = operation["responses"].get(str(status), {}).get("description", "Answered")
+        answers[str(status)] = {"description": description} | ({"content": content} if content else {})
     operation["responses"] = dict(sorted(answers.items()))
     if at in _BODIES:
         operation["requestBody"] = {"required": True, "content": _json(_BODIES[at])}

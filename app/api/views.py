@@ -1,4 +1,4 @@
-"""Rows as JSON: what GET /adapters and its kin answer."""
+"""JSON views of adapters and versions, for GET /adapters and related routes."""
 
 import json
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from app.store.catalogue.tables import AdapterRow, VersionRow
 
 
 def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, whole: bool = False) -> dict[str, Any]:
-    """One version. With `report`: every module's score, rounded unless it is `whole`."""
+    """Return one version. With `report`: every module's score, rounded unless `whole`."""
     withheld = uploads.components.desired.state.withheld.get(row.key)
     old = uploads.components.desired.state.is_unloaded(row)
     answers = row.state in SERVABLE and withheld is None and not old
@@ -40,7 +40,7 @@ def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, w
 
 
 def _in_engine(uploads: Uploads, engine_name: str) -> dict[str, Any]:
-    """Where a version is as far as engines let us know: they list what they answer to, not what is in a slot now.
+    """Return a version's state in the engines as they report it: they list loaded adapters, not those in a slot now.
 
     loaded_in: numbers of the engines that hold it, verified and probed. last_used: by requests through this process.
     """
@@ -57,7 +57,7 @@ def _in_engine(uploads: Uploads, engine_name: str) -> dict[str, Any]:
 def adapter_view(
     uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], whole: bool = False
 ) -> dict[str, Any]:
-    """One adapter with its versions, newest first. whole: with its owner, which is for administrators."""
+    """Return one adapter with its versions, newest first. whole: with its owner, which only administrators may see."""
     view = {
         "name": str(row.name),
         "active_version": row.active,
@@ -68,7 +68,7 @@ def adapter_view(
 
 
 def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -> dict[str, Any]:
-    """A version with its report, where the scores are rounded unless it is `whole`. Blocking.
+    """Return a version with its report; scores are rounded unless `whole`. Blocking.
 
     Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND.
     """
@@ -78,13 +78,13 @@ def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -
 
 
 def one_adapter(uploads: Uploads, name: str, whole: bool = False) -> dict[str, Any]:
-    """An adapter with its versions. Blocking. Raises Refused ADAPTER_NOT_FOUND."""
+    """Return an adapter with its versions. Blocking. Raises Refused ADAPTER_NOT_FOUND."""
     catalogue = uploads.components.catalogue
     return adapter_view(uploads, catalogue.adapter(name), catalogue.versions(name), whole)
 
 
 def adapters_page(uploads: Uploads, after: str, limit: int, whole: bool = False) -> dict[str, Any]:
-    """Some adapters with their versions, in the order of their names. Blocking."""
+    """Return one page of adapters with their versions, ordered by name. Blocking."""
     chapter = uploads.components.catalogue.chapter(after, limit)
     views = [adapter_view(uploads, adapter, versions, whole) for adapter, versions in chapter.adapters]
     return {"adapters": views, "next": chapter.next}

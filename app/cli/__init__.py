@@ -1,1 +1,1 @@
-"""Command line: python -m app …, one file a command."""
+"""Command line: python -m app …, one file per command."""

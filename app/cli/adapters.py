@@ -1,4 +1,4 @@
-"""`python -m app adapters`: a running gateway, from outside, over HTTP."""
+"""`python -m app adapters`: commands that use a running gateway over HTTP."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from rich.text import Text
 from app.observe.verdict_report import heat_map, score_table
 
 UPLOAD_TIMEOUT_S: Final = 900.0
-"""Seconds an upload may take: gigabytes over a slow line, then screening and loading."""
+"""Most seconds of an upload: gigabytes over a slow connection, then screening and loading."""
 
 adapters = typer.Typer(
     no_args_is_help=True, help="Push, list, show, warm, screen again and remove adapters of a running gateway."
@@ -22,11 +22,11 @@ adapters = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
-Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="A key of it")]
+Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="API key of the gateway")]
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """End the command with one clear line."""
+    """Print an error and exit with `status`."""
     err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
     sys.exit(status)
 
@@ -53,7 +53,7 @@ def push(
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
 ) -> None:
-    """Upload an adapter and show what became of it."""
+    """Upload an adapter and show its verdict and state."""
     config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     with _client(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
         files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
@@ -63,11 +63,11 @@ def push(
 
 
 def _line(version: dict[str, Any]) -> str:
-    fates = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
+    decisions = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
     if version["modules_projected"]:
-        fates += f", {version['modules_projected']} projected"
-    told = fates if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
-    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {told}"
+        decisions += f", {version['modules_projected']} projected"
+    detail = decisions if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
+    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {detail}"
 
 
 @adapters.command("list")
@@ -96,19 +96,21 @@ def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = 
 @adapters.command("warm")
 def warm(
     name: str,
-    version: Annotated[int | None, typer.Option(help="Which; default: the active one")] = None,
+    version: Annotated[int | None, typer.Option(help="Version number; default: the active version")] = None,
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
 ) -> None:
-    """Bring an adapter into the engines' slots before its first request. Exit status 1 when one engine is not warm."""
+    """Bring an adapter into the engines' slots before its first request. Exit status 1 if an engine is not warm."""
     with _client(url, key) as client:
-        told = _answer(client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version}))
-    for one in told["engines"]:
-        how = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
-        out.print(f"{told['model']}  engine {one['engine']}  {how}", soft_wrap=True, highlight=False, markup=False)
-    if not told["engines"]:
-        out.print(f"{told['model']}  emptied: the served model answers, nothing is to be warmed", highlight=False)
-    if not all(one["warm"] for one in told["engines"]):
+        answer = _answer(client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version}))
+    for one in answer["engines"]:
+        outcome = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
+        out.print(
+            f"{answer['model']}  engine {one['engine']}  {outcome}", soft_wrap=True, highlight=False, markup=False
+        )
+    if not answer["engines"]:
+        out.print(f"{answer['model']}  emptied: the served model answers, nothing is to be warmed", highlight=False)
+    if not all(one["warm"] for one in answer["engines"]):
         sys.exit(1)
 
 
@@ -123,8 +125,8 @@ def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> No
 def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """Give an adapter to another owner: a key's name, or the label that several keys share."""
     with _client(url, key) as client:
-        told = _answer(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
-    out.print(f"{told['name']}  belongs to {told['owner']}", highlight=False)
+        answer = _answer(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
+    out.print(f"{answer['name']}  belongs to {answer['owner']}", highlight=False)
 
 
 @adapters.command("rescreen")
@@ -134,9 +136,9 @@ def rescreen(
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
 ) -> None:
-    """Screen kept uploads again by today's policy and reference, and serve what comes of it.
+    """Screen kept uploads again by the current policy and reference, and serve the resulting versions.
 
-    Exit status: 0 when every version passed or nothing was to be done, 1 when one was refused, failed or was not kept.
+    Exit status: 0 if every version passed or nothing was to be done, 1 if one was refused, failed or was not kept.
     """
     if (name is None) is not every:
         fail("name one adapter, or ask for --all", 2)
@@ -151,7 +153,7 @@ def rescreen(
 
 
 def _rescreen_all(client: httpx.Client) -> dict[str, int]:
-    """Print each adapter's result as it comes; how many there were of each."""
+    """Print each adapter's result as it arrives; return the number of each result."""
     with client.stream("POST", "/rescreen") as response:
         if not response.is_success:
             response.read()
@@ -159,14 +161,14 @@ def _rescreen_all(client: httpx.Client) -> dict[str, int]:
         for kind, fields in _events(response.iter_lines()):
             if kind == "done":
                 return fields
-            told = fields["error"]["message"] if fields["error"] else _line(fields["version"])
-            line = f"{fields['name']}  {fields['result'].replace('_', ' ')}  {told}"
+            detail = fields["error"]["message"] if fields["error"] else _line(fields["version"])
+            line = f"{fields['name']}  {fields['result'].replace('_', ' ')}  {detail}"
             out.print(line, soft_wrap=True, highlight=False, markup=False)
     fail("the gateway broke off")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events as the gateway writes them: one line of data each."""
+    """Parse server-sent events as the gateway writes them: one line of data each."""
     kind = ""
     for line in lines:
         field, _, value = line.partition(": ")

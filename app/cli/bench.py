@@ -1,4 +1,4 @@
-"""python -m app bench …"""
+"""`python -m app bench`: the benchmarks' commands."""
 
 import json
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from app.bench.progress import Tell
 
 TABLE_WIDTH: Final = 168
-"""Characters the widest table needs; a pipe or log is otherwise taken to be 80 wide."""
+"""Characters of the widest table; without it a pipe or log counts as 80 wide."""
 
 bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
 
 
 @contextmanager
-def _bar(what: str = "starting") -> Iterator[Tell]:
-    """A progress bar on standard error."""
+def _bar(first: str = "starting") -> Iterator[Tell]:
+    """Show a progress bar on standard error; yield the callback that updates it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=1.0)
+        task = bar.add_task(first, total=1.0)
         yield lambda now, share: bar.update(task, description=now, completed=share)
 
 
@@ -44,8 +44,8 @@ def bench_screening(
     from app.bench.screening.run import Options, run
 
     options = Options.quick(directory) if quick else Options(directory=directory)
-    with _bar() as tell:
-        result = run(options, tell)
+    with _bar() as progress:
+        result = run(options, progress)
     _print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
@@ -65,7 +65,7 @@ def bench_safety(
     ),
     only_cached: Annotated[bool, typer.Option(help="Report on the seeds already finished, and train nothing")] = False,
 ) -> None:
-    """Measure what screening does to harm and to skill, method beside method, on models trained here. Hours; resumable."""
+    """Measure how screening changes harm and skill, method by method, on models trained here. Hours; resumable."""
     from app.bench.safety.command import Options, run
     from app.bench.safety.plan import SIZES
 
@@ -73,18 +73,18 @@ def bench_safety(
         raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
     options = Options(size, cache, output, quick=quick, only_cached=only_cached)
 
-    with _bar() as tell:
-        tables = run(options, tell)
+    with _bar() as progress:
+        tables = run(options, progress)
     _print(tables)
 
 
 @bench.command("decode")
 def bench_decode() -> None:
-    """Time decoding through the real engine with an adapter whole, half cut out, and empty. A minute or two."""
+    """Time decoding through the real engine with an adapter intact, half cut out, and empty. A minute or two."""
     from app.bench.engine.decode import run
 
-    with _bar("starting the engine") as tell:
-        table = run(tell)
+    with _bar("starting the engine") as progress:
+        table = run(progress)
     _print(table)
 
 
@@ -94,14 +94,14 @@ def bench_gateway(
     only: Annotated[list[str] | None, typer.Option(help="Only this target (may be given again)")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
 ) -> None:
-    """Measure what the gateway adds to an engine's answers, beside nginx, vllm-router and litellm. Quick: two minutes."""
+    """Measure the latency a gateway adds, beside nginx, vllm-router and litellm. Quick: two minutes."""
     from app.bench.relay.report import result_json, tables
     from app.bench.relay.run import Options, run
 
     chosen = tuple(only or ())
     options = Options.quick(chosen) if quick else Options(only=chosen)
-    with _bar() as tell:
-        result = run(options, tell)
+    with _bar() as progress:
+        result = run(options, progress)
     _print(tables(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
@@ -123,7 +123,7 @@ def bench_capacity(
         Path | None, typer.Option(exists=True, help="What `bench screening --json` wrote on this machine")
     ] = None,
 ) -> None:
-    """A capacity plan for 100, 10,000 and 1,000,000 adapters: calculated and simulated, from measured costs. Seconds."""
+    """Plan capacity for 100, 10,000 and 1,000,000 adapters: calculated and simulated, from measured costs. Seconds."""
     from app.bench.capacity.costs import KEPT, read_costs, write_costs
     from app.bench.capacity.costs import measure as measured
     from app.bench.capacity.plan import Assumptions, run
@@ -132,8 +132,8 @@ def bench_capacity(
     if measure is not None:
         if screening is None:
             raise typer.BadParameter("needs --screening FILE", param_hint="--measure")
-        with _bar() as tell:
-            write_costs(measured(screening, tell), measure)
+        with _bar() as progress:
+            write_costs(measured(screening, progress), measure)
     given = Assumptions(engines, rank, versions=versions, gpu_slots=gpu_slots, host_slots=host_slots, rate=rate)
     typer.echo(markdown(run(given, read_costs(measure or costs or KEPT))), nl=False)
 
@@ -146,11 +146,11 @@ def bench_soak(
     engine: Annotated[bool, typer.Option("--engine", help="Over the demo's real engine, not its stand-in")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
 ) -> None:
-    """Hold a load while versions are replaced under it: errors, and the gateway's memory. Ends with 1 on any error."""
+    """Sustain a load while versions are replaced; report errors and the gateway's memory. Exit status 1 on any error."""
     from app.bench.engine.soak import Options, result_json, run, table
 
-    with _bar() as tell:
-        soaked = run(Options(minutes, rate, every, engine), tell)
+    with _bar() as progress:
+        soaked = run(Options(minutes, rate, every, engine), progress)
     _print(table(soaked))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(soaked), indent=1) + "\n", encoding="utf-8")
@@ -163,11 +163,11 @@ def bench_hotload(
     quick: Annotated[bool, typer.Option(help="An eighth of the layers, fewer rounds")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file")] = None,
 ) -> None:
-    """Time from an upload's last byte to the first token on the new version, by stage. Three minutes, 2 GB of disk."""
+    """Time an upload from its last byte to the new version's first token, by stage. Three minutes, 2 GB of disk."""
     from app.bench.engine.hotload import result_json, run, table
 
-    with _bar() as tell:
-        cases = run(tell, quick=quick)
+    with _bar() as progress:
+        cases = run(progress, quick=quick)
     _print(table(cases))
     if json_file is not None:
         json_file.write_text(json.dumps(result_json(cases), indent=1) + "\n", encoding="utf-8")

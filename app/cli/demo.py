@@ -1,4 +1,4 @@
-"""The demo's commands: python -m app demo [train | measure]."""
+"""`python -m app demo [train | measure]`: the demo's commands."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ demo = typer.Typer(invoke_without_command=True, help="The tour: a trained model 
 out, err = Console(), Console(stderr=True)
 
 DEMO_TOP_K = 16
-"""Singular triples kept in the demo's reference: enough to try the policy, little enough for a repository."""
+"""Singular triples kept in the demo's reference: enough to try the policy, small enough for a repository."""
 
 
 @demo.callback()
@@ -22,7 +22,7 @@ def demo_tour(
     once: Annotated[bool, typer.Option(help="End after the tour instead of serving on")] = False,
     port: Annotated[int, typer.Option(help="Port to serve on; 0: a free one")] = 8080,
 ) -> None:
-    """Take the tour, then keep serving until Ctrl-C."""
+    """Run the tour, then keep serving until Ctrl-C."""
     if context.invoked_subcommand is None:
         from app.demo.tour import tour
 
@@ -33,7 +33,7 @@ def demo_tour(
 def demo_train(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Default: the demo's own assets")] = None,
 ) -> None:
-    """Train the demo's models and adapters anew, and build their reference."""
+    """Train the demo's models and adapters again, and build their reference."""
     from app.demo.assets import ASSETS
     from app.demo.train import train_all
     from app.screen.reference.build import BuildOptions, build_reference

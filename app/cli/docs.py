@@ -1,4 +1,4 @@
-"""Tables of docs/, made from the code that they describe: `python -m app docs` writes them anew."""
+"""Tables of docs/, generated from the code that they describe: `python -m app docs` rewrites them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from app.server.settings import Settings
 
 
 def settings_table() -> str:
-    """Every setting: environment variable, default, meaning."""
+    """Return the table of settings: environment variable and flag, default, meaning."""
     rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         flag = f"`GATEWAY_{name.upper()}`, `--{name.replace('_', '-')}`"
@@ -33,14 +33,14 @@ def _default(field: FieldInfo) -> str:
 
 
 def refusals_table() -> str:
-    """Every refusal: code, HTTP status, stage, what to do."""
+    """Return the table of refusals: code, HTTP status, stage, remedy."""
     rows = ["| Code | Status | Stage | What to do |", "| --- | --- | --- | --- |"]
     rows += [f"| `{c.name}` | {c.status} | {c.stage} | {c.hint} |" for c in CODES.values()]
     return "\n".join(rows)
 
 
 def metrics_table() -> str:
-    """Every metric: name with its unit, kind, labels, meaning."""
+    """Return the table of metrics: name with its unit, kind, labels, meaning."""
     rows = ["| Metric | Kind | Labels | Meaning |", "| --- | --- | --- | --- |"]
     for one in Metrics().registry.declared:
         labels = ", ".join(f"`{label}`" for label in one.labels) or "–"
@@ -50,7 +50,7 @@ def metrics_table() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One generated table. page: where it stands, from the repository's root. make: its text."""
+    """One generated table. page: the page that contains it, from the repository's root. make: generates its text."""
 
     page: str
     make: Callable[[], str]
@@ -64,7 +64,7 @@ TABLES = {
 
 
 def with_tables(text: str) -> str:
-    """`text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
+    """Return `text` with each `<!-- name -->` … `<!-- /name -->` filled in."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)

@@ -1,4 +1,4 @@
-"""`python -m app keys`: make an API key."""
+"""`python -m app keys`: command that creates an API key."""
 
 import sys
 from typing import Annotated
@@ -12,12 +12,12 @@ keys = typer.Typer(no_args_is_help=True, help="Make API keys.")
 
 @keys.callback()
 def _group() -> None:
-    """Keep `new` a subcommand although it is the only one."""
+    """Group the subcommands: without this callback typer would drop the name `new`, the only one."""
 
 
 @keys.command("new")
 def new(
-    name: Annotated[str, typer.Option(help="What logs call it; unique in the file")],
+    name: Annotated[str, typer.Option(help="Name of the key in logs; unique in the file")],
     role: Annotated[
         list[Role], typer.Option(help="upload, chat, metrics, engine or admin; may be given several times")
     ],
@@ -27,7 +27,7 @@ def new(
 ) -> None:
     """Print a new key, once, to standard error, and the line for GATEWAY_API_KEYS_FILE to standard output.
 
-    So `python -m app keys new --name ci --role upload >> keys` stores the line and shows the key.
+    For example, `python -m app keys new --name ci --role upload >> keys` stores the line and shows the key.
     """
     try:
         key, stored = new_key(name, role, owner)

@@ -1,4 +1,4 @@
-"""The command line: python -m app serve | reference | screen | adapters | keys | store | demo | bench."""
+"""Main program of the command line: python -m app serve | reference | screen | adapters | keys | store | demo | bench."""
 
 import json
 import sys
@@ -49,7 +49,7 @@ cli.add_typer(store, name="store")
 store.command("move")(move_command)
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"lora-gateway {__version__}\n")
         raise typer.Exit
@@ -58,15 +58,15 @@ def _say_version(wanted: bool) -> None:
 @cli.callback()
 def _options(
     _: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print it and end")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")
     ] = False,
 ) -> None:
-    """What goes before any command."""
+    """Handle the options before the command."""
 
 
 def main() -> None:
-    """Run a command; an error of ours is one clear line and exit status 1, never a traceback."""
-    raise_open_files()  # a reference of 500 modules has a thousand, also for the commands that only open it
+    """Run a command; expected errors print one line and exit with status 1, without a traceback."""
+    raise_open_files()  # a reference of 500 modules has a thousand files, which other commands open too
     try:
         cli()
     except GatewayError as error:
@@ -82,7 +82,7 @@ def serve(
     context: typer.Context,
     demo: Annotated[bool, typer.Option(help="The demo's model and reference, open, on loopback only")] = False,
 ) -> None:
-    """Serve. Every setting is a flag (--max-loras 8) or GATEWAY_MAX_LORAS=8 in the environment; see docs/settings.md."""
+    """Run the gateway. Each setting is a flag (--max-loras 8) or a variable (GATEWAY_MAX_LORAS=8); see docs/settings.md."""
     from app.server.app import run
     from app.server.settings import LOOPBACK, Settings
 
@@ -101,16 +101,16 @@ def serve(
 
 
 def _setting_at_fault(error: Any) -> str:
-    """One of pydantic's errors in the words of the command line."""
+    """Describe one of pydantic's errors in terms of flags and environment variables."""
     if not error["loc"]:
         return str(error["msg"]).removeprefix("Value error, ")
     name = str(error["loc"][0])
-    said = {"missing": "must be set", "extra_forbidden": "no such setting"}.get(error["type"], error["msg"])
-    return f"--{name.replace('_', '-')} (GATEWAY_{name.upper()}): {said}"
+    problem = {"missing": "must be set", "extra_forbidden": "no such setting"}.get(error["type"], error["msg"])
+    return f"--{name.replace('_', '-')} (GATEWAY_{name.upper()}): {problem}"
 
 
 def _flags(args: list[str]) -> dict[str, Any]:
-    """`--max-loras 8 --open` → {"max_loras": "8", "open": "true"}; Settings checks names and values."""
+    """Parse `--max-loras 8 --open` into {"max_loras": "8", "open": "true"}; Settings checks names and values."""
     given: dict[str, Any] = {}
     rest = iter(args)
     pending: str | None = None
@@ -156,7 +156,7 @@ def reference_build(
     modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
     compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
 ) -> None:
-    """Build a reference from a base checkpoint and its aligned sibling, tensor by tensor."""
+    """Build a reference from a base checkpoint and its aligned counterpart, tensor by tensor."""
     from app.screen.reference.build import BuildOptions, build_reference
 
     with _progress() as bar:
@@ -175,7 +175,7 @@ def reference_build(
 
 @reference.command("inspect")
 def reference_inspect(directory: Path) -> None:
-    """Show what a reference holds."""
+    """Show the content of a reference."""
     from app.domain.policy import Policy
     from app.screen.reference.open import open_reference, short_of_energy
 
@@ -201,7 +201,7 @@ def reference_inspect(directory: Path) -> None:
         numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
         looked_at = "" if opened.triples(name) is None else str(opened.ends(name, policy).r.shape[1])
         table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers), looked_at)
-    Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # a number cut short is a wrong one
+    Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # never truncate a number
 
 
 @cli.command("screen")

@@ -1,4 +1,4 @@
-"""`python -m app store audit`: does everything hold that this gateway promises about what it keeps and what it loads?"""
+"""`python -m app store audit`: check the invariants of stored and loaded artefacts."""
 
 import asyncio
 import json
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from app.store.audit.audit import Audit
 
 MEASURE_S: Final = 600.0
-"""Seconds one artefact may take to be measured again."""
+"""Most seconds to measure one artefact again."""
 
 NOTHING_SEEN: Final = 2
-"""Exit status of an audit that found nothing because, of something it was asked for, it could look at nothing."""
+"""Exit status of an audit without findings that could not examine anything of a requested part."""
 
 AGAIN: Final = "what is stored, measured again"
-"""Name of the part that needs a reference."""
+"""Name of the part of the audit that needs a reference."""
 
 OTHER_REFERENCE: Final = "were measured against another reference"
 OLDER_METRIC: Final = "were measured by another release; the gateway measures them again before it serves them"
 
 _STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-store = typer.Typer(no_args_is_help=True, help="Look after what a gateway keeps.")
+store = typer.Typer(no_args_is_help=True, help="Audit or move a gateway's store.")
 out = Console()
 
 
@@ -63,7 +63,7 @@ def audit_command(
     ] = False,
     engine_api_key: Annotated[str | None, typer.Option(envvar="GATEWAY_ENGINE_API_KEY", help="Its key")] = None,
     api_keys: Annotated[
-        str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="Keys that must stand nowhere")
+        str | None, typer.Option(envvar="GATEWAY_API_KEYS", help="API keys that must not appear in stored data")
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(envvar="GATEWAY_REFERENCE", help="Measure every artefact again against this one")
@@ -71,10 +71,10 @@ def audit_command(
     patience: Annotated[float, typer.Option(help="Seconds between the two looks")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
 ) -> None:
-    """Re-read disk, catalogue and engine and report every broken invariant, what was looked at, and what was not.
+    """Re-read disk, catalogue and engine; report broken invariants, and the parts that were and were not examined.
 
-    Exit status: 0 none, 1 some, 2 none, but of something that was asked for nothing could be looked at. Changes nothing,
-    and may run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
+    Exit status: 0 none broken, 1 some, 2 none, but a requested part could not be examined at all. Changes nothing, and may
+    run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
     """
     from app.gateway.engine_lists import engine_lists, engines_at, in_both
     from app.store.audit.audit import ARTEFACTS, Skipped
@@ -111,14 +111,14 @@ def audit_command(
 
 
 def status_of(found: "Audit") -> int:
-    """Exit status: 1 when something is broken, NOTHING_SEEN when something asked for was not looked at at all, else 0."""
+    """Return the exit status: 1 if an invariant is broken, NOTHING_SEEN if a requested part was not examined, else 0."""
     if found.findings:
         return 1
     return NOTHING_SEEN if any(one.asked for one in found.skipped) else 0
 
 
-class _Silent:
-    """Steps that nobody follows."""
+class _NoSteps:
+    """Steps that do nothing."""
 
     def took(self, stage: "Stage", seconds: float, outcome: str) -> None:
         """See Steps."""
@@ -131,10 +131,11 @@ class _Silent:
 
 
 def measured_again(root: Path, reference_dir: Path, store_url: str | None = None) -> "Audit":
-    """I9: every artefact, sanitised by the policy of its own manifest, passes whole and is itself.
+    """Check I9: every artefact, sanitised again by the policy of its own manifest, passes and comes out unchanged.
 
-    root: their directory, or that of the copies of those at `store_url`; what has no copy is read from there. Seconds for
-    each artefact of a large model. Raises Unavailable when the reference cannot be opened or the storage not be listed.
+    root: directory of the artefacts, or of the local copies of those at `store_url`; artefacts without a copy are read from
+    there. Takes seconds per artefact of a large model. Raises Unavailable if the reference cannot be opened or the storage
+    cannot be listed.
     """
     from app.domain.digest import SHORT
     from app.screen.reference.open import open_reference
@@ -145,13 +146,13 @@ def measured_again(root: Path, reference_dir: Path, store_url: str | None = None
     left_out: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="gateway-audit-") as spare:
         for folder in _artefacts(root, store_url, Path(spare), left_out):
-            wrong = _wrong_once_measured(folder, reference)
-            if wrong in (OTHER_REFERENCE, OLDER_METRIC):
-                left_out[wrong] += 1
+            finding = _finding_when_measured(folder, reference)
+            if finding in (OTHER_REFERENCE, OLDER_METRIC):
+                left_out[finding] += 1
                 continue
             measured += 1
-            if wrong is not None:
-                findings.append(Finding("I9", f"artefact {folder.name[:SHORT]}", wrong))
+            if finding is not None:
+                findings.append(Finding("I9", f"artefact {folder.name[:SHORT]}", finding))
     skipped = [Skipped(AGAIN, f"{count} artefacts {why}", asked=not measured) for why, count in left_out.items()]
     if store_url is None and not root.is_dir():
         skipped.append(Skipped(AGAIN, f"{root} is no directory", asked=True))
@@ -159,9 +160,9 @@ def measured_again(root: Path, reference_dir: Path, store_url: str | None = None
 
 
 def _artefacts(root: Path, store_url: str | None, spare: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Directories of all artefacts, one after the other; those that lie elsewhere only are read into `spare` for a while.
+    """Yield the directories of all artefacts; those only in object storage are downloaded temporarily into `spare`.
 
-    left_out: counts those that could not be read, by why.
+    left_out: counts the artefacts that could not be read, by reason.
     """
     from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
     from app.domain.errors import Unavailable
@@ -187,8 +188,8 @@ def _artefacts(root: Path, store_url: str | None, spare: Path, left_out: Counter
             shutil.rmtree(folder)
 
 
-def _wrong_once_measured(folder: Path, reference: "Reference") -> str | None:
-    """Finding about one artefact in words; None when it passes, OTHER_REFERENCE or OLDER_METRIC when those measured it."""
+def _finding_when_measured(folder: Path, reference: "Reference") -> str | None:
+    """Return the finding about one artefact; None if it passes, OTHER_REFERENCE or OLDER_METRIC if not comparable."""
     from app.domain.artefact import MANIFEST_FILE
     from app.domain.verdict import METRIC_VERSION
 
@@ -225,14 +226,14 @@ def _sanitised_again(folder: Path, reference: "Reference", policy: Mapping[str, 
     measure = Measure(target, ValidateLimits(), reference, accepting(policy_from(policy)), MEASURE_S)
     try:
         with (folder / WEIGHTS_FILE).open("rb") as weights:
-            made = sanitise(measure, config, weights, Received(nothing, nothing, 0, 0), _Silent())
+            made = sanitise(measure, config, weights, Received(nothing, nothing, 0, 0), _NoSteps())
     except GatewayError as error:
         return str(error)
     return None if made is not None and made.digest.hex == folder.name else "does not pass, or not unchanged"
 
 
 def show(found: "Audit") -> None:
-    """For people: a table of what is broken, then what was looked at, and what was not."""
+    """Print a table of broken invariants, then the parts that were and were not examined."""
     if found.findings:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for column in ("broken", "where", "what"):
@@ -245,8 +246,8 @@ def show(found: "Audit") -> None:
     for part in found.skipped:
         out.print(f"not looked at: {part.what}: {part.why}", soft_wrap=True, highlight=False)
     counted = ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in found.counts.items())
-    said = f"{len(found.findings)} broken invariants in what was looked at: {counted}"
+    summary = f"{len(found.findings)} broken invariants in what was looked at: {counted}"
     if status_of(found) == NOTHING_SEEN:
-        blind = ", ".join(sorted({part.what for part in found.skipped if part.asked}))
-        said = f"{said}. This is no all-clear: asked for and not looked at: {blind}"
-    out.print(said, soft_wrap=True, highlight=False)
+        not_examined = ", ".join(sorted({part.what for part in found.skipped if part.asked}))
+        summary = f"{summary}. This is no all-clear: asked for and not looked at: {not_examined}"
+    out.print(summary, soft_wrap=True, highlight=False)

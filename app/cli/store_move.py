@@ -1,4 +1,4 @@
-"""`python -m app store move`: a store of one machine's own becomes one that several gateways share."""
+"""`python -m app store move`: move a single machine's store to a store that several gateways share."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,9 +29,9 @@ def move_command(
 ) -> None:
     """Copy SQLite's catalogue to PostgreSQL, artefacts to object storage, kept uploads to another gateway's data directory.
 
-    Refused while a gateway runs on them. Nothing is taken away here. Run it again where it was broken off. Start no gateway
-    on the old catalogue afterwards. Kept uploads (GATEWAY_KEEP_ORIGINALS) lie in no shared place, wherever the rest does:
-    only the gateway that has them in its data directory can screen them again, the others say `original_not_kept`.
+    Refused while a gateway uses them. The source is not changed. After an interruption, run it again. Start no gateway
+    on the old catalogue afterwards. Kept uploads (GATEWAY_KEEP_ORIGINALS) are never shared, even if everything else is:
+    only the gateway that has them in its data directory can screen them again, the others answer `original_not_kept`.
     """
     from app.store.artefacts.local import BlobStore
     from app.store.artefacts.s3 import RemoteBlobs
@@ -45,17 +45,17 @@ def move_command(
         raise typer.BadParameter("say where to: --to postgresql://…, --artefacts-to s3://…, --originals-to DIR")
     source, root = sqlite_url(data / "catalogue.sqlite"), artefacts or data / ARTEFACTS
     database_file(data, source)
-    with ExitStack() as doors:  # the lock of the directory: a gateway on it is refused, and refuses us
+    with ExitStack() as resources:  # holds the directory's lock, which excludes a running gateway
         if artefacts_to is None:
-            doors.enter_context(BlobStore(root))
+            resources.enter_context(BlobStore(root))
         else:
             owner = owner_of(data, to or source)
-            blobs = doors.enter_context(RemoteBlobs(root, Objects(artefacts_to), owner))
+            blobs = resources.enter_context(RemoteBlobs(root, Objects(artefacts_to), owner))
             sent, left_out = move_artefacts(blobs, needed_of(source), lambda one: out.print(f"artefact {one.short}"))
             out.print(f"{sent} artefacts in {artefacts_to}, read back and found whole", soft_wrap=True, highlight=False)
             if left_out:
                 out.print(f"{left_out} damaged artefacts that no version needs were left out", highlight=False)
-        _originals(source, KeptUploads(data / ORIGINALS, keep=False), originals_to)
+        _copy_originals(source, KeptUploads(data / ORIGINALS, keep=False), originals_to)
         if to is not None:
             moved = move_catalogue(source, to, wait)
             counted = ", ".join(f"{count} {table}" for table, count in moved.items())
@@ -64,8 +64,8 @@ def move_command(
     out.print("Start gateways with", *(f"{name}=…" for name, value in names if value), highlight=False)
 
 
-def _originals(source: str, kept: "KeptUploads", to: Path | None) -> None:
-    """Copy the kept uploads, or say where they stay."""
+def _copy_originals(source: str, kept: "KeptUploads", to: Path | None) -> None:
+    """Copy the kept uploads, or print their location."""
     from app.store.migrate_store import move_originals, uploads_of
     from app.store.uploads import ORIGINALS, KeptUploads
 

@@ -1,5 +1,6 @@
-"""Web console: pages rendered here, plain scripts that speak to the API like any client.
+"""Web console: server-rendered pages, and plain scripts that use the API like any client.
 
-`pages` are the routes, `cookie_auth` is the session, `adapter_list`, `heatmap` and `version_history` make of rows and
-reports the values that the templates show. Nothing is built or fetched from elsewhere: templates/ and static/ are all.
+`pages` holds the routes, `cookie_auth` the session; `adapter_list`, `heatmap` and `version_history` turn rows and reports
+into the values that the templates show. There is no build step and nothing is fetched from other sites: templates/ and
+static/ are everything.
 """

@@ -1,4 +1,4 @@
-"""The list of adapters: how each stands, in a word, and what it has answered."""
+"""List of adapters: status and traffic of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ PAGE: Final = 50
 """Adapters on one page of the list."""
 
 MAX_FILTER: Final = 63
-"""Characters of a filter; no name is longer."""
+"""Most characters of a filter; no name is longer."""
 
 
 class Standing(StrEnum):
-    """How a version stands, in a person's words."""
+    """Status of a version, in words for people."""
 
     SERVED = "served"
     EARLIER = "earlier"
@@ -34,7 +34,7 @@ class Standing(StrEnum):
 class Line:
     """One adapter. shown: its active version, else its newest; None while its first upload is just beginning.
 
-    newer: the newest version, where that is not the one shown. traffic: None when it is not counted apart.
+    newer: the newest version, if that is not the one shown. traffic: None if it is not counted separately.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Line:
 
     @property
     def share(self) -> float | None:
-        """Share of its modules that were cut out (0..1), None until screened."""
+        """Share of the shown version's modules that were cut out (0..1), None until screened."""
         return pruned_share(self.shown) if self.shown is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page of the list. first: index of its first line; pages count from 1."""
+    """One page of the list. matching: adapters on all pages. contains: the filter. number: this page's, counted from 1."""
 
     lines: tuple[Line, ...]
     matching: int
@@ -62,7 +62,7 @@ class Listing:
 
 
 def listing(uploads: Uploads, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
-    """Read one page. Blocking. A page beyond the last is the last."""
+    """Read one page. Blocking. A number beyond the last page gives the last page."""
     contains = printable(contains.strip(), MAX_FILTER)
     catalogue = uploads.components.catalogue
     page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
@@ -75,7 +75,7 @@ def listing(uploads: Uploads, answered: Mapping[str, Traffic], contains: str, nu
 
 
 def standing(uploads: Uploads, row: VersionRow) -> Standing:
-    """How a version stands."""
+    """Return a version's status."""
     if row.state in IN_FLIGHT:
         return Standing.UNDER_WAY
     if row.key in uploads.components.desired.state.withheld:
@@ -89,7 +89,7 @@ def standing(uploads: Uploads, row: VersionRow) -> Standing:
 
 
 def pruned_share(row: VersionRow) -> float | None:
-    """Share of the modules that were cut out (0..1), None until screened."""
+    """Return the share of the modules that were cut out (0..1), None until screened."""
     return (row.modules_pruned or 0) / row.modules_total if row.modules_total else None
 
 

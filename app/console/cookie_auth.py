@@ -1,15 +1,15 @@
-"""Who is at the console: an API key in a cookie, and why no other site can use it.
+"""Console session: an API key in a cookie, protected against use by other sites.
 
-A person signs in with an API key. The key itself becomes a session cookie: HttpOnly (no script reads it), SameSite=Strict
-(no other site's page makes the browser send it), Secure where the page came over https. There is no table of sessions: a
-key that is taken away stops working here at once, a restart signs nobody out, and every route goes on asking `guarded`
-for what the key may do.
+A person signs in with an API key. The key itself becomes a session cookie: HttpOnly (scripts cannot read it),
+SameSite=Strict (no other site's page makes the browser send it), Secure if the page was loaded over https. There is no
+table of sessions: a revoked key stops working here at once, a restart signs no visitor out, and every route still checks
+the key's roles with `guarded`.
 
-The API itself knows no cookies. This middleware turns the cookie into an `Authorization` header, for two kinds of requests
-only: GETs of the console's own pages, which change nothing; and requests that carry the header `X-Console`, which the
-console's scripts send. A form or an image of another site cannot send a header of its own, and another site's script only
-after a preflight, which nothing here answers: so a cookie alone never changes anything. One mechanism, for API calls and
-signing in alike. Behind a proxy that ends TLS, uvicorn takes the scheme from X-Forwarded-Proto of a trusted address.
+The API itself does not use cookies. This middleware turns the cookie into an `Authorization` header, for two kinds of
+requests only: GETs of the console's own pages, which change nothing; and requests with the header `X-Console`, which the
+console's scripts send. A form or an image of another site cannot set a header, and another site's script can only after a
+preflight, which the gateway does not answer: so a cookie alone never changes anything. API calls and signing in use the
+same mechanism. Behind a proxy that terminates TLS, uvicorn takes the scheme from X-Forwarded-Proto of a trusted address.
 """
 
 import base64
@@ -23,49 +23,49 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 COOKIE: Final = "gateway_console"
 HEADER: Final = "x-console"
-"""What the console's own scripts send, whatever its value; no other site can."""
+"""Header sent by the console's own scripts, with any value; other sites cannot send it."""
 
 PAGES: Final = "/console"
 MAX_KEY_BYTES: Final = 512
-"""Longest key that fits the cookie; a browser keeps about 4 KiB."""
+"""Most bytes of a key in the cookie; a browser stores cookies of about 4 KiB."""
 
 
 def remember(response: Response, key: str, *, secure: bool) -> None:
-    """Keep a key that was checked in the visitor's browser until it is closed."""
-    value = base64.urlsafe_b64encode(key.encode()).decode()  # a key may hold what a cookie may not
+    """Set the session cookie to a verified key; it lasts until the browser is closed."""
+    value = base64.urlsafe_b64encode(key.encode()).decode()  # a key may contain characters that a cookie may not
     response.set_cookie(COOKIE, value, httponly=True, samesite="strict", secure=secure, path="/")
 
 
 def forget(response: Response) -> None:
-    """Sign out."""
+    """Delete the session cookie."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict", path="/")
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is the console's own."""
+    """Return whether a path belongs to the console."""
     return path in {"/", PAGES} or path.startswith(f"{PAGES}/")
 
 
 class CookieToKey:
-    """ASGI middleware: the console's cookie as an `Authorization` header, where that is allowed (see above)."""
+    """ASGI middleware: turns the console's cookie into an `Authorization` header, if that is allowed (see above)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Add the header if allowed, then pass the request on (ASGI)."""
         if scope["type"] == "http" and (key := _key(scope)) is not None:
             scope = {**scope, "headers": [*scope["headers"], (b"authorization", b"Bearer " + key)]}
         await self._app(scope, receive, send)
 
 
 def _key(scope: Scope) -> bytes | None:
-    """The key to add to this request, if any."""
+    """Return the key to add to this request, if any."""
     headers = Headers(scope=scope)
     if "authorization" in headers or "cookie" not in headers:
         return None
-    looks = scope["method"] in {"GET", "HEAD"} and is_page(scope["path"])
-    if not looks and HEADER not in headers:
+    is_page_view = scope["method"] in {"GET", "HEAD"} and is_page(scope["path"])
+    if not is_page_view and HEADER not in headers:
         return None
     try:
         morsel = SimpleCookie(headers["cookie"]).get(COOKIE)

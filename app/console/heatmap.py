@@ -1,4 +1,4 @@
-"""A report as a heat map: module types down, blocks across, each cell the E-DIEM that decided."""
+"""Heat map of a report: one row per module type, one column per block, each cell the deciding E-DIEM."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from app.console.render import number, words
 from app.domain.combined_score import block_of
 
 SHADES: Final = 5
-"""Shades on each side of τ; the style sheet has as many."""
+"""Shades on each side of τ; the style sheet defines as many."""
 
 LEAST_SPAN: Final = 2.0
-"""Interquartile ranges from τ to the last shade, at least: or a calm adapter would look as wild as a bad one."""
+"""Least distance from τ to the last shade, in interquartile ranges; without it a harmless adapter would look extreme."""
 
 CUT: Final = "prune"
 MARKS: Final = {CUT: "×", "project": "⊥"}
-"""What stands beside the score of a module that is not kept as it came."""
+"""Marks beside the score of a module that is not kept unchanged."""
 
 COUNTED_DECISIONS: Final = {"keep": "kept", CUT: "cut out", "project": "projected", "reject": "refused"}
 COMPARISONS: Final = ("input", "alignment", "projection")
@@ -23,7 +23,7 @@ COMPARISONS: Final = ("input", "alignment", "projection")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One module. shade: −SHADES (far below τ) to SHADES (far above), None without a score. detail: all its numbers."""
+    """One module. shade: −SHADES (far below τ) to SHADES (far above), None without a score. detail: all measurements."""
 
     module: str
     text: str
@@ -35,7 +35,7 @@ class Cell:
 
     @property
     def style(self) -> str:
-        """Its class in the style sheet."""
+        """The cell's class in the style sheet."""
         if self.shade is None:
             return "shade-none"
         return f"shade-{'above' if self.shade > 0 else 'below'}-{abs(self.shade)}"
@@ -43,25 +43,25 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One module type over all blocks; None where a block has none. cut: how many of them were cut out."""
+    """One module type over all blocks; a cell is None if its block has no such module."""
 
     kind: str
     cells: tuple[Cell | None, ...]
 
     @property
     def cut(self) -> int:
-        """Modules of this type that were cut out."""
+        """Number of modules of this type that were cut out."""
         return sum(cell.cut for cell in self.cells if cell is not None)
 
     @property
     def modules(self) -> int:
-        """Modules of this type."""
+        """Number of modules of this type."""
         return sum(cell is not None for cell in self.cells)
 
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """blocks: their short names, in order; "–" for modules outside any. cut: modules cut out in each block."""
+    """Heat map of one report. blocks: their short names, in order; "–" for modules outside any block."""
 
     comparison: str
     tau: float
@@ -70,13 +70,13 @@ class HeatMap:
 
     @property
     def cut(self) -> tuple[int, ...]:
-        """Modules cut out, block by block."""
+        """Number of modules cut out in each block."""
         columns = zip(*(row.cells for row in self.rows), strict=True)
         return tuple(sum(cell.cut for cell in column if cell is not None) for column in columns)
 
 
 def heat_map(verdict: Mapping[str, Any]) -> HeatMap:
-    """`verdict`: as `verdict_json` makes it."""
+    """Build the heat map of a verdict made by `verdict_json`."""
     modules: Sequence[Mapping[str, Any]] = verdict["modules"]
     comparison, tau = str(verdict["policy"]["comparison"]), float(verdict["policy"]["tau"])
     span = _span(modules, comparison, tau)
@@ -88,7 +88,7 @@ def heat_map(verdict: Mapping[str, Any]) -> HeatMap:
 
 
 def _kind(module: str) -> str:
-    """`model.layers.3.self_attn.q_proj` → `self_attn.q_proj`: two modules of a block never share it."""
+    """Return a module's type, which is unique in its block: `model.layers.3.self_attn.q_proj` → `self_attn.q_proj`."""
     return module.removeprefix(block_of(module)).lstrip(".")
 
 
@@ -97,7 +97,7 @@ def _short(block: str) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Block 2 before block 10; what is outside any block first."""
+    """Return a sort key: block 2 before block 10, modules outside any block first."""
     return [(len(part), part) for part in name.split(".")] if name else []
 
 
@@ -121,18 +121,18 @@ def _cell(module: Mapping[str, Any], comparison: str, tau: float, span: float) -
 
 
 def _shade(above: float, span: float) -> int:
-    """1…SHADES above τ, −1…−SHADES at or below it, by equal steps of the span."""
+    """Return 1…SHADES above τ, −1…−SHADES at or below it, in equal steps of the span."""
     step = min(SHADES, 1 + int(SHADES * abs(above) / span))
     return step if above > 0 else -step
 
 
 def fate(decision: str) -> str:
-    """What became of a module, in a person's words."""
+    """Return the decision about a module, in words for people."""
     return COUNTED_DECISIONS.get(decision, decision)
 
 
 def ratio(module: Mapping[str, Any]) -> float | None:
-    """‖ΔW‖ / ‖V‖, None where either is missing or V is zero."""
+    """Return ‖ΔW‖ / ‖V‖, None if either is missing or V is zero."""
     update, reference = module["update_norm"], module["v_norm"]
     return update / reference if update is not None and reference else None
 

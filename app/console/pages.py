@@ -1,4 +1,4 @@
-"""The console's routes. Pages only show; whatever changes something is a request of the page's script to the API."""
+"""Console routes. Pages only show data; changes are API requests made by the pages' scripts."""
 
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -31,16 +31,16 @@ SESSION: Final = "/console/session"
 STATIC: Final = "/console/static"
 
 MAX_FORM_BYTES: Final = 4096
-"""Body of a sign-in: a key, percent-encoded."""
+"""Most bytes of a sign-in's body: a key, percent-encoded."""
 
 MAX_PAGE: Final = 1_000_000
 
 
 class ConsoleRoute(APIRoute):
-    """Refusals as pages for people; who has not signed in is asked to."""
+    """Route class that renders refusals as pages and redirects visitors who have not signed in."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's hook."""
+        """Wrap FastAPI's handler to render errors."""
         handle = super().get_route_handler()
 
         async def handled(request: Request) -> Response:
@@ -57,16 +57,16 @@ class ConsoleRoute(APIRoute):
 public = APIRouter(include_in_schema=False)
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
 FILES: Final = {path.name: path for path in (Path(__file__).parent / "static").iterdir() if path.is_file()}
-"""Style sheet and scripts: for everybody, like the sign-in page that needs them. Nothing else is ever read."""
+"""Style sheet and scripts: served without a key, like the sign-in page that needs them. No other file is served."""
 
 Ctx = Annotated[Context, Depends(context)]
 
 
 def _refused(request: Request, error: GatewayError) -> Response:
-    """To the sign-in page, or a page that says why not."""
+    """Redirect to the sign-in page, or render the error page."""
     if error.code is UNAUTHORIZED:
-        there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(f"{SIGN_IN}?next={quote(there, safe='/')}", 303, HEADERS)
+        next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"{SIGN_IN}?next={quote(next_path, safe='/')}", 303, HEADERS)
     ctx = request.app.state.context
     ctx.metrics.refused(error)
     event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
@@ -85,7 +85,7 @@ def adapters(
     q: Annotated[str, Query(max_length=200)] = "",
     number: Annotated[int, Query(alias="page", ge=1, le=MAX_PAGE)] = 1,
 ) -> Response:
-    """Every adapter and how it stands; what is in force."""
+    """Show every adapter with its status, and the settings in force."""
     components = ctx.uploads.components
     answered = traffic(ctx.metrics.exposition())
     return _page(
@@ -101,7 +101,7 @@ def adapters(
 
 @router.get("/console")
 def home() -> Response:
-    """The list is at `/`."""
+    """Redirect to the list, at `/`."""
     return RedirectResponse("/", 303, HEADERS)
 
 
@@ -113,7 +113,7 @@ def adapter(
     version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
     before: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Response:
-    """One adapter: a version's heat map and verdict, and the history of all."""
+    """Show one adapter: a version's heat map and verdict, and the history of all versions."""
     row = ctx.uploads.components.catalogue.adapter(name)
     exact = request.state.uploader.admin
     versions, older = history(ctx.uploads, name, before, exact=exact)
@@ -138,7 +138,7 @@ def adapter(
 
 @router.get("/console/upload")
 def upload(request: Request, ctx: Ctx, name: Annotated[str, Query(max_length=200)] = "") -> Response:
-    """The upload form. name: filled in already."""
+    """Show the upload form. name: prefilled adapter name."""
     return _page(request, ctx, "upload.html", name=name, components=ctx.uploads.components)
 
 
@@ -149,7 +149,7 @@ def chat(
     a: Annotated[str, Query(max_length=200)] = "",
     b: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    """Two models side by side; a and b: which ones stand there first."""
+    """Show two models side by side. a, b: the models preselected."""
     models = [card["id"] for card in models_payload(ctx.routing_table)["data"]]
     served, others = models[0], models[1:]
     left = a or (others[0] if others else served)
@@ -159,28 +159,30 @@ def chat(
 
 @router.get("/console/{rest:path}")
 def nothing(rest: str) -> Response:
-    """No such page."""
+    """Refuse a path that is not a page."""
     raise Refused(NOT_FOUND, f"there is no page {rest[:80]!r} in the console")
 
 
 @public.get(STATIC + "/{file}")
 def static(file: str) -> Response:
-    """One of the console's own files."""
+    """Return one of the console's static files."""
     if file not in FILES:
         raise Refused(NOT_FOUND, f"the console has no file {file[:80]!r}")
     return FileResponse(FILES[file])
 
 
 @public.get(SIGN_IN)
-def sign_in(request: Request, ctx: Ctx, there: Annotated[str, Query(alias="next", max_length=2000)] = "/") -> Response:
-    """Where a key is asked for. next: the path to go on to, of this gateway."""
-    local = there if there.startswith("/") and not there.startswith(("//", "/\\")) else "/"
+def sign_in(
+    request: Request, ctx: Ctx, next_path: Annotated[str, Query(alias="next", max_length=2000)] = "/"
+) -> Response:
+    """Show the sign-in page. next: path on this gateway to open after signing in."""
+    local = next_path if next_path.startswith("/") and not next_path.startswith(("//", "/\\")) else "/"
     return _page(request, ctx, "sign-in.html", next=local)
 
 
 @public.post(SESSION)
 async def open_session(request: Request, ctx: Ctx) -> Response:
-    """Check a key (form field `key`) and keep it in a cookie. Only for the console's own script: see `session`."""
+    """Check a key (form field `key`) and set the session cookie. Only for the console's own script: see cookie_auth.py."""
     _require_script(request)
     key = await _posted_key(request)
     ctx.keys.admit(f"Bearer {key}", frozenset(Role))
@@ -191,7 +193,7 @@ async def open_session(request: Request, ctx: Ctx) -> Response:
 
 @public.delete(SESSION)
 async def close_session(request: Request) -> Response:
-    """Sign out."""
+    """Sign out: delete the session cookie."""
     _require_script(request)
     response = Response(status_code=204, headers=HEADERS)
     forget(response)

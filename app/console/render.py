@@ -1,4 +1,4 @@
-"""Templates to responses, with the headers every page has."""
+"""Template rendering: responses with the headers of every page, and the templates' filters."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -15,19 +15,20 @@ HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Nothing from elsewhere, nothing inline, in nobody's frame; and no page outlives signing out in a cache."""
+"""Headers of every page: only own resources, nothing inline, no framing; not cached, so that no page remains after signing
+out."""
 
 MINUS: Final = "−"
 NONE: Final = "–"
 
 
 def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Render one of templates/."""
+    """Render a template from templates/."""
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(**values), status, HEADERS)
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number as people read it: a real minus sign, a dash for what there is not, no zero below it."""
+    """Format a number for people: a real minus sign, a dash for None, never a negative zero."""
     if value is None:
         return NONE
     text = f"{value:.{digits}f}"
@@ -35,12 +36,12 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def count(value: float | None) -> str:
-    """1234567 → 1,234,567."""
+    """Format a count: 1234567 → 1,234,567."""
     return NONE if value is None else f"{value:,.0f}"
 
 
 def size(value: int) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes for people."""
     amount = float(value)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
@@ -50,12 +51,12 @@ def size(value: int) -> str:
 
 
 def when(value: datetime) -> str:
-    """A time, to the minute, in UTC."""
+    """Format a time to the minute, in UTC."""
     return f"{value:%Y-%m-%d %H:%M}"
 
 
 def words(value: object) -> str:
-    """`above_tau` → `above τ`: names of the code's as a person reads them."""
+    """Format an identifier for people: `above_tau` → `above τ`."""
     return str(value).replace("_", " ").replace("tau", "τ")
 
 

@@ -1,4 +1,4 @@
-"""What each adapter answered, as /metrics says it: the console counts nothing itself."""
+"""Traffic of each adapter, read from the exposition of /metrics: the console has no counters of its own."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Final
 
 SERVED_MODEL: Final = "(served model)"
 OTHER: Final = "(other)"
-"""Label values that no adapter can have: the served model itself, and adapters beyond the bound of labels."""
+"""Label values that no adapter can have: the served model itself, and all adapters beyond the limit on labels."""
 
 _LINE: Final = re.compile(
     r'gateway_(requests|tokens)_total\{adapter="([^"]*)",(?:kind="(\w+)"|status="\w+")\} (\S+)', re.ASCII
@@ -16,14 +16,14 @@ _LINE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Answers and tokens since the gateway started."""
+    """Number of answers and tokens since the gateway started."""
 
     requests: float = 0
     tokens_in: float = 0
     tokens_out: float = 0
 
     def plus(self, what: str, kind: str | None, value: float) -> "Traffic":
-        """With one series more."""
+        """Return this traffic with one series added."""
         if what == "requests":
             return replace(self, requests=self.requests + value)
         if kind == "prompt":
@@ -32,7 +32,7 @@ class Traffic:
 
 
 def traffic(exposition: bytes) -> Mapping[str, Traffic]:
-    """Adapter, SERVED_MODEL or OTHER → its traffic. exposition: Prometheus text format."""
+    """Parse the traffic by adapter, SERVED_MODEL or OTHER. exposition: Prometheus text format."""
     found: dict[str, Traffic] = {}
     for line in exposition.decode().splitlines():
         if series := _LINE.fullmatch(line):
@@ -42,5 +42,5 @@ def traffic(exposition: bytes) -> Mapping[str, Traffic]:
 
 
 def traffic_of(found: Mapping[str, Traffic], adapter: str) -> Traffic | None:
-    """One adapter's; None when it may be among the others that are counted together."""
+    """Return one adapter's traffic; None if it may be counted under OTHER."""
     return found.get(adapter, None if OTHER in found else Traffic())

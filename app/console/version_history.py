@@ -1,4 +1,4 @@
-"""An adapter's versions, and what changed from one to the next."""
+"""Version history of an adapter, with the changes from each version to the next."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,20 +17,20 @@ from app.gateway.uploads import Uploads
 from app.store.catalogue.tables import VersionRow
 
 SHOWN: Final = 20
-"""Versions on one page: each needs its report read, tens to hundreds of kilobytes."""
+"""Versions on one page: each requires reading its report, tens to hundreds of kilobytes."""
 
 MOVED: Final = 0.5
-"""Interquartile ranges by which a score must differ to be told."""
+"""Least difference of a score that is shown, in interquartile ranges."""
 
 MOVES_TOLD: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """From one measured version to a later one. facts: what differs besides modules, as `what: before → after`.
+    """Changes from one measured version to a later one. facts: differences other than modules, as `name: before → after`.
 
-    cut, spared: modules that only the later, or only the earlier, had cut out; came, went: modules only one of them has.
-    moved: the scores that moved most. All as lines to read.
+    cut, spared: modules cut out only in the later, or only in the earlier, version; came, went: modules that only the
+    later, or only the earlier, version has. moved: the largest changes of scores. All are lines of text.
     """
 
     since: int
@@ -45,14 +45,14 @@ class Changes:
 
     @property
     def nothing(self) -> bool:
-        """True when the two were judged alike."""
+        """True if there is no change."""
         return not (self.facts or self.cut or self.spared or self.came or self.went or self.moved)
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version as the page shows it. withheld: why it is not served although published. changes: None for the first
-    one that was measured, and for those that never were. can_return: a rollback to it is possible."""
+    measured version and for versions never measured. can_return: a rollback to it is possible."""
 
     row: VersionRow
     standing: Standing
@@ -66,7 +66,7 @@ class Version:
 
     @property
     def share(self) -> float | None:
-        """Share of its modules that were cut out (0..1)."""
+        """Share of its modules that were cut out (0..1), None until screened."""
         return pruned_share(self.row)
 
     @property
@@ -76,16 +76,16 @@ class Version:
 
     @property
     def under_way(self) -> bool:
-        """Something will become of it by itself."""
+        """True if its state will change without further requests."""
         return self.row.state in IN_FLIGHT or self.row.state is State.STORED
 
 
 def history(
     uploads: Uploads, name: str, before: int | None = None, at_most: int = SHOWN, *, exact: bool = False
 ) -> tuple[tuple[Version, ...], bool]:
-    """Versions below `before` (None: all), newest first; and whether there are older ones. Blocking.
+    """Return the versions below `before` (None: all), newest first, and whether there are older ones. Blocking.
 
-    exact: with scores as they were measured, which is for administrators.
+    exact: with unrounded scores, which only administrators may see.
 
     Raises Refused ADAPTER_NOT_FOUND.
     """
@@ -93,7 +93,7 @@ def history(
     active = catalogue.adapter(name).active
     rows = [row for row in catalogue.versions(name) if before is None or row.number < before]
     shown, older = rows[-at_most:], rows[:-at_most]
-    compared = [row for row in older if row.verdict_id is not None][-1:]  # what the oldest one shown is compared with
+    compared = [row for row in older if row.verdict_id is not None][-1:]  # predecessor of the oldest version shown
     reports = {row.number: _report(uploads, row, exact) for row in (*compared, *shown)}
     changed = _all_changes([*compared, *shown], reports)
     made = [_version(uploads, row, reports[row.number], changed.get(row.number), active) for row in shown]
@@ -101,7 +101,10 @@ def history(
 
 
 def version_of(uploads: Uploads, name: str, number: int, *, exact: bool = False) -> Version:
-    """One version, and what changed since the one measured before it. Blocking. Raises Refused VERSION_NOT_FOUND too."""
+    """Return one version, with the changes since the version measured before it. Blocking.
+
+    Raises Refused ADAPTER_NOT_FOUND or VERSION_NOT_FOUND.
+    """
     uploads.components.catalogue.version(name, number)
     versions, _ = history(uploads, name, number + 1, 1, exact=exact)
     return versions[0]
@@ -142,7 +145,7 @@ Measured = tuple[VersionRow, Mapping[str, Any]]
 
 
 def changes(before: Measured, after: Measured) -> Changes:
-    """What changed between two measured versions, each a row and its report."""
+    """Return the changes between two measured versions, each given as its row and report."""
     (old_row, old), (new_row, new) = before, after
     was, now = _modules(old), _modules(new)
     both = was.keys() & now.keys()
@@ -192,7 +195,7 @@ def _moves(was: Mapping[str, Any], now: Mapping[str, Any], comparison: str) -> I
 
 
 def grouped(modules: Iterable[str]) -> tuple[str, ...]:
-    """Modules by type, with their blocks: `mlp.up_proj in 1–3, 7`."""
+    """Group modules by type, as lines with their blocks: `mlp.up_proj in 1–3, 7`."""
     kinds: dict[str, list[str]] = {}
     for module in sorted(modules):
         block = block_of(module)
@@ -201,7 +204,7 @@ def grouped(modules: Iterable[str]) -> tuple[str, ...]:
 
 
 def _ranges(blocks: Iterable[str]) -> str:
-    """1, 2, 3, 7 → `1–3, 7`."""
+    """Format numbers as ranges: 1, 2, 3, 7 → `1–3, 7`."""
     numbers = sorted(int(block) for block in blocks if block)
     runs = (list(run) for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
     spans = [(run[0][1], run[-1][1]) for run in runs]

@@ -1,1 +1,1 @@
-"""The words every room shares: frozen values, no I/O. Imports only `errors`."""
+"""Domain types shared by all packages: frozen values, errors and pure rules, no I/O. Imports no other package of app."""

@@ -1,8 +1,9 @@
 """API keys as an operator stores them: a name, roles, and a SHA-256, never the key itself.
 
-A key made here is 256 random bits, so its plain SHA-256 is as good as any slow hash: slow hashes make guessing a *weak*
-secret dearer, and nobody guesses one of 2^256, fast or slow. That holds only for keys of that kind. A key an operator
-thought up is therefore taken from the environment only, where nothing stores its digest, and not below `MIN_KEY_CHARS`.
+A generated key is 256 random bits, so its plain SHA-256 is as good as any slow hash: slow hashes make guessing a *weak*
+secret more expensive, and one of 2^256 values cannot be guessed, fast or slow. This holds for generated keys only. A key
+that the operator chose is therefore accepted only from the environment, where nothing stores its digest, and only with
+`MIN_KEY_CHARS` characters or more.
 """
 
 import hashlib
@@ -14,16 +15,16 @@ from enum import StrEnum
 from typing import Final
 
 PREFIX: Final = "lg_"
-"""Begins every key made here, so that scanners of repositories and logs can know one."""
+"""Prefix of every generated key, so that scanners of repositories and logs can recognise one."""
 
 KEY_BYTES: Final = 32
 """Random bytes of a key."""
 
 MIN_KEY_CHARS: Final = 16
-"""Characters of a key that an operator thought up: below, trying them all over the network begins to pay."""
+"""Fewest characters of a key that the operator chose: shorter ones could be found by trying them all over the network."""
 
 MAX_KEYS: Final = 10_000
-"""Lines of a keys file; each is compared with at every request."""
+"""Most keys in a keys file; every request is compared with all of them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _OWNER: Final = "owner="
@@ -31,7 +32,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Role(StrEnum):
-    """What a key may do. `engine` is for engines elsewhere, which read artefacts; `admin` may do everything."""
+    """Permission of a key. `engine` is for remote engines, which read artefacts; `admin` may do everything."""
 
     UPLOAD = "upload"
     CHAT = "chat"
@@ -42,9 +43,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. name: what logs and rate limits call it. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes.
+    """One API key. name: its name in logs and rate limits. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes.
 
-    owner: label that keys share which own the same adapters; None: the key's name.
+    owner: label shared by the keys that own the same adapters; None: the key's name.
     """
 
     name: str
@@ -53,24 +54,24 @@ class Key:
     owner: str | None = None
 
     def may(self, roles: frozenset[Role]) -> bool:
-        """Whether it has one of these roles; with `admin`, always."""
+        """Return whether the key has one of these roles; always true with `admin`."""
         return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
 
     @property
     def line(self) -> str:
-        """As it stands in a keys file."""
+        """The key's line in a keys file."""
         label = "" if self.owner is None else f" {_OWNER}{self.owner}"
         return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}{label}"
 
     @property
     def uploader(self) -> "Uploader":
-        """Owner and rights of what this key uploads."""
+        """Owner and rights of uploads made with this key."""
         return Uploader(self.owner or self.name, admin=Role.ADMIN in self.roles)
 
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
-    """Owner and rights of an upload. owner: label that a new name will belong to, None: nobody's. admin: may push to any
+    """Owner and rights of an upload. owner: label that a new name will belong to, None: no owner. admin: may push to any
     name."""
 
     owner: str | None
@@ -78,32 +79,33 @@ class Uploader:
 
 
 NOBODY: Final = Uploader(None, admin=True)
-"""The gateway itself, and whoever comes to an open one: all of it is allowed to anybody, and nothing is owned."""
+"""Uploader for the gateway itself and for every caller of an open gateway: everything is allowed and nothing is owned."""
 
 
 def digest_of_key(key: str) -> bytes:
-    """SHA-256 of a key's UTF-8 bytes. What cannot be UTF-8 (a lone surrogate) is no key, but has a digest all the same."""
+    """Return the SHA-256 of a key's UTF-8 bytes. Text that is not valid UTF-8 (a lone surrogate) has a digest too,
+    though it cannot be a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def new_key(name: str, roles: Iterable[Role], owner: str | None = None) -> tuple[str, Key]:
-    """A fresh random key, to be shown once, and what to store of it. Raises ValueError for a bad name or no role."""
+    """Generate a random key: its text, to be shown once, and the Key to store. Raises ValueError: bad name or no role."""
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     return key, _checked(Key(name, frozenset(roles), digest_of_key(key), owner))
 
 
 def key_for_all(key: str, number: int) -> Key:
-    """A key an operator thought up, with every role. Raises ValueError when it is too short."""
+    """Return the Key, with every role, of a text that the operator chose. Raises ValueError if it is too short."""
     if len(key) < MIN_KEY_CHARS:
         raise ValueError(f"a key needs {MIN_KEY_CHARS} characters or more; `python -m app keys new` makes good ones")
     return Key(f"environment-{number}", frozenset(Role), digest_of_key(key))
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """A keys file: one `name role[,role] sha256:<hex> [owner=label]` a line. Empty lines and those that begin
-    with # say nothing.
+    """Parse a keys file: one `name role[,role] sha256:<hex> [owner=label]` per line. Empty lines and lines that begin
+    with # are ignored.
 
-    Raises ValueError naming the line, for anything else, and for a name or a key that stands there twice.
+    Raises ValueError naming the line for anything else, and for a name or a key that occurs twice.
     """
     found: dict[str, Key] = {}
     digests: set[bytes] = set()
@@ -137,7 +139,7 @@ def _parse(line: str) -> Key:
 
 
 def check_owner(label: str) -> None:
-    """Raise ValueError for what is no owner's label."""
+    """Raise ValueError if `label` is not a valid owner's label."""
     if not _NAME.fullmatch(label):
         raise ValueError("an owner's label is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
 

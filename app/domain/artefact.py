@@ -1,4 +1,4 @@
-"""Canonical bytes: what the store keeps and the engine reads."""
+"""Artefact: the canonical bytes of an adapter that the store keeps and the engine reads."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,9 +14,9 @@ MANIFEST_FILE: Final = "manifest.json"
 class Artefact:
     """Three files under one digest.
 
-    The digest covers what the engine reads (config and weights), so the same sanitised adapter has the same digest
-    however it arrived; the manifest records it and says what was received, measured, removed and written. Only
-    `prune/canonical.py` makes one.
+    The digest covers the files that the engine reads (config and weights), so the same sanitised adapter has the same
+    digest however it arrived; the manifest records the digest and describes the upload, its measurements, and the modules
+    removed and written. Created by `prune/canonical.py`, and by `sandbox/answer.py` from bytes checked to be of that form.
     """
 
     digest: Digest
@@ -26,10 +26,10 @@ class Artefact:
 
 
 def content_digest_of(config: Digest, weights: Digest) -> Digest:
-    """The digest an artefact is kept under, from its two files' digests."""
+    """Return the digest an artefact is stored under, from the digests of its two files."""
     return digest_of_parts([(CONFIG_FILE, config), (WEIGHTS_FILE, weights)])
 
 
 def content_digest(config: bytes, weights: bytes) -> Digest:
-    """The digest an artefact is kept under, from its two files' bytes."""
+    """Return the digest an artefact is stored under, from the bytes of its two files."""
     return content_digest_of(digest_of(config), digest_of(weights))

@@ -1,16 +1,16 @@
-"""The modules of a block, or of the whole adapter, taken together: harm spread thinly stays under every module's τ.
+"""Combined score of the modules of a block or of the whole adapter: harm spread thinly stays under every module's τ.
 
 With e_(1) ≥ e_(2) ≥ … the E-DIEM scores of n modules (interquartile ranges from a random update's median),
 
     S = max over k of (e_(1) + … + e_(k))/√k
 
-Ours. For a fixed k it is Stouffer's sum; the best k makes it blind to padding: adding modules, however negative their
-scores and however small their norms, never lowers S, while it dilutes a mean, a plain Stouffer sum, and a sum weighted by
-norms (a decoy of large norm that reads nothing). n modules just under τ give up to τ·√n.
+This score is our own. For a fixed k it is Stouffer's sum; the best k makes it insensitive to padding: adding modules,
+however negative their scores and however small their norms, never lowers S, while it dilutes a mean, a plain Stouffer sum,
+and a sum weighted by norms (a decoy of large norm that reads nothing). n modules just under τ give up to τ·√n.
 
 Null: if the modules of a random update score independently and about normally (quartiles at ±½, deviation 0.741), S has
 median 0.472·√n − 0.25/√n and an IQR of 0.72 to 0.85 for 2 ≤ n ≤ 448, 1 for n = 1 (simulated; test_combined_score.py).
-A trained adapter is no random one: benign fine-tunes lie above that, so a budget is the operator's, set by measuring.
+A trained adapter is not a random one: benign fine-tunes lie above that, so the operator sets a budget, by measuring.
 """
 
 import math
@@ -23,19 +23,19 @@ from app.domain.policy import Comparison
 from app.domain.verdict import Decision, ModuleVerdict
 
 DECIMALS: Final = 6
-"""S is rounded as scores are: what is reported is what was compared."""
+"""Decimals of S, rounded as scores are, so that the reported value is the one that was compared."""
 
 _BLOCK: Final = re.compile(r"(.*?\.?(?:layers|h|blocks)\.[0-9]+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Some modules taken together.
+    """Combined score and norms of a set of modules.
 
     name: the block's path (`model.layers.3`), "" for the whole adapter or for modules outside any block. modules, scored:
-    how many there are, and how many of them have a score under `comparison`. score: S, None when none has. expected: S's
-    median for as many modules of a random update. update_norm: ‖ΔW‖_F of all of them, None when one is not finite.
-    input_share: share of ‖ΔW‖² on the top right singular vectors of V (0..1), over the modules where it was measured.
+    number of modules, and number of those with a score under `comparison`. score: S, None if no module has a score.
+    expected: S's median for as many modules of a random update. update_norm: ‖ΔW‖_F of all of them, None if one is not
+    finite. input_share: share of ‖ΔW‖² on the top right singular vectors of V (0..1), over the modules that have one.
     """
 
     name: str
@@ -49,20 +49,20 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The adapter as a whole, and its blocks in the order of their names."""
+    """Totals of the whole adapter and of its blocks, in the order of the blocks' names."""
 
     adapter: Total
     blocks: tuple[Total, ...]
 
 
 def totals_of(modules: Sequence[ModuleVerdict], comparison: Comparison) -> Totals:
-    """All modules taken together, and block by block."""
+    """Compute the totals of all modules together and block by block."""
     blocks = tuple(total_of(name, members, comparison) for name, members in by_block(modules).items())
     return Totals(total_of("", modules, comparison), blocks)
 
 
 def total_of(name: str, modules: Sequence[ModuleVerdict], comparison: Comparison) -> Total:
-    """These modules taken together."""
+    """Compute the total of these modules."""
     scores = finite_scores(modules, comparison)
     chosen = worst_set(scores)
     return Total(
@@ -77,18 +77,18 @@ def total_of(name: str, modules: Sequence[ModuleVerdict], comparison: Comparison
 
 
 def kept(modules: Iterable[ModuleVerdict]) -> list[ModuleVerdict]:
-    """What would be served."""
+    """Return the modules that are kept unchanged."""
     return [m for m in modules if m.decision is Decision.KEEP]
 
 
 def block_of(module: str) -> str:
-    """`model.layers.3.self_attn.q_proj` → `model.layers.3`; "" for a module outside any block."""
+    """Return a module's block: `model.layers.3.self_attn.q_proj` → `model.layers.3`; "" outside any block."""
     found = _BLOCK.match(module)
     return found[1] if found else ""
 
 
 def by_block(modules: Iterable[ModuleVerdict]) -> dict[str, list[ModuleVerdict]]:
-    """Modules by their block, blocks in natural order (2 before 10)."""
+    """Group modules by block, blocks in natural order (2 before 10)."""
     found: dict[str, list[ModuleVerdict]] = {}
     for m in modules:
         found.setdefault(block_of(m.name), []).append(m)
@@ -96,13 +96,13 @@ def by_block(modules: Iterable[ModuleVerdict]) -> dict[str, list[ModuleVerdict]]
 
 
 def finite_scores(modules: Iterable[ModuleVerdict], comparison: Comparison) -> list[float]:
-    """The scores there are. One that is not finite rejects the adapter elsewhere and adds nothing here."""
+    """Return the finite scores. A score that is not finite rejects the adapter elsewhere and is left out here."""
     scores = (m.scores.get(comparison) for m in modules)
     return [score for score in scores if score is not None and math.isfinite(score)]
 
 
 def worst_set(scores: Sequence[float]) -> int:
-    """The k that maximises (e_(1) + … + e_(k))/√k, smallest first among equals; 0 without scores."""
+    """Return the k that maximises (e_(1) + … + e_(k))/√k, the smallest among equals; 0 without scores."""
     ranked = sorted(scores, reverse=True)
     best, count, total = -math.inf, 0, 0.0
     for k, score in enumerate(ranked, 1):
@@ -113,7 +113,7 @@ def worst_set(scores: Sequence[float]) -> int:
 
 
 def expected_of(n: int) -> float:
-    """Median of S over n modules of a random update (0 for one). Within 0.03 from n = 4 on, 0.08 for 2 and 3."""
+    """Return the median of S over n modules of a random update, 0 for n = 1; within 0.03 from n = 4 on, 0.08 below."""
     return 0.0 if n <= 1 else round(0.472 * math.sqrt(n) - 0.25 / math.sqrt(n), DECIMALS)
 
 
@@ -128,7 +128,7 @@ def _norm(norms: Iterable[float | None]) -> float | None:
 
 
 def _share(modules: Sequence[ModuleVerdict]) -> float | None:
-    """Σ shareᵢ·‖ΔWᵢ‖²/Σ ‖ΔWᵢ‖²."""
+    """Return Σ shareᵢ·‖ΔWᵢ‖²/Σ ‖ΔWᵢ‖²."""
     measured = [
         (m.input_share, m.update_norm) for m in modules if m.input_share is not None and m.update_norm is not None
     ]

@@ -32,11 +32,11 @@ class Digest:
 
 
 def digest_of(data: bytes | memoryview) -> Digest:
-    """SHA-256 of one byte string."""
+    """Return the SHA-256 of one byte string."""
     return Digest(hashlib.sha256(data).hexdigest())
 
 
 def digest_of_parts(parts: Iterable[tuple[str, Digest]]) -> Digest:
-    """One digest over named parts: SHA-256 of `name NUL hex LF` lines in the order of the names."""
+    """Return one digest over named parts: SHA-256 of `name NUL hex LF` lines, sorted by name."""
     lines = (f"{name}\0{digest.hex}\n" for name, digest in sorted(parts))
     return digest_of("".join(lines).encode())

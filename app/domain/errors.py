@@ -1,11 +1,12 @@
-"""Every way this gateway says no, in one tree and one table.
+"""Errors of this gateway: one exception tree and one table of error codes.
 
-    GatewayError            has a Code, a message for the person, and the part of the request at fault (`param`)
-    ├── Refused             4xx: the caller's to mend; sending the same again gives the same answer
+    GatewayError            has a Code, a message for people, and the part of the request at fault (`param`)
+    ├── Refused             4xx: the caller must change the request; the same request gets the same answer
     └── Unavailable         5xx: not the caller's fault; `retryable` says whether waiting helps
 
-A Code is one row of the table (`CODES`): stable name, HTTP status, the stage that says it, a hint what to do. Rooms raise
-`Refused(TOO_LARGE, "weights: 2.1 GB, the cap is 2.0 GB", param="weights")`; only the API turns errors into responses.
+A Code is one row of the table (`CODES`): stable name, HTTP status, the stage that raises it, a hint for the caller.
+Packages raise `Refused(TOO_LARGE, "weights: 2.1 GB, the cap is 2.0 GB", param="weights")`; only the API turns errors into
+responses.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from enum import StrEnum
 from typing import Final
 
 MESSAGE_LIMIT: Final = 400
-"""Characters of a message that leave the process: a hostile key must not fill a log line or a response."""
+"""Most characters of a message in a log line or a response, so that hostile input cannot fill either."""
 
 
 class Stage(StrEnum):
-    """The seven words, and the door around them; label `stage=` in metrics and logs."""
+    """Stage that raised an error; `door` comes before all others. Label `stage=` in metrics and logs."""
 
     DOOR = "door"
     UPLOAD = "upload"
@@ -31,7 +32,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One row of the table of refusals."""
+    """One row of the table of error codes."""
 
     name: str
     status: int
@@ -53,7 +54,7 @@ def _code(name: str, status: int, stage: Stage, hint: str, *, retryable: bool = 
 _D, _U, _V = Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE
 _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.SERVE
 
-# door: before anything is read
+# door: before a request's content is processed
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role the message names, or ask the operator for one.")
 CROSS_SITE = _code("cross_site", 403, _D, "Another site's page may not use this gateway; a program sends no Origin.")
@@ -110,7 +111,7 @@ NOT_FINITE = _code("not_finite", 422, _V, "Weights must be finite in the serving
 EMPTY_ADAPTER = _code("empty_adapter", 422, _V, "The file holds no LoRA tensors.")
 WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the served model.")
 
-# screen: what the measurement says
+# screen: results of the measurement
 REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
 UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
 BAD_NUMBERS = _code(
@@ -175,7 +176,7 @@ UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try a
 INTERNAL = _code("internal_error", 500, _D, "Our fault; the gateway's log has the details.", retryable=True)
 
 CODES: Final[dict[str, Code]] = dict(_TABLE)
-"""The whole table by name; docs/api.md's and the metrics' view of it."""
+"""The whole table by name; docs/api.md and the metrics are generated from it."""
 
 
 def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
@@ -187,10 +188,10 @@ def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
 
 class GatewayError(Exception):
-    """A row of the table, with the words for this occasion."""
+    """Base of all errors: a row of the table and a message for this occurrence."""
 
     def __init__(self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        """retry_after: seconds after which trying again helps, where that is known."""
+        """retry_after: seconds after which retrying helps, if known."""
         self.code = code
         self.retry_after = retry_after
         self.message = printable(message)
@@ -199,11 +200,11 @@ class GatewayError(Exception):
 
 
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-"""OpenAI's error types by status, where they are not simply the caller's or the server's."""
+"""OpenAI's error types by status, for statuses that are not simply invalid_request_error or server_error."""
 
 
 def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error object, for responses and for streams; the hint follows the message."""
+    """Return OpenAI's error object, for responses and for streams; the hint follows the message."""
     status = error.code.status
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = f"{error.message.rstrip('.')}. {error.code.hint}"
@@ -211,8 +212,8 @@ def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
 
 
 class Refused(GatewayError):
-    """The caller's to mend (4xx)."""
+    """Error that the caller must fix (4xx)."""
 
 
 class Unavailable(GatewayError):
-    """Not the caller's fault (5xx)."""
+    """Error that is not the caller's fault (5xx)."""

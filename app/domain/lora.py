@@ -1,4 +1,4 @@
-"""A LoRA adapter as values, and the model it must fit."""
+"""Values for a LoRA adapter and for the model it must fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ServingDtype(StrEnum):
-    """The dtype the engine computes LoRA in; every adapter is cast to it before it is measured."""
+    """Dtype in which the engine computes LoRA; every adapter is cast to it before it is measured."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -21,7 +21,7 @@ class ServingDtype(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A linear module's weight: (d_out, d_in), in elements."""
+    """Shape of a linear module's weight: (d_out, d_in), in elements."""
 
     d_out: int
     d_in: int
@@ -29,7 +29,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class TargetModel:
-    """What an adapter must fit: the served model's adaptable modules and the engine's bounds.
+    """Model that an adapter must fit: the served model's adaptable modules and the engine's bounds.
 
     `modules` maps a module path (`model.layers.0.self_attn.q_proj`) to its weight's shape, from the reference.
     """
@@ -42,10 +42,10 @@ class TargetModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraModule:
-    """One adapted module as it will be served: ΔW = b @ a, nothing else to multiply.
+    """One adapted module as it will be served: ΔW = b @ a, with no further factor.
 
     a: (r, d_in), b: (d_out, r), both contiguous, finite and in the serving dtype; the received scaling (alpha / r or
-    alpha / √r) is already multiplied into b and kept in `scaling` for the record only.
+    alpha / √r) is already multiplied into b; `scaling` only records it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class LoraModule:
 class Adapter:
     """A validated adapter: modules sorted by name, at least one when it comes from validate.
 
-    balanced: every module is in the form that may be served; only screening's balance says so.
+    balanced: every module is in the form that may be served; set only by screen/balance.py.
     """
 
     modules: tuple[LoraModule, ...]
@@ -72,13 +72,13 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module; 0 when there are none."""
+        """The largest rank of any module; 0 without modules."""
         return max((module.rank for module in self.modules), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What arrived, for the record: digests and sizes (bytes) of the two parts."""
+    """Digests and sizes (bytes) of the two parts of an upload as received."""
 
     config_digest: Digest
     weights_digest: Digest

@@ -1,4 +1,4 @@
-"""The record beside an artefact, and the report people read: what was received, measured, removed, written."""
+"""Manifest of an artefact and report of a version: upload as received, measurements, modules removed and written."""
 
 import json
 from dataclasses import asdict
@@ -15,10 +15,10 @@ MANIFEST_FORMAT: Final = 1
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain JSON values; scores that could not be measured are null.
+    """Return the verdict as plain JSON values; scores that could not be measured are null.
 
-    `together`: the deciding score of all modules and of each block taken together (totals.py), of what was `received` and
-    of what is `kept`.
+    `together`: the combined score of all modules and of each block (combined_score.py), over the modules `received` and
+    over those `kept`.
     """
     comparison = verdict.policy.comparison
     return {
@@ -70,7 +70,7 @@ def _module_json(module: ModuleVerdict) -> dict[str, Any]:
 
 
 def verdict_from(fields: Any, policy: Policy, reference: Digest) -> Verdict:
-    """The verdict that `verdict_json` wrote, when it was made by this policy and this reference.
+    """Parse a verdict that `verdict_json` wrote and that was made by this policy and this reference.
 
     Raises ValueError for anything else, however it is malformed.
     """
@@ -110,7 +110,7 @@ def _module_from(entry: Any) -> ModuleVerdict:
 
 
 def received_json(received: Received) -> dict[str, Any]:
-    """What arrived, as plain JSON values."""
+    """Return the digests and sizes of an upload as plain JSON values."""
     return {
         "config_sha256": str(received.config_digest),
         "config_bytes": received.config_bytes,
@@ -120,7 +120,7 @@ def received_json(received: Received) -> dict[str, Any]:
 
 
 def manifest_json(received: Received, verdict: Verdict, *, config: Digest, weights: Digest) -> bytes:
-    """`manifest.json` of an artefact: no name, no time, so that equal uploads give equal manifests."""
+    """Return `manifest.json` of an artefact: no name and no time, so that equal uploads give equal manifests."""
     fields = {
         "format": MANIFEST_FORMAT,
         "digest": str(content_digest_of(config, weights)),

@@ -1,7 +1,7 @@
-"""Names of adapters as people write them, and what they become inside.
+"""Adapter names: the names callers use and the names engines use.
 
-Outside: `name` (its active version) or `name@3` (a version). Inside: `name@<digest12>`, the engine name, which no caller
-may use. Names are resolved once, at the door.
+Callers: `name` (its active version) or `name@3` (a version). Engines: `name@<digest12>`, which no caller may use. A
+request's name is resolved once, when the request arrives.
 """
 
 import re
@@ -12,10 +12,10 @@ from app.domain.digest import Digest
 from app.domain.errors import BAD_NAME, RESERVED_NAME, Refused
 
 NAME_LIMIT: Final = 63
-"""Characters; a DNS label's length, so that names fit Kubernetes labels and host names."""
+"""Most characters of a name: a DNS label's length, so that names fit Kubernetes labels and host names."""
 
 RESERVED: Final = frozenset({"models", "health", "ready", "metrics", "base", "default", "docs", "screen", "adapters"})
-"""Words that routes or operators use; an adapter of that name would confuse people, not code."""
+"""Words used by routes and operators; an adapter of such a name would confuse people, not code."""
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -23,13 +23,13 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class AdapterName:
-    """A valid adapter name. Construct with `AdapterName.parse` for anything a stranger sent."""
+    """A valid adapter name. Use `AdapterName.parse` for untrusted input."""
 
     text: str
 
     @classmethod
     def parse(cls, text: str, served: frozenset[str] = frozenset()) -> "AdapterName":
-        """Check a stranger's name. `served`: names the engine answers to itself.
+        """Parse an untrusted name. `served`: names of the served model itself.
 
         Raises Refused BAD_NAME or RESERVED_NAME.
         """
@@ -41,7 +41,7 @@ class AdapterName:
 
     @property
     def key(self) -> str:
-        """What must be unique: the name without regard to case."""
+        """The name in folded case, which must be unique."""
         return self.text.casefold()
 
     def __str__(self) -> str:
@@ -49,12 +49,12 @@ class AdapterName:
 
 
 def engine_name(name: AdapterName, digest: Digest) -> str:
-    """`<adapter>@<digest12>`: what the engine calls one version's bytes. Never accepted from a caller."""
+    """Return the engine's name for one version's bytes: `<adapter>@<digest12>`. Never accepted from a caller."""
     return f"{name.text}@{digest.short}"
 
 
 def parse_model(text: str) -> tuple[str, int | None] | None:
-    """Split what a caller put into `model`: (name, version or None), or None when it can name no adapter."""
+    """Split a caller's `model` field into (name, version or None); return None if it cannot name an adapter."""
     name, at, version = text.partition("@")
     if not _NAME.fullmatch(name):
         return None

@@ -1,4 +1,4 @@
-"""What the operator decided about screening; part of every verdict's id."""
+"""Screening policy set by the operator; part of every verdict's id."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 class Comparison(StrEnum):
-    """Which distance E-DIEM is taken of (method: the table of comparisons)."""
+    """Distance of which E-DIEM is computed (method: the table of comparisons)."""
 
     PROJECTION = "projection"
     ALIGNMENT = "alignment"
@@ -16,14 +16,14 @@ class Comparison(StrEnum):
 
 
 class Action(StrEnum):
-    """What is done with a condemned module: cut it out, or take out of it what reads or writes where alignment does."""
+    """Treatment of a condemned module: cut it out, or project out of it the directions that alignment reads or writes."""
 
     PRUNE = "prune"
     PROJECT = "project"
 
 
 class Unscorable(StrEnum):
-    """What becomes of a module whose score cannot be measured (no alignment vector, degenerate null)."""
+    """Treatment of a module whose score cannot be measured (no alignment vector, degenerate null)."""
 
     REJECT = "reject"
     PRUNE = "prune"
@@ -31,14 +31,14 @@ class Unscorable(StrEnum):
 
 
 def default_action(comparison: Comparison) -> Action:
-    """Projecting goes with the comparison `input` only."""
+    """Return the action that goes with a comparison: projecting with `input` only, else pruning."""
     return Action.PROJECT if comparison is Comparison.INPUT else Action.PRUNE
 
 
 DEFAULT_TAU: Final[Mapping[Action, float]] = {Action.PROJECT: 0.0, Action.PRUNE: 4.0}
 DEFAULT_ENERGY: Final = 0.5
 DEFAULT_TOP_K: Final = 16
-"""What a gateway does unless told otherwise: chosen on the tuning seeds of `python -m app bench safety`, reported on others
+"""Defaults of a gateway's settings: chosen on the tuning seeds of `python -m app bench safety`, reported on other seeds
 (docs/evaluation.md)."""
 
 
@@ -47,21 +47,22 @@ class Policy:
     """Thresholds and bounds of one screening.
 
     tau: a module is condemned when its E-DIEM is not ≤ tau (interquartile ranges; larger is worse).
-    action: what a condemned module suffers. `project` goes with the `input` comparison and a tau of at least 0: what it
-        leaves scores far below a random update, so only then does the result pass, and a second time change nothing.
-    max_pruned: prune at most this many modules, the worst first (None: no cap). What the cap spares and tau condemns
-        makes the adapter rejected, unless `cap_keeps` says that the operator accepts the rest.
+    action: treatment of a condemned module. `project` requires the `input` comparison and a tau of at least 0: the rest of
+        the module then scores far below a random update, so the result passes and projecting it again changes nothing.
+    max_pruned: prune at most this many modules, the worst first (None: no cap). A module condemned by tau and spared by
+        the cap makes the adapter rejected, unless `cap_keeps` says that the operator accepts such modules.
     max_pruned_share: an adapter is rejected outright when a larger share (0..1) of its modules is cut out, or, with
         `reject_tau`, scores above that.
-    reject_tau: what scores above this counts towards max_pruned_share, whatever the action; None: what is cut out does.
+    reject_tau: modules that score above this count towards max_pruned_share, whatever the action; None: the modules cut
+        out do.
     max_update_ratio: reject when a module's ‖ΔW‖_F exceeds this many times ‖V‖_F (a norm no honest fine-tune has).
     max_removed_share: reject when projecting would take more than this share (0..1) of the whole update's ‖ΔW‖².
-    energy: share (0..1) of a module's ‖V‖² which the inputs that the `input` comparison looks at, and projecting takes out,
-        must hold: the fewest right singular vectors that do (ours). 1: always top_k of them.
-    top_k: at most that many, and, with an energy below 1, at most what the reference keeps.
-    project_outputs: left singular vectors of V (outputs) projecting takes out besides.
-    max_block_score, max_adapter_score: budgets. Reject when what would be served scores more than this when a block's, or
-        all, modules are taken together (totals.py); None: reported, not judged.
+    energy: share (0..1) of a module's ‖V‖² that the inputs must hold which the `input` comparison uses and projecting takes
+        out: the fewest right singular vectors that hold it (our own rule). 1: always top_k of them.
+    top_k: at most that many inputs and, with an energy below 1, at most as many as the reference keeps.
+    project_outputs: number of left singular vectors of V (outputs) that projecting takes out as well.
+    max_block_score, max_adapter_score: budgets. Reject when the combined score (combined_score.py) of a block's, or of
+        all, modules kept unchanged exceeds this; None: reported, not judged.
     """
 
     comparison: Comparison = Comparison.INPUT
@@ -107,7 +108,7 @@ class Policy:
 
 
 def policy_from(fields: Mapping[str, Any]) -> Policy:
-    """The policy whose fields stand in a manifest. Raises ValueError, TypeError or LookupError when it is none."""
+    """Parse the policy in a manifest. Raises ValueError, TypeError or LookupError if it is not a policy."""
     kinds = {
         "comparison": Comparison(fields["comparison"]),
         "unscorable": Unscorable(fields["unscorable"]),

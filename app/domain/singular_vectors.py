@@ -1,4 +1,4 @@
-"""Where alignment reads and writes in one module: the singular vectors of V that a policy looks at and takes out."""
+"""Singular vectors of V in one module, which a policy measures and projects out: alignment reads and writes along them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ends:
-    """Of one module: inputs r (d_in, k) and outputs u (d_out, k'), orthonormal columns."""
+    """Singular vectors of one module: inputs r (d_in, k) and outputs u (d_out, k'), orthonormal columns."""
 
     r: "Tensor"
     u: "Tensor"

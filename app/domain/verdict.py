@@ -1,4 +1,4 @@
-"""What screening found, module by module, and what follows from it."""
+"""Verdict of screening: measurements and decision of every module, and the outcome for the adapter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from app.domain.digest import Digest
 from app.domain.policy import Comparison, Policy
 
 METRIC_VERSION: Final = "e-diem/2"
-"""Changes whenever the same bytes and policy could score differently; part of every verdict's id."""
+"""Version of the metric: changes whenever the same bytes and policy could score differently; part of every verdict's id."""
 
 
 class Decision(StrEnum):
-    """What happens to one module."""
+    """Decision about one module."""
 
     KEEP = "keep"
     PRUNE = "prune"
@@ -22,7 +22,7 @@ class Decision(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why."""
+    """Reason of a decision about one module."""
 
     BELOW_TAU = "below_tau"
     ABOVE_TAU = "above_tau"
@@ -36,7 +36,7 @@ class Reason(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What happens to the adapter."""
+    """Outcome for the whole adapter."""
 
     CLEAN = "clean"
     PRUNED = "pruned"
@@ -47,13 +47,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModuleVerdict:
-    """One module's measurements and its fate.
+    """One module's measurements and the decision about it.
 
-    scores: E-DIEM by comparison (interquartile ranges from the median of a random update's distance), None when the
+    scores: E-DIEM by comparison (interquartile ranges from the median of a random update's distance), None if the
         module cannot be scored under it. cosine: Safe LoRA's cos(C·ΔW, ΔW), None without V. update_norm, v_norm:
-        ‖ΔW‖_F (None when a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue of C = V·Vᵀ/‖V‖_F. input_share:
-        share of ‖ΔW‖² on the inputs the policy looks at (0..1), None without V's triples. removed_share: share of ‖ΔW‖²
-        that projecting would take out. inputs: how many of V's right singular vectors the policy looks at here.
+        ‖ΔW‖_F (None if a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue of C = V·Vᵀ/‖V‖_F. input_share:
+        share of ‖ΔW‖² on the inputs the policy uses (0..1), None without V's triples. removed_share: share of ‖ΔW‖²
+        that projecting would take out. inputs: number of V's right singular vectors the policy uses here.
     """
 
     name: str

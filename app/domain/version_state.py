@@ -1,4 +1,4 @@
-"""The life of one adapter version, as a pure state machine.
+"""Life cycle of an adapter version, as a pure state machine.
 
     received ─validate─▶ validated ─screen─▶ screened ─store─▶ stored ─activate─▶ ready
         │                    │                   │              │  │              │   ▲
@@ -8,13 +8,13 @@
           rejected, or failed                                failed
 
     `retry` leads from `rejected` and `failed` back to `received`, and `delete` from every state but `deleted` to `deleted`,
-    where nothing leads out.
+    which is final.
 
 `ready`: the version its adapter's name points to, loaded and probed, or emptied and answered by the served model.
-`retired`: was ready, or was overtaken by a later version before it could be; still addressable as `name@n`. An engine
-that is away is no event: what is stored stays stored until it is loaded. `stored` fails only when the engine, answering,
-refuses these very bytes. `retry`: the same bytes came again and may end otherwise, so the version begins again under its
-number. Who asks for a move that is not drawn has a bug: IllegalMove, not a GatewayError.
+`retired`: was ready, or was superseded by a later version before it became ready; still addressable as `name@n`. An engine
+that is down is not an event: a stored version stays stored until it is loaded. `stored` fails only when a responding
+engine refuses these very bytes. `retry`: the same bytes were sent again and may end differently, so the version begins
+again under its number. A transition that is not drawn is a bug in the caller: IllegalMove, not a GatewayError.
 """
 
 from enum import StrEnum
@@ -22,7 +22,7 @@ from typing import Final
 
 
 class State(StrEnum):
-    """Where a version is in its life."""
+    """State of a version."""
 
     RECEIVED = "received"
     VALIDATED = "validated"
@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What can happen to a version."""
+    """Event that changes a version's state."""
 
     VALIDATE = "validate"
     SCREEN = "screen"
@@ -50,7 +50,7 @@ class Event(StrEnum):
 
 
 class IllegalMove(ValueError):
-    """An event in a state where it cannot happen: the caller's bug, never an uploader's fault."""
+    """Event in a state that does not allow it: a bug in the caller, never an uploader's fault."""
 
     def __init__(self, state: State, event: Event) -> None:
         self.state = state
@@ -59,13 +59,13 @@ class IllegalMove(ValueError):
 
 
 IN_FLIGHT: Final = frozenset({State.RECEIVED, State.VALIDATED, State.SCREENED})
-"""States that live only as long as the process that works on them: after a restart they become `failed`."""
+"""States that last only as long as the process that works on the version: after a restart they become `failed`."""
 
 ENDED: Final = frozenset({State.REJECTED, State.FAILED})
-"""States of what was not taken in: it may begin again when the same bytes come again."""
+"""States of a version that was not accepted: it begins again when the same bytes are sent again."""
 
 SERVABLE: Final = frozenset({State.READY, State.RETIRED})
-"""States that requests may be answered from: `ready` under the plain name, both under `name@n`."""
+"""States in which a version answers requests: `ready` under the plain name, both under `name@n`."""
 
 _MOVES: Final[dict[tuple[State, Event], State]] = {
     (State.RECEIVED, Event.VALIDATE): State.VALIDATED,
@@ -84,7 +84,7 @@ _MOVES: Final[dict[tuple[State, Event], State]] = {
 
 
 def advance(state: State, event: Event) -> State:
-    """Return the state that `event` leads to from `state`. Raises IllegalMove when that is not drawn."""
+    """Return the state that `event` leads to from `state`. Raises IllegalMove if `state` does not allow it."""
     try:
         return _MOVES[state, event]
     except KeyError:
@@ -92,5 +92,5 @@ def advance(state: State, event: Event) -> State:
 
 
 def allowed(state: State) -> frozenset[Event]:
-    """The events that can happen in `state`."""
+    """Return the events that `state` allows."""
     return frozenset(event for (origin, event) in _MOVES if origin is state)

@@ -1,1 +1,1 @@
-"""Adapter + Verdict → the one canonical byte form, without what the verdict cut out."""
+"""Pruning: Adapter + Verdict → canonical bytes, without the modules or directions that the verdict removes."""

@@ -1,9 +1,8 @@
-"""The only place that makes bytes the engine may read.
+"""Canonical form of an adapter: the only code that writes bytes the engine may read.
 
 Canonical form: balanced factors (app/screen/balance.py), one dtype (the serving dtype), one rank (smaller modules
 padded with zero rows and columns), scaling 1 (already in B; lora_alpha = r), modules sorted by name, `target_modules`
-the exact list of full module names, no optional field. Equal adapters give equal bytes, whatever their uploads looked
-like.
+the exact list of full module names, no optional field. Equal adapters give equal bytes, however their uploads differed.
 """
 
 import json
@@ -19,31 +18,31 @@ from app.domain.manifest import manifest_json
 from app.domain.verdict import Decision, Outcome, Verdict
 
 SERVED: Final = (Decision.KEEP, Decision.PROJECT)
-"""Decisions after which a module is written: as it came, or with its inputs projected."""
+"""Decisions after which a module is written: unchanged, or projected."""
 
 KEY_PREFIX: Final = "base_model.model."
-"""What PEFT and vLLM expect before a module's path."""
+"""Prefix that PEFT and vLLM expect before a module's path."""
 
 
 def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target: TargetModel) -> Artefact:
     """Write `adapter` in canonical form.
 
-    `adapter`: what was left after pruning, balanced. `verdict`: the screening of the upload it came from; every
-    module of the adapter must be one the verdict keeps or projects. Raises ValueError (a programmer's error)
-    otherwise, or when nothing is left.
+    `adapter`: the pruned adapter, balanced. `verdict`: the screening of the upload it came from; every
+    module of the adapter must be one the verdict keeps or projects. Raises ValueError (a bug in the caller)
+    otherwise, or if no module is left.
     """
-    _must_be_stamped(adapter, verdict)
+    _check_verdict(adapter, verdict)
     config = config_bytes(tuple(module.name for module in adapter.modules), adapter.rank, target)
     weights = _weights(adapter)
     manifest = manifest_json(received, verdict, config=digest_of(config), weights=digest_of(weights))
     return Artefact(content_digest(config, weights), config, weights, manifest)
 
 
-def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
+def _check_verdict(adapter: Adapter, verdict: Verdict) -> None:
     decisions = {module.name: module.decision for module in verdict.modules}
-    unkept = [m.name for m in adapter.modules if decisions.get(m.name) not in SERVED]
-    if unkept or verdict.outcome is Outcome.REJECTED:
-        raise ValueError(f"no verdict keeps {unkept or 'a rejected adapter'}")
+    not_served = [m.name for m in adapter.modules if decisions.get(m.name) not in SERVED]
+    if not_served or verdict.outcome is Outcome.REJECTED:
+        raise ValueError(f"no verdict keeps {not_served or 'a rejected adapter'}")
     if not adapter.modules:
         raise ValueError("an emptied adapter has no artefact: its name is served by the served model")
     if not adapter.balanced:
@@ -51,7 +50,7 @@ def _must_be_stamped(adapter: Adapter, verdict: Verdict) -> None:
 
 
 def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> bytes:
-    """The canonical adapter_config.json of an adapter of this rank on these modules, sorted by name."""
+    """Return the canonical adapter_config.json of an adapter of this rank on these modules, sorted by name."""
     fields = {
         "base_model_name_or_path": target.name,
         "bias": "none",
@@ -81,7 +80,7 @@ def _weights(adapter: Adapter) -> bytes:
 
 
 def _padded(module: LoraModule, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rank, d_in) and (d_out, rank): zeros change no ΔW and spare the config a rank_pattern."""
+    """Return A (rank, d_in) and B (d_out, rank), padded with zeros: ΔW stays the same, and no rank_pattern is needed."""
     if module.rank == rank:
         return module.a, module.b
     a = module.a.new_zeros((rank, module.a.shape[1]))

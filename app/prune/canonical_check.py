@@ -1,7 +1,7 @@
-"""Canonical bytes that come back from another process: do they have exactly the form that `canonical.py` writes?
+"""Check that canonical bytes from another process have exactly the form that `canonical.py` writes.
 
-Form only: which tensors, of which shape and dtype, in which order, and a configuration equal to the byte. What the numbers
-are was measured where they were made.
+Form only: the tensors, their shapes, dtype and order, and the configuration byte for byte. The values were measured in the
+process that wrote them.
 """
 
 import json
@@ -11,7 +11,7 @@ from app.domain.lora import ServingDtype, TargetModel
 from app.prune.canonical import KEY_PREFIX, config_bytes
 
 HEADER_BYTES: Final = 1 << 20
-"""Bytes of the header: thousands of modules need a few hundred KiB."""
+"""Most bytes of the header: thousands of modules need a few hundred KiB."""
 
 _STORED: Final = {
     ServingDtype.FLOAT32: ("F32", 4),

@@ -1,4 +1,4 @@
-"""Leave out the condemned modules, or take out of them what reads or writes where alignment does."""
+"""Pruning of condemned modules: cut them out, or project out the directions that alignment reads or writes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +9,11 @@ from app.domain.verdict import Outcome, Verdict
 
 
 def cut(adapter: Adapter, verdict: Verdict, ends: Callable[[str], Ends] | None = None) -> Adapter:
-    """Return `adapter` as `verdict` wants it: without the pruned modules, possibly with none left; the projected projected.
+    """Return `adapter` with `verdict` applied: pruned modules left out (possibly all of them), projected ones projected.
 
-    ends: module → what to take out; asked for projected modules only.
-    Raises ValueError (a programmer's error) when the verdict is a rejection or is about another adapter, or when it
-    projects and there are no ends.
+    ends: module → singular vectors to project out; called for projected modules only.
+    Raises ValueError (a bug in the caller) if the verdict is a rejection or is about another adapter, or if it projects and
+    `ends` is None.
     """
     if verdict.outcome is Outcome.REJECTED:
         raise ValueError("a rejected adapter is not pruned, it is refused")
@@ -32,7 +32,7 @@ def cut(adapter: Adapter, verdict: Verdict, ends: Callable[[str], Ends] | None =
 
 
 def project(module: LoraModule, ends: Ends) -> LoraModule:
-    """(I − U·Uᵀ)·ΔW·(I − R·Rᵀ), as B ← B − U·(Uᵀ·B) and A ← A − (A·R)·Rᵀ (ours): same shapes, same rank.
+    """Compute (I − U·Uᵀ)·ΔW·(I − R·Rᵀ), as B ← B − U·(Uᵀ·B) and A ← A − (A·R)·Rᵀ (our own form): same shapes, same rank.
 
     In float64, then rounded to the module's dtype.
     """

@@ -1,4 +1,4 @@
-"""The adapter that changes nothing: what stands in for the served model where an engine cannot mix both in a batch."""
+"""Zero adapter: changes nothing, and stands in for the served model if an engine cannot mix both in one batch."""
 
 import torch
 
@@ -12,7 +12,7 @@ _DTYPES = {
 
 
 def zero_adapter(target: TargetModel) -> Adapter:
-    """An adapter of rank 1 on the target's first module whose A and B are zero: ΔW = 0."""
+    """Return an adapter of rank 1 on the target's first module, with A and B zero: ΔW = 0."""
     name = min(target.modules)
     shape = target.modules[name]
     dtype = _DTYPES[target.dtype]

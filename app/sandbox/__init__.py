@@ -1,1 +1,1 @@
-"""Process that strangers' tensors are read in: client (the gateway's end), worker (the other), protocol (both)."""
+"""Sandboxed process that reads untrusted tensors: client (the gateway's side), worker (the process), protocol (both)."""

@@ -1,7 +1,7 @@
-"""Reader of a screening child's answer, which is read as a stranger's words: frames in their order, each of bounded size.
+"""Reader of a screening child's answer, which is treated as untrusted: frames in a fixed order, each of bounded size.
 
-The verdict must be one of this policy and reference, the bytes must have the canonical form, and the manifest and every
-digest are made here.
+The verdict must be by this policy and reference, and the bytes must have the canonical form; the manifest and every digest
+are computed here.
 """
 
 import math
@@ -21,11 +21,11 @@ from app.sandbox.sanitise import OK, Measure, Steps
 
 BYTES_PER_VALUE: Final = 4
 SLACK_BYTES: Final = 2 << 20
-"""Header and padding of the largest canonical file, and the whole of the largest canonical configuration."""
+"""Bytes allowed for header and padding of the largest canonical weights, and for the whole canonical configuration."""
 
 
 class AnswerReader:
-    """Follows one upload through its frames, which must come in their order."""
+    """Reader of one upload's frames, which must come in order."""
 
     def __init__(self, measure: Measure, received: Received, steps: Steps) -> None:
         self._measure = measure
@@ -33,11 +33,12 @@ class AnswerReader:
         self._steps = steps
 
     def read(self, line: Line) -> Artefact | None:
-        """Read to the end. Raises the refusal that it holds, OutOfFormError, and as `Line`."""
+        """Read all frames and return the artefact, None if there is none. Raises the refusal that the answer holds,
+        OutOfFormError, and as `Line`."""
         self._expect(line, "validated")
         self._steps.validated()
         fields, _ = self._next(line)
-        with _in_form():
+        with _malformed_as_error():
             verdict = self._verdict(fields["screened"])
         self._steps.screened(verdict)
         artefact = None
@@ -50,7 +51,7 @@ class AnswerReader:
         verdict = verdict_from(fields, self._measure.policy, self._measure.reference.digest)
         if any(module.name not in self._measure.target.modules for module in verdict.modules):
             raise OutOfFormError("a verdict on a module that does not exist")
-        if not all(map(_measured, verdict.modules)):
+        if not all(map(_all_finite, verdict.modules)):
             raise OutOfFormError("a measurement that is not a finite number")
         if verdict.outcome is not _outcome_of(verdict):
             raise OutOfFormError("an outcome that does not follow from its modules")
@@ -62,29 +63,29 @@ class AnswerReader:
         most = sum(shape.d_in + shape.d_out for shape in shapes) * target.max_rank * BYTES_PER_VALUE + SLACK_BYTES
         config = self._expect(line, "config", SLACK_BYTES)
         weights = self._expect(line, "weights", most)
-        with _in_form():
+        with _malformed_as_error():
             check_form(config, weights, verdict.served, target)
         digests = {"config": digest_of(config), "weights": digest_of(weights)}
         manifest = manifest_json(self._received, verdict, **digests)
         return Artefact(content_digest(config, weights), config, weights, manifest)
 
     def _expect(self, line: Line, kind: str, max_payload: int = 0) -> bytes:
-        """Payload of the next frame, which must be of this kind."""
+        """Return the payload of the next frame, which must be of this kind."""
         fields, payload = self._next(line, max_payload)
         if fields.get(kind) is not True:
             raise OutOfFormError(f"a frame that is not {kind!r}, which was due")
         return payload
 
     def _next(self, line: Line, max_payload: int = 0) -> tuple[dict[str, Any], bytes]:
-        """The next frame that is neither a duration nor an end."""
+        """Return the next frame, after reporting durations to the steps. Raises the refusal that a frame holds."""
         while True:
             fields, payload = line.receive(max_payload)
             if "took" in fields:
-                with _in_form():
+                with _malformed_as_error():
                     stage, seconds, outcome = _duration(fields)
                 self._steps.took(stage, seconds, outcome)
             elif "refused" in fields or "died" in fields:
-                with _in_form():
+                with _malformed_as_error():
                     refusal = _refusal(fields)
                 raise refusal
             else:
@@ -92,16 +93,16 @@ class AnswerReader:
 
 
 @contextmanager
-def _in_form() -> Iterator[None]:
-    """Whatever reading a stranger's values raises, as one error."""
+def _malformed_as_error() -> Iterator[None]:
+    """Turn every error raised by malformed values into OutOfFormError."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise OutOfFormError(f"{type(error).__name__}: {error}") from error
 
 
-def _measured(module: ModuleVerdict) -> bool:
-    """Whether every measurement is a finite number, or None if it may be."""
+def _all_finite(module: ModuleVerdict) -> bool:
+    """Return whether every measurement is a finite number, or None if it may be None."""
     always: list[Any] = [module.rank, module.scaling, module.v_norm, module.lambda_max]
     maybe = [module.cosine, module.update_norm, module.input_share, module.removed_share, module.inputs]
     found = [value for value in (*maybe, *module.scores.values()) if value is not None]
@@ -112,7 +113,7 @@ def _duration(fields: dict[str, Any]) -> tuple[Stage, float, str]:
     seconds, outcome = float(fields["seconds"]), str(fields["outcome"])
     if not 0 <= seconds < math.inf:
         raise OutOfFormError("a duration that is negative or not finite")
-    known = outcome == OK or outcome in CODES  # a stranger's word goes into no log
+    known = outcome == OK or outcome in CODES  # untrusted text is not logged
     return Stage(fields["took"]), seconds, outcome if known else "failed"
 
 
@@ -125,7 +126,7 @@ def _refusal(fields: dict[str, Any]) -> GatewayError:
 
 
 def _outcome_of(verdict: Verdict) -> Outcome:
-    """Outcome that the modules' decisions allow; a rejection may have other reasons."""
+    """Return the outcome that follows from the modules' decisions; a rejection may have other reasons."""
     if verdict.outcome is Outcome.REJECTED or any(one.decision is Decision.REJECT for one in verdict.modules):
         return Outcome.REJECTED
     if not verdict.served:

@@ -1,9 +1,9 @@
-"""Client of the screening worker: strangers' tensors are read, measured and written anew in a process that is shut away.
+"""Client of the screening worker: untrusted tensors are read, measured and rewritten in a sandboxed process.
 
-One child per upload, forked from a process that is warm already (worker.py): its death by memory, time or a signal is one
-refusal, and the next upload finds everything as before. What comes back is parsed as a stranger's words (answer.py).
-Nothing that becomes of one upload ends the worker: a worker that no longer does its part is retired, which means that it
-gets no more uploads and is ended after the last one it has.
+One child per upload, forked from a process that is already warm (worker.py): if the child dies by memory, time or a
+signal, that upload is refused and the next one is not affected. The child's answer is parsed as untrusted (answer.py).
+The failure of one upload never ends the worker: a worker that stops responding is retired, which means that it gets no
+more uploads and is ended after its last one.
 """
 
 import io
@@ -29,26 +29,26 @@ from app.sandbox.sanitise import Measure, Steps
 
 MODULE: Final = "app.sandbox.worker"
 START_S: Final = 600.0
-"""Seconds until it is ready: torch, kernels, and the reference's digest, a second per GB."""
+"""Most seconds until the worker is ready: torch, kernels, and the reference's digest, a second per GB."""
 
 ORDER_S: Final = 5.0
-"""Seconds to pass an order on, which is one byte: a worker that takes so long hangs."""
+"""Most seconds to send an order, which is one byte: a worker that takes longer hangs."""
 
 READ_S: Final = 60.0
-"""Seconds for reading and writing an upload's gigabytes, beside two screenings."""
+"""Seconds allowed for reading and writing an upload's gigabytes, in addition to two screenings."""
 
 GRACE_S: Final = 5.0
-"""Seconds after its own alarm until a child is ended from outside."""
+"""Seconds after a child's own alarm until the gateway kills it."""
 
 TIMED_OUT: Final = frozenset({-14, -24})
 """Exit statuses of SIGALRM and SIGXCPU."""
 
 
 class Sandbox:
-    """A `Sanitise` that runs elsewhere. Safe for threads; blocking.
+    """A `Sanitise` that runs in the worker process. Thread-safe; blocking.
 
-    reference: its directory. memory_bytes: what one upload may take beyond the reference. wall_seconds: by the clock, None:
-    two screenings and some time to read.
+    reference: its directory. memory_bytes: most memory of one upload beyond the reference. wall_seconds: most wall-clock
+    time of one upload, None: two screenings and READ_S.
     """
 
     def __init__(
@@ -68,53 +68,53 @@ class Sandbox:
         self._worker: WorkerProcess | None = None
         self._ready = False
         self._closed = False
-        self._old: list[WorkerProcess] = []
-        """Retired ones that may still have uploads."""
+        self._replaced: list[WorkerProcess] = []
+        """Replaced workers that may still have uploads."""
 
     def start(self) -> None:
-        """Start it, if it does not run; does not wait until it is warm. Raises Unavailable SCREENING_FAILED."""
+        """Start the worker if it is not running, without waiting until it is warm. Raises Unavailable SCREENING_FAILED."""
         with self._lock:
             self._spawn()
 
     def warm(self) -> None:
-        """Wait until it can take an upload. Raises Unavailable SCREENING_FAILED when it cannot be started."""
+        """Wait until the worker can take an upload. Raises Unavailable SCREENING_FAILED if it cannot be started."""
         with self._lock:
-            self._awake()
+            self._ready_worker()
 
     def close(self) -> None:
-        """End it and whatever it is at."""
+        """Kill the workers with all their uploads."""
         self._closed = True
         if (worker := self._worker) is not None:
-            worker.process.kill()  # before the lock: somebody may hold it, waiting for it to be warm
+            worker.process.kill()  # before the lock: a thread may hold it while it waits for the worker to be warm
         with self._lock:
-            for one in (*self._old, *([self._worker] if self._worker else [])):
+            for one in (*self._replaced, *([self._worker] if self._worker else [])):
                 one.end()
-            self._worker, self._old = None, []
+            self._worker, self._replaced = None, []
 
     def __call__(self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps) -> Artefact | None:
-        """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT when the child came to an end."""
+        """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT if the child is killed or times out."""
         with ExitStack() as held:
             try:
                 ours, line = map(held.enter_context, socket.socketpair())
-                heard, status = map(held.enter_context, socket.socketpair())
+                status, child_status = map(held.enter_context, socket.socketpair())
             except OSError as error:
                 raise failed(f"the gateway has no descriptor free: {error}; try again") from error
-            worker = self._submit([status.fileno(), line.fileno(), weights.fileno()])
+            worker = self._submit([child_status.fileno(), line.fileno(), weights.fileno()])
             held.callback(worker.done)
-            status.close()
+            child_status.close()
             line.close()
-            child = ChildProcess(worker, heard)
+            child = ChildProcess(worker, status)
             held.callback(child.close)
             return self._follow(child, Order(config, received), ours, steps)
 
     def _follow(self, child: ChildProcess, order: Order, ours: socket.socket, steps: Steps) -> Artefact | None:
-        """Hand the child its order and read what it answers."""
+        """Send the child its order and read its answer."""
         line = Line(ours, time.monotonic() + self._wall_s + GRACE_S)
         try:
             order.send(line)
             return AnswerReader(self._measure, order.received, steps).read(line)
         except EOFError:
-            raise self._ended(child) from None
+            raise self._end_error(child) from None
         except TimeoutError:
             child.kill()
             raise Refused(SCREENING_TIMEOUT, f"it was ended after {self._wall_s:g} s") from None
@@ -126,37 +126,37 @@ class Sandbox:
     # ---- the process -------------------------------------------------------------------------------------------------
 
     def _submit(self, descriptors: Sequence[int]) -> WorkerProcess:
-        """Pass an order to a worker that takes it. Raises Unavailable SCREENING_FAILED."""
+        """Send an order to a running worker and return that worker. Raises Unavailable SCREENING_FAILED."""
         with self._lock:
             for last in (False, True):
-                worker = self._awake()
+                worker = self._ready_worker()
                 try:
                     worker.order(descriptors)
                 except OSError as error:
-                    gone = isinstance(error, ConnectionError) or not worker.usable
-                    if last or not gone:  # an order that cannot be passed on says nothing of the worker
+                    worker_failed = isinstance(error, ConnectionError) or not worker.usable
+                    if last or not worker_failed:  # a failed send alone does not mean that the worker is broken
                         raise failed(f"the order could not be passed on: {error}; try again") from error
                     if isinstance(error, ConnectionError):
-                        worker.end()  # it died since; one new start
+                        worker.end()  # it has died meanwhile: start a new one, once
                 else:
                     return worker
         raise AssertionError
 
-    def _awake(self) -> WorkerProcess:
+    def _ready_worker(self) -> WorkerProcess:
         worker = self._spawn()
         if not self._ready:
             try:
-                said, _ = Line(worker.control, time.monotonic() + START_S).receive(0)
+                reply, _ = Line(worker.control, time.monotonic() + START_S).receive(0)
             except (OSError, EOFError, OutOfFormError) as error:
-                said = {"failed": str(error) or "it ended at once"}
-            if not said.get("ready"):
+                reply = {"failed": str(error) or "it ended at once"}
+            if not reply.get("ready"):
                 worker.end()
-                raise failed(f"the screening process does not start: {said.get('failed')}")
+                raise failed(f"the screening process does not start: {reply.get('failed')}")
             self._ready = True
             worker.control.settimeout(ORDER_S)
-            level = logging.WARNING if said["network"] else logging.INFO
+            level = logging.WARNING if reply["network"] else logging.INFO
             event(
-                "sandbox", level, network="reachable: this system lets no one leave it" if said["network"] else "none"
+                "sandbox", level, network="reachable: this system lets no one leave it" if reply["network"] else "none"
             )
         return worker
 
@@ -164,7 +164,7 @@ class Sandbox:
         if self._closed:
             raise failed("the gateway is stopping")
         if self._worker is None or not self._worker.usable:
-            self._old = [one for one in (*self._old, self._worker) if one is not None and one.still_runs()]
+            self._replaced = [one for one in (*self._replaced, self._worker) if one is not None and one.still_runs()]
             self._worker, self._ready = None, False
             try:
                 self._worker = WorkerProcess(self._module, self._settings)
@@ -172,11 +172,11 @@ class Sandbox:
                 raise failed(f"the screening process does not start: {error}") from error
         return self._worker
 
-    def _ended(self, child: ChildProcess) -> Refused | Unavailable:
-        """Its line broke off: in words."""
+    def _end_error(self, child: ChildProcess) -> Refused | Unavailable:
+        """Return the error for a child whose connection ended early."""
         code = child.exit_code()
         event("sandbox_child_ended", logging.WARNING, status=code)
-        self._measure.reference.check_unchanged()  # cut short under its eyes, that would be the operator's
+        self._measure.reference.check_unchanged()  # a reference truncated meanwhile is the operator's fault
         if code in TIMED_OUT:
             return Refused(SCREENING_TIMEOUT, f"it took longer than {self._wall_s:g} s")
         if code is None:

@@ -1,4 +1,4 @@
-"""Screening worker and its children as processes that the gateway started: how they are started, told and ended."""
+"""Process control of the screening worker and its children, in the gateway: start, send orders, kill."""
 
 import logging
 import os
@@ -17,39 +17,39 @@ from app.observe.log import event
 from app.sandbox.protocol import ORDER, STATUS, ChildStatus, WorkerSettings
 
 LAST_STATUS_S: Final = 5.0
-"""Seconds for the worker to say how a child ended, once the child's line broke off."""
+"""Most seconds for the worker to report how a child ended, after the child's connection has ended."""
 
 TAKE_S: Final = 60.0
-"""Seconds for the worker to fork a child, before it counts as hung: a fork takes milliseconds, on a machine that swaps
+"""Seconds for the worker to fork a child before it counts as hung: a fork takes milliseconds, on a swapping machine
 seconds."""
 
 PASSED_ON: Final = frozenset({
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD"),
     *("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SCREEN_PLAIN"),
 })  # fmt: skip
-"""Variables it gets of ours, where set: no key, no token, no URL."""
+"""Environment variables passed on to the worker, if set: no key, no token, no URL."""
 
 
 class WorkerProcess:
-    """One worker process, as the gateway sees it. Safe for threads."""
+    """One worker process, as the gateway controls it. Thread-safe."""
 
     def __init__(self, module: str, settings: WorkerSettings) -> None:
-        """Start it. Raises OSError."""
+        """Start the process. Raises OSError."""
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         self._lock = threading.Lock()
         self._in_flight = 0
         self._retired = False
         with ExitStack() as unstarted, ExitStack() as held:
-            # a file, not a pipe: it takes settings of any length before the worker reads the first byte
-            told = held.enter_context(os.fdopen(os.memfd_create("settings"), "w+b"))
-            told.write(settings.encoded())
-            told.seek(0)
+            # a file, not a pipe: it holds settings of any length before the worker reads the first byte
+            settings_file = held.enter_context(os.fdopen(os.memfd_create("settings"), "w+b"))
+            settings_file.write(settings.encoded())
+            settings_file.seek(0)
             self.control, theirs = map(unstarted.enter_context, socket.socketpair())
             held.enter_context(theirs)
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(theirs.fileno())],
-                stdin=told,
+                stdin=settings_file,
                 stdout=subprocess.DEVNULL,
                 env=environment,
                 cwd="/",
@@ -59,11 +59,12 @@ class WorkerProcess:
 
     @property
     def usable(self) -> bool:
-        """Whether it runs and takes uploads."""
+        """True if the worker runs and accepts uploads."""
         return not self._retired and self.process.poll() is None
 
     def order(self, descriptors: Sequence[int]) -> None:
-        """Pass an order on, and count it until `done`. Raises OSError, and then there is nothing to be done."""
+        """Send an order, and count it until `done`. Raises OSError; the order then does not count, and `done` must not be
+        called."""
         with self._lock:
             self._in_flight += 1
         try:
@@ -75,7 +76,7 @@ class WorkerProcess:
             raise
 
     def done(self) -> None:
-        """An upload is over; the last one of a retired worker ends it."""
+        """Count an upload as finished; the last one of a retired worker ends the worker."""
         with self._lock:
             self._in_flight -= 1
             last = self._retired and not self._in_flight
@@ -83,32 +84,32 @@ class WorkerProcess:
             self.end()
 
     def retire(self) -> None:
-        """Give it no more uploads: it hangs. For one of its uploads to call, before `done`."""
+        """Accept no more uploads, because the worker hangs. Called by one of its uploads, before `done`."""
         self._retired = True
         event("sandbox_retired", logging.ERROR, pid=self.process.pid)
 
     def still_runs(self) -> bool:
-        """Whether its process does; what is held of one that does not is given back."""
+        """Return whether the process runs; if it does not, close its control socket."""
         if self.process.poll() is None:
             return True
         self.control.close()
         return False
 
     def end(self) -> None:
-        """End it and whatever it is at."""
+        """Kill the worker with all its uploads."""
         self.process.kill()
         self.process.wait()
         self.control.close()
 
 
 class ChildProcess:
-    """One upload's child, as the gateway sees it."""
+    """One upload's child process, as the gateway controls it."""
 
     def __init__(self, worker: WorkerProcess, status: socket.socket) -> None:
-        """Wait until the worker has forked it. Raises Unavailable SCREENING_FAILED when there is none."""
+        """Wait until the worker has forked the child. Raises Unavailable SCREENING_FAILED if it has not."""
         self._worker = worker
         self._status = status
-        self._handle: int | None = None
+        self._pidfd: int | None = None
         status.settimeout(TAKE_S)
         try:
             message, descriptors, _, _ = socket.recv_fds(status, STATUS.size, 1)
@@ -117,45 +118,45 @@ class ChildProcess:
             raise failed(f"the screening process did not answer for {TAKE_S:g} s and is replaced") from None
         except OSError as error:
             raise failed(f"the screening process is gone: {error}") from error
-        self._handle = descriptors[0] if descriptors else None
-        what, number = _status(message)
-        if what is not ChildStatus.STARTED:
+        self._pidfd = descriptors[0] if descriptors else None
+        kind, number = _status(message)
+        if kind is not ChildStatus.STARTED:
             self.close()
-            why = os.strerror(number) if what is ChildStatus.NOT_STARTED else "it ended, or had no descriptor free"
+            why = os.strerror(number) if kind is ChildStatus.NOT_STARTED else "it ended, or had no descriptor free"
             raise failed(f"the screening process could not start a child: {why}; try again")
 
     def exit_code(self) -> int | None:
-        """The code it ended with, negative for a signal; None when nobody says so for a while."""
+        """Return the child's exit code, negative for a signal; None if the worker does not report it in time."""
         self._status.settimeout(LAST_STATUS_S)
         try:
-            what, number = _status(self._status.recv(STATUS.size))
+            kind, number = _status(self._status.recv(STATUS.size))
         except OSError:
             return None
-        return number if what is ChildStatus.ENDED else None
+        return number if kind is ChildStatus.ENDED else None
 
     def kill(self) -> None:
-        """End it, and nothing else. Without a handle its worker is retired, and takes it along in the end."""
-        if self._handle is None:
+        """Kill the child only. Without a pidfd the worker is retired instead, and its end kills the child."""
+        if self._pidfd is None:
             self._worker.retire()
         self.close()
 
     def close(self) -> None:
-        """End it where that takes no more than its handle."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
+        """Kill the child if there is a pidfd, and close the pidfd."""
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-            os.close(handle)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
 
 
 def failed(why: str) -> Unavailable:
-    """The gateway's own failure, which is no fault of the upload."""
+    """Return the error for a failure of the gateway itself, which is not the upload's fault."""
     return Unavailable(SCREENING_FAILED, why)
 
 
 def _status(message: bytes) -> tuple[ChildStatus | None, int]:
-    """A status, or (None, 0) for an end."""
+    """Parse a status message; return (None, 0) for the end of the stream."""
     if len(message) < STATUS.size:
         return None, 0
-    what, number = STATUS.unpack(message)
-    return ChildStatus(what), number
+    kind, number = STATUS.unpack(message)
+    return ChildStatus(kind), number

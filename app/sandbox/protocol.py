@@ -1,12 +1,12 @@
 """Wire format between the gateway and its screening worker: settings, orders, frames and child statuses.
 
-Everything travels over stream sockets or a file, in units that carry their own length, so nothing is ever cut short:
+Everything is sent over stream sockets or a file, in units that carry their own length, so that truncation is detected:
 
 - *settings*: the worker's standard input, JSON to the end of the file;
-- *control* (gateway → worker): an order is one byte and three descriptors (`ORDER_DESCRIPTORS`); the worker reads no more
-  of an upload than that. The worker's only answer is one frame when it has started;
-- *status* (worker → gateway, one socket an order): `STATUS` structs that say whether a child was started and how it ended;
-- *line* (gateway ↔ child, one socket an order): frames. The first holds the order, the rest the child's answer.
+- *control* (gateway → worker): an order is one byte and three descriptors (`ORDER_DESCRIPTORS`); the worker reads nothing
+  else of an upload. The worker's only answer is one frame when it has started;
+- *status* (worker → gateway, one socket per order): `STATUS` structs: whether a child was started and how it ended;
+- *line* (gateway ↔ child, one socket per order): frames. The first holds the order, the rest the child's answer.
 """
 
 import json
@@ -23,46 +23,46 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 
 FRAME: Final = struct.Struct(">IQ")
-"""Header of a frame: bytes of JSON, bytes of payload; then both."""
+"""Header of a frame: length of the JSON and of the payload, in bytes; both follow."""
 
 JSON_BYTES: Final = 64 << 20
 """Most bytes of one frame's JSON: a verdict on thousands of modules has a few MiB."""
 
 ORDER: Final = b"\x01"
-"""An order on the control socket. Its content is not looked at: the descriptors that come with it are the order."""
+"""An order on the control socket. Its content is ignored: the descriptors sent with it are the order."""
 
 ORDER_DESCRIPTORS: Final = 3
 """Descriptors of an order: status socket, line, weights. The status socket comes first: if the worker has room for one
-descriptor only, the kernel passes that one, and the worker can still say so."""
+descriptor only, the kernel passes that one, and the worker can still report the failure."""
 
 STATUS: Final = struct.Struct(">Bi")
 """A child's status: `ChildStatus` and its number."""
 
 
 class ChildStatus(IntEnum):
-    """Meaning of a status, and of the number beside it."""
+    """Kind of a status; each member's description gives the meaning of the number sent with it."""
 
     STARTED = 1
-    """The child's process id; the child's pidfd comes with it if the system has such."""
+    """The child's process id; its pidfd is sent along if the system supports pidfds."""
 
     NOT_STARTED = 2
-    """The error number why there is no child."""
+    """The errno of the failed start."""
 
     ENDED = 3
     """The child's exit code, negative for a signal."""
 
 
 class OutOfFormError(Exception):
-    """A frame that is not as it should be."""
+    """Malformed or unexpected frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """All that a worker is told, once, at its start.
+    """Settings of a worker, sent once, at its start.
 
-    reference: its directory. base_names: see ValidateLimits. policy: as `policy_from` reads it. memory_bytes: what one
-    child may take beyond what it has at birth. wall_seconds: of one child, by the clock. The others are named as in
-    TargetModel, ValidateLimits and Measure.
+    reference: its directory. base_names: see ValidateLimits. policy: as `policy_from` reads it. memory_bytes: most memory
+    of one child beyond its usage at the fork. wall_seconds: most wall-clock time of one child. The other fields are named
+    as in TargetModel, ValidateLimits and Measure.
     """
 
     model: str
@@ -79,19 +79,19 @@ class WorkerSettings:
     wall_seconds: float
 
     def encoded(self) -> bytes:
-        """As the worker's standard input."""
+        """Encode the settings for the worker's standard input."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decoded(cls, data: bytes) -> "WorkerSettings":
-        """Settings as `encoded` wrote them."""
+        """Decode settings that `encoded` wrote."""
         return cls(**json.loads(data))
 
 
 class Line:
-    """Frames over a stream socket, both ways, until a deadline (monotonic; default: none).
+    """Connection that exchanges frames over a stream socket, until a deadline (monotonic; default: none).
 
-    Sending and receiving raise TimeoutError after the deadline, and EOFError when the other end is gone.
+    Sending and receiving raise TimeoutError after the deadline, and EOFError if the peer has closed the connection.
     """
 
     def __init__(self, stream: socket.socket, deadline: float = math.inf) -> None:
@@ -124,16 +124,16 @@ class Line:
     def _read(self, size: int) -> bytes:
         data = bytearray(size)
         with memoryview(data) as view:
-            got = 0
-            while got < size:
+            done = 0
+            while done < size:
                 self._set_timeout()
                 try:
-                    read = self._stream.recv_into(view[got:])
-                except ConnectionError as error:  # the other end went away with our last frame unread
+                    read = self._stream.recv_into(view[done:])
+                except ConnectionError as error:  # the peer closed the connection with our last frame unread
                     raise EOFError from error
                 if not read:
                     raise EOFError
-                got += read
+                done += read
         return bytes(data)
 
     def _set_timeout(self) -> None:
@@ -143,20 +143,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One upload to measure: adapter_config.json as it came, and the record of what arrived."""
+    """One upload to measure: adapter_config.json as received, and the digests and sizes of its parts."""
 
     config: bytes
     received: Received
 
     def send(self, line: Line) -> None:
-        """Write it as one frame, the configuration as raw bytes. Raises as `Line`."""
+        """Send the order as one frame, the configuration as raw bytes. Raises as `Line`."""
         received = self.received
         digests = [received.config_digest.hex, received.weights_digest.hex]
         line.send({"order": [*digests, received.config_bytes, received.weights_bytes]}, self.config)
 
     @classmethod
     def receive(cls, line: Line, max_config: int) -> "Order":
-        """Read what `send` wrote. Raises as `Line`."""
+        """Receive an order that `send` wrote. Raises as `Line`."""
         fields, config = line.receive(max_config)
         try:
             config_hex, weights_hex, config_bytes, weights_bytes = fields["order"]

@@ -1,6 +1,6 @@
-"""validate → balance → screen → prune → balance → canonical bytes of one upload: the pipeline without store and engine.
+"""Sanitising pipeline of one upload: validate → balance → screen → prune → balance → canonical bytes; no store, no engine.
 
-Pure but for reading the sealed file, so that it runs the same here or in a process that is shut away (app/sandbox/).
+Pure except for reading the sealed file, so that it runs the same in the gateway and in the sandboxed process.
 """
 
 import io
@@ -25,7 +25,8 @@ from app.screen.threads import single_threaded_kernels
 from app.validate.adapter import ValidateLimits, validate
 
 RULES: Final = 2
-"""Changes when what is refused, or the form that is written, changes: what older rules decided is then measured anew."""
+"""Version of the pipeline's rules: changes when refusals or the written form change; versions decided under older rules
+are then measured again."""
 
 OK: Final = "ok"
 """Outcome of a stage that ended well."""
@@ -33,7 +34,7 @@ OK: Final = "ok"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """All that a verdict and its bytes depend on besides the upload. screen_seconds: the longest one screening may take."""
+    """Everything besides the upload that a verdict and its bytes depend on. screen_seconds: time limit of one screening."""
 
     target: TargetModel
     limits: ValidateLimits
@@ -42,39 +43,39 @@ class Measure:
     screen_seconds: float
 
     def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
-        """The verdict by this policy or another. Raises as `screen.screen`."""
+        """Screen an adapter by this policy or another one. Raises as `screen.screen`."""
         return screen(adapter, self.reference, policy or self.policy, deadline_s=self.screen_seconds)
 
     def balance(self, adapter: Adapter) -> Adapter:
-        """The adapter in the form that is measured and served. Raises as `balance.balance_all`."""
+        """Return the adapter in the form that is measured and served. Raises as `balance.balance_all`."""
         return balance_all(adapter, deadline_s=self.screen_seconds)
 
 
 class Steps(Protocol):
-    """Who is told how far it got. What they raise ends it."""
+    """Progress callbacks of one sanitising. An exception raised by one ends the sanitising."""
 
     def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        """One stage is over: "ok", or the code of what ended it."""
+        """Called at the end of a stage. outcome: "ok", or the code of the error that ended it."""
 
     def validated(self) -> None:
-        """It is a LoRA adapter for this model."""
+        """Called when the upload is a valid LoRA adapter for this model."""
 
     def screened(self, verdict: Verdict) -> None:
-        """It was measured; a rejection is no error here."""
+        """Called with the verdict, also if it is a rejection."""
 
 
 Sanitise = Callable[[bytes, io.BufferedReader, Received, Steps], Artefact | None]
-"""(adapter_config.json, weights open at any position, digests and sizes, who is told) → what may be stored, or None when
-the verdict rejects it or leaves nothing. Raises GatewayError."""
+"""(adapter_config.json, weights open at any position, digests and sizes, callbacks) → the artefact to store, or None if
+the verdict rejects the adapter or leaves no module. Raises GatewayError."""
 
 
 def sanitise(
     measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps
 ) -> Artefact | None:
-    """See `Sanitise`. Blocking.
+    """Run the pipeline on one upload; see `Sanitise`. Blocking.
 
-    Torch's kernels use one thread each throughout, not in the measuring alone: reading and projecting are hundreds of small
-    operations, and on a busy machine OpenMP's barriers made seconds of them.
+    Torch's kernels use one thread throughout, not only while measuring: reading and projecting are hundreds of small
+    operations, and on a busy machine OpenMP's barriers made them take seconds.
     """
     with single_threaded_kernels():
         return _sanitise(measure, config, weights, received, steps)
@@ -99,7 +100,7 @@ def _sanitise(
 
 @contextmanager
 def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
-    begun, outcome = time.monotonic(), OK
+    started, outcome = time.monotonic(), OK
     try:
         yield
     except GatewayError as error:
@@ -112,11 +113,11 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
             raise Refused(SCREENING_KILLED, "it needed more memory than one upload may") from error
         raise
     finally:
-        steps.took(stage, time.monotonic() - begun, outcome)
+        steps.took(stage, time.monotonic() - started, outcome)
 
 
 def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
-    """Cut or project, balance, and measure what is left once more: it must pass. Raises Refused RESCREEN_FAILED or
+    """Cut or project, balance, and screen the remaining modules again: they must pass. Raises Refused RESCREEN_FAILED or
     BAD_NUMBERS."""
     left = measure.balance(cut(adapter, verdict, lambda module: measure.reference.ends(module, measure.policy)))
     if left.modules and (verdict.pruned or verdict.projected):
@@ -127,5 +128,5 @@ def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
 
 
 def accepting(policy: Policy) -> Policy:
-    """For what pruning left: what the operator's cap spared stays above tau and was accepted as such."""
+    """Return the policy for the pruned adapter: modules spared by the operator's cap stay above tau and are accepted."""
     return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy

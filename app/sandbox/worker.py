@@ -1,10 +1,9 @@
-"""Screening worker: the process that strangers' tensors are read in, `python -m app.sandbox.worker CONTROL`.
+"""Screening worker: the sandboxed process that reads untrusted tensors, `python -m app.sandbox.worker CONTROL`.
 
 The gateway starts it (process.py). It opens the reference and compiles the kernels once, gives up the network, and then,
-for each upload, forks a child that gives up memory, time and files beyond its share, reads its order, does the work,
-writes what it found to its own socket, and ends. The parent process here reads nothing of an upload, not even its
-configuration: an order is a byte with descriptors, a child's death is a number to report, and an order that cannot be
-carried out is one status.
+for each upload, forks a child that limits its own memory, time and files, reads its order, does the work, writes the
+result to its own socket, and ends. The parent process here reads nothing of an upload, not even its configuration: an
+order is one byte with descriptors, a child's end is reported as a number, and a failed order as one status.
 """
 
 import ctypes
@@ -36,20 +35,20 @@ from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 
 OPEN_FILES: Final = 64
-"""Descriptors a child may have beyond those it has at birth: two for each file of the reference, which stays mapped."""
+"""Descriptors a child may open beyond those it inherits: two for each file of the reference, which stays mapped."""
 
 NICENESS: Final = 10
-"""A ninth of the share of a process that is not nice, where there is too little for all; otherwise as much as it likes."""
+"""Niceness: under contention a ninth of the share of a process of niceness 0; otherwise no limit."""
 
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NO_NEW_PRIVS: Final = 38
-"""Linux's own numbers."""
+"""Constants of the Linux API."""
 
 
 class Answer:
-    """Sender of a child's answer, and its Steps: each becomes a frame."""
+    """Sender of a child's answer; implements Steps by sending a frame for each."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -67,12 +66,12 @@ class Answer:
         self.send({"screened": verdict_json(verdict)})
 
     def send(self, fields: Mapping[str, Any], payload: bytes = b"") -> None:
-        """One frame."""
+        """Send one frame."""
         self._line.send(fields, payload)
 
 
 def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> None:
-    """One upload, in the child."""
+    """Sanitise one upload and send the result. Runs in the child."""
     try:
         with os.fdopen(weights_fd, "rb") as weights:
             made = sanitise(measure, order.config, weights, order.received, answer)
@@ -90,12 +89,12 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
 
 
 def give_way() -> None:
-    """Leave the processors to chat where both want them: the engine's, the gateway's own.
+    """Lower this process's CPU priority below chat: below the engine and the gateway.
 
-    Linux shares processors between sessions first (autogroups), whatever their processes say of themselves, so this one
-    gets a session of its own with a small share; where it has none of those, as in a container, niceness counts.
+    Linux first divides processors between sessions (autogroups), whatever the niceness of their processes, so this process
+    gets its own session with a small share; without autogroups, as in a container, niceness counts.
     """
-    with suppress(OSError):  # it leads one already
+    with suppress(OSError):  # it already leads a session
         os.setsid()
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
@@ -103,7 +102,8 @@ def give_way() -> None:
 
 
 def shut_away(memory_bytes: int, seconds: float) -> None:
-    """Limits of one child. memory_bytes: beyond what it has at birth; seconds: by the clock, and on each core."""
+    """Apply the limits of one child. memory_bytes: beyond its usage at the fork. seconds: wall-clock time, and CPU time
+    per core."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -123,18 +123,18 @@ def shut_away(memory_bytes: int, seconds: float) -> None:
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as adjust:
-        adjust.write("1000")  # where memory runs out all the same, this goes first
+        adjust.write("1000")  # if memory runs out all the same, the kernel kills this process first
 
 
 def point_at_nothing(number: int) -> None:
-    """Make descriptor `number` /dev/null."""
+    """Redirect descriptor `number` to /dev/null."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, number)
     os.close(nothing)
 
 
 def data_bytes() -> int:
-    """Bytes that RLIMIT_DATA counts of this process: mapped private and writable, V among it where it is mapped."""
+    """Return the bytes that RLIMIT_DATA counts for this process: private writable mappings, including V if it is mapped."""
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) << 10
@@ -142,13 +142,13 @@ def data_bytes() -> int:
 
 
 def no_network() -> bool:
-    """Leave for a network name space with nothing in it; False where this process may not."""
+    """Enter an empty network namespace; return False if this process may not."""
     libc = ctypes.CDLL(None)
     return any(libc.unshare(flags) == 0 for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET))
 
 
 def measure_of(settings: WorkerSettings) -> Measure:
-    """The same as the gateway's, from its settings."""
+    """Build the gateway's Measure from its settings."""
     names = settings.base_names
     reference = open_reference(Path(settings.reference), Digest(settings.reference_digest))
     return Measure(
@@ -163,7 +163,7 @@ def measure_of(settings: WorkerSettings) -> Measure:
 
 
 class Forker:
-    """Parent of the children: forks one for each order, and says of each how it ended."""
+    """Parent process: forks a child for each order, and reports how each child ended."""
 
     def __init__(self, control: socket.socket, measure: Measure, settings: WorkerSettings) -> None:
         self._control = control
@@ -173,12 +173,12 @@ class Forker:
         self._woken, self._waker = os.pipe()
 
     def run(self) -> None:
-        """Serve until the gateway is gone."""
+        """Serve orders until the gateway closes the control socket."""
         os.set_blocking(self._waker, False)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         Line(self._control).send({"ready": True, "network": not no_network()})
-        waiting = select.poll()  # as in the gateway: no file number is too high for it
+        waiting = select.poll()  # poll, as in the gateway, not select: it accepts any descriptor number
         waiting.register(self._control, select.POLLIN)
         waiting.register(self._woken, select.POLLIN)
         while True:
@@ -187,21 +187,21 @@ class Forker:
                 os.read(self._woken, 1 << 10)
                 self._reap()
             if self._control.fileno() in ready and not self._take_next():
-                return  # the children die with us
+                return  # the children are killed with this process
 
     def _take_next(self) -> bool:
-        """Carry out the next order, or say why not; False when the gateway is gone.
+        """Carry out the next order, or report its failure; return False if the gateway has closed the control socket.
 
-        Of its descriptors nothing but a living child's status socket stays open.
+        Of the order's descriptors only the status socket of a running child stays open.
         """
         try:
             message, descriptors, flags, _ = socket.recv_fds(self._control, len(ORDER), ORDER_DESCRIPTORS)
         except ConnectionError:
             return False
-        if descriptors:  # otherwise its sender sees the end of both sockets
+        if descriptors:  # otherwise the gateway sees the end of both sockets
             status = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptors[0])
             try:
-                pid = self._fork(status, descriptors[1:], cut=bool(flags & socket.MSG_CTRUNC))
+                pid = self._fork(status, descriptors[1:], truncated=bool(flags & socket.MSG_CTRUNC))
             except OSError as error:
                 _report(status, ChildStatus.NOT_STARTED, error.errno or 0)
                 status.close()
@@ -213,9 +213,9 @@ class Forker:
                     os.close(number)
         return bool(message)
 
-    def _fork(self, status: socket.socket, descriptors: list[int], *, cut: bool) -> int:
-        """A child for one order; its process id. Raises OSError."""
-        if cut or 1 + len(descriptors) < ORDER_DESCRIPTORS:  # the kernel's way to say that no number is free
+    def _fork(self, status: socket.socket, descriptors: list[int], *, truncated: bool) -> int:
+        """Fork a child for one order and return its process id. Raises OSError."""
+        if truncated or 1 + len(descriptors) < ORDER_DESCRIPTORS:  # the kernel had no free descriptor
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         pid = os.fork()
         if pid == 0:
@@ -223,7 +223,7 @@ class Forker:
         return pid
 
     def _reap(self) -> None:
-        """Say of each ended child how it ended, on a socket that it had no part in."""
+        """Report how each ended child ended, on a socket that the child itself had no access to."""
         for pid in list(self._children):
             found, ended = os.waitpid(pid, os.WNOHANG)
             if found == pid:
@@ -231,7 +231,7 @@ class Forker:
                     _report(status, ChildStatus.ENDED, os.waitstatus_to_exitcode(ended))
 
     def _child(self, status: socket.socket, line_fd: int, weights_fd: int) -> NoReturn:
-        """One upload, with nothing open of the others'. Exits with EX_OSERR if it does not get as far as the upload."""
+        """Process one upload, after closing other uploads' descriptors. Exits with EX_OSERR on failure before it."""
         code = os.EX_OSERR
         try:
             signal.set_wakeup_fd(-1)
@@ -249,27 +249,27 @@ class Forker:
             os._exit(code)
 
 
-def _report(status: socket.socket, what: ChildStatus, number: int) -> None:
-    with suppress(OSError):  # nobody asks any more
-        status.sendall(STATUS.pack(what, number))
+def _report(status: socket.socket, kind: ChildStatus, number: int) -> None:
+    with suppress(OSError):  # the gateway has closed its end
+        status.sendall(STATUS.pack(kind, number))
 
 
 def _announce(status: socket.socket, pid: int) -> None:
-    """Say that there is a child, and hand over what it can be ended with, whether we hang or not."""
+    """Report a started child, with its pidfd, so that the gateway can kill it even if this process hangs."""
     try:
-        handle = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
         try:
-            socket.send_fds(status, [STATUS.pack(ChildStatus.STARTED, pid)], [handle])
+            socket.send_fds(status, [STATUS.pack(ChildStatus.STARTED, pid)], [pidfd])
         finally:
-            os.close(handle)
-    except OSError:  # a system without such, or no number free
+            os.close(pidfd)
+    except OSError:  # no pidfd support, or no free descriptor
         _report(status, ChildStatus.STARTED, pid)
 
 
 def main() -> None:
-    """Standard input holds the settings, the first argument is the control socket's number."""
+    """Run the worker: settings on standard input, the control socket's descriptor number as first argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the gateway's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway handles a terminal's Ctrl-C
     settings = WorkerSettings.decoded(sys.stdin.buffer.read())
     point_at_nothing(sys.stdin.fileno())
     try:
@@ -278,7 +278,7 @@ def main() -> None:
         Line(control).send({"failed": error.message})
         return
     warm()
-    gc.collect()  # the collector never looks again at what stands now: see gc.freeze, and docs/performance.md
+    gc.collect()  # later collections skip the objects that exist now: see gc.freeze, and docs/performance.md
     gc.freeze()
     give_way()
     Forker(control, measure, settings).run()

@@ -1,7 +1,7 @@
-"""A bounded stream from a stranger becomes one sealed, digested file in a private quarantine.
+"""Upload reception: an untrusted, bounded stream becomes one sealed file with its digest, in a private quarantine.
 
     headers → receive ── chunks ──► FormReader ── parts ──► name · config (memory), weights (quarantine) → SealedUpload
 
-Nothing here looks inside the parts: that is validate's work. No web framework either: an async iterator of bytes and
-a mapping of headers come in.
+This package does not read the content of the parts: validate does. It uses no web framework: its input is an async
+iterator of bytes and a mapping of headers.
 """

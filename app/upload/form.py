@@ -1,4 +1,4 @@
-"""Where the three parts of an upload go: name and config into bounded memory, weights into the quarantine."""
+"""Destinations of an upload's three parts: name and config in bounded memory, weights in the quarantine."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from app.upload.quarantine import SealedFile, UnsealedFile
 
 
 class _Bytes:
-    """A part kept in memory."""
+    """Sink that keeps a part in memory."""
 
     def __init__(self, part: str, cap: int, done: Callable[[bytearray], None]) -> None:
         self._part, self._cap, self._done = part, cap, done
@@ -26,7 +26,7 @@ class _Bytes:
 
 
 class _File:
-    """The part kept in the quarantine."""
+    """Sink that writes the weights to the quarantine."""
 
     def __init__(self, file: UnsealedFile, cap: int) -> None:
         self._file, self._cap = file, cap
@@ -37,13 +37,13 @@ class _File:
         self._file.write(data)
 
     def finish(self) -> None:
-        """Sealed later, when the whole body is known to be good."""
+        """Do nothing: the file is sealed later, when the whole body has been checked."""
 
 
 class Form:
-    """The three parts while they arrive. Blocking; used by one thread at a time.
+    """The three parts of an upload while they arrive. Blocking; used by one thread at a time.
 
-    name, config: filled in as their parts end. weights: the file under way, for its owner to discard.
+    name, config: set when their parts end. weights: the file being written, for the caller to discard.
     """
 
     def __init__(self, boundary: bytes, limits: UploadLimits, weights: UnsealedFile) -> None:
@@ -51,26 +51,26 @@ class Form:
         self.config = bytearray()
         self.weights = weights
         sinks: dict[str, Sink] = {
-            "name": _Bytes("name", limits.max_name_bytes, self._named),
-            "config": _Bytes("config", limits.max_config_bytes, self._configured),
+            "name": _Bytes("name", limits.max_name_bytes, self._set_name),
+            "config": _Bytes("config", limits.max_config_bytes, self._set_config),
             "weights": _File(weights, limits.max_weights_bytes),
         }
         self._reader = FormReader(boundary, sinks, limits)
 
     def feed(self, batch: bytearray) -> None:
-        """Take the next bytes of the body. Raises GatewayError."""
+        """Parse the next bytes of the body. Raises GatewayError."""
         self._reader.feed(bytes(batch))
 
     def seal(self) -> SealedFile:
-        """The body ended: check that it was whole, and close the weights for ever. Raises GatewayError."""
+        """Check that the body is complete, and seal the weights. Raises GatewayError."""
         self._reader.finish()
         return self.weights.seal()
 
-    def _named(self, data: bytearray) -> None:
+    def _set_name(self, data: bytearray) -> None:
         try:
             self.name = AdapterName.parse(data.decode("utf-8")).text
         except UnicodeDecodeError as error:
             raise Refused(BAD_NAME, "the name is not UTF-8", param="name") from error
 
-    def _configured(self, data: bytearray) -> None:
+    def _set_config(self, data: bytearray) -> None:
         self.config = data

@@ -1,4 +1,4 @@
-"""Every bound on one upload and on all of them together, with its unit and reason."""
+"""Limits on one upload and on all uploads together, with units and reasons."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,10 +9,10 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 PARTS: Final = ("name", "config", "weights")
-"""The parts of an upload: each exactly once, in any order, and nothing else."""
+"""Names of the parts of an upload: each exactly once, in any order, and no others."""
 
 MAX_BOUNDARY_BYTES: Final = 70
-"""Bytes of a multipart boundary (RFC 2046 §5.1.1)."""
+"""Most bytes of a multipart boundary (RFC 2046 §5.1.1)."""
 
 DELIMITER_BYTES: Final = MAX_BOUNDARY_BYTES + len(b"\r\n----\r\n")
 """Bytes of the longest line between two parts."""
@@ -20,19 +20,19 @@ DELIMITER_BYTES: Final = MAX_BOUNDARY_BYTES + len(b"\r\n----\r\n")
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """What one upload may cost, and how many may run.
+    """Limits on the cost of one upload and on the number of concurrent uploads.
 
     max_weights_bytes: bytes of the weights part. Rank 64 on every linear module of a 7B model is 0.6 GiB in float32.
     max_config_bytes: bytes of the config part. PEFT writes about 1 KiB; full-name patterns for 448 modules take 30 KiB.
-    max_name_bytes: bytes of the name part. A name has 63 at most; the room above lets a long name be answered with what
-        names look like, and only a flood with "too large".
+    max_name_bytes: bytes of the name part. A name has 63 at most; the larger limit lets a long name be refused with the
+        rules for names, and only a flood with "too large".
     max_part_header_bytes: bytes of one part's headers. Clients send about 150.
-    max_preamble_bytes: bytes of line breaks before the first boundary (nothing else may stand there), and of anything
+    max_preamble_bytes: bytes of line breaks before the first boundary (nothing else is allowed there), and of anything
         after the last. Clients send none, or one line break.
-    min_rate_bytes_s: bytes per second the client must keep, averaged over each window of waiting for it. Half a
-        megabit: slower than any line somebody would send gigabytes over.
-    rate_window_s: seconds of waiting over which the rate is averaged; a stall shorter than this is forgiven.
-    idle_timeout_s: seconds without a byte. Ends a connection whose other side is gone.
+    min_rate_bytes_s: bytes per second the client must sustain, averaged over each window of waiting for it. Half a
+        megabit: slower than any connection suitable for gigabytes.
+    rate_window_s: seconds of waiting over which the rate is averaged; a shorter stall is tolerated.
+    idle_timeout_s: seconds without a byte. Ends a connection whose client has disappeared.
     max_concurrent: uploads at the same time, from the first byte until the sealed files are closed; times
         `max_body_bytes` it bounds the quarantine's disk.
     free_disk_floor_bytes: bytes that must stay free on the quarantine's file system, for catalogue, logs, artefacts.
@@ -59,11 +59,11 @@ class UploadLimits:
 
     @property
     def max_framing_bytes(self) -> int:
-        """Bytes of a body that belong to no part: headers, boundaries, what stands before and after them."""
+        """Most bytes of a body outside the parts' content: headers, boundaries, preamble and epilogue."""
         lines = (len(PARTS) + 1) * DELIMITER_BYTES
         return len(PARTS) * self.max_part_header_bytes + lines + 2 * self.max_preamble_bytes
 
     @property
     def max_body_bytes(self) -> int:
-        """Bytes of a whole body; a longer Content-Length is refused before a byte is read."""
+        """Most bytes of a whole body; a larger Content-Length is refused before a byte is read."""
         return self.max_weights_bytes + self.max_config_bytes + self.max_name_bytes + self.max_framing_bytes

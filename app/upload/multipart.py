@@ -1,6 +1,6 @@
-"""multipart/form-data, parsed as it arrives, each part straight into its sink and every byte counted.
+"""Streaming parser of multipart/form-data: each part goes straight to its sink, and every byte is counted.
 
-python-multipart's low-level parser does the byte work; its form layer (which buffers, spools, and takes any number of
+python-multipart's low-level parser splits the bytes; its form layer (which buffers, spools, and accepts any number of
 parts) is not used. Source of the format: RFC 7578, RFC 2046 §5.1.
 """
 
@@ -25,33 +25,32 @@ from app.domain.errors import (
 from app.upload.limits import UploadLimits
 
 MAX_HEADERS: Final = 8
-"""Headers of one part. Clients send one to three."""
+"""Most headers of one part. Clients send one to three."""
 
 MAX_CONTENT_TYPE_CHARS: Final = 512
-"""Characters of the request's Content-Type. Clients send about 70."""
+"""Most characters of the request's Content-Type. Clients send about 70."""
 
-logging.getLogger("python_multipart").setLevel(
-    logging.CRITICAL
-)  # a warning a stranger's byte; our refusal says it once
+# It logs a warning for every bad byte of a client; the refusal reports the error once.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _IDENTITY = frozenset({b"binary", b"8bit", b"7bit"})
-"""Content-Transfer-Encodings that encode nothing; RFC 7578 §4.7 deprecates the rest, and we decode none."""
+"""Content-Transfer-Encodings that encode nothing; RFC 7578 §4.7 deprecates the rest, and none is decoded here."""
 
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
 
 class Sink(Protocol):
-    """Where one part's bytes go. Both methods may raise GatewayError."""
+    """Consumer of one part's bytes. Both methods may raise GatewayError."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes; they are only valid during the call."""
+        """Consume the next bytes; they are valid only during the call."""
 
     def finish(self) -> None:
-        """The part ended."""
+        """Handle the end of the part."""
 
 
 def boundary_of(content_type: str | None) -> bytes:
-    """The boundary of a multipart/form-data Content-Type. Raises Refused BAD_MULTIPART."""
+    """Return the boundary of a multipart/form-data Content-Type. Raises Refused BAD_MULTIPART."""
     if content_type is None:
         raise Refused(BAD_MULTIPART, "no Content-Type", param="content-type")
     if not content_type.isascii() or len(content_type) > MAX_CONTENT_TYPE_CHARS:
@@ -66,9 +65,9 @@ def boundary_of(content_type: str | None) -> bytes:
 
 
 class FormReader:
-    """Feeds each part of one body into its sink. Blocking; used by one thread at a time.
+    """Parser that feeds each part of one body to its sink. Blocking; used by one thread at a time.
 
-    sinks: part name → sink; exactly these parts are taken, each once, in any order.
+    sinks: part name → sink; exactly these parts are accepted, each once, in any order.
     """
 
     def __init__(self, boundary: bytes, sinks: Mapping[str, Sink], limits: UploadLimits) -> None:
@@ -94,12 +93,12 @@ class FormReader:
                 "on_end": self._on_end,
             },
             max_header_count=MAX_HEADERS,
-            max_header_size=sys.maxsize,  # counted below, per part, so that the answer does not depend on the chunks
+            max_header_size=sys.maxsize,  # counted below, per part, so that the result does not depend on the chunks
         )
 
     def feed(self, data: bytes) -> None:
-        """Parse the next bytes of the body. Raises GatewayError: this module's, or a sink's."""
-        if not self._opened:  # only line breaks so far; the parser would skip text too, or not, as the chunks fall
+        """Parse the next bytes of the body. Raises GatewayError, from this parser or from a sink."""
+        if not self._opened:  # only line breaks so far; the parser might skip text too, depending on the chunks
             rest = data.lstrip(b"\r\n")
             self._fed += len(data) - len(rest)
             if self._fed > self._limits.max_preamble_bytes:
@@ -110,7 +109,7 @@ class FormReader:
         self._write(data)
 
     def finish(self) -> None:
-        """The body ended. Raises Refused UPLOAD_INCOMPLETE when it stopped half-way, MISSING_PART."""
+        """Check that the body is complete. Raises Refused UPLOAD_INCOMPLETE if it ended early, or MISSING_PART."""
         if not self._ended and self._fed:
             raise Refused(UPLOAD_INCOMPLETE, "the body ended before its closing boundary")
         missing = [part for part in self._sinks if part not in self._seen]
@@ -123,12 +122,12 @@ class FormReader:
             self._parser.write(data)
         except FormParserError as error:
             raise Refused(BAD_MULTIPART, str(error)) from error
-        # Boundary padding and epilogue reach no callback: they show as bytes outside every part. What the parser holds
-        # back because a boundary may begin there is shorter than a delimiter, and those are allowed for.
+        # Boundary padding and epilogue reach no callback: they show as bytes outside every part. Bytes that the parser
+        # holds back because a boundary may begin there are fewer than a delimiter, which max_framing_bytes allows for.
         if self._fed - self._inside > self._limits.max_framing_bytes:
             raise Refused(BAD_MULTIPART, f"more than {self._limits.max_framing_bytes} bytes outside the parts")
 
-    # ---- what the parser calls -----------------------------------------------------------------------------------
+    # ---- callbacks of the parser -----------------------------------------------------------------------------------
 
     def _on_part_begin(self) -> None:
         self._header_bytes = 0
@@ -169,7 +168,7 @@ class FormReader:
         self._sink = self._sinks[part]
 
     def _part_name(self) -> str:
-        """The `name` of Content-Disposition. A filename is not looked at: the server names everything."""
+        """Return the `name` of Content-Disposition. The filename is ignored: the server chooses all file names."""
         disposition = self._headers.get(b"content-disposition")
         if disposition is None:
             raise Refused(BAD_MULTIPART, "a part has no Content-Disposition")

@@ -1,7 +1,7 @@
-"""A private directory where strangers' bytes wait: no name of theirs, no name at all once a file is open.
+"""Quarantine: a private directory for received files, which are unlinked as soon as they are open.
 
-A file is created here, opened for reading through the same inode, and its name removed, all before the first byte of the
-upload is written. A gateway killed at any later moment leaves nothing behind: the kernel frees the space.
+A file is created under a random name, opened for reading through the same inode, and unlinked, all before the first byte
+of the upload is written. A gateway killed at any later moment leaves nothing behind: the kernel frees the space.
 """
 
 import errno
@@ -23,9 +23,9 @@ from app.domain.digest import Digest
 from app.domain.errors import INTERNAL, NO_SPACE, Unavailable
 
 NAME_BYTES: Final = 16
-"""Random bytes of a file's name: never guessed, never twice."""
+"""Random bytes of a file's name: cannot be guessed and never repeat."""
 
-_OURS = re.compile(rf"[0-9a-f]{{{2 * NAME_BYTES}}}\.part")
+_FILE_NAME = re.compile(rf"[0-9a-f]{{{2 * NAME_BYTES}}}\.part")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PRIVATE_DIR: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
@@ -33,7 +33,7 @@ _PRIVATE_FILE: Final = 0o600
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SealedFile:
-    """One received file that nobody can change any more: no name, no writer.
+    """One received file that can no longer change: it has no name and no writer.
 
     file: open for reading only, at any position. size: bytes. digest: SHA-256 of the bytes as they were written.
     """
@@ -44,7 +44,7 @@ class SealedFile:
     _count: Callable[[int, int], None]
 
     def close(self) -> None:
-        """Give the bytes back to the file system. More than once is fine."""
+        """Free the file's disk space. May be called more than once."""
         if not self.file.closed:
             self.file.close()
             self._count(-1, -self.size)
@@ -59,7 +59,7 @@ class SealedFile:
 
 
 class UnsealedFile:
-    """A file being received. Written by one thread at a time; ends in `seal` or `discard`."""
+    """A file being received. Written by one thread at a time; ends with `seal` or `discard`."""
 
     def __init__(
         self, writer: io.FileIO, reader: io.BufferedReader, space: Callable[[], None], count: Callable[[int, int], None]
@@ -78,7 +78,7 @@ class UnsealedFile:
         return self._size
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append and digest. Raises Unavailable NO_SPACE when the disk is full or would sink below the floor."""
+        """Append and digest data. Raises Unavailable NO_SPACE if the disk is full or has less than the floor free."""
         self._check_space()
         rest = memoryview(data)
         try:
@@ -92,7 +92,7 @@ class UnsealedFile:
             raise _unwritable(error) from error
 
     def seal(self) -> SealedFile:
-        """Close the only writer. The digest is of the bytes handed over, and the size is the file's own."""
+        """Close the only writer. The digest covers the bytes passed to `write`; their number must equal the file's size."""
         self._writer.close()
         found = os.fstat(self._reader.fileno()).st_size
         if found != self._size:
@@ -101,7 +101,7 @@ class UnsealedFile:
         return SealedFile(self._reader, self._size, Digest(self._hash.hexdigest()), self._count)
 
     def discard(self) -> None:
-        """Forget the file, unless it was sealed. More than once is fine."""
+        """Drop the file, unless it was sealed. May be called more than once."""
         if not self._settled:
             self._settled = True
             self._writer.close()
@@ -110,12 +110,12 @@ class UnsealedFile:
 
 
 class Quarantine:
-    """The directory. One per gateway; safe to use from several threads."""
+    """The quarantine directory. One per gateway; thread-safe."""
 
     def __init__(self, directory: Path, free_disk_floor_bytes: int = 0) -> None:
-        """Make the directory private and sweep what a killed gateway left there.
+        """Create the directory, make it private and remove files that a killed gateway left there.
 
-        Raises OSError when it cannot be made or belongs to somebody else.
+        Raises OSError if it cannot be created or belongs to another user.
         """
         self._floor = free_disk_floor_bytes
         self._lock = threading.Lock()
@@ -133,16 +133,16 @@ class Quarantine:
 
     @property
     def open_files(self) -> int:
-        """Files held now, sealed or not."""
+        """Number of open files, sealed or not."""
         return self._open
 
     @property
     def open_bytes(self) -> int:
-        """Bytes in the files held now."""
+        """Bytes in the open files."""
         return self._bytes
 
     def close(self) -> None:
-        """Let go of the directory. Files still open stay readable to those who hold them."""
+        """Close the directory. Files still open stay readable."""
         if self._dir >= 0:
             os.close(self._dir)
             self._dir = -1
@@ -155,7 +155,7 @@ class Quarantine:
             raise Unavailable(NO_SPACE, f"{free} bytes free, {wanted} wanted, and {self._floor} must stay free")
 
     def new(self) -> UnsealedFile:
-        """Open an empty file under no name. Raises Unavailable NO_SPACE, or INTERNAL when it cannot be made."""
+        """Create an empty file without a name. Raises Unavailable NO_SPACE, or INTERNAL if it cannot be created."""
         name = f"{secrets.token_hex(NAME_BYTES)}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with ExitStack() as undo:
@@ -173,7 +173,7 @@ class Quarantine:
         return UnsealedFile(writer, reader, self.check_space, self._count)
 
     def _reader_of(self, writer: io.FileIO, name: str) -> io.BufferedReader:
-        """Open the file just created once more, for reading; it is still empty and must be the same inode."""
+        """Open the new, still empty file a second time, for reading; it must be the same inode."""
         reader = open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir), "rb")  # noqa: SIM115
         ours, theirs = os.fstat(writer.fileno()), os.fstat(reader.fileno())
         if not os.path.samestat(ours, theirs) or not stat.S_ISREG(ours.st_mode) or ours.st_nlink != 1:
@@ -187,9 +187,9 @@ class Quarantine:
             self._bytes += size
 
     def _sweep(self) -> None:
-        """Remove files of our naming: the moment between creation and unlink, cut short by a kill."""
+        """Remove files with names of this module: left by a kill between creation and unlink."""
         for name in os.listdir(self._dir):
-            if _OURS.fullmatch(name):
+            if _FILE_NAME.fullmatch(name):
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=self._dir)
 

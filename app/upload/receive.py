@@ -1,7 +1,7 @@
-"""One request body → one SealedUpload, or the reason why not; either way nothing is left behind.
+"""Reception of one upload: request body → sealed upload, or a refusal that leaves nothing behind.
 
-The event loop only collects chunks and watches the clock. Parsing, digesting and writing run in a thread, a batch at a
-time, so that no upload, however shaped, holds up anybody's chat.
+The event loop only collects chunks and enforces time limits. Parsing, digesting and writing run in a thread, a batch at a
+time, so that no upload, whatever its shape, delays chat requests.
 """
 
 import hmac
@@ -23,20 +23,20 @@ from app.upload.request_headers import DIGEST_HEADER, Announced
 from app.upload.transfer_rate import pace
 
 FIRST_BATCH_BYTES: Final = 64 * KIB
-"""Bytes collected before the first look: part names and the adapter's name usually stand here, so that a wrong one is
+"""Bytes collected before the first parse: they usually contain part names and the adapter's name, so that a wrong one is
 refused early."""
 
 BATCH_BYTES: Final = MIB
-"""Bytes collected for one trip to a thread. Much more than the trip costs, little enough to hold."""
+"""Bytes collected per call to a thread: batch_bytes to outweigh the cost of the call, few batch_bytes to hold in memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SealedUpload:
-    """One upload as it arrived, unread, in the hands of a thread. A context manager: leaving it frees file and slot.
+    """One upload as it arrived, content unread, owned by a thread. A context manager: leaving it frees file and slot.
 
-    Not on the event loop: freeing the last name of gigabytes takes a file system seconds.
+    Not for use on the event loop: freeing a file of gigabytes takes a file system seconds.
 
-    name: a well-formed adapter name (what is reserved or taken is not decided here). config: the bytes of
+    name: a well-formed adapter name (reserved and taken names are not checked here). config: the bytes of
     adapter_config.json. weights: the bytes of adapter_model.safetensors in the quarantine.
     """
 
@@ -47,7 +47,7 @@ class SealedUpload:
 
     @property
     def received(self) -> Received:
-        """Digests and sizes, for the record."""
+        """Digests and sizes of the received parts."""
         return Received(digest_of(self.config), self.weights.digest, len(self.config), self.weights.size)
 
     def close(self) -> None:
@@ -64,9 +64,9 @@ class SealedUpload:
 
 
 class PendingUpload:
-    """One sealed upload that no thread has taken yet, held on the event loop.
+    """One sealed upload, owned by the event loop until a thread takes it.
 
-    Use as an asynchronous context manager: leaving it frees file and slot in a thread of `pool`, unless one took them.
+    Use as an asynchronous context manager: leaving it frees file and slot in a thread of `pool`, unless a thread took them.
     """
 
     def __init__(self, sealed: SealedUpload, pool: Pool) -> None:
@@ -76,9 +76,10 @@ class PendingUpload:
         self._pool = pool
 
     def take(self) -> SealedUpload:
-        """Hand the upload to a thread, once: that thread closes it, and leaving this one does nothing any more.
+        """Transfer ownership to a thread, once: that thread must close the upload, and leaving this context does nothing.
 
-        For a thread that goes on reading when who asked has gone: a file closed under it could be anybody's by its number.
+        For a thread that goes on reading after the client disconnected: if its file were closed meanwhile, the descriptor's
+        number could already belong to another file.
         """
         sealed, self._sealed = self._sealed, None
         if sealed is None:
@@ -106,11 +107,11 @@ async def receive(
 ) -> PendingUpload:
     """Read one multipart body with the parts name, config and weights, within the limits.
 
-    pool: threads that write, and free what is refused. who: holds its share of uploads.
+    pool: threads that write, and that free refused uploads. who: the caller's name in the ledger of shares.
 
     Raises Refused BAD_MULTIPART, MISSING_PART, UNEXPECTED_PART, BAD_NAME, TOO_LARGE, UNSUPPORTED_ENCODING,
-    UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE (also when the client went away), TOO_MANY_UPLOADS, DIGEST_MISMATCH, or
-    Unavailable NO_SPACE. Then, and when cancelled, file and slot are free again.
+    UPLOAD_TIMEOUT, UPLOAD_INCOMPLETE (also if the client disconnects), TOO_MANY_UPLOADS, DIGEST_MISMATCH, or
+    Unavailable NO_SPACE. After an error or a cancellation, file and slot are free again.
     """
     announced = Announced.parse(headers, limits)
     holding = shares.take(Resource.UPLOADS, who)
@@ -129,7 +130,7 @@ async def receive(
 
 @asynccontextmanager
 async def _freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
-    """A stack of what to free; when what is done inside fails, also by cancellation, a thread frees it."""
+    """Yield a stack of cleanup callbacks; if the block fails or is cancelled, a thread runs them."""
     held = ExitStack()
     try:
         yield held
@@ -139,9 +140,9 @@ async def _freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
 
 
 async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, length: int | None, pool: Pool) -> None:
-    """Move the body into the form. `length`: bytes announced, which the body must have exactly."""
+    """Feed the body to the form. `length`: the announced Content-Length, which the body must match exactly."""
     cap = limits.max_body_bytes if length is None else length
-    total, enough = 0, FIRST_BATCH_BYTES
+    total, batch_bytes = 0, FIRST_BATCH_BYTES
     batch = bytearray()  # not a list of chunks: a million chunks of one byte must not cost a million objects
     async with pace(limits) as clock:
         while (chunk := await clock.next(stream)) is not None:
@@ -149,10 +150,10 @@ async def _pump(stream: AsyncIterator[bytes], form: Form, limits: UploadLimits, 
             if total > cap:
                 raise _overrun(length, cap)
             batch += chunk
-            if len(batch) >= enough:
+            if len(batch) >= batch_bytes:
                 clock.pause()
                 await pool.to_the_end(form.feed, batch)
-                batch, enough = bytearray(), BATCH_BYTES
+                batch, batch_bytes = bytearray(), BATCH_BYTES
     if length is not None and total < length:
         raise Refused(UPLOAD_INCOMPLETE, f"{total} of {length} bytes arrived")
     await pool.to_the_end(form.feed, batch)

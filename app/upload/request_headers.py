@@ -1,4 +1,4 @@
-"""What a request's headers announce about its body, checked before a byte of it is read."""
+"""Request headers that describe an upload's body, checked before a byte of it is read."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What the headers say. length: bytes of the body, None when chunked. digest: of the weights, in hex."""
+    """Parsed headers. length: bytes of the body, None if chunked. digest: of the weights, in hex, None if not sent."""
 
     boundary: bytes
     length: int | None
@@ -26,7 +26,7 @@ class Announced:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str], limits: UploadLimits) -> Self:
-        """Check them. Raises Refused BAD_MULTIPART, TOO_LARGE, UNSUPPORTED_ENCODING or DIGEST_MISMATCH."""
+        """Parse and check headers. Raises Refused BAD_MULTIPART, TOO_LARGE, UNSUPPORTED_ENCODING or DIGEST_MISMATCH."""
         fields = _merged(headers.items())
         if fields.get("content-encoding", "identity").strip().lower() != "identity":
             raise Refused(UNSUPPORTED_ENCODING, "the body has a Content-Encoding", param="content-encoding")
@@ -44,7 +44,7 @@ class Announced:
 
 
 def _merged(items: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers by lower-case name; repeated ones joined (RFC 9110 §5.2), so that none hides behind another."""
+    """Return headers by lower-case name, repeated ones joined (RFC 9110 §5.2), so that none is overlooked."""
     fields: dict[str, str] = {}
     for key, value in items:
         lower = key.lower()

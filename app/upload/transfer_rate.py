@@ -1,4 +1,4 @@
-"""Whether a client keeps up: a floor under its rate, and an end to its silence."""
+"""Minimum transfer rate and idle timeout of an upload."""
 
 import asyncio
 import math
@@ -10,23 +10,23 @@ from app.domain.errors import UPLOAD_INCOMPLETE, UPLOAD_TIMEOUT, GatewayError, R
 from app.upload.limits import UploadLimits
 
 SLACK: Final = 0.125
-"""Share of the idle timeout that a silence may last longer, so that the alarm is not set anew for every chunk: timers that
-a burst of tiny chunks sets and cancels pile up faster than the event loop clears them away."""
+"""Share of the idle timeout by which a silence may exceed it, so that the timer is not reset for every chunk: a burst of
+tiny chunks would set and cancel timers faster than the event loop removes them."""
 
 
 class Pace:
-    """The clock of one upload. Only time spent waiting for the client counts, not our own disk's."""
+    """Rate check and idle timer of one upload. Only time spent waiting for the client counts, not time spent writing."""
 
     def __init__(self, limits: UploadLimits, alarm: asyncio.Timeout) -> None:
         self._limits = limits
         self._alarm = alarm
-        self._deadline = -math.inf  # when the alarm rings; loop time, seconds
+        self._deadline = -math.inf  # time at which the alarm fires; loop time, seconds
         self._now = asyncio.get_running_loop().time
         self._bytes = 0
         self._seconds = 0.0
 
     async def next(self, stream: AsyncIterator[bytes]) -> bytes | None:
-        """The next chunk, None at the end. Raises Refused UPLOAD_TIMEOUT, or UPLOAD_INCOMPLETE when the client left."""
+        """Return the next chunk, None at the end. Raises Refused UPLOAD_TIMEOUT, or UPLOAD_INCOMPLETE on disconnect."""
         start, idle = self._now(), self._limits.idle_timeout_s
         if self._deadline < start + idle:
             self._deadline = start + idle * (1 + SLACK)
@@ -35,14 +35,14 @@ class Pace:
             chunk = await anext(stream, None)
         except GatewayError:
             raise
-        except Exception as error:  # whatever a server raises when its client is gone
+        except Exception as error:  # servers raise different exceptions when a client disconnects
             raise Refused(UPLOAD_INCOMPLETE, "the client went away") from error
         if chunk is not None:
             self._arrived(len(chunk), self._now() - start)
         return chunk
 
     def pause(self) -> None:
-        """Our turn: until the next `next`, no silence counts."""
+        """Stop the idle timer until the next call of `next`."""
         self._deadline = -math.inf
         self._alarm.reschedule(None)
 
@@ -59,7 +59,7 @@ class Pace:
 
 @asynccontextmanager
 async def pace(limits: UploadLimits) -> AsyncIterator[Pace]:
-    """A clock for the calling task. Raises Refused UPLOAD_TIMEOUT in it when the client is silent for too long."""
+    """Yield a Pace for the calling task. Raises Refused UPLOAD_TIMEOUT in it if the client is silent for too long."""
     try:
         async with asyncio.timeout(None) as alarm:
             yield Pace(limits, alarm)

@@ -1,7 +1,7 @@
-"""The only room that reads untrusted bytes: sealed files become an Adapter, or the rule they broke.
+"""Validation: the only package that parses untrusted content; sealed files become an Adapter or a refusal.
 
-    config bytes → strict_json → config ─┐
-    weights file → container → names ────┴→ adapter (pairs, shapes, ranks, scaling, cast, finite) → Adapter
+    config bytes → strict_json → config ───────────────┐
+    weights file → safetensors_header → tensor_names ──┴→ adapter (pairs, shapes, ranks, scaling, cast, finite) → Adapter
 
-Nothing here imports what an upload names, follows a path or id it contains, or evaluates a pattern of its.
+Nothing here imports code that an upload names, follows a path or id it contains, or evaluates a pattern from it.
 """

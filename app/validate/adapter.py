@@ -1,7 +1,7 @@
-"""Sealed bytes → Adapter: every module paired, of the model's own shapes, scaled, cast to the serving dtype, finite.
+"""Validation of an adapter: every module paired, of the model's shapes, scaled, cast to the serving dtype, finite.
 
-What is measured later is what will be served: the scaling is multiplied into B and both factors are cast here, once,
-before anybody looks at them (a cast may turn 1e6 into infinity and 1e-8 into zero).
+The values measured later are the values served: the scaling is multiplied into B and both factors are cast here, once,
+before any measurement (a cast may turn 1e6 into infinity and 1e-8 into zero).
 """
 
 import io
@@ -41,10 +41,10 @@ _SERVED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ValidateLimits:
-    """What an adapter may say of itself.
+    """Limits on an adapter's configuration.
 
     max_scaling: largest alpha / r (or alpha / √r); PEFT users stay below 16. base_names: accepted values of
-    base_model_name_or_path, None: not compared. max_config_bytes: bytes of adapter_config.json.
+    base_model_name_or_path, None: not checked. max_config_bytes: most bytes of adapter_config.json.
     """
 
     max_scaling: float = 64.0
@@ -58,7 +58,7 @@ class ValidateLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One module, fully checked but for its values."""
+    """One module, fully checked except for its values."""
 
     module: str
     a: TensorEntry
@@ -71,7 +71,8 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
 
     weights: open for reading at any position; read tensor by tensor, so that beyond the Adapter itself no more than one
     tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the stage
-    `validate`), `param` naming the tensor or field; OSError when the disk fails; what says `out_of_memory`.
+    `validate`), `param` naming the tensor or field; OSError if the disk fails; any error that
+    `out_of_memory` recognises.
     """
     read = read_config(config, max_bytes=limits.max_config_bytes, base_names=limits.base_names)
     try:
@@ -80,7 +81,7 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
         modules = tuple(_load(plan, weights, dtype) for plan in plans)
     except (GatewayError, OSError):
         raise
-    except Exception as error:  # fail closed: what surprises a library is refused, not served
+    except Exception as error:  # fail closed: input that makes a library fail is refused
         if out_of_memory(error):
             raise
         raise Refused(BAD_SAFETENSORS, f"the weights cannot be read: {type(error).__name__}") from error
@@ -90,7 +91,7 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
 def _plan(
     entries: tuple[TensorEntry, ...], config: AdapterConfig, target: TargetModel, limits: ValidateLimits
 ) -> list[_Plan]:
-    """Pair the tensors and hold each pair against model and configuration; sorted by module."""
+    """Pair the tensors and check each pair against model and configuration; sorted by module."""
     sides: dict[str, dict[Side, TensorEntry]] = {}
     for entry in entries:
         module, side = parse_tensor_name(entry.name)
@@ -100,7 +101,7 @@ def _plan(
     _check_patterns(config, target)
     plans = []
     for module, pair in sorted(sides.items()):
-        a, b = _both(module, pair)
+        a, b = _paired(module, pair)
         _check_shapes(module, a, b, target.modules[module], config.rank_of(module), target.max_rank)
         plans.append(_Plan(module, a, b, _scaling(module, config, limits.max_scaling)))
     return plans
@@ -113,7 +114,7 @@ def _check_patterns(config: AdapterConfig, target: TargetModel) -> None:
                 raise Refused(UNKNOWN_MODULE, f"{field}: {target.name} has no module {module!r}", param=field)
 
 
-def _both(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry, TensorEntry]:
+def _paired(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry, TensorEntry]:
     for side in Side:
         if side not in pair:
             raise Refused(UNPAIRED_TENSOR, f"{module} has no lora_{side}", param=next(iter(pair.values())).name)
@@ -121,7 +122,7 @@ def _both(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry, T
 
 
 def _check_shapes(module: str, a: TensorEntry, b: TensorEntry, shape: Shape, rank: int, max_rank: int) -> None:
-    """a: (rank, d_in), b: (d_out, rank), exactly."""
+    """Raise Refused unless a is (rank, d_in) and b is (d_out, rank), exactly."""
     rows, columns = a.shape
     if columns != shape.d_in:
         raise Refused(WRONG_SHAPE, f"{module}: lora_A is {rows}×{columns}, the module takes {shape.d_in}", param=a.name)
@@ -154,7 +155,7 @@ def _load(plan: _Plan, weights: io.BufferedIOBase, dtype: torch.dtype) -> LoraMo
 
 
 def _tensor(entry: TensorEntry, weights: io.BufferedIOBase) -> torch.Tensor:
-    """A copy of one tensor's bytes, in memory of its own, so that no alignment is asked of the file."""
+    """Copy one tensor's bytes into new memory, so that the file needs no alignment."""
     data = bytearray(entry.end - entry.begin)
     weights.seek(entry.begin)
     got = weights.readinto(data)
@@ -164,7 +165,7 @@ def _tensor(entry: TensorEntry, weights: io.BufferedIOBase) -> torch.Tensor:
 
 
 def _served(entry: TensorEntry, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Cast first, then look: only what is served counts."""
+    """Cast, then check that the served values are finite."""
     cast = tensor.to(dtype).contiguous()
     if not bool(torch.isfinite(cast).all()):
         short = str(dtype).removeprefix("torch.")

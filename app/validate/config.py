@@ -1,9 +1,9 @@
-"""adapter_config.json as data: an allow-list of fields, each with its exact type, and nothing in it followed or run.
+"""Parser of adapter_config.json: an allow-list of fields, each with its exact type; no reference in it is followed or run.
 
-Fields as PEFT 0.10 to 0.21 writes them. Three kinds: *read* (they decide what the weights mean), *neutral* (must say
-that the feature is off: served is plain LoRA), *ignored* (they concern training; typed all the same). A field of none
-of these is refused unless it is switched off (null, false, {} or []), so that a newer PEFT's unused features do not
-lock its users out; nothing of the file is ever passed on, so an unknown field could only mislead its own uploader.
+Fields as PEFT 0.10 to 0.21 writes them. Three kinds: *read* (they determine the meaning of the weights), *neutral* (the
+feature must be off: only plain LoRA is served), *ignored* (they concern training; their type is checked all the same). Any
+other field is refused unless it is switched off (null, false, {} or []), so that a newer PEFT's unused features do not
+lock its users out; no part of the file is passed on, so an unknown field could mislead only its own uploader.
 """
 
 import re
@@ -16,21 +16,21 @@ from app.validate import strict_json
 from app.validate.tensor_names import is_module_path
 
 MAX_TEXT_CHARS: Final = 4096
-"""Characters of any string that is ignored; Linux's longest path, which base_model_name_or_path may be."""
+"""Most characters of a free-text string; Linux's longest path, since base_model_name_or_path may be one."""
 
 MAX_ALPHA: Final = 1e9
-"""Any lora_alpha above is a slip or an attack, whatever the rank; keeps alpha / r finite in float32."""
+"""Largest lora_alpha: a larger one is a mistake or an attack, whatever the rank; keeps alpha / r finite in float32."""
 
 _PATTERN_CHARS = re.compile(r"[A-Za-z0-9_.\-]{1,512}")
-"""A module's name or the end of one; anything else could only be a regular expression."""
+"""Pattern of a module's name or the end of one; anything else could only be a regular expression."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What of adapter_config.json decides how the weights are read.
+    """Fields of adapter_config.json that determine how the weights are read.
 
     rank_pattern, alpha_pattern: full module path → rank or alpha that replaces `r` or `lora_alpha` there.
-    base_model_name_or_path: as claimed; never looked up.
+    base_model_name_or_path: as the upload states it; never looked up.
     """
 
     r: int
@@ -41,11 +41,11 @@ class AdapterConfig:
     base_model_name_or_path: str | None
 
     def rank_of(self, module: str) -> int:
-        """The rank this configuration gives a module."""
+        """Return the rank this configuration gives a module."""
         return self.rank_pattern.get(module, self.r)
 
     def scaling_of(self, module: str) -> float:
-        """alpha / r, or alpha / √r with rsLoRA (arXiv:2312.03732): what B·A is multiplied by."""
+        """Return the factor of B·A: alpha / r, or alpha / √r with rsLoRA (arXiv:2312.03732)."""
         rank = self.rank_of(module)
         return self.alpha_pattern.get(module, self.lora_alpha) / (rank**0.5 if self.use_rslora else rank)
 
@@ -53,64 +53,64 @@ class AdapterConfig:
 Check = Callable[[str, Any], None]
 
 
-def _wrong(field: str, wanted: str) -> Refused:
+def _wrong_type(field: str, wanted: str) -> Refused:
     return Refused(BAD_CONFIG, f"{field} must be {wanted}", param=field)
 
 
-def _off(field: str, what: str) -> Refused:
+def _unsupported(field: str, what: str) -> Refused:
     return Refused(UNSUPPORTED_CONFIG, f"{field}: {what}", param=field)
 
 
 def _null(field: str, value: Any) -> None:
     if value is not None:
-        raise _off(field, "only null is taken")
+        raise _unsupported(field, "only null is taken")
 
 
 def _null_or_empty(field: str, value: Any) -> None:
     if value is not None and value != {}:
-        raise _off(field, "only null or {} is taken")
+        raise _unsupported(field, "only null or {} is taken")
 
 
 def _null_or_no_item(field: str, value: Any) -> None:
     if value is not None and value != []:
-        raise _off(field, "only null or [] is taken")
+        raise _unsupported(field, "only null or [] is taken")
 
 
 def _boolean(field: str, value: Any) -> None:
     if type(value) is not bool:
-        raise _wrong(field, "true or false")
+        raise _wrong_type(field, "true or false")
 
 
 def _false(field: str, value: Any) -> None:
     _boolean(field, value)
     if value:
-        raise _off(field, "only false is taken")
+        raise _unsupported(field, "only false is taken")
 
 
 def _text(field: str, value: Any) -> None:
     if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT_CHARS):
-        raise _wrong(field, f"null or a string of at most {MAX_TEXT_CHARS} characters")
+        raise _wrong_type(field, f"null or a string of at most {MAX_TEXT_CHARS} characters")
 
 
 def _one_of(*allowed: Any) -> Check:
     def check(field: str, value: Any) -> None:
         if not any(type(value) is type(one) and value == one for one in allowed):
-            raise _off(field, f"only {', '.join(map(repr, allowed))} is taken")
+            raise _unsupported(field, f"only {', '.join(map(repr, allowed))} is taken")
 
     return check
 
 
 def _names(field: str, value: Any) -> None:
-    """null, or a list of literal names. A string is a regular expression to PEFT, and none is evaluated here."""
+    """Accept null or a list of literal names. PEFT reads a string as a regular expression, and none is evaluated here."""
     if value is None:
         return
     if isinstance(value, str):
-        raise _off(field, "a string is a pattern to PEFT; list the modules' names")
+        raise _unsupported(field, "a string is a pattern to PEFT; list the modules' names")
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _wrong(field, "null or a list of strings")
+        raise _wrong_type(field, "null or a list of strings")
     for item in value:
         if not _PATTERN_CHARS.fullmatch(item):
-            raise _off(field, f"{item[:80]!r} is no literal module name")
+            raise _unsupported(field, f"{item[:80]!r} is no literal module name")
 
 
 def _target_modules(field: str, value: Any) -> None:
@@ -125,27 +125,27 @@ def _layers_pattern(field: str, value: Any) -> None:
 def _layers(field: str, value: Any) -> None:
     items = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(item) is int and item >= 0 for item in items):
-        raise _wrong(field, "null, a layer's number or a list of them")
+        raise _wrong_type(field, "null, a layer's number or a list of them")
 
 
 def _dropout(field: str, value: Any) -> None:
     if not _is_number(value) or not 0 <= value <= 1:
-        raise _wrong(field, "a number from 0 to 1")
+        raise _wrong_type(field, "a number from 0 to 1")
 
 
-def _whole(field: str, value: Any) -> None:
+def _positive_int(field: str, value: Any) -> None:
     if type(value) is not int or value < 1:
-        raise _wrong(field, "a whole number above 0")
+        raise _wrong_type(field, "a whole number above 0")
 
 
-def _whole_or_null(field: str, value: Any) -> None:
+def _positive_int_or_null(field: str, value: Any) -> None:
     if value is not None:
-        _whole(field, value)
+        _positive_int(field, value)
 
 
 def _alpha(field: str, value: Any) -> None:
     if not _is_number(value):
-        raise _wrong(field, "a number")
+        raise _wrong_type(field, "a number")
     if not 0 < value <= MAX_ALPHA:
         raise Refused(BAD_SCALING, f"{field} is {value:g}; it must lie above 0 and within {MAX_ALPHA:g}", param=field)
 
@@ -159,10 +159,10 @@ def _pattern_of(check: Check) -> Check:
         if value is None:
             return
         if not isinstance(value, dict):
-            raise _wrong(field, "null or an object")
+            raise _wrong_type(field, "null or an object")
         for module, one in value.items():
             if not is_module_path(module):
-                raise _off(field, f"{module[:200]!r} is not a module's full name; no pattern is evaluated")
+                raise _unsupported(field, f"{module[:200]!r} is not a module's full name; no pattern is evaluated")
             check(f"{field}.{module}", one)
 
     return checked
@@ -174,13 +174,13 @@ _FIELDS: Final[dict[str, Check]] = {
     # read
     "peft_type": _one_of("LORA"),
     "task_type": _one_of("CAUSAL_LM", None),
-    "r": _whole,
+    "r": _positive_int,
     "lora_alpha": _alpha,
     "use_rslora": _boolean,
-    "rank_pattern": _pattern_of(_whole),
+    "rank_pattern": _pattern_of(_positive_int),
     "alpha_pattern": _pattern_of(_alpha),
     "base_model_name_or_path": _text,
-    # neutral: anything else is another method than plain LoRA, or code and files of somebody's choosing
+    # neutral: any other value means a method other than plain LoRA, or code and files chosen by the uploader
     "bias": _one_of("none"),
     "fan_in_fan_out": _false,
     "init_lora_weights": _one_of(True, False, "gaussian"),  # others change the base weights the adapter belongs to
@@ -205,7 +205,7 @@ _FIELDS: Final[dict[str, Check]] = {
     "monteclora_config": _null,
     "arrow_config": _null,
     "kasa_config": _null,
-    # ignored: about training; the tensors say what was adapted
+    # ignored: about training; the tensors show which modules are adapted
     "target_modules": _target_modules,
     "exclude_modules": _names,
     "layers_to_transform": _layers,
@@ -214,14 +214,14 @@ _FIELDS: Final[dict[str, Check]] = {
     "inference_mode": _boolean,
     "revision": _text,
     "peft_version": _text,
-    "qalora_group_size": _whole_or_null,  # without use_qalora, which must be off, it says nothing
+    "qalora_group_size": _positive_int_or_null,  # has no effect without use_qalora, which must be off
 }
 
 
 def read_config(data: bytes, *, max_bytes: int, base_names: frozenset[str] | None) -> AdapterConfig:
-    """Check every field. base_names: accepted values of base_model_name_or_path; None: not compared.
+    """Parse adapter_config.json and check every field. base_names: accepted values of base_model_name_or_path; None: any.
 
-    Raises Refused BAD_CONFIG (not such a file, a wrong type), UNSUPPORTED_CONFIG (not plain LoRA), BAD_SCALING or
+    Raises Refused BAD_CONFIG (malformed, or a wrong type), UNSUPPORTED_CONFIG (not plain LoRA), BAD_SCALING or
     WRONG_BASE; `param` is the field.
     """
     fields = strict_json.parse(data, max_bytes=max_bytes, code=BAD_CONFIG, what="adapter_config.json")
@@ -235,7 +235,7 @@ def read_config(data: bytes, *, max_bytes: int, base_names: frozenset[str] | Non
         if check is not None:
             check(field, value)
         elif not (value is None or value is False or value in ({}, [])):
-            raise _off(field, "unknown")
+            raise _unsupported(field, "unknown")
     base = fields.get("base_model_name_or_path")
     if base_names is not None and base not in base_names:
         raise Refused(WRONG_BASE, f"trained on {str(base)[:200]!r}", param="base_model_name_or_path")

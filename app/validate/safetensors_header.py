@@ -1,4 +1,4 @@
-"""The safetensors container, checked by our own reading of its header before any library or tensor touches a byte.
+"""Parser of the safetensors header: checks the whole container before a library or a tensor reads any byte.
 
 Layout: 8 bytes little-endian length N · N bytes JSON {name: {dtype, shape, data_offsets}} · data. Offsets count from the
 end of the header. https://github.com/huggingface/safetensors#format
@@ -13,15 +13,15 @@ from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_S
 from app.validate import strict_json
 
 MAX_HEADER_BYTES: Final = 1 << 20
-"""Bytes of the JSON header. 448 tensors need about 60 kB; the format itself allows 100 MB."""
+"""Most bytes of the JSON header. 448 tensors need about 60 kB; the format itself allows 100 MB."""
 
 ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes per element of each dtype that is taken."""
+"""Bytes per element of each accepted dtype."""
 
 _LENGTH: Final = struct.Struct("<Q")
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _METADATA: Final = "__metadata__"
-_IMPOSTORS: Final = (
+_OTHER_FORMATS: Final = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes them: it may hold a pickle"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x80\x02", "a pickle"),
@@ -39,7 +39,7 @@ _IMPOSTORS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies. shape: (rows, columns), both at least 1. begin, end: bytes from the start of the file."""
+    """Entry of one tensor. shape: (rows, columns), both at least 1. begin, end: bytes from the start of the file."""
 
     name: str
     dtype: str
@@ -49,7 +49,7 @@ class TensorEntry:
 
 
 def read_header(file: io.BufferedIOBase) -> tuple[TensorEntry, ...]:
-    """Every tensor of the file, in the order of its bytes; together they cover the data exactly once.
+    """Return every tensor of the file, in the order of its bytes; together they cover the data exactly once.
 
     `__metadata__` is skipped unread. Raises Refused BAD_SAFETENSORS, BAD_DTYPE, WRONG_SHAPE (not 2-D) or EMPTY_ADAPTER.
     """
@@ -77,9 +77,9 @@ def read_header(file: io.BufferedIOBase) -> tuple[TensorEntry, ...]:
 
 
 def _no_header(start: bytes, why: str) -> Refused:
-    """Call the commonest other formats by their name, now that these bytes are known to begin no safetensors file."""
+    """Build the refusal of a file that is not safetensors; it names the most common other formats."""
     what = next(
-        (f"this is no safetensors file but {what}" for magic, what in _IMPOSTORS if start.startswith(magic)), why
+        (f"this is no safetensors file but {what}" for magic, what in _OTHER_FORMATS if start.startswith(magic)), why
     )
     return Refused(BAD_SAFETENSORS, what, param="weights")
 
@@ -110,7 +110,7 @@ def _naturals(value: Any) -> bool:
 
 
 def _check_cover(entries: list[TensorEntry], data_at: int, size: int) -> None:
-    """No hole, no overlap, nothing after the last tensor, nothing beyond the end of the file."""
+    """Raise Refused unless the tensors cover the data without hole or overlap, up to exactly the end of the file."""
     at = data_at
     for entry in entries:
         if entry.begin != at:

@@ -1,4 +1,4 @@
-"""JSON as strangers may send it: UTF-8, bounded, no key twice, only finite numbers, nothing left to a reader's taste."""
+"""Strict JSON parser for untrusted input: UTF-8, bounded size, no duplicate keys, only finite numbers, no ambiguity."""
 
 import json
 import math
@@ -7,18 +7,18 @@ from typing import Any, Final
 from app.domain.errors import Code, Refused
 
 MAX_INT_DIGITS: Final = 18
-"""Digits of an integer: always fits 64 bits; no shape, offset or setting comes near."""
+"""Most digits of an integer: always fits 64 bits; no shape, offset or setting comes near."""
 
 MAX_NUMBER_CHARS: Final = 64
-"""Characters of a fraction: float64 needs 24."""
+"""Most characters of a fraction: float64 needs 24."""
 
 
 class _Rule(ValueError):
-    """A rule of ours that the text broke."""
+    """Violation of a rule that this parser adds to JSON."""
 
 
 def parse(data: bytes, *, max_bytes: int, code: Code, what: str) -> Any:
-    """The value written in `data`. Raises Refused `code`, its message beginning with `what`, for anything else."""
+    """Parse `data`. Raises Refused `code`, its message beginning with `what`, for anything but strict JSON."""
     if len(data) > max_bytes:
         raise Refused(code, f"{what}: {len(data)} bytes, the cap is {max_bytes}")
     try:
@@ -71,7 +71,7 @@ def _fraction(text: str) -> float:
 
 
 def _refuse_surrogates(value: Any) -> None:
-    """A lone surrogate is no character: it cannot be written, logged or compared safely."""
+    """Refuse lone surrogates: they are not characters and cannot be written, logged or compared safely."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode("utf-8")

@@ -1,6 +1,6 @@
-"""One strict grammar for tensor names, ASCII only: `base_model.model.<module path>.lora_A.weight` or `.lora_B.weight`.
+"""Strict grammar of tensor names, ASCII only: `base_model.model.<module path>.lora_A.weight` or `.lora_B.weight`.
 
-A name that is not exactly this is refused with the likeliest reason; nothing is stripped, renamed or guessed.
+Any other name is refused with the most likely reason; nothing is stripped, renamed or guessed.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final
 from app.domain.errors import BAD_TENSOR_NAME, Refused
 
 MAX_NAME_CHARS: Final = 512
-"""Characters of a tensor's name. Real ones have about 70."""
+"""Most characters of a tensor's name. Real names have about 70."""
 
 PREFIX: Final = "base_model.model."
 
@@ -29,19 +29,19 @@ _REASONS: Final = (
 
 
 class Side(StrEnum):
-    """Which factor: told by the name alone, never by the shape."""
+    """LoRA factor, A or B: determined by the name alone, never by the shape."""
 
     A = "A"
     B = "B"
 
 
 def is_module_path(text: str) -> bool:
-    """Whether `text` is a literal module path such as `model.layers.0.self_attn.q_proj`."""
+    """Return whether `text` is a literal module path such as `model.layers.0.self_attn.q_proj`."""
     return len(text) <= MAX_NAME_CHARS and _MODULE.fullmatch(text) is not None
 
 
 def parse_tensor_name(name: str) -> tuple[str, Side]:
-    """(module path, side) of one tensor. Raises Refused BAD_TENSOR_NAME."""
+    """Split a tensor's name into (module path, side). Raises Refused BAD_TENSOR_NAME."""
     found = _TENSOR.fullmatch(name) if len(name) <= MAX_NAME_CHARS else None
     if found is None:
         raise Refused(BAD_TENSOR_NAME, f"tensor {name[:200]!r}: {_reason(name)}", param=name)

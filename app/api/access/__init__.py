@@ -1,1 +1,1 @@
-"""Access control of the API: keys, roles, rates, and checks that come before any route."""
+"""Access control of the API: keys, roles, rate limits, and checks made before routing."""

@@ -1,4 +1,4 @@
-"""Who is at the door: the key behind an `Authorization` header. A key never stands in a log, a metric or an error."""
+"""Authentication by API key from the `Authorization` header. A key never appears in a log, a metric or an error."""
 
 import hmac
 from collections.abc import Iterable
@@ -8,23 +8,23 @@ from app.domain.api_keys import Key, Role, digest_of_key
 from app.domain.errors import FORBIDDEN, UNAUTHORIZED, Refused
 
 ANYBODY: Final = Key("open", frozenset(Role), b"")
-"""Whoever comes while the door is open: one caller to the rate limits."""
+"""Key of every caller of an open gateway: the rate limits treat them as one caller."""
 
 MAX_KEY_CHARS: Final = 512
-"""Characters of an `Authorization` header that are looked at."""
+"""Characters of an `Authorization` header that are examined."""
 
 
 class Keys:
-    """The keys this gateway accepts; with `open_door`, and none, it accepts everyone."""
+    """The keys this gateway accepts; with `open_door` and no keys it accepts every caller."""
 
     def __init__(self, keys: Iterable[Key], *, open_door: bool = False) -> None:
         self._keys = tuple(keys)
         self.open_door = open_door and not self._keys
 
     def admit(self, authorization: str | None, roles: frozenset[Role]) -> Key:
-        """The caller's key, with one of `roles`. Raises Refused UNAUTHORIZED or FORBIDDEN.
+        """Return the caller's key, which must have one of `roles`. Raises Refused UNAUTHORIZED or FORBIDDEN.
 
-        Digests are compared, all of them, each in constant time: how long it takes tells nothing about any key.
+        All digests are compared, each in constant time, so that the duration reveals nothing about any key.
         """
         if self.open_door:
             return ANYBODY

@@ -1,8 +1,8 @@
-"""How often one key may ask: token buckets on a monotonic clock, so that setting the time changes nothing.
+"""Rate limits per key: token buckets on a monotonic clock, so that setting the system time has no effect.
 
-A bucket holds as many tokens as a minute's (or a day's) share and refills evenly: a quiet key may spend a whole share at
-once. There is one bucket a key, kind and period, made when first needed; all are known beforehand, so memory is bounded.
-They are this process's: each of several gateways counts for itself, and a restart fills them.
+A bucket holds as many tokens as a minute's (or a day's) limit and refills evenly: an idle key may spend a whole limit at
+once. There is one bucket per key, kind and period, created when first needed; keys, kinds and periods are fixed, so memory
+is bounded. Buckets belong to this process: each of several gateways counts for itself, and a restart fills them.
 """
 
 import math
@@ -18,7 +18,7 @@ DAY_S: Final = 86_400.0
 
 
 class Kind(StrEnum):
-    """What is counted."""
+    """Kind of request that is counted."""
 
     UPLOAD = "uploads"
     SCREEN = "screenings"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Rates:
-    """Every key's buckets. Used on the event loop only."""
+    """Token buckets of every key. Used on the event loop only."""
 
     def __init__(
         self,
@@ -35,15 +35,15 @@ class Rates:
         *,
         per_day: Mapping[Kind, int] | None = None,
     ) -> None:
-        """per_minute, per_day: requests of each kind that one key may make in that time; 0 or missing: any number."""
+        """per_minute, per_day: requests of each kind that one key may make in that time; 0 or missing: unlimited."""
         self._shares = (("minute", MINUTE_S, per_minute), ("day", DAY_S, per_day or {}))
         self._now = now
-        self._buckets: dict[tuple[str, Kind, str], tuple[float, float]] = {}  # tokens, and when that was counted
+        self._buckets: dict[tuple[str, Kind, str], tuple[float, float]] = {}  # tokens, and the time of that count
 
     def take(self, key: str, kind: Kind) -> None:
         """Take one token of the key called `key` from each of its buckets, or none from any.
 
-        Raises Refused RATE_LIMITED, which says after how long all have one.
+        Raises Refused RATE_LIMITED, with the time after which every bucket has one.
         """
         now, waits, left = self._now(), [], {}
         for period, seconds, shares in self._shares:

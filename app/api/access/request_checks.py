@@ -1,8 +1,8 @@
-"""Checks of every request before a route is looked for: Host, headers that stand twice, path, encoding, and what another
-site's page made a browser send (cross_site.py).
+"""Checks of every request before routing: Host, duplicate headers, path, encoding, and cross-site requests
+(cross_site.py).
 
-Routing works on the decoded path, proxies before us on the raw one. What the two could read differently (`//`, `%2f`, dot
-segments) is therefore no path of ours at all, whoever asks.
+Routing works on the decoded path, proxies in front of the gateway on the raw one. A path that the two could read
+differently (`//`, `%2f`, dot segments) is therefore not found, for every caller.
 """
 
 import ipaddress
@@ -19,13 +19,13 @@ from app.api.errors import refuse
 from app.domain.errors import BAD_HOST, BAD_REQUEST, NOT_FOUND, UNSUPPORTED_ENCODING, Refused
 
 MAX_HOST_CHARS: Final = 255
-"""Characters of a Host header: a DNS name's length, and a port."""
+"""Most characters of a Host header: a DNS name's length, and a port."""
 
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"({_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::([0-9]{{1,5}}))?")
 _PATH = re.compile(rb"/(?:[A-Za-z0-9._~!$&'()*+,;=:@%-]+(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?)?")
-_TRICK = re.compile(rb"%(?:2[fF]|5[cC]|2[eE]|25|[01][0-9A-Fa-f]|7[fF]|[89A-Fa-f][0-9A-Fa-f]|(?![0-9A-Fa-f]{2}))")
-"""Encoded: slash, backslash, dot, percent, controls, anything not ASCII; and a percent sign that encodes nothing."""
+_AMBIGUOUS = re.compile(rb"%(?:2[fF]|5[cC]|2[eE]|25|[01][0-9A-Fa-f]|7[fF]|[89A-Fa-f][0-9A-Fa-f]|(?![0-9A-Fa-f]{2}))")
+"""Percent-encoded slash, backslash, dot, percent, control or non-ASCII character; or a percent sign encoding nothing."""
 
 
 SINGLE: Final = frozenset(
@@ -34,12 +34,13 @@ SINGLE: Final = frozenset(
         *(b"x-console", b"x-request-id", b"x-weights-sha256"),
     }
 )
-"""Headers that are read here and may stand once: of two, one reader takes the first and another the last. Host too, with a
-refusal of its own; every Content-Encoding is looked at; the server's parser minds what it reads itself."""
+"""Headers that the gateway reads and that may occur only once: of two, one reader takes the first and another the last.
+Host is checked separately, with its own refusal; every Content-Encoding is examined; the server's parser checks the headers
+it reads itself."""
 
 
 class Front:
-    """ASGI middleware that refuses what no route may see.
+    """ASGI middleware that refuses malformed and cross-site requests before routing.
 
     hosts: names accepted (lower case, no port); empty: every well-formed one.
     """
@@ -49,7 +50,7 @@ class Front:
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check the request, then pass it on (ASGI)."""
         if scope["type"] == "http":
             try:
                 self._check(scope)
@@ -60,14 +61,14 @@ class Front:
 
     def _check(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        spared = not hosts and not self._hosts and scope.get("http_version") != "1.1"  # HTTP/1.0 knows none
-        if len(hosts) != 1 and not spared:
+        exempt = not hosts and not self._hosts and scope.get("http_version") != "1.1"  # HTTP/1.0 has no Host header
+        if len(hosts) != 1 and not exempt:
             raise Refused(BAD_HOST, f"{len(hosts)} Host headers", param="host")
         for host in hosts:
             self._check_host(host.decode("latin-1"))
         self._check_single(scope)
         path = scope.get("raw_path") or scope["path"].encode()
-        if not _PATH.fullmatch(path) or _TRICK.search(path) or {b".", b".."} & set(path.split(b"/")):
+        if not _PATH.fullmatch(path) or _AMBIGUOUS.search(path) or {b".", b".."} & set(path.split(b"/")):
             raise Refused(NOT_FOUND, f"the path {path[:80].decode('latin-1')!r} is not in plain form")
         check_site(scope["method"], Headers(scope=scope), self._hosts)
         codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
@@ -77,8 +78,8 @@ class Front:
     def _check_single(self, scope: Scope) -> None:
         names = [name for name, _ in scope["headers"] if name in SINGLE]
         if len(names) != len(set(names)):
-            twice = next(name for name in names if names.count(name) > 1).decode()
-            raise Refused(BAD_REQUEST, f"the header {twice} stands there more than once", param=twice)
+            repeated = next(name for name in names if names.count(name) > 1).decode()
+            raise Refused(BAD_REQUEST, f"the header {repeated} stands there more than once", param=repeated)
 
     def _check_host(self, host: str) -> None:
         found = _HOST.fullmatch(host) if len(host) <= MAX_HOST_CHARS else None

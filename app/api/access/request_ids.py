@@ -1,5 +1,6 @@
-"""Every answer carries `x-request-id`, and each POST leaves a trace where they are wanted: plain ASGI, because it
-stands in the way of every token.
+"""Middleware for request ids and traces: every response carries `x-request-id`, and each POST is traced if traces are on.
+
+Plain ASGI rather than Starlette's middleware, because every token of a stream passes through it.
 """
 
 from typing import Final
@@ -13,25 +14,23 @@ HEADER: Final = b"x-request-id"
 
 
 class RequestIds:
-    """Takes the caller's id or makes one, keeps it in REQUEST_ID while the request is answered, and sends it back."""
+    """ASGI middleware: takes the caller's request id or makes one, sets REQUEST_ID to it, and sends it back."""
 
     def __init__(self, app: ASGIApp, traces: Traces = NO_TRACES) -> None:
         self._app = app
         self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Label the response and trace a POST (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == HEADER), None)
         current = request_id(given)
-        REQUEST_ID.set(
-            current
-        )  # not reset: the server gives each request a context of its own, and a 500 is sent later
+        REQUEST_ID.set(current)  # not reset: each request has its own context, and a 500 is sent later
         line = (HEADER, current.encode("ascii"))
 
-        status = 500  # what a crash is answered with, further out
+        status = 500  # if the application crashes, an outer handler answers 500
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -41,7 +40,7 @@ class RequestIds:
             await send(message)
 
         method = scope["method"]
-        if method != "POST":  # what only looks, /metrics above all, is no story to be told
+        if method != "POST":  # reads, above all of /metrics, are not worth a trace
             await self._app(scope, receive, labelled)
             return
         with self._traces.request(method) as span:

@@ -1,4 +1,4 @@
-"""Which route asks for which role, in one table; and the dependency that asks, before any byte of a body is read."""
+"""Access rules: one table of the roles each route requires, and the dependency that checks them before reading a body."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from app.domain.api_keys import NOBODY, Role
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who may use a route. roles: one of them is enough, `admin` always is; None: no key is asked for. rate: counted as."""
+    """Access rule of a route. roles: any one of them suffices, `admin` always does; None: no key is required. rate:
+    kind of request for the rate limits."""
 
     roles: frozenset[Role] | None
     rate: Kind | None = None
@@ -25,7 +26,7 @@ def _for(*roles: Role, rate: Kind | None = None) -> Rule:
 
 NOBODY_ASKED: Final = Rule(None)
 ADMIN_ONLY: Final = _for()
-"""Also for a route that somebody forgot to put into the table."""
+"""Rule for administrators' routes, and for a route that is missing from the table."""
 
 ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/health"): NOBODY_ASKED,
@@ -66,11 +67,11 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/v1/responses"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/v1/embeddings"): _for(Role.CHAT, rate=Kind.CHAT),
 }
-"""Every route. A test fails when one is served that does not stand here."""
+"""Rules of every route. A test fails if a served route is missing here."""
 
 
 async def guarded(request: Request) -> None:
-    """Admit the caller by the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
+    """Check the caller's key against the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
     ctx = context_of(request)
     route = request.scope["route"].path
     rule = ROUTES.get((request.method, route), ADMIN_ONLY)

@@ -1,4 +1,4 @@
-"""POST /adapters and what is asked about adapters afterwards."""
+"""Routes that upload, list, show, warm, roll back, transfer and delete adapters."""
 
 import asyncio
 from typing import Annotated, Any, Final
@@ -28,16 +28,16 @@ router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
 
 MAX_NUMBER: Final = 999_999_999
-"""The largest version number that `name@number` can ask for."""
+"""Largest version number in `name@number`."""
 
 PAGE: Final = 100
-"""Adapters in one answer, unless asked for more or fewer."""
+"""Default number of adapters in one response."""
 
 MAX_PAGE: Final = 1000
-"""Most adapters in one answer: about 600 kB, each with one version."""
+"""Most adapters in one response: about 600 kB, if each has one version."""
 
 MAX_OWNER_BODY: Final = 1024
-"""Bytes of a transfer's body: a label of 63 characters, written however JSON allows."""
+"""Most bytes of a transfer's body: a label of 63 characters, in any JSON escaping."""
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
@@ -60,7 +60,7 @@ UPLOAD_BODY = {
         },
     }
 }
-"""For the OpenAPI page: the body is streamed by our own parser, so the framework cannot describe it."""
+"""OpenAPI description of an upload's body: the gateway's own parser streams it, so FastAPI cannot describe it."""
 
 
 async def _receive(request: Request, ctx: Context) -> PendingUpload:
@@ -78,7 +78,8 @@ async def upload(
 ) -> JSONResponse:
     """Register and sanitise an adapter: validate, screen, prune, store, load.
 
-    201: a new version is served; 200: these bytes were there already; 202: stored, and loaded once the engine answers.
+    201: a new version is served; 200: a version with these bytes exists already; 202: stored, and loaded once the engine is
+    available.
     """
     try:
         received = await _receive(request, ctx)
@@ -98,9 +99,9 @@ async def upload(
 
 @router.post("/screen", openapi_extra=UPLOAD_BODY)
 async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
-    """Measure an adapter and keep nothing: the report alone, also when it would be rejected.
+    """Measure an adapter without storing anything, and return its report, also if it would be rejected.
 
-    Scores are rounded to two digits for all but administrators, here and wherever else reports are shown.
+    Scores are rounded to two digits for all callers but administrators, here and in every other report.
     """
     async with await _receive(request, ctx) as sealed:
         work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take())
@@ -111,7 +112,8 @@ async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
 
 
 def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
-    """In a thread, which nobody who leaves can stop: so the file is closed here, and freeing gigabytes takes time."""
+    """Measure and close the upload, in a thread that goes on if the client disconnects. Freeing gigabytes takes time, so
+    the file is closed here."""
     with sealed:
         return uploads.measure(sealed)
 
@@ -123,7 +125,7 @@ async def index(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most adapters in the answer")] = PAGE,
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
 ) -> dict[str, Any]:
-    """Adapters with their versions, in the order of their names; `next` is null on the last page."""
+    """List adapters with their versions, ordered by name; `next` is null on the last page."""
     return await ctx.uploads.components.pools.reading(
         adapters_page, ctx.uploads, after, limit, request.state.uploader.admin
     )
@@ -131,13 +133,13 @@ async def index(
 
 @router.get("/adapters/{name}")
 async def adapter(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
-    """One adapter with its versions."""
+    """Show one adapter with its versions."""
     return await ctx.uploads.components.pools.reading(one_adapter, ctx.uploads, name, request.state.uploader.admin)
 
 
 @router.get("/adapters/{name}/versions/{number}")
 async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict[str, Any]:
-    """One version with its report: every module's score and what became of it."""
+    """Show one version with its report: every module's score and decision."""
     return await ctx.uploads.components.pools.reading(
         one_version, ctx.uploads, name, number, request.state.uploader.admin
     )
@@ -145,7 +147,7 @@ async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict
 
 @router.post("/adapters/{name}/rollback")
 async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
-    """Point the name to an earlier version: `to`, or the one before the active."""
+    """Point the name to an earlier version: `to`, or the one before the active version."""
     row = await ctx.uploads.publishing.rollback(name, to)
     return await ctx.uploads.components.pools.reading(one_version, ctx.uploads, name, row.number, True)
 
@@ -154,12 +156,14 @@ async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le
 async def warm_up(
     name: str,
     ctx: Ctx,
-    version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER, description="Which; default: the active one")] = None,
+    version: Annotated[
+        int | None, Query(ge=1, le=MAX_NUMBER, description="Version number; default: the active version")
+    ] = None,
 ) -> dict[str, Any]:
-    """Ask every engine that holds the version for one token, so that it is in a slot when the first request comes.
+    """Request one token from every engine that holds the version, so that it is in a slot when the first request comes.
 
-    `engines`: how long each took, and why one is not warm; empty for an emptied version, which the served model answers.
-    It stays warm as long as anything else that was just used: vLLM has no way to pin it.
+    `engines`: seconds each engine took, and its error if it is not warm; empty for an emptied version, which the served
+    model answers. The version stays warm as long as any adapter that was just used: vLLM cannot pin one.
     """
     done = await warm(ctx.uploads.components, name, version)
     return {
@@ -179,7 +183,7 @@ async def warm_up(
 
 @router.put("/adapters/{name}/owner")
 async def transfer(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
-    """Give an adapter to another owner: from now on that owner's keys may push to it, besides administrators'."""
+    """Transfer an adapter to another owner, whose keys, besides administrators', may push to it from now on."""
     async with body_of(request, MAX_OWNER_BODY) as raw:
         owner = _owner_in(raw)
     row = await ctx.uploads.components.pools.store(ctx.uploads.components.catalogue.transfer, name, owner)
@@ -201,6 +205,6 @@ def _owner_in(raw: bytes) -> str:
 
 @router.delete("/adapters/{name}", status_code=204)
 async def delete(name: str, ctx: Ctx) -> Response:
-    """Forget an adapter with all its versions. Running requests finish; its numbers are never used again."""
+    """Delete an adapter with all its versions. Running requests finish; its version numbers are never reused."""
     await ctx.uploads.publishing.delete(name)
     return Response(status_code=204)

@@ -1,7 +1,7 @@
-"""For engines elsewhere (plugin/): which artefact an engine name means, and its bytes. Read only.
+"""Routes for remote engines (plugin/): resolve an engine name to its artefact, and read the artefact's bytes. Read-only.
 
-An engine is told of what every engine may hold: published versions, and those that wait for an engine to hold them.
-Plain adapter names are not answered. vLLM remembers the first answer for a name as long as it lives, and a name moves.
+They cover the versions that every engine may hold: published versions, and versions waiting for an engine to load them.
+Plain adapter names are not resolved: vLLM caches the first answer for a name for its whole life, but a name can move.
 """
 
 from pathlib import Path
@@ -20,17 +20,17 @@ router = APIRouter(tags=["fleet"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
 
 ENGINE_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
-"""What an engine reads of an artefact, and what its digest covers."""
+"""Files of an artefact that an engine reads; its digest covers these."""
 
 EngineFile = Literal["adapter_config.json", "adapter_model.safetensors"]
 
 
 @router.get("/resolve/{model}")
 async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
-    """What `name@<digest12>` or `name@3` means: the engine's name for it, its digest, and the bytes of each file.
+    """Resolve `name@<digest12>` or `name@3`: the engine's name for it, its digest, and the size of each file in bytes.
 
-    404 for all that is not served: unknown, deleted, rejected, withheld by the policy in force, emptied (the served model
-    itself answers for those), and names without a version.
+    404 for every version that is not served: unknown, deleted, rejected, withheld by the policy in force, emptied (the
+    served model itself answers for those), and for names without a version.
     """
     name = _engine_name(ctx, model)
     path = ctx.uploads.components.desired.state.adapters.get(name) if name else None
@@ -42,7 +42,7 @@ async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
 
 @router.get("/artefacts/{digest}/{file}")
 async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
-    """One file of an artefact that engines may hold, as it is kept. Whoever reads it checks it against the digest."""
+    """Return one file of an artefact that engines may hold, as stored. The engine checks it against the digest."""
     path = next((path for path in ctx.uploads.components.desired.state.adapters.values() if path.name == digest), None)
     if path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
@@ -58,7 +58,7 @@ def _engine_name(ctx: Context, model: str) -> str | None:
 
 
 def _sizes(ctx: Context, path: Path) -> dict[str, int]:
-    """Bytes of each file, which may have to be fetched from object storage first. Raises Unavailable STORE_FAILED."""
+    """Return each file's size in bytes, fetching it from object storage if needed. Raises Unavailable STORE_FAILED."""
     ctx.uploads.components.blobs.touch(Digest(path.name))
     try:
         return {file: (path / file).stat().st_size for file in ENGINE_FILES}

@@ -1,4 +1,4 @@
-"""GET /adapters/{name}/events: the stages of an upload as they happen, as server-sent events."""
+"""GET /adapters/{name}/events: progress of an upload, as server-sent events."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,24 +21,24 @@ from app.observe.upload_progress import Follower
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 
 HELLO: Final = b": watching\n\n"
-"""Sent at once: from here on nothing is missed."""
+"""Comment sent at once: every later event is reported."""
 
 KEEP_ALIVE: Final = b": still there\n\n"
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
-}  # nginx holds a stream back unless told not to
+}  # otherwise nginx buffers the stream
 
 
 class _Events(StreamingResponse):
-    """Response that sends the steps, and closes what the watcher holds however that ends."""
+    """Streaming response of the steps; it releases the watcher's resources however it ends."""
 
     def __init__(self, follower: Follower, name: str, after: int, held: ExitStack) -> None:
         super().__init__(_lines(follower, name, after), media_type="text/event-stream", headers=HEADERS)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Send the response, then release the resources (ASGI)."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -58,10 +58,10 @@ async def events(
         int | None, Query(ge=0, le=MAX_NUMBER, description="Wait for a version above this number to begin")
     ] = None,
 ) -> StreamingResponse:
-    """What becomes of an adapter's newest version: `received`, `validated`, `screened`, `stored`, `ready`, or how it ended.
+    """Stream the states of an adapter's newest version: `received`, `validated`, `screened`, `stored`, `ready`, or failed.
 
-    Begins with what happened already and ends with the version's final state. With `after` the adapter need not exist yet:
-    who is about to upload watches from before the first stage.
+    Begins with the states already reached and ends with the version's final state. With `after` the adapter need not exist
+    yet: an uploader can watch from before the first stage.
     """
     waits = after is not None
     if waits:
@@ -70,12 +70,13 @@ async def events(
         held.enter_context(ctx.shares.take(Resource.WATCHERS, holder_of(request)))
         follower = ctx.uploads.components.progress.follower()
         held.callback(follower.close)
-        await ctx.uploads.components.pools.reading(_tell_where_it_stands, ctx.uploads, name, after or 0, waits=waits)
+        await ctx.uploads.components.pools.reading(_report_current_state, ctx.uploads, name, after or 0, waits=waits)
         return _Events(follower, name, after or 0, held.pop_all())
 
 
-def _tell_where_it_stands(uploads: Uploads, name: str, after: int, *, waits: bool) -> None:
-    """Progress may know less than the catalogue: after a restart, or when much happened since."""
+def _report_current_state(uploads: Uploads, name: str, after: int, *, waits: bool) -> None:
+    """Report the newest version's state to the progress log, which may lack it: after a restart, or once old entries were
+    dropped."""
     try:
         versions = uploads.components.catalogue.versions(name)
     except Refused as error:

@@ -1,5 +1,5 @@
-"""OpenAI's surface: /v1/models, /v1/chat/completions, /v1/completions, and /v1/responses and /v1/embeddings where the
-engine has them.
+"""OpenAI-compatible routes: /v1/models, /v1/chat/completions, /v1/completions, and, if the engine supports them,
+/v1/responses and /v1/embeddings.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ Ctx = Annotated[Context, Depends(context)]
 
 @router.get("/models")
 async def models(ctx: Ctx) -> dict[str, Any]:
-    """Every name `model` may be."""
+    """List every value that `model` may have."""
     return models_payload(ctx.routing_table)
 
 
 @router.get("/models/{name}")
 async def model(name: str, ctx: Ctx) -> dict[str, Any]:
-    """One of them."""
+    """Show one model."""
     return model_payload(ctx.routing_table, name)
 
 
@@ -49,52 +49,53 @@ async def chat_completions(request: Request) -> Response:
 
 @router.post("/completions")
 async def completions(request: Request) -> Response:
-    """Plain completion, by the same names."""
+    """Complete a prompt, with the same model names."""
     return await _answer(request, "completions")
 
 
 @router.post("/responses")
 async def responses(request: Request) -> Response:
-    """A response, kept nowhere: each request brings its whole conversation."""
+    """Create a response, which is not stored: each request contains its whole conversation."""
     return await _answer(request, "responses")
 
 
 @router.post("/embeddings")
 async def embeddings(request: Request) -> Response:
-    """Embeddings, where the engine serves a model that makes some."""
+    """Create embeddings, if the engine serves an embedding model."""
     return await _answer(request, "embeddings")
 
 
 async def _answer(request: Request, kind: Kind) -> Response:
-    """The engine's answer, unless the client leaves before it: then the engine stops working on it."""
-    ctx = context_of(request)  # not a dependency: FastAPI takes long over each
+    """Relay a request to the engine, and cancel it if the client disconnects before the answer."""
+    ctx = context_of(request)  # not a dependency: FastAPI spends much time on each
     async with body_of(request, MAX_BODY_BYTES) as raw:
         with ExitStack() as held:
-            who = holder_of(request)
-            held.enter_context(ctx.shares.take(Resource.REQUESTS, who))
-            admit = partial(ctx.admission.admit, who, held=held)
-            asking = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, request.state.uploader.owner)
-            answer = await _unless_gone(request, asking)
+            holder = holder_of(request)
+            held.enter_context(ctx.shares.take(Resource.REQUESTS, holder))
+            admit = partial(ctx.admission.admit, holder, held=held)
+            answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, request.state.uploader.owner)
+            answer = await _unless_disconnected(request, answering)
             return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
 
 
-async def _unless_gone(request: Request, asking: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """The answer; None where the client left first. The body is read, so the next message says that it did."""
-    work = asyncio.ensure_future(asking)
-    gone = asyncio.ensure_future(request.receive())
+async def _unless_disconnected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """Await the answer; return None if the client disconnects first. The body is read, so the next message is the
+    disconnect."""
+    work = asyncio.ensure_future(answering)
+    disconnected = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         return work.result() if work.done() else None
     except asyncio.CancelledError:
         work.add_done_callback(_discard)
         raise
     finally:
         work.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
 def _discard(work: "asyncio.Future[Answer]") -> None:
-    """Nobody will send this answer: let go of the engine now, not when the garbage is collected."""
+    """Close an answer that will not be sent, so that the engine is released now and not at garbage collection."""
     if not work.cancelled() and work.exception() is None:
         body = work.result().body
         if isinstance(body, Stream):
@@ -102,9 +103,9 @@ def _discard(work: "asyncio.Future[Answer]") -> None:
 
 
 class _Streaming(StreamingResponse):
-    """Response that sends a Stream, and closes it however that ends, so that the engine stops working for nobody.
+    """Response that sends a Stream and closes it however that ends, so that the engine does not go on for a lost client.
 
-    held: what else the request holds until then.
+    held: other resources that the request holds until then.
     """
 
     def __init__(self, stream: Stream, status: int, headers: dict[str, str], media_type: str, held: ExitStack) -> None:
@@ -112,7 +113,7 @@ class _Streaming(StreamingResponse):
         self._stream, self._held = stream, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Send the stream, then close it and release the resources (ASGI)."""
         try:
             with self._held:
                 await super().__call__(scope, receive, send)

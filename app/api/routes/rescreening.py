@@ -1,4 +1,4 @@
-"""POST /adapters/{name}/rescreen and POST /rescreen: kept uploads, screened anew by the policy and reference in force."""
+"""POST /adapters/{name}/rescreen and POST /rescreen: screen kept uploads again by the policy and reference in force."""
 
 import json
 from collections import Counter
@@ -25,14 +25,14 @@ HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class _Results(StreamingResponse):
-    """Sends what comes of each adapter, and ends the run however sending ends."""
+    """Streaming response of each adapter's result; it ends the run however sending ends."""
 
     def __init__(self, run: Run, uploads: Uploads) -> None:
         super().__init__(_lines(run, uploads), media_type="text/event-stream", headers=HEADERS)
         self._run = run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Send the response, then end the run (ASGI)."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -41,10 +41,10 @@ class _Results(StreamingResponse):
 
 @router.post("/adapters/{name}/rescreen", status_code=201)
 async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
-    """Make a version by today's policy and reference from the upload behind the active one, and move the name to it.
+    """Screen the active version's upload again by the current policy and reference, and move the name to the new version.
 
-    201: a new version is served; 202: it is stored, and loaded once the engine answers; 200: nothing to do, policy and
-    reference are those it was screened by; 409: the upload was not kept. Refused: what is served stays as it is.
+    201: a new version is served; 202: it is stored, and loaded once the engine is available; 200: nothing to do, it was
+    screened by this policy and reference; 409: the upload was not kept. After a refusal the served version stays active.
     """
     done = await ctx.rescreening.one(name)
     assert done.row is not None
@@ -58,9 +58,9 @@ async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
 
 @router.post("/rescreen", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
 async def rescreen_all(ctx: Ctx) -> StreamingResponse:
-    """The same for every adapter, one after another: an event `adapter` for each, `done` with the counts at the end.
+    """Rescreen every adapter, one after another: an event `adapter` for each, `done` with the counts at the end.
 
-    Whoever hangs up ends it; what was done until then stays. 429 while another run is under way.
+    Disconnecting ends the run; versions made until then stay. 429 while another run is under way.
     """
     return _Results(ctx.rescreening.all(), ctx.uploads)
 
