@@ -112,7 +112,7 @@ def test_every_header_that_the_code_reads_stands_in_the_list() -> None:
     known = {*elsewhere, *(name.decode() for name in SINGLE)}
     reads = re.compile(r"""headers(?:\.get|\.getlist)?[(\[]["']([a-zA-Z-]+)["']|b?["']((?:x|sec)-[a-z0-9-]+)["']""")
     rooms = [ROOT / "app" / room for room in ("api", "console", "upload")]
-    files = [path for room in rooms for path in room.glob("*.py")]
+    files = [path for room in rooms for path in room.rglob("*.py")]
     found = {name.lower() for path in files for pair in reads.findall(path.read_text()) for name in pair if name}
     assert "authorization" in found
     assert "x-console" in found
