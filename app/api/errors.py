@@ -79,7 +79,8 @@ async def _refused_version(request: Request, error: GatewayError) -> dict[str, o
     row = error.row
     uploads = request.app.state.context.uploads
     which = (str(row.name), row.number, request.state.uploader.admin)
-    return {"version": await uploads.components.pools.reading(one_version, uploads, *which)}
+    view = await uploads.components.pools.reading(one_version, uploads, *which)
+    return {"version": view.plain()}
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:

@@ -1,21 +1,27 @@
-"""Additions to the OpenAPI description that FastAPI cannot derive: request bodies parsed and responses written by the
-gateway itself, and the refusals of each route, generated from the table of error codes and so always up to date.
+"""OpenAPI description, completed: request bodies that the gateway parses itself, and the errors each route may return.
+
+Answers are described by the routes' response models (schemas.py). Errors come from the table of error codes, so that the
+description is always complete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from app.api.access.rules import NOBODY_ASKED, ROUTES
+from app.api.schemas import Refusal
 from app.domain.errors import CODES, NO_SPACE, UNSUPPORTED_ENCODING, UPLOAD_TIMEOUT, Stage
-from app.domain.version_state import State
-from app.serve.fields.chat import CHAT, COMPLETIONS, UNHEARD
-from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 
 Schema = dict[str, Any]
 
+EVENTS: Final[Schema] = {"text/event-stream": {}}
+"""Content of a stream of server-sent events."""
+
+_JSON: Final = "application/json"
+_SCHEMAS: Final = "#/components/schemas/{model}"
 _DOOR: Final = frozenset({Stage.DOOR})
 _UPLOAD: Final = frozenset(
     {Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE, Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD}
@@ -48,175 +54,23 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/v1/responses"): _SERVED,
     ("POST", "/v1/embeddings"): _SERVED,
 }
-"""Stages whose refusals a route may return, in addition to `door`."""
+"""Stages whose errors a route may return, besides the door's."""
 
 
-def _object(
-    required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, *, more: bool = False
-) -> Schema:
-    return {
-        "type": "object",
-        "required": list(required),
-        "properties": {**required, **(optional or {})},
-        "additionalProperties": more,
-    }
+def text(media_type: str) -> dict[int | str, Schema]:
+    """Return a route's `responses` for a body of text."""
+    return {200: {"description": "Answered", "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
+def body(schema: Schema, media_type: str = _JSON) -> Schema:
+    """Return a route's `openapi_extra` for a request body that the gateway parses itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def _or_null(kind: str) -> Schema:
-    return {"type": [kind, "null"]}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-_TEXT: Final[Schema] = {"type": "string"}
-_INTEGER: Final[Schema] = {"type": "integer"}
-_TIME: Final[Schema] = {"type": "string", "format": "date-time"}
-_ENGINE: Final = _object(
-    {
-        "loaded": {"type": "boolean"},
-        "loaded_in": _list(_INTEGER),
-        "in_flight": _INTEGER,
-        "last_used": {"anyOf": [{"type": "null"}, _TIME]},
-    }
-)
-_VERSION: Final[Mapping[str, Schema]] = {
-    "name": _TEXT,
-    "version": _INTEGER,
-    "model": _or_null("string"),
-    "state": {"enum": [state.value for state in State]},
-    "active": {"type": "boolean"},
-    "withheld": _or_null("string"),
-    "unloaded": {"type": "boolean"},
-    "outcome": _or_null("string"),
-    "modules_total": _or_null("integer"),
-    "modules_pruned": _or_null("integer"),
-    "modules_projected": _or_null("integer"),
-    "digest": _or_null("string"),
-    "verdict_id": _or_null("string"),
-    "engine": {"anyOf": [{"type": "null"}, _ENGINE]},
-    "created_at": _TIME,
-    "error": {"anyOf": [{"type": "null"}, _object({"code": _TEXT, "message": _or_null("string")})]},
-}
-_REPORT: Final = _object({"received": {"type": "object"}, "verdict": {"type": "object"}})
-_ERROR: Final = _object(
-    {"message": _TEXT, "type": _TEXT, "param": _or_null("string"), "code": {"enum": sorted(CODES)}},
-)
-_CARD: Final = _object(
-    {
-        "id": _TEXT,
-        "object": {"const": "model"},
-        "created": _INTEGER,
-        "owned_by": _TEXT,
-        "root": _TEXT,
-        "parent": _or_null("string"),
-    },
-    {"version": _INTEGER, "digest": _or_null("string")},
-)
-
-_SCHEMAS: Final[Mapping[str, Schema]] = {
-    "Refusal": _object({"error": _ERROR}, {"version": _ref("Version")}),
-    "Version": _object(_VERSION, {"report": _REPORT}),
-    "Adapter": _object(
-        {
-            "name": _TEXT,
-            "active_version": _or_null("integer"),
-            "created_at": _TIME,
-            "versions": _list(_ref("Version")),
-        },
-        {"owner": _or_null("string")},
-    ),
-    "Report": _REPORT,
-    "Model": _CARD,
-}
-
-_JSON: Final = "application/json"
-_METRICS: Final = {"text/plain; version=0.0.4; charset=utf-8": {"schema": _TEXT}}
-_ANSWER: Final = {
-    _JSON: {"schema": _object({"choices": _list({"type": "object"}), "model": _TEXT}, more=True)},
-    "text/event-stream": {},
-}
-_RESPONSE: Final = {
-    _JSON: {"schema": _object({"id": _TEXT, "object": {"const": "response"}, "model": _TEXT}, more=True)},
-    "text/event-stream": {},
-}
-_EMBEDDINGS: Final = {_JSON: {"schema": _object({"data": _list({"type": "object"}), "model": _TEXT}, more=True)}}
-_TEXTS: Final[Schema] = {"type": "object", "additionalProperties": _TEXT}
-_PARTS: Final = _object({"status": _TEXT, "parts": _TEXTS, "details": _TEXTS})
-
-
-_RESOLVED: Final = _object(
-    {
-        "model": _TEXT,
-        "engine_name": _TEXT,
-        "digest": _TEXT,
-        "bytes": {"type": "object", "additionalProperties": _INTEGER},
-    }
-)
-
-
-_WARM: Final[Mapping[str, Schema]] = {
-    "engine": _INTEGER,
-    "warm": {"type": "boolean"},
-    "seconds": {"type": "number"},
-    "error": {"anyOf": [{"type": "null"}, _ERROR]},
-}
-_WARMED: Final = _object({"model": _TEXT, "digest": _or_null("string"), "engines": _list(_object(_WARM))})
-
-
-def _json(schema: Schema) -> Schema:
-    return {_JSON: {"schema": schema}}
-
-
-_ANSWERS: Final[Mapping[tuple[str, str], Mapping[int, Schema]]] = {
-    ("GET", "/health"): {200: _json(_object({"status": {"const": "ok"}}))},
-    ("GET", "/ready"): {200: _json(_PARTS), 503: _json(_PARTS)},
-    ("GET", "/metrics"): {200: _METRICS},
-    ("GET", "/metrics/engine"): {200: _METRICS},
-    ("POST", "/adapters"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
-    ("POST", "/screen"): {200: _json(_ref("Report"))},
-    ("GET", "/adapters"): {200: _json(_object({"adapters": _list(_ref("Adapter")), "next": _or_null("string")}))},
-    ("GET", "/adapters/{name}"): {200: _json(_ref("Adapter"))},
-    ("GET", "/adapters/{name}/versions/{number}"): {200: _json(_ref("Version"))},
-    ("POST", "/adapters/{name}/warm"): {200: _json(_WARMED)},
-    ("POST", "/adapters/{name}/rollback"): {200: _json(_ref("Version"))},
-    ("POST", "/adapters/{name}/rescreen"): dict.fromkeys((200, 201, 202), _json(_ref("Version"))),
-    ("POST", "/rescreen"): {200: {"text/event-stream": {}}},
-    ("GET", "/resolve/{model}"): {200: _json(_RESOLVED)},
-    ("GET", "/artefacts/{digest}/{file}"): {200: {"application/octet-stream": {}}},
-    ("GET", "/adapters/{name}/events"): {200: {"text/event-stream": {}}},
-    ("DELETE", "/adapters/{name}"): {204: {}},
-    ("PUT", "/adapters/{name}/owner"): {200: _json(_object({"name": _TEXT, "owner": _TEXT}))},
-    ("GET", "/v1/models"): {200: _json(_object({"object": {"const": "list"}, "data": _list(_ref("Model"))}))},
-    ("GET", "/v1/models/{name}"): {200: _json(_ref("Model"))},
-    ("POST", "/v1/chat/completions"): {200: _ANSWER},
-    ("POST", "/v1/completions"): {200: _ANSWER},
-    ("POST", "/v1/responses"): {200: _RESPONSE},
-    ("POST", "/v1/embeddings"): {200: _EMBEDDINGS},
-}
-
-_MESSAGES: Final = _list(_object({"role": _TEXT, "content": {}}, more=True))
-_CHAT: Final[Mapping[str, Schema]] = {name: {} for name in {**CHAT, **UNHEARD} if name != "messages"}
-_COMPLETIONS: Final[Mapping[str, Schema]] = {name: {} for name in {**COMPLETIONS, **UNHEARD} if name != "prompt"}
-_RESPONSES: Final[Mapping[str, Schema]] = {
-    name: {} for name in {**RESPONSES, **UNHEARD} if name not in ("model", "input")
-}
-_EMBED: Final[Mapping[str, Schema]] = {name: {} for name in {**EMBEDDINGS, **UNHEARD} if name not in ("model", "input")}
-_BODIES: Final[Mapping[tuple[str, str], Schema]] = {
-    ("POST", "/v1/chat/completions"): _object({"model": _TEXT, "messages": _MESSAGES}, _CHAT),
-    ("POST", "/v1/completions"): _object({"model": _TEXT, "prompt": {}}, _COMPLETIONS),
-    ("POST", "/v1/responses"): _object({"model": _TEXT, "input": {}}, _RESPONSES),
-    ("POST", "/v1/embeddings"): _object({"model": _TEXT, "input": {}}, _EMBED),
-    ("PUT", "/adapters/{name}/owner"): _object(
-        {"owner": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"}}
-    ),
-}
-"""Request bodies: names of the allowed fields. Their limits are defined in the code that checks them and its messages."""
+def fields(required: Mapping[str, Schema], optional: Collection[str] = ()) -> Schema:
+    """Return the schema of an object with these fields only; values of optional ones are checked by the gateway's code."""
+    properties = {**{name: {} for name in optional}, **required}
+    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
 
 
 def describe(app: FastAPI) -> None:
@@ -233,7 +87,9 @@ def describe(app: FastAPI) -> None:
 
 def _completed(page: Schema, app: FastAPI) -> Schema:
     components = page.setdefault("components", {})
-    components["schemas"] = dict(_SCHEMAS)
+    components["schemas"] = {**components.get("schemas", {}), **_schemas_of(Refusal)}
+    for unused in ("HTTPValidationError", "ValidationError"):  # such errors are Refusals here
+        components["schemas"].pop(unused, None)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for route in app.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
@@ -242,18 +98,21 @@ def _completed(page: Schema, app: FastAPI) -> Schema:
     return page
 
 
+def _schemas_of(model: type[BaseModel]) -> Schema:
+    """Return the schema of a model and of every model it uses, by name."""
+    schema = model.model_json_schema(mode="serialization", ref_template=_SCHEMAS)
+    used: Schema = schema.pop("$defs", {})
+    return {**used, model.__name__: schema}
+
+
 def _complete(operation: Schema, at: tuple[str, str]) -> None:
     statuses = {code.status for code in CODES.values() if code.stage in _STAGES.get(at, _DOOR) | _DOOR}
     statuses |= _ANYWHERE if at[0] == "GET" else _ANYWHERE | _WRITING
-    answers: dict[str, Schema] = {
-        str(status): {"description": "Refused; `code` says why", "content": _json(_ref("Refusal"))}
-        for status in statuses
+    refusal = {_JSON: {"schema": {"$ref": _SCHEMAS.format(model=Refusal.__name__)}}}
+    answers: Schema = {
+        str(status): {"description": "Refused; `code` says why", "content": refusal} for status in statuses
     }
-    for status, content in _ANSWERS.get(at, {}).items():
-        description = operation["responses"].get(str(status), {}).get("description", "Answered")
-        answers[str(status)] = {"description": description} | ({"content": content} if content else {})
-    operation["responses"] = dict(sorted(answers.items()))
-    if at in _BODIES:
-        operation["requestBody"] = {"required": True, "content": _json(_BODIES[at])}
+    described = {status: answer for status, answer in operation["responses"].items() if status != "422"}
+    operation["responses"] = dict(sorted({**answers, **described}.items()))
     if ROUTES.get(at) != NOBODY_ASKED:
         operation["security"] = [{"key": []}]

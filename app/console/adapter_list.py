@@ -1,14 +1,13 @@
 """List of adapters: status and traffic of each."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from app.console.traffic import Traffic, traffic_of
 from app.domain.errors import printable
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
+from app.observe.traffic import Traffic, TrafficByAdapter
 from app.store.catalogue.tables import AdapterRow, VersionRow
 
 PAGE: Final = 50
@@ -61,7 +60,7 @@ class Listing:
     pages: int
 
 
-def listing(uploads: Uploads, answered: Mapping[str, Traffic], contains: str, number: int) -> Listing:
+def listing(uploads: Uploads, traffic: TrafficByAdapter, contains: str, number: int) -> Listing:
     """Read one page. Blocking. A number beyond the last page gives the last page."""
     contains = printable(contains.strip(), MAX_FILTER)
     catalogue = uploads.components.catalogue
@@ -70,7 +69,7 @@ def listing(uploads: Uploads, answered: Mapping[str, Traffic], contains: str, nu
     if number > pages:
         number = pages
         page = catalogue.page(contains, (number - 1) * PAGE, PAGE)
-    lines = tuple(_line(uploads, row, page.versions[row.name], answered) for row in page.adapters)
+    lines = tuple(_line(uploads, row, page.versions[row.name], traffic) for row in page.adapters)
     return Listing(lines, page.matching, contains, number, pages)
 
 
@@ -93,7 +92,7 @@ def pruned_share(row: VersionRow) -> float | None:
     return (row.modules_pruned or 0) / row.modules_total if row.modules_total else None
 
 
-def _line(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], answered: Mapping[str, Traffic]) -> Line:
+def _line(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], traffic: TrafficByAdapter) -> Line:
     newest = versions[-1] if versions else None
     shown = next((version for version in versions if version.number == row.active), newest)
     newer = newest if newest is not shown else None
@@ -103,5 +102,5 @@ def _line(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], a
         standing=standing(uploads, shown) if shown else None,
         newer=newer,
         newer_standing=standing(uploads, newer) if newer else None,
-        traffic=traffic_of(answered, str(row.name)),
+        traffic=traffic.of(str(row.name)),
     )

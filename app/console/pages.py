@@ -18,7 +18,6 @@ from app.console.adapter_list import listing
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
-from app.console.traffic import SERVED_MODEL, Traffic, traffic, traffic_of
 from app.console.version_history import history, version_of
 from app.domain.api_keys import Role
 from app.domain.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
@@ -87,15 +86,15 @@ def adapters(
 ) -> Response:
     """Show every adapter with its status, and the settings in force."""
     components = ctx.uploads.components
-    answered = traffic(ctx.metrics.exposition())
+    traffic = ctx.metrics.traffic()
     return _page(
         request,
         ctx,
         "adapters.html",
-        listing=listing(ctx.uploads, answered, q, number),
+        listing=listing(ctx.uploads, traffic, q, number),
         components=components,
         engines=components.reconciler.report() if isinstance(components.reconciler, Fleet) else (),
-        served_traffic=answered.get(SERVED_MODEL, Traffic()),
+        served_traffic=traffic.served_model,
     )
 
 
@@ -132,7 +131,7 @@ def adapter(
         heat=heat_map(verdict) if verdict else None,
         ratio=ratio,
         fate=fate,
-        traffic=traffic_of(traffic(ctx.metrics.exposition()), str(row.name)),
+        traffic=ctx.metrics.traffic().of(str(row.name)),
     )
 
 

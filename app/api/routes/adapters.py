@@ -1,18 +1,21 @@
 """Routes that upload, list, show, warm, roll back, transfer and delete adapters."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
+from app.api.openapi import body
+from app.api.schemas import Adapter, AdapterPage, Error, NewOwner, Owner, Report, Version, View, Warmed, WarmEngine
 from app.api.views import adapters_page, one_adapter, one_version
 from app.domain.api_keys import check_owner
 from app.domain.coarse import coarse_verdict
-from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage, envelope
+from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
@@ -41,26 +44,23 @@ MAX_OWNER_BODY: Final = 1024
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
-UPLOAD_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["name", "config", "weights"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "name": {"type": "string", "description": "Adapter name"},
-                        "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
-                        "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
-                    },
-                }
-            }
+UPLOAD_BODY: Final = body(
+    {
+        "type": "object",
+        "required": ["name", "config", "weights"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "description": "Adapter name"},
+            "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
+            "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
         },
-    }
-}
-"""OpenAPI description of an upload's body: the gateway's own parser streams it, so FastAPI cannot describe it."""
+    },
+    "multipart/form-data",
+)
+"""Description of an upload's body: the gateway's own parser streams it, so FastAPI cannot describe it."""
+
+VERSION_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Version} for status in (200, 202)}
+"""Description of the answers, besides 201, of a route that may make a version."""
 
 
 async def _receive(request: Request, ctx: Context) -> PendingUpload:
@@ -70,12 +70,14 @@ async def _receive(request: Request, ctx: Context) -> PendingUpload:
         return upload
 
 
-@router.post("/adapters", status_code=201, openapi_extra=UPLOAD_BODY)
+@router.post(
+    "/adapters", status_code=201, response_model=Version, responses=VERSION_RESPONSES, openapi_extra=UPLOAD_BODY
+)
 async def upload(
     request: Request,
     ctx: Ctx,
     wait: Annotated[bool, Query(description="Answer when served (201), or as soon as stored (202)")] = True,
-) -> JSONResponse:
+) -> Response:
     """Register and sanitise an adapter: validate, screen, prune, store, load.
 
     201: a new version is served; 200: a version with these bytes exists already; 202: stored, and loaded once the engine is
@@ -94,11 +96,12 @@ async def upload(
     )
     served = row.state is not State.STORED
     location = f"/adapters/{row.name}/versions/{row.number}"
-    return JSONResponse(view, (200 if isinstance(begun, Same) else 201) if served else 202, {"Location": location})
+    status = (200 if isinstance(begun, Same) else 201) if served else 202
+    return view.response(status, {"Location": location})
 
 
-@router.post("/screen", openapi_extra=UPLOAD_BODY)
-async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
+@router.post("/screen", response_model=Report, openapi_extra=UPLOAD_BODY)
+async def dry_run(request: Request, ctx: Ctx) -> Response:
     """Measure an adapter without storing anything, and return its report, also if it would be rejected.
 
     Scores are rounded to two digits for all callers but administrators, here and in every other report.
@@ -108,7 +111,7 @@ async def dry_run(request: Request, ctx: Ctx) -> dict[str, Any]:
         verdict = await asyncio.shield(work)
         measured = verdict_json(verdict)
         shown = measured if request.state.uploader.admin else coarse_verdict(measured)
-        return {"received": received_json(sealed.received), "verdict": shown}
+        return Report(received=received_json(sealed.received), verdict=shown).response()
 
 
 def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
@@ -118,77 +121,76 @@ def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
         return uploads.measure(sealed)
 
 
-@router.get("/adapters")
+@router.get("/adapters", response_model=AdapterPage)
 async def index(
     request: Request,
     ctx: Ctx,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most adapters in the answer")] = PAGE,
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
-) -> dict[str, Any]:
+) -> Response:
     """List adapters with their versions, ordered by name; `next` is null on the last page."""
-    return await ctx.uploads.components.pools.reading(
-        adapters_page, ctx.uploads, after, limit, request.state.uploader.admin
-    )
+    admin = request.state.uploader.admin
+    return await _read(ctx, adapters_page, after, limit, admin)
 
 
-@router.get("/adapters/{name}")
-async def adapter(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+@router.get("/adapters/{name}", response_model=Adapter)
+async def adapter(name: str, request: Request, ctx: Ctx) -> Response:
     """Show one adapter with its versions."""
-    return await ctx.uploads.components.pools.reading(one_adapter, ctx.uploads, name, request.state.uploader.admin)
+    return await _read(ctx, one_adapter, name, request.state.uploader.admin)
 
 
-@router.get("/adapters/{name}/versions/{number}")
-async def version(name: str, number: Number, request: Request, ctx: Ctx) -> dict[str, Any]:
+@router.get("/adapters/{name}/versions/{number}", response_model=Version)
+async def version(name: str, number: Number, request: Request, ctx: Ctx) -> Response:
     """Show one version with its report: every module's score and decision."""
-    return await ctx.uploads.components.pools.reading(
-        one_version, ctx.uploads, name, number, request.state.uploader.admin
-    )
+    return await _read(ctx, one_version, name, number, request.state.uploader.admin)
 
 
-@router.post("/adapters/{name}/rollback")
-async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> dict[str, Any]:
+async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Response:
+    """Make a view and its JSON, both in a thread."""
+    return await ctx.uploads.components.pools.reading(lambda: view(ctx.uploads, *which).response())
+
+
+@router.post("/adapters/{name}/rollback", response_model=Version)
+async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> Response:
     """Point the name to an earlier version: `to`, or the one before the active version."""
     row = await ctx.uploads.publishing.rollback(name, to)
-    return await ctx.uploads.components.pools.reading(one_version, ctx.uploads, name, row.number, True)
+    return await _read(ctx, one_version, name, row.number, True)
 
 
-@router.post("/adapters/{name}/warm")
+@router.post("/adapters/{name}/warm", response_model=Warmed)
 async def warm_up(
     name: str,
     ctx: Ctx,
     version: Annotated[
         int | None, Query(ge=1, le=MAX_NUMBER, description="Version number; default: the active version")
     ] = None,
-) -> dict[str, Any]:
+) -> Response:
     """Request one token from every engine that holds the version, so that it is in a slot when the first request comes.
 
     `engines`: seconds each engine took, and its error if it is not warm; empty for an emptied version, which the served
     model answers. The version stays warm as long as any adapter that was just used: vLLM cannot pin one.
     """
     done = await warm(ctx.uploads.components, name, version)
-    return {
-        "model": done.target.asked,
-        "digest": done.target.digest,
-        "engines": [
-            {
-                "engine": one.number,
-                "warm": one.error is None,
-                "seconds": round(one.seconds, 6),
-                "error": envelope(one.error)["error"] if one.error else None,
-            }
-            for one in done.engines
-        ],
-    }
+    engines = [
+        WarmEngine(
+            engine=one.number,
+            warm=one.error is None,
+            seconds=round(one.seconds, 6),
+            error=Error.of(one.error) if one.error else None,
+        )
+        for one in done.engines
+    ]
+    return Warmed(model=done.target.asked, digest=done.target.digest, engines=engines).response()
 
 
-@router.put("/adapters/{name}/owner")
-async def transfer(name: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+@router.put("/adapters/{name}/owner", response_model=Owner, openapi_extra=body(NewOwner.model_json_schema()))
+async def transfer(name: str, request: Request, ctx: Ctx) -> Response:
     """Transfer an adapter to another owner, whose keys, besides administrators', may push to it from now on."""
     async with body_of(request, MAX_OWNER_BODY) as raw:
         owner = _owner_in(raw)
     row = await ctx.uploads.components.pools.store(ctx.uploads.components.catalogue.transfer, name, owner)
     event("transferred", adapter=row.name, owner=owner)
-    return {"name": str(row.name), "owner": row.key_owner}
+    return Owner(name=str(row.name), owner=owner).response()
 
 
 def _owner_in(raw: bytes) -> str:

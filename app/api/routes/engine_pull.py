@@ -5,13 +5,14 @@ Plain adapter names are not resolved: vLLM caches the first answer for a name fo
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
 from app.api.access.rules import guarded
 from app.api.dependencies import Context, context
+from app.api.schemas import Resolved
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
 from app.domain.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable, printable
@@ -25,8 +26,8 @@ ENGINE_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 EngineFile = Literal["adapter_config.json", "adapter_model.safetensors"]
 
 
-@router.get("/resolve/{model}")
-async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
+@router.get("/resolve/{model}", response_model=Resolved)
+async def resolve(model: str, ctx: Ctx) -> Response:
     """Resolve `name@<digest12>` or `name@3`: the engine's name for it, its digest, and the size of each file in bytes.
 
     404 for every version that is not served: unknown, deleted, rejected, withheld by the policy in force, emptied (the
@@ -37,10 +38,14 @@ async def resolve(model: str, ctx: Ctx) -> dict[str, Any]:
     if name is None or path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
     sizes = await ctx.uploads.components.pools.fetching(_sizes, ctx, path)
-    return {"model": model, "engine_name": name, "digest": path.name, "bytes": sizes}
+    return Resolved(model=model, engine_name=name, digest=path.name, bytes=sizes).response()
 
 
-@router.get("/artefacts/{digest}/{file}")
+@router.get(
+    "/artefacts/{digest}/{file}",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
 async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
     """Return one file of an artefact that engines may hold, as stored. The engine checks it against the digest."""
     path = next((path for path in ctx.uploads.components.desired.state.adapters.values() if path.name == digest), None)

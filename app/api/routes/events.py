@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.access.rules import guarded
 from app.api.dependencies import Context, context, holder_of
+from app.api.openapi import EVENTS
 from app.api.routes.adapters import MAX_NUMBER
 from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
 from app.domain.names import AdapterName
@@ -48,7 +49,7 @@ class _Events(StreamingResponse):
 @router.get(
     "/adapters/{name}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
+    responses={200: {"content": EVENTS}},
 )
 async def events(
     request: Request,

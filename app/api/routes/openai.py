@@ -6,17 +6,21 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
+from app.api.openapi import EVENTS, body, fields
+from app.api.schemas import Completion, Embeddings, Model, ModelResponse, Models
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
+from app.serve.fields.chat import CHAT, COMPLETIONS, UNHEARD
+from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
@@ -28,38 +32,63 @@ router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)
 
 Ctx = Annotated[Context, Depends(context)]
 
+TEXT: Final = {"type": "string"}
+MESSAGE: Final = {"type": "object", "required": ["role", "content"], "properties": {"role": TEXT, "content": {}}}
+MESSAGES: Final = {"type": "array", "items": MESSAGE}
+STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": EVENTS}}
+"""Description of an answer that may be a stream of events as well."""
 
-@router.get("/models")
-async def models(ctx: Ctx) -> dict[str, Any]:
+
+@router.get("/models", response_model=Models)
+async def models(ctx: Ctx) -> Response:
     """List every value that `model` may have."""
-    return models_payload(ctx.routing_table)
+    return JSONResponse(models_payload(ctx.routing_table))
 
 
-@router.get("/models/{name}")
-async def model(name: str, ctx: Ctx) -> dict[str, Any]:
+@router.get("/models/{name}", response_model=Model)
+async def model(name: str, ctx: Ctx) -> Response:
     """Show one model."""
-    return model_payload(ctx.routing_table, name)
+    return JSONResponse(model_payload(ctx.routing_table, name))
 
 
-@router.post("/chat/completions")
+@router.post(
+    "/chat/completions",
+    response_model=Completion,
+    responses=STREAMED,
+    openapi_extra=body(fields({"model": TEXT, "messages": MESSAGES}, {**CHAT, **UNHEARD})),
+)
 async def chat_completions(request: Request) -> Response:
     """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
     return await _answer(request, "chat")
 
 
-@router.post("/completions")
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses=STREAMED,
+    openapi_extra=body(fields({"model": TEXT, "prompt": {}}, {**COMPLETIONS, **UNHEARD})),
+)
 async def completions(request: Request) -> Response:
     """Complete a prompt, with the same model names."""
     return await _answer(request, "completions")
 
 
-@router.post("/responses")
+@router.post(
+    "/responses",
+    response_model=ModelResponse,
+    responses=STREAMED,
+    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**RESPONSES, **UNHEARD})),
+)
 async def responses(request: Request) -> Response:
     """Create a response, which is not stored: each request contains its whole conversation."""
     return await _answer(request, "responses")
 
 
-@router.post("/embeddings")
+@router.post(
+    "/embeddings",
+    response_model=Embeddings,
+    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**EMBEDDINGS, **UNHEARD})),
+)
 async def embeddings(request: Request) -> Response:
     """Create embeddings, if the engine serves an embedding model."""
     return await _answer(request, "embeddings")

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.access.rules import guarded
 from app.api.dependencies import Context, context
+from app.api.openapi import EVENTS
+from app.api.routes.adapters import VERSION_RESPONSES
+from app.api.schemas import Version
 from app.api.views import one_version, version_view
 from app.domain.errors import envelope
 from app.domain.version_state import State
@@ -39,8 +42,8 @@ class _Results(StreamingResponse):
             self._run.close()
 
 
-@router.post("/adapters/{name}/rescreen", status_code=201)
-async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
+@router.post("/adapters/{name}/rescreen", status_code=201, response_model=Version, responses=VERSION_RESPONSES)
+async def rescreen(name: str, ctx: Ctx) -> Response:
     """Screen the active version's upload again by the current policy and reference, and move the name to the new version.
 
     201: a new version is served; 202: it is stored, and loaded once the engine is available; 200: nothing to do, it was
@@ -53,10 +56,10 @@ async def rescreen(name: str, ctx: Ctx) -> JSONResponse:
     )
     status = 200 if done.result is Result.UNCHANGED else 201
     location = f"/adapters/{done.row.name}/versions/{done.row.number}"
-    return JSONResponse(view, 202 if done.row.state is State.STORED else status, {"Location": location})
+    return view.response(202 if done.row.state is State.STORED else status, {"Location": location})
 
 
-@router.post("/rescreen", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
+@router.post("/rescreen", response_class=StreamingResponse, responses={200: {"content": EVENTS}})
 async def rescreen_all(ctx: Ctx) -> StreamingResponse:
     """Rescreen every adapter, one after another: an event `adapter` for each, `done` with the counts at the end.
 
@@ -81,7 +84,7 @@ def _view(done: Rescreened, uploads: Uploads) -> dict[str, Any]:
     return {
         "name": done.name,
         "result": done.result.value,
-        "version": version_view(uploads, row) if row else None,
+        "version": version_view(uploads, row).plain() if row else None,
         "error": envelope(done.error)["error"] if done.error else None,
     }
 

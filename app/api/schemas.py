@@ -1,0 +1,216 @@
+"""Response models: the JSON of every answer that the gateway writes itself, and FastAPI's description of it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from app.domain.errors import CODES, GatewayError, envelope
+from app.domain.version_state import State
+
+Time = Annotated[
+    datetime, PlainSerializer(datetime.isoformat), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+ErrorCode = Annotated[str, WithJsonSchema({"type": "string", "enum": sorted(CODES)})]
+
+
+class View(BaseModel):
+    """Response model. Fields that were not given are left out of the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def response(self, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the response with this body."""
+        body = self.model_dump_json(exclude_unset=True)
+        return Response(body, status, headers, media_type="application/json")
+
+    def plain(self) -> dict[str, Any]:
+        """Return the body as JSON values."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Report(View):
+    """Files as received, and the verdict about them."""
+
+    received: dict[str, Any]
+    verdict: dict[str, Any]
+
+
+class InEngine(View):
+    """Engines that hold a version, by number. last_used: by requests through this gateway process."""
+
+    loaded: bool
+    loaded_in: list[int]
+    in_flight: int
+    last_used: Time | None
+
+
+class VersionError(View):
+    """Reason why a version ended. code: one of this release's or of an earlier one's."""
+
+    code: str
+    message: str | None
+
+
+class Version(View):
+    """One version of an adapter. model: the name that requests may use for it, null while it does not answer."""
+
+    name: str
+    version: int
+    model: str | None
+    state: State
+    active: bool
+    withheld: str | None
+    unloaded: bool
+    outcome: str | None
+    modules_total: int | None
+    modules_pruned: int | None
+    modules_projected: int | None
+    digest: str | None
+    verdict_id: str | None
+    engine: InEngine | None
+    created_at: Time
+    error: VersionError | None
+    report: Report | None = None
+
+
+class Adapter(View):
+    """One adapter with its versions, newest first. owner: for administrators only."""
+
+    name: str
+    active_version: int | None
+    created_at: Time
+    versions: list[Version]
+    owner: str | None = None
+
+
+class AdapterPage(View):
+    """Some adapters in the order of their names. next: value of `after` for the following page, null on the last one."""
+
+    adapters: list[Adapter]
+    next: str | None
+
+
+class Owner(View):
+    """Owner of an adapter after a transfer."""
+
+    name: str
+    owner: str
+
+
+class Error(View):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: ErrorCode
+
+    @classmethod
+    def of(cls, error: GatewayError) -> Self:
+        """Return the error's object."""
+        return cls.model_validate(envelope(error)["error"])
+
+
+class Refusal(View):
+    """Every error. version: the version that the refusal left in the catalogue."""
+
+    error: Error
+    version: Version | None = None
+
+
+class WarmEngine(View):
+    """One engine after a warm-up: the seconds it took, and its error if the version is not warm there."""
+
+    engine: int
+    warm: bool
+    seconds: float
+    error: Error | None
+
+
+class Warmed(View):
+    """Result of a warm-up; without engines for an emptied version, which the served model answers."""
+
+    model: str
+    digest: str | None
+    engines: list[WarmEngine]
+
+
+class Resolved(View):
+    """Artefact behind an engine name. bytes: size of each of its files."""
+
+    model: str
+    engine_name: str
+    digest: str
+    bytes: dict[str, int]
+
+
+class Health(View):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(View):
+    """Parts of the gateway, each `ok` or its problem, and details about the served model."""
+
+    status: str
+    parts: dict[str, str]
+    details: dict[str, str]
+
+
+class Model(View):
+    """OpenAI's model object; version and digest for adapters."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    version: int | None = None
+    digest: str | None = None
+
+
+class Models(View):
+    """OpenAI's list of models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class _Relayed(BaseModel):
+    """Answer of the engine, relayed: only the fields that the gateway relabels are described."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+
+
+class Completion(_Relayed):
+    """Chat completion or text completion."""
+
+    choices: list[dict[str, Any]]
+
+
+class ModelResponse(_Relayed):
+    """OpenAI's response object."""
+
+    id: str
+    object: Literal["response"]
+
+
+class Embeddings(_Relayed):
+    """OpenAI's list of embeddings."""
+
+    data: list[dict[str, Any]]
+
+
+class NewOwner(BaseModel):
+    """Body of a transfer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    owner: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
