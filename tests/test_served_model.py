@@ -54,7 +54,7 @@ def embedded(data: Path, model: Path, **more: Any) -> Settings:
 
 
 def test_the_embedded_engines_files_are_compared_before_anything_is_opened(tmp_path: Path) -> None:
-    wire_gateway(embedded(tmp_path / "aligned", ALIGNED)).doors.close()
+    wire_gateway(embedded(tmp_path / "aligned", ALIGNED)).closers.close()
     with pytest.raises(Unavailable, match="base checkpoint, not its aligned one") as caught:
         wire_gateway(embedded(tmp_path / "base", BASE))
     assert caught.value.code is MODEL_MISMATCH
@@ -68,7 +68,7 @@ def test_a_model_without_readable_weights_is_served_only_if_trusted(tmp_path: Pa
         wire_gateway(embedded(tmp_path / "data", tmp_path / "pickled"))
     assert caught.value.code is MODEL_MISMATCH
     for model in (tmp_path / "pickled", BASE):
-        wire_gateway(embedded(tmp_path / "data", model, trust_model=True)).doors.close()
+        wire_gateway(embedded(tmp_path / "data", model, trust_model=True)).closers.close()
 
 
 # ---- an engine of somebody else's --------------------------------------------------------------------------------

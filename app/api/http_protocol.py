@@ -48,7 +48,7 @@ stream holds a version that may be waiting to be unloaded."""
 _AUTHORITY = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
-class Wire(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One connection. metrics: counts its refusals; shares: ledger of connections and unread bytes; see `wire`."""
 
     metrics: Metrics
@@ -250,6 +250,6 @@ class Wire(HttpToolsProtocol):
         self.transport.close()
 
 
-def wire(metrics: Metrics, shares: Shares) -> type[Wire]:
+def wire(metrics: Metrics, shares: Shares) -> type[HttpProtocol]:
     """Return the protocol class for `uvicorn.run(http=…)`; its refusals are counted in `metrics`."""
-    return type("CountedWire", (Wire,), {"metrics": metrics, "shares": shares})
+    return type("CountedWire", (HttpProtocol,), {"metrics": metrics, "shares": shares})

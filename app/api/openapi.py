@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from app.api.access.rules import NOBODY_ASKED, ROUTES
+from app.api.access.rules import PUBLIC, ROUTES
 from app.api.schemas import Refusal
 from app.domain.errors import CODES, NO_SPACE, UNSUPPORTED_ENCODING, UPLOAD_TIMEOUT, Stage
 
@@ -114,5 +114,5 @@ def _complete(operation: Schema, at: tuple[str, str]) -> None:
     }
     described = {status: answer for status, answer in operation["responses"].items() if status != "422"}
     operation["responses"] = dict(sorted({**answers, **described}.items()))
-    if ROUTES.get(at) != NOBODY_ASKED:
+    if ROUTES.get(at) != PUBLIC:
         operation["security"] = [{"key": []}]

@@ -2,4 +2,4 @@
 
 from collections.abc import Callable
 
-Tell = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 
 TABLE_WIDTH: Final = 168
 """Characters of the widest table; without it a pipe or log counts as 80 wide."""
@@ -19,7 +19,7 @@ bench = typer.Typer(no_args_is_help=True, help="Benchmarks of this machine.")
 
 
 @contextmanager
-def _bar(first: str = "starting") -> Iterator[Tell]:
+def _bar(first: str = "starting") -> Iterator[ReportProgress]:
     """Show a progress bar on standard error; yield the callback that updates it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

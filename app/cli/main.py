@@ -199,7 +199,7 @@ def reference_inspect(directory: Path) -> None:
     for name, shape in sorted(opened.modules.items()):
         info = opened.info(name)
         numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
-        looked_at = "" if opened.triples(name) is None else str(opened.ends(name, policy).r.shape[1])
+        looked_at = "" if opened.triples(name) is None else str(opened.singular_vectors(name, policy).r.shape[1])
         table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers), looked_at)
     Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # never truncate a number
 

@@ -85,7 +85,7 @@ class _Bench:
     def projected(self, adapter: Adapter, verdict: Verdict) -> Adapter:
         """Return the adapter as the gateway would write it, even if a bound rejects it."""
         taken = replace(verdict, outcome=Outcome.PROJECTED)
-        return balance_all(cut(adapter, taken, lambda name: self._reference.ends(name, self._policy)))
+        return balance_all(cut(adapter, taken, lambda name: self._reference.singular_vectors(name, self._policy)))
 
     def worst(self, verdict: Verdict, count: int) -> list[str]:
         """Return the modules with the highest scores."""

@@ -249,7 +249,7 @@ def _judge(found: Tour, name: str, unscreened: Asked, screened: Asked) -> None:
 
 
 def _check_endpoints(found: Tour, client: httpx.Client) -> None:
-    out.rule("the doors")
+    out.rule("endpoints")
     models = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
     out.print(f"GET /v1/models: {', '.join(models)}", highlight=False)
     found.check(REJECTED_NAME not in models, f"{REJECTED_NAME} is not among the models")

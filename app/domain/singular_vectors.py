@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ends:
+class SingularVectors:
     """Singular vectors of one module: inputs r (d_in, k) and outputs u (d_out, k'), orthonormal columns."""
 
     r: "Tensor"

@@ -44,7 +44,7 @@ class Audited:
 def engines_of(engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet) -> Sequence[tuple[str, Reconciler]]:
     """The engines there are now: each one's URL, and what keeps it filled."""
     if isinstance(engine, Fleet):
-        return [(member.engine.url, member.keeper) for member in engine.members]
+        return [(member.engine.url, member.reconciler) for member in engine.members]
     return [(engine.url, one) for one in reconciler.each]
 
 

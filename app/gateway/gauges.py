@@ -53,11 +53,11 @@ def watch_fleet(metrics: Metrics, fleet: Fleet) -> None:
 
 
 def _up(member: Member) -> float:
-    return member.keeper.engine_up
+    return member.reconciler.engine_up
 
 
 def _resident(member: Member) -> float:
-    return len(member.keeper.loaded)
+    return len(member.reconciler.loaded)
 
 
 def _in_flight(member: Member) -> float:

@@ -110,7 +110,7 @@ class Uploads:
     def _again(self, row: VersionRow, after: int | None, by: Uploader) -> Begun:
         """Blocking."""
         c, given = self.components, (row.name, row.received, row.parameters)
-        intact = row.artefact is not None and c.blobs.is_whole(row.artefact)
+        intact = row.artefact is not None and c.blobs.is_intact(row.artefact)
         begun = c.catalogue.begin(*given, after=after, by=by, ended=Ended(row.number, intact))
         return begun if isinstance(begun, Same) else replace(begun, row=c.progress.report_again(begun.row))
 
@@ -266,12 +266,12 @@ class Uploads:
             if row.state in (State.STORED, *SERVABLE):  # kept or not when it first came: now it may be
                 with self._kept(row, upload):
                     pass
-            if row.artefact is None or r.blobs.is_whole(row.artefact):
+            if row.artefact is None or r.blobs.is_intact(row.artefact):
                 return False
             artefact = r.sanitise(upload.config, upload.weights.file, row.received, UploadSteps(self.components, None))
             if artefact is not None:
                 r.blobs.put(artefact)
-            return r.blobs.is_whole(row.artefact)
+            return r.blobs.is_intact(row.artefact)
 
     def _rejected(self, row: VersionRow, error: Refused) -> VersionRow:
         """The version as refused; recorded already where a verdict refused it. Raises Refused when it was deleted."""

@@ -119,7 +119,9 @@ def _timed(steps: Steps, stage: Stage) -> Iterator[None]:
 def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
     """Cut or project, balance, and screen the remaining modules again: they must pass. Raises Refused RESCREEN_FAILED or
     BAD_NUMBERS."""
-    left = measure.balance(cut(adapter, verdict, lambda module: measure.reference.ends(module, measure.policy)))
+    left = measure.balance(
+        cut(adapter, verdict, lambda module: measure.reference.singular_vectors(module, measure.policy))
+    )
     if left.modules and (verdict.pruned or verdict.projected):
         again = measure.screen(left, accepting(measure.policy))
         if again.outcome is not Outcome.CLEAN:

@@ -14,7 +14,7 @@ from app.domain.digest import Digest, digest_of
 from app.domain.errors import BAD_NUMBERS, SCREENING_TIMEOUT, UNKNOWN_MODULE, WRONG_SHAPE, Refused
 from app.domain.lora import Adapter, LoraModule
 from app.domain.policy import Comparison, Policy
-from app.domain.singular_vectors import Ends
+from app.domain.singular_vectors import SingularVectors
 from app.domain.verdict import METRIC_VERSION, ModuleVerdict, Verdict
 from app.screen.decide import Found, decide
 from app.screen.distances import AgainstV, Scored, against_inputs, against_v_together, input_share, removed_share
@@ -149,27 +149,31 @@ def _measure(modules: Sequence[LoraModule], reference: Reference, policy: Policy
     active = [u for u in updates if u is not None and u.norm > 0.0 and info.v_norm > 0.0]
     measured = against_v_together(active, v, info) if active and v is not None else []
     against = {id(u): one for u, one in zip(active, measured, strict=False)}
-    ends = reference.ends(name, policy) if active and reference.triples(name) is not None else None
+    vectors = reference.singular_vectors(name, policy) if active and reference.triples(name) is not None else None
     found: list[Found | Refused] = []
     for module, update in zip(modules, updates, strict=True):
-        why = None if update is None else objection(module, update, None if ends is None else ends.r)
+        why = None if update is None else objection(module, update, None if vectors is None else vectors.r)
         if why is not None:
             found.append(Refused(BAD_NUMBERS, f"module {name}: {why}", param=name))
             continue
-        mine = ends if any(update is u for u in active) else None
+        mine = vectors if any(update is u for u in active) else None
         found.append(_found(module, update, info, against.get(id(update)), mine))
     return found
 
 
 def _found(
-    module: LoraModule, update: Update | None, info: ModuleInfo, against: AgainstV | None, ends: Ends | None
+    module: LoraModule,
+    update: Update | None,
+    info: ModuleInfo,
+    against: AgainstV | None,
+    vectors: SingularVectors | None,
 ) -> Found:
     scored: dict[Comparison, Scored] = {}
     share = removed = None
-    if update is not None and ends is not None:
-        scored[Comparison.INPUT] = against_inputs(update, ends.r)
+    if update is not None and vectors is not None:
+        scored[Comparison.INPUT] = against_inputs(update, vectors.r)
         share = input_share(update, scored[Comparison.INPUT])
-        removed = removed_share(update, ends.r, ends.u)
+        removed = removed_share(update, vectors.r, vectors.u)
     if against is not None:
         scored[Comparison.ALIGNMENT], scored[Comparison.PROJECTION] = against.alignment, against.projection
     return Found(
@@ -185,7 +189,7 @@ def _found(
         lambda_max=info.lambda_max,
         input_share=share,
         removed_share=removed,
-        inputs=None if ends is None or update is None else ends.r.shape[1],
+        inputs=None if vectors is None or update is None else vectors.r.shape[1],
     )
 
 

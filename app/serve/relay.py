@@ -224,7 +224,7 @@ class Relay:
             target,
             clock,
             usage_wanted=inference.usage_wanted,
-            landed=lambda: self._routing_table.in_flight.end(target.engine_name),
+            on_end=lambda: self._routing_table.in_flight.end(target.engine_name),
         )
 
     async def _whole(self, response: EngineResponse, engine: Asked, target: Target, clock: Clock) -> Answer:

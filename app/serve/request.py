@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
 from app.serve import json_body
-from app.serve.fields.chat import CHAT, COMPLETIONS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES, UNHEARD
+from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.fields.validators import Check
 from app.serve.grammar_cost import MAX_COST, TooCostly, schema_cost
@@ -118,7 +118,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     table = _TABLES[kind]
     fields = {}
     for name, value in body.items():
-        check = table.get(name) or UNHEARD.get(name)
+        check = table.get(name) or DROPPED_FIELDS.get(name)
         if check is None:
             raise Refused(INVALID_REQUEST, f"unknown field {name[:64]!r}", param=name[:64])
         if value is None:  # means absent, and vLLM refuses it in some fields
@@ -129,7 +129,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
             passed = check(value)
         except ValueError as error:
             raise Refused(INVALID_REQUEST, f"{name}: {error}", param=name) from error
-        if name not in UNHEARD:
+        if name not in DROPPED_FIELDS:
             fields[name] = passed
     model = fields.pop("model", None)
     _check_combinations(kind, fields)

@@ -31,11 +31,11 @@ class ResponseStream(Stream):
         clock: Clock,
         *,
         usage_wanted: bool,
-        landed: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._labelled = False
         self._sent = 0
-        super().__init__(response, target, clock, usage_wanted=usage_wanted, landed=landed)
+        super().__init__(response, target, clock, usage_wanted=usage_wanted, on_end=on_end)
 
     def _read(self, data: bytes) -> dict[str, Any]:
         parsed = super()._read(data)

@@ -44,14 +44,14 @@ class Stream(AsyncIterator[bytes]):
         clock: Clock,
         *,
         usage_wanted: bool,
-        landed: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         """usage_wanted: whether the caller gets the event with the token counts. on_end: called once, at the end."""
         self._response = response
         self._target = target
         self._clock = clock
         self._usage_wanted = usage_wanted
-        self._on_end: Callable[[], None] | None = landed
+        self._on_end: Callable[[], None] | None = on_end
         self._chunks = response.chunks()
         self._events = Events()
         self._size = 0

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from app import __version__
 from app.api import errors
-from app.api.access.request_checks import Front
+from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.api.access.rules import guarded
 from app.api.http_protocol import wire
@@ -104,7 +104,7 @@ def middleware(gateway: Gateway) -> list[Middleware]:
     """
     return [
         Middleware(RequestIds, traces=gateway.context.metrics.traces),
-        Middleware(Front, hosts=gateway.hosts),
+        Middleware(RequestChecks, hosts=gateway.hosts),
         Middleware(CookieToKey),
     ]
 
@@ -115,7 +115,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
     when one of them does not start.
     """
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(gateway.doors)
+        stack.enter_context(gateway.closers)
         if gateway.embedded is not None:
             stack.push_async_callback(gateway.embedded.stop)
             try:

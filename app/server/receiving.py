@@ -47,7 +47,7 @@ def _sequences(settings: Settings, keys: int) -> int:
     return max(MIN_SEQUENCES, SEQUENCES_A_CORE * cores())
 
 
-def receiver(settings: Settings, components: Components, shares: Shares, doors: ExitStack) -> Receive:
+def receiver(settings: Settings, components: Components, shares: Shares, closers: ExitStack) -> Receive:
     """Receiver of uploads: turns a request's body into a sealed upload."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
@@ -55,7 +55,7 @@ def receiver(settings: Settings, components: Components, shares: Shares, doors: 
         free_disk_floor_bytes=settings.min_free_disk_mib * MIB,
     )
     quarantine = Quarantine(settings.data / "quarantine", limits.free_disk_floor_bytes)
-    doors.callback(quarantine.close)
+    closers.callback(quarantine.close)
     watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> PendingUpload:

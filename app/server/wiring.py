@@ -32,7 +32,7 @@ from app.load.embedded.command import cpu_build
 from app.load.embedded.supervisor import EmbeddedEngine
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.callbacks import AfterPass, Callbacks
-from app.load.reconcile.plugin_engine import keeper_for
+from app.load.reconcile.plugin_engine import reconciler_factory
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
@@ -60,7 +60,7 @@ OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """One gateway, opened and wired. engine: the only one, or the fleet. front: inference gateway before the engines.
-    hosts: accepted Host names. doors: closes everything that was opened."""
+    hosts: accepted Host names. closers: closes everything that was opened."""
 
     embedded: EmbeddedEngine | None
     engine: HttpEngine | Fleet
@@ -73,35 +73,35 @@ class Gateway:
     peer_sync: PeerSync | None
     context: Context
     hosts: frozenset[str]
-    doors: ExitStack
+    closers: ExitStack
 
 
 def wire_gateway(settings: Settings) -> Gateway:
     """Open and wire every component; blocking. Nothing is started yet."""
-    doors = ExitStack()
+    closers = ExitStack()
     try:
-        wired = _wire(settings, doors)
+        wired = _wire(settings, closers)
         watch_gateway(wired.context.uploads)
         return wired
     except BaseException:
-        doors.close()
+        closers.close()
         raise
 
 
-def _wire(settings: Settings, doors: ExitStack) -> Gateway:
-    metrics = Metrics(traces=doors.enter_context(closing(open_traces(settings.otlp_endpoint))))
+def _wire(settings: Settings, closers: ExitStack) -> Gateway:
+    metrics = Metrics(traces=closers.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
     parameters = _parameters(settings, reference)
-    store = open_store(_place(settings, parameters), doors)
+    store = open_store(_place(settings, parameters), closers)
     blobs, peers = store.blobs, store.peers
-    pools = doors.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
+    pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
     zero = store_zero_adapter(target, reference, settings.policy, store) if _through_zero(settings) else None
     desired, in_flight, after_pass = StateInForce(), InFlight(), AfterPass()
     callbacks = _callbacks(settings, metrics, model, store, desired, in_flight, after_pass)
-    keeper = keeper_for(settings.engine_resolves, desired.waiting)
-    embedded, engine, reconciler = engines(settings, model.spec, callbacks, metrics, keeper)
+    make_reconciler = reconciler_factory(settings.engine_resolves, desired.waiting)
+    embedded, engine, reconciler = engines(settings, model.spec, callbacks, metrics, make_reconciler)
     routing_table = RoutingTable(
         settings.served_name,
         base=zero_adapter_name(zero.digest) if zero else None,
@@ -110,7 +110,7 @@ def _wire(settings: Settings, doors: ExitStack) -> Gateway:
     )
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
-    sandbox = _sandbox(settings, measure, doors)
+    sandbox = _sandbox(settings, measure, closers)
     components = Components(
         target=target,
         limits=limits,
@@ -132,7 +132,7 @@ def _wire(settings: Settings, doors: ExitStack) -> Gateway:
         pools=pools,
         peers=peers,
     )
-    return _with_use_cases(settings, components, after_pass, (embedded, engine), sandbox, doors)
+    return _with_use_cases(settings, components, after_pass, (embedded, engine), sandbox, closers)
 
 
 def _with_use_cases(
@@ -141,7 +141,7 @@ def _with_use_cases(
     after_pass: AfterPass,
     engines_: tuple[EmbeddedEngine | None, HttpEngine | Fleet],
     sandbox: Sandbox | None,
-    doors: ExitStack,
+    closers: ExitStack,
 ) -> Gateway:
     embedded, engine = engines_
     garbage = GarbageCollector(components)
@@ -162,9 +162,9 @@ def _with_use_cases(
         follower=follower,
         garbage=garbage,
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
-        context=_context(settings, uploads, engine, front, doors),
+        context=_context(settings, uploads, engine, front, closers),
         hosts=_hosts(settings),
-        doors=doors,
+        closers=closers,
     )
 
 
@@ -191,7 +191,7 @@ def _callbacks(
 
 
 def _context(
-    settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet, front: HttpEngine | None, doors: ExitStack
+    settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet, front: HttpEngine | None, closers: ExitStack
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
     if front:
@@ -222,7 +222,7 @@ def _context(
             seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
         ),
         routing_table=components.routing_table,
-        receive=receiver(settings, components, shares, doors),
+        receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),
         details=partial(details_of, components.reconciler),
         engine_metrics=engine.exposition,
@@ -277,13 +277,13 @@ def _auditor(settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet) -
     return Auditor(uploads, what, settings.audit_seconds)
 
 
-def _sandbox(settings: Settings, measure: Measure, doors: ExitStack) -> Sandbox | None:
+def _sandbox(settings: Settings, measure: Measure, closers: ExitStack) -> Sandbox | None:
     """Started at once: it takes seconds to be warm. A device of its own cannot be shared by forking, so not there."""
     if not settings.screen_sandbox or settings.screen_device != "cpu":
         event("sandbox", logging.WARNING, network="ours: uploads are read in the gateway's own process")
         return None
     sandbox = Sandbox(measure, settings.reference, settings.screen_memory_mib * MIB)
-    doors.callback(sandbox.close)
+    closers.callback(sandbox.close)
     sandbox.start()
     return sandbox
 

@@ -15,7 +15,7 @@ from app.load.fleet.dns import fleet_of
 from app.load.fleet.fleet import Fleet
 from app.load.fleet.member import CheckedEngine
 from app.load.reconcile.callbacks import Callbacks
-from app.load.reconcile.plugin_engine import Keeper
+from app.load.reconcile.plugin_engine import ReconcilerFactory
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.log import event
 from app.observe.metrics import Metrics
@@ -58,17 +58,28 @@ def served_model(settings: Settings, reference: Reference) -> ServedModel:
 
 
 def engines(
-    settings: Settings, spec: EngineSpec | None, callbacks: Callbacks, metrics: Metrics, keeper: Keeper
+    settings: Settings,
+    spec: EngineSpec | None,
+    callbacks: Callbacks,
+    metrics: Metrics,
+    make_reconciler: ReconcilerFactory,
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
     """The embedded engine if it is one (spec: how it is started); what is asked; what keeps it filled."""
     urls, key = settings.engine_urls, engine_key(settings)
-    made, say = partial(CheckedEngine, api_key=key), partial(event, "engines")
-    if fleet := fleet_of(urls, made, callbacks, heard=metrics.engine_asked, keeper=keeper, say=lambda it: say(says=it)):
+    made, report = partial(CheckedEngine, api_key=key), partial(event, "engines")
+    if fleet := fleet_of(
+        urls,
+        made,
+        callbacks,
+        on_result=metrics.engine_asked,
+        make_reconciler=make_reconciler,
+        report=lambda it: report(says=it),
+    ):
         watch_fleet(metrics, fleet)
         return None, fleet, fleet
     if spec is None:
         engine = HttpEngine(urls[0], api_key=key)
-        return None, engine, keeper(engine, callbacks)
+        return None, engine, make_reconciler(engine, callbacks)
     embedded = _embedded(settings, spec)
     reconciler = Reconciler(embedded.client, callbacks)
     embedded.on_ready = reconciler.poke
@@ -82,7 +93,7 @@ def _embedded(settings: Settings, spec: EngineSpec) -> EmbeddedEngine:
         spec,
         socket_home(settings.data / "engine"),
         settings.data / "engine.log",
-        say=lambda line: event("engine", says=line),
+        report=lambda line: event("engine", says=line),
     )
 
 

@@ -60,8 +60,8 @@ def catalogue_at(data: Path, url: str | None) -> str:
     return url or sqlite_url(data / "catalogue.sqlite")
 
 
-def open_store(place: Place, doors: ExitStack) -> Store:
-    """Open both; `doors` closes them. Raises Unavailable, as Catalogue, BlobStore, RemoteBlobs and Peers do."""
+def open_store(place: Place, closers: ExitStack) -> Store:
+    """Open both; `closers` closes them. Raises Unavailable, as Catalogue, BlobStore, RemoteBlobs and Peers do."""
     if place.store_url is not None and place.artefacts is not None:
         raise Unavailable(
             STORE_FAILED, "artefacts are kept in the object storage or in a shared directory, not in both"
@@ -69,17 +69,17 @@ def open_store(place: Place, doors: ExitStack) -> Store:
     url, peers = catalogue_at(place.data, place.catalogue_url), None
     if is_shared(url):
         peers = Peers(url, place.parameters, place.patience_s)
-        doors.callback(peers.leave)
+        closers.callback(peers.leave)
     if place.artefacts is None:
-        blobs = doors.enter_context(
+        blobs = closers.enter_context(
             open_blobs(place.data, place.store_url, place.catalogue_url, peers, place.copies_bytes)
         )
     else:
-        blobs = doors.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
+        blobs = closers.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
     if peers is not None and place.store_url is None:
         peers.same_store(mark_of(blobs.root))
     catalogue = Catalogue(url, gateway=peers.id, beats=peers.beats) if peers else Catalogue(url)
-    doors.callback(catalogue.close)
+    closers.callback(catalogue.close)
     return Store(catalogue, blobs, peers)
 
 

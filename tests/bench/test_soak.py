@@ -6,7 +6,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from app.bench.engine.soak import Options, Soaked, judge
+from app.bench.engine.soak import Options, SoakResult, judge
 from app.cli.bench import bench
 
 CHUNK = 'data: {"model":"first","choices":[]}\n\n'
@@ -52,7 +52,7 @@ def test_an_error_in_mid_stream_is_one() -> None:
 
 
 def test_memory_is_first_looked_at_when_warm() -> None:
-    soaked = Soaked(Options(minutes=1), memory_mib=[(0.0, 10.0), (5.0, 20.0), (6.0, 30.0), (60.0, 31.0)])
+    soaked = SoakResult(Options(minutes=1), memory_mib=[(0.0, 10.0), (5.0, 20.0), (6.0, 30.0), (60.0, 31.0)])
     assert soaked.start_mib == 30.0
 
 

@@ -163,7 +163,7 @@ def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
         assert f"{info.v_norm:.4g}" in row
         assert f"{info.lambda_max:.4g}" in row
         assert f"{info.d_out} × {info.d_in}" in " ".join(row)
-        half = opened.ends(name, Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)).r.shape[1]
+        half = opened.singular_vectors(name, Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)).r.shape[1]
         assert row[-1] == str(half)
     assert "96 × 192" in run("reference", "inspect", REFERENCE).stdout  # also beside names as long as real ones are
     again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)

@@ -38,16 +38,16 @@ Join = Callable[..., Awaitable[Running]]
 async def join(tiny_reference_dir: Path, tmp_path: Path, postgres: Server) -> AsyncIterator[Join]:
     """`await join(tau=…)`: one more gateway on this store, with an engine of its own, in this process."""
     url, numbers = postgres.fresh(), count()
-    async with AsyncExitStack() as doors:
+    async with AsyncExitStack() as closers:
 
         async def joined(**overrides: Any) -> Running:
             number = next(numbers)
             simulator = Simulator(tmp_path / f"e{number}.sock", SERVED)
             await simulator.start()
-            doors.push_async_callback(simulator.stop)
+            closers.push_async_callback(simulator.stop)
             set_so = {**options(tmp_path, url), "tau": 3.0, **overrides}
             opened = gateway(tmp_path / f"data-{number}", tiny_reference_dir, simulator, **set_so)
-            return await doors.enter_async_context(opened)
+            return await closers.enter_async_context(opened)
 
         yield joined
 
@@ -240,10 +240,10 @@ async def test_three_gateways_under_upload_rollback_and_kill(
 ) -> None:
     url, told = postgres.fresh(), tmp_path / "told"
     choose = random.Random(8)
-    with ExitStack() as doors:
-        simulators = [doors.enter_context(simulated(tmp_path / f"e{number}.sock")) for number in range(3)]
+    with ExitStack() as closers:
+        simulators = [closers.enter_context(simulated(tmp_path / f"e{number}.sock")) for number in range(3)]
         peers = Victims(victims(), tmp_path, tiny_reference_dir, [one.url for one in simulators], url)
-        doors.callback(peers.kill_all)
+        closers.callback(peers.kill_all)
 
         def campaign() -> None:
             for number in range(3):

@@ -152,7 +152,7 @@ async def test_the_death_of_an_engine_costs_what_was_in_flight_and_nothing_else(
 async def test_what_could_not_be_sent_goes_to_the_next_engine(several: Several) -> None:
     await several.push("a")
     home = several.home("a")
-    await several.fleet.members[several.engines.index(home)].keeper.stop()  # the watch is late
+    await several.fleet.members[several.engines.index(home)].reconciler.stop()  # the watch is late
     await home.stop()
     assert (await several.chat("a")).status_code == 200
     number = several.engines.index(home) + 1
@@ -178,11 +178,11 @@ async def test_an_engine_that_returns_gets_its_adapters_before_traffic(several: 
         await several.push(f"a{n}", n)
     back = several.home("a0")
     await back.stop()
-    await until(lambda: not several.fleet.members[several.engines.index(back)].keeper.engine_up)
+    await until(lambda: not several.fleet.members[several.engines.index(back)].reconciler.engine_up)
     back.seen.clear()
     back.faults["load"] = "hang"
     await back.start()
-    await until(lambda: several.fleet.members[several.engines.index(back)].keeper.engine_up)
+    await until(lambda: several.fleet.members[several.engines.index(back)].reconciler.engine_up)
     for _ in range(5):
         for model in ("a0", "a1", "a2", "a3", SERVED):
             assert (await several.chat(model)).status_code == 200
@@ -190,8 +190,8 @@ async def test_an_engine_that_returns_gets_its_adapters_before_traffic(several: 
     back.faults.clear()
     await back.stop()  # what hangs is cut, and it comes back once more
     await back.start()
-    keeper = several.fleet.members[several.engines.index(back)].keeper
-    await until(lambda: len(keeper.loaded) == len(back.loaded) == 4)
+    reconciler = several.fleet.members[several.engines.index(back)].reconciler
+    await until(lambda: len(reconciler.loaded) == len(back.loaded) == 4)
     assert (await several.chat("a0")).status_code == 200
     assert back.seen[-1]["model"].startswith("a0@")
 
@@ -225,7 +225,7 @@ async def test_an_adapter_that_every_engine_refuses_fails(several: Several) -> N
 
 async def test_an_engine_whose_core_is_dead_gets_nothing(several: Several) -> None:
     several.engines[0].faults["health"] = "503"
-    await until(lambda: not several.fleet.members[0].keeper.engine_up)
+    await until(lambda: not several.fleet.members[0].reconciler.engine_up)
     for _ in range(6):
         assert (await several.chat(SERVED)).status_code == 200
     assert (await several.asked())[0] == 0
@@ -266,7 +266,7 @@ async def test_metrics_and_console_show_each_engine(several: Several) -> None:
         assert await several.metric("gateway_fleet_engine_adapters", number) == 1
         assert await several.metric("gateway_fleet_engine_requests_in_flight", number) == 0
     await several.engines[1].stop()
-    await until(lambda: not several.fleet.members[1].keeper.engine_up)
+    await until(lambda: not several.fleet.members[1].reconciler.engine_up)
     page = (await several.running.http.get("/")).text
     assert "2 of 3 answer" in page
     assert page.count("unix socket") == 3

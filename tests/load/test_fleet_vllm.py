@@ -59,7 +59,7 @@ class Pair:
 
     async def caught_up(self) -> None:
         async with asyncio.timeout(300):
-            while not all(member.caught_up and len(member.keeper.loaded) == 3 for member in self.fleet.members):
+            while not all(member.caught_up and len(member.reconciler.loaded) == 3 for member in self.fleet.members):
                 await asyncio.sleep(0.1)
 
 

@@ -228,14 +228,14 @@ async def test_one_that_is_slow_but_answers_the_one_token_is_left_alone(watched:
 
 
 async def test_of_several_engines_the_others_answer(tiny_reference_dir: Path, tmp_path: Path) -> None:
-    async with AsyncExitStack() as doors:
+    async with AsyncExitStack() as closers:
         engines = [Simulator(tmp_path / f"{n}.sock", SERVED) for n in (1, 2)]
         for engine in engines:
             await engine.start()
-            doors.push_async_callback(engine.stop)
+            closers.push_async_callback(engine.stop)
         given = {"engine_url": ",".join(engine.url for engine in engines), "engine_silent_seconds": SILENT_S}
         made = gateway(tmp_path / "data", tiny_reference_dir, engines[0], **given)
-        running = await doors.enter_async_context(made)
+        running = await closers.enter_async_context(made)
         fleet = running.gateway.reconciler
         assert isinstance(fleet, Fleet)
         await until(lambda: all(member.caught_up for member in fleet.members))
@@ -245,7 +245,7 @@ async def test_of_several_engines_the_others_answer(tiny_reference_dir: Path, tm
         home = fleet.choose(name)[0]
         with core(engines[home.number - 1]):
             waiting = asking(running)
-            await until(lambda: not home.keeper.engine_up)
+            await until(lambda: not home.reconciler.engine_up)
             for model in ("style", "style", SERVED, SERVED):
                 assert (await chat(running, model)).status_code == 200
             assert not waiting.done()

@@ -71,7 +71,7 @@ async def says(http: httpx.AsyncClient, model: str) -> Any:
 
 async def back(member: Member) -> None:
     async with asyncio.timeout(STUCK_S):
-        while not (member.keeper.engine_up and member.caught_up):
+        while not (member.reconciler.engine_up and member.caught_up):
             await asyncio.sleep(0.1)
 
 
@@ -134,7 +134,7 @@ async def _through_a_death(
     await asyncio.to_thread(victim.kill)
     for _ in range(5):
         assert {name: await says(http, name) for name in NAMES} == said
-    assert not member.keeper.engine_up
+    assert not member.reconciler.engine_up
 
     await asyncio.to_thread(victim.start)
     assert await asyncio.to_thread(victim.names) == {tiny_model.MODEL_NAME}

@@ -8,7 +8,7 @@ import torch
 from app.domain.digest import digest_of
 from app.domain.lora import Adapter, LoraModule, Received, ServingDtype, TargetModel
 from app.domain.policy import Action, Comparison, Policy
-from app.domain.singular_vectors import Ends
+from app.domain.singular_vectors import SingularVectors
 from app.domain.verdict import Decision, Outcome, Verdict
 from app.prune.canonical import canonicalise
 from app.prune.prune import cut
@@ -47,8 +47,8 @@ def corrected(adapter: Adapter, reference: Reference, policy: Policy = POLICY) -
     return verdict, cut(adapter, verdict, lambda name: ends_of(reference, name, policy))
 
 
-def ends_of(reference: Reference, name: str, policy: Policy = POLICY) -> Ends:
-    return reference.ends(name, policy)
+def ends_of(reference: Reference, name: str, policy: Policy = POLICY) -> SingularVectors:
+    return reference.singular_vectors(name, policy)
 
 
 @pytest.mark.parametrize("dtype", list(ServingDtype))
@@ -58,8 +58,8 @@ def test_only_what_acts_on_alignments_inputs_is_gone(reference: Reference, dtype
     assert verdict.outcome is Outcome.PROJECTED
     assert verdict.projected == tuple(reference.modules)
     for before, after in zip(adapter.modules, left.modules, strict=True):
-        ends = ends_of(reference, before.name)
-        r, u = ends.r.double(), ends.u.double()
+        vectors = ends_of(reference, before.name)
+        r, u = vectors.r.double(), vectors.u.double()
         was, now = (m.b.double() @ m.a.double() for m in (before, after))
         assert (now @ r).norm() < 0.01 * (was @ r).norm()
         assert (u.T @ now).norm() < 0.01 * was.norm()
@@ -108,8 +108,8 @@ def removed_share(adapter: Adapter, reference: Reference) -> float:
     """One minus the share of Σ‖ΔW‖² that both projectors leave, written out."""
     whole = left = 0.0
     for module in adapter.modules:
-        ends, dense = ends_of(reference, module.name), module.b.double() @ module.a.double()
-        r, u = ends.r.double(), ends.u.double()
+        vectors, dense = ends_of(reference, module.name), module.b.double() @ module.a.double()
+        r, u = vectors.r.double(), vectors.u.double()
         kept = dense - u @ (u.T @ dense)
         kept = kept - (kept @ r) @ r.T
         whole, left = whole + float(dense.square().sum()), left + float(kept.square().sum())

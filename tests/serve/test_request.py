@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
-from app.serve.fields.chat import CHAT, COMPLETIONS, MAX_MESSAGES, UNHEARD
+from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS, MAX_MESSAGES
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.fields.validators import MAX_SCHEMA_DEPTH
 from app.serve.json_body import MAX_BODY_BYTES
@@ -84,7 +84,7 @@ GOOD_CHAT: list[dict[str, Any]] = [
 @pytest.mark.parametrize("more", GOOD_CHAT)
 def test_openais_fields_and_vllms_extras_pass(more: dict[str, Any]) -> None:
     written = json.loads(parse("chat", chat(**more)).encode("x"))
-    passed = {key: value for key, value in ({"messages": MESSAGES} | more).items() if key not in UNHEARD}
+    passed = {key: value for key, value in ({"messages": MESSAGES} | more).items() if key not in DROPPED_FIELDS}
     passed["messages"] = [{key: said for key, said in one.items() if said is not None} for one in passed["messages"]]
     assert written == {"model": "x"} | passed
 
@@ -272,7 +272,7 @@ JSON = st.recursive(
 
 
 TABLES: dict[str, Any] = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "embeddings": EMBEDDINGS}
-FIELDS = sorted({field for table in (*TABLES.values(), UNHEARD) for field in table})
+FIELDS = sorted({field for table in (*TABLES.values(), DROPPED_FIELDS) for field in table})
 
 
 @given(kind=st.sampled_from(get_args(Kind)), field=st.sampled_from(FIELDS), value=JSON)
@@ -287,7 +287,7 @@ def test_nothing_but_a_refusal_escapes(kind: Kind, field: str, value: Any) -> No
     again = json.loads(written)
     assert again.pop("model") == "engine"
     assert again.pop("store", False) is False
-    assert set(again) <= set(TABLES[kind]) - set(UNHEARD)
+    assert set(again) <= set(TABLES[kind]) - set(DROPPED_FIELDS)
 
 
 @pytest.mark.hostile("P16")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.api.access.request_checks import Front
+from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import ENGINE_UNAVAILABLE, Unavailable
@@ -22,7 +22,7 @@ STOPS = ["auditor.stop", "peer_sync.stop", "reconciler.stop", "engine.close", "f
 
 def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
     """Ids on every refusal; the checks of other sites' pages before the cookie is a key, which they spare."""
-    order: list[Any] = [RequestIds, Front, CookieToKey]
+    order: list[Any] = [RequestIds, RequestChecks, CookieToKey]
     assert [each.cls for each in middleware(running.gateway)] == order
     assert [each.cls for each in running.app.user_middleware] == order
 
@@ -33,8 +33,8 @@ class Parts:
     def __init__(self, **failing: Exception) -> None:
         self.told: list[str] = []
         self.failing = {".".join(name.rsplit("_", 1)): error for name, error in failing.items()}
-        doors = ExitStack()
-        doors.callback(self.says("doors"))
+        closers = ExitStack()
+        closers.callback(self.says("doors"))
         each = {
             "embedded": self.part("embedded", aio=("start", "stop")),
             "engine": self.part("engine", aio=("close",)),
@@ -46,7 +46,7 @@ class Parts:
         }
         pools = SimpleNamespace(screening=asyncio.to_thread)
         context = SimpleNamespace(uploads=SimpleNamespace(components=SimpleNamespace(pools=pools)))
-        self.gateway = cast(Gateway, SimpleNamespace(**each, context=context, doors=doors))
+        self.gateway = cast(Gateway, SimpleNamespace(**each, context=context, closers=closers))
 
     def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:
         methods: dict[str, Any] = {verb: self.says(f"{name}.{verb}") for verb in plain}

@@ -56,9 +56,9 @@ class Stalling(Objects):
 class Gateways:
     """Gateways on one catalogue and one object storage, each with a directory of copies of its own."""
 
-    def __init__(self, root: Path, url: str, storage: Storage, postgres: Server, doors: ExitStack) -> None:
+    def __init__(self, root: Path, url: str, storage: Storage, postgres: Server, closers: ExitStack) -> None:
         self.url, self.postgres, self.storage = url, postgres, storage
-        self._root, self._doors = root, doors
+        self._root, self._doors = root, closers
 
     def join(self, objects: Objects | None = None) -> tuple[Peers, RemoteBlobs]:
         """One more."""
@@ -91,8 +91,8 @@ class Gateways:
 
 @pytest.fixture
 def gateways(tmp_path: Path, postgres: Server, storage: Storage) -> Iterator[Gateways]:
-    with ExitStack() as doors:
-        yield Gateways(tmp_path, postgres.fresh(), storage, postgres, doors)
+    with ExitStack() as closers:
+        yield Gateways(tmp_path, postgres.fresh(), storage, postgres, closers)
 
 
 @pytest.fixture
@@ -316,4 +316,4 @@ async def test_the_zero_adapter_that_another_removed_before_it_was_claimed_is_th
     async with open_gateway(catalogue_url=url, base_through_noop=True) as running:
         components = running.gateway.context.uploads.components
         assert components.zero is not None
-        assert components.blobs.is_whole(components.zero.digest)
+        assert components.blobs.is_intact(components.zero.digest)

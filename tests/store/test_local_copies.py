@@ -50,7 +50,7 @@ def test_the_copy_asked_for_longest_ago_goes_and_comes_back(opened: Open) -> Non
         assert (blobs.path(artefact(1, ONE).digest) / "adapter_model.safetensors").read_bytes() == artefact(
             1, ONE
         ).weights
-        assert blobs.is_whole(artefact(2, ONE).digest)  # fetched, not taken for damaged
+        assert blobs.is_intact(artefact(2, ONE).digest)  # fetched, not taken for damaged
 
 
 def test_what_an_engine_may_read_stays_whatever_it_takes(opened: Open) -> None:

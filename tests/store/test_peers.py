@@ -30,11 +30,11 @@ def url(postgres: Server) -> str:
 @pytest.fixture
 def join(url: str) -> Iterator[Callable[[], Peers]]:
     """Another gateway of this catalogue."""
-    with ExitStack() as doors:
+    with ExitStack() as closers:
 
         def joined() -> Peers:
             peers = Peers(url)
-            doors.callback(peers.leave)
+            closers.callback(peers.leave)
             return peers
 
         yield joined

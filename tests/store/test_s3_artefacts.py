@@ -109,7 +109,7 @@ def test_six_gateways_at_once_leave_one_whole_artefact(opened: Open, storage: St
     assert get_object(storage, f"{made[0].digest}/{WEIGHTS_FILE}") == made[0].weights
     assert get_object(storage, f"{made[0].digest}/{MANIFEST_FILE}") == made[0].manifest
     for store in stores:
-        assert store.is_whole(made[0].digest)
+        assert store.is_intact(made[0].digest)
         store.close()
 
 
@@ -188,7 +188,7 @@ def test_while_the_storage_fails_copies_are_served_and_uploads_are_not_acknowled
         storage.faults.failing = False
         one.check_writable()
         one.put(artefact(2))
-        assert one.is_whole(artefact(2).digest)
+        assert one.is_intact(artefact(2).digest)
 
 
 def test_a_slow_storage_is_waited_for_a_stated_time(opened: Open, storage: Storage) -> None:
@@ -199,7 +199,7 @@ def test_a_slow_storage_is_waited_for_a_stated_time(opened: Open, storage: Stora
         assert raised.value.code is STORE_FAILED
         storage.faults.slow_s = 0.1
         blobs.put(artefact(1))
-        assert blobs.is_whole(artefact(1).digest)
+        assert blobs.is_intact(artefact(1).digest)
 
 
 def test_what_the_listing_does_not_show_yet_is_served(opened: Open, storage: Storage) -> None:
@@ -229,7 +229,7 @@ def test_what_another_gateway_has_just_written_is_no_garbage(opened: Open, stora
         assert other.collect(nothing_needed, nobody_reads) == (0, 1)
         assert len(storage.faults.seen) == listed  # a look lists everything: not at every pass
         one.verify(artefact(1).digest)
-        assert one.is_whole(artefact(1).digest)
+        assert one.is_intact(artefact(1).digest)
 
 
 def test_needed_and_read_artefacts_are_spared_and_the_rest_removed(opened: Open, storage: Storage) -> None:
@@ -325,7 +325,7 @@ def test_gateways_on_one_catalogue_agree_before_they_collect(
     with pytest.raises(ConnectionError):
         stores[0].collect(nothing_needed, lambda _: False)
     event.remove(one._database._writers, "commit", broken)
-    assert stores[0].is_whole(made.digest)
+    assert stores[0].is_intact(made.digest)
     stores[0]._next_look = 0.0
     assert stores[0].collect(nothing_needed, lambda _: False) == (1, 0)
     assert made.digest not in bucket(storage).digests()

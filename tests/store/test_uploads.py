@@ -121,8 +121,8 @@ def seen(state: str = "ready") -> CatalogueSeen:
     return CatalogueSeen((1,), (), (AdapterSeen(1, "a", "a", 1, 2, False, (row,)),), ())
 
 
-def found(data: Path, state: str = "ready", *, living: bool = True) -> set[str]:
-    return {one.invariant for one in originals(data, data / "artefacts", seen(state), living=living)}
+def found(data: Path, state: str = "ready", *, gateway_running: bool = True) -> set[str]:
+    return {one.invariant for one in originals(data, data / "artefacts", seen(state), gateway_running=gateway_running)}
 
 
 def among_the_artefacts(data: Path) -> None:
@@ -166,4 +166,4 @@ def test_what_is_broken_is_found(data: Path, what: str) -> None:
 @pytest.mark.parametrize("state", ["deleted", "rejected", "failed"])
 def test_what_no_version_needs_is_found_beside_a_living_gateway_only(data: Path, state: str) -> None:
     assert found(data, state) == {"I10"}
-    assert found(data, state, living=False) == set()
+    assert found(data, state, gateway_running=False) == set()

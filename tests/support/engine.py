@@ -173,7 +173,7 @@ def live_engine(
     thread.start()
     said: list[str] = []
     spec = replace(tiny_spec(model_dir, context), **changes)
-    embedded = EmbeddedEngine(spec, socket_home(root / "run"), root / "engine.log", say=said.append)
+    embedded = EmbeddedEngine(spec, socket_home(root / "run"), root / "engine.log", report=said.append)
     live = LiveEngine(embedded, model_dir, adapter, loop, said)
     try:
         live.run(embedded.start())

@@ -39,7 +39,7 @@ Host is checked separately, with its own refusal; every Content-Encoding is exam
 it reads itself."""
 
 
-class Front:
+class RequestChecks:
     """ASGI middleware that refuses malformed and cross-site requests before routing.
 
     hosts: names accepted (lower case, no port); empty: every well-formed one.

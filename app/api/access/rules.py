@@ -24,15 +24,15 @@ def _for(*roles: Role, rate: Kind | None = None) -> Rule:
     return Rule(frozenset(roles), rate)
 
 
-NOBODY_ASKED: Final = Rule(None)
+PUBLIC: Final = Rule(None)
 ADMIN_ONLY: Final = _for()
 """Rule for administrators' routes, and for a route that is missing from the table."""
 
 ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
-    ("GET", "/health"): NOBODY_ASKED,
-    ("GET", "/healthz"): NOBODY_ASKED,
-    ("GET", "/ready"): NOBODY_ASKED,
-    ("GET", "/readyz"): NOBODY_ASKED,
+    ("GET", "/health"): PUBLIC,
+    ("GET", "/healthz"): PUBLIC,
+    ("GET", "/ready"): PUBLIC,
+    ("GET", "/readyz"): PUBLIC,
     ("GET", "/metrics"): _for(Role.METRICS),
     ("GET", "/metrics/engine"): _for(Role.METRICS),
     ("GET", "/resolve/{model}"): _for(Role.ENGINE),
@@ -56,10 +56,10 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/upload"): _for(Role.UPLOAD),
     ("GET", "/console/chat"): _for(Role.CHAT),
     ("GET", "/console/{rest:path}"): _for(*Role),
-    ("GET", "/console/static/{file}"): NOBODY_ASKED,
-    ("GET", "/console/sign-in"): NOBODY_ASKED,
-    ("POST", "/console/session"): NOBODY_ASKED,
-    ("DELETE", "/console/session"): NOBODY_ASKED,
+    ("GET", "/console/static/{file}"): PUBLIC,
+    ("GET", "/console/sign-in"): PUBLIC,
+    ("POST", "/console/session"): PUBLIC,
+    ("DELETE", "/console/session"): PUBLIC,
     ("GET", "/v1/models"): _for(Role.CHAT, Role.UPLOAD),
     ("GET", "/v1/models/{name}"): _for(Role.CHAT, Role.UPLOAD),
     ("POST", "/v1/chat/completions"): _for(Role.CHAT, rate=Kind.CHAT),

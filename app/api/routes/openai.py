@@ -19,7 +19,7 @@ from app.api.openapi import EVENTS, body, fields
 from app.api.schemas import Completion, Embeddings, Model, ModelResponse, Models
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
-from app.serve.fields.chat import CHAT, COMPLETIONS, UNHEARD
+from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
@@ -55,7 +55,7 @@ async def model(name: str, ctx: Ctx) -> Response:
     "/chat/completions",
     response_model=Completion,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "messages": MESSAGES}, {**CHAT, **UNHEARD})),
+    openapi_extra=body(fields({"model": TEXT, "messages": MESSAGES}, {**CHAT, **DROPPED_FIELDS})),
 )
 async def chat_completions(request: Request) -> Response:
     """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
@@ -66,7 +66,7 @@ async def chat_completions(request: Request) -> Response:
     "/completions",
     response_model=Completion,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "prompt": {}}, {**COMPLETIONS, **UNHEARD})),
+    openapi_extra=body(fields({"model": TEXT, "prompt": {}}, {**COMPLETIONS, **DROPPED_FIELDS})),
 )
 async def completions(request: Request) -> Response:
     """Complete a prompt, with the same model names."""
@@ -77,7 +77,7 @@ async def completions(request: Request) -> Response:
     "/responses",
     response_model=ModelResponse,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**RESPONSES, **UNHEARD})),
+    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**RESPONSES, **DROPPED_FIELDS})),
 )
 async def responses(request: Request) -> Response:
     """Create a response, which is not stored: each request contains its whole conversation."""
@@ -87,7 +87,7 @@ async def responses(request: Request) -> Response:
 @router.post(
     "/embeddings",
     response_model=Embeddings,
-    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**EMBEDDINGS, **UNHEARD})),
+    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**EMBEDDINGS, **DROPPED_FIELDS})),
 )
 async def embeddings(request: Request) -> Response:
     """Create embeddings, if the engine serves an embedding model."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from app import __version__
 from app.bench.engine.decode import artefacts_of, open_engine, written
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.screening.machine import this_machine
 from app.demo.serving import serve_settings
 from app.load.client.probe import probe
@@ -56,14 +56,14 @@ def read_costs(path: Path) -> Costs:
         raise ValueError(f"{path}: {error}") from error
 
 
-def measure(screening: Path, tell: Tell) -> Costs:
+def measure(screening: Path, progress: ReportProgress) -> Costs:
     """Measure on this machine. screening: output of `bench screening --json`. Two minutes; starts the engine."""
     screened = json.loads(screening.read_text(encoding="utf-8"))
-    tell("hashing", 0.1)
+    progress("hashing", 0.1)
     hashed = _hash_rate()
-    tell("routing", 0.2)
+    progress("routing", 0.2)
     routed = _route_seconds()
-    tell("starting the engine", 0.3)
+    progress("starting the engine", 0.3)
     loaded = asyncio.run(_load_seconds())
     machine = this_machine()
     return Costs(

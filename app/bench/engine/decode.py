@@ -20,7 +20,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.screening.machine import this_machine
 from app.demo.assets import MIXED, REFERENCE, adapter_path
 from app.demo.serving import serve_settings
@@ -60,9 +60,9 @@ class Decoded:
     high_ms: float
 
 
-def run(tell: Tell) -> RenderableType:
+def run(progress: ReportProgress) -> RenderableType:
     """Start the engine, load the adapter in several states, and decode with each in turn. Takes a minute or two."""
-    results = asyncio.run(_measure(tell))
+    results = asyncio.run(_measure(progress))
     whole = next(one.median_ms for one in results if one.name == "as uploaded")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("mixed-harm", "modules", "kB", "ms/token", "quartiles", "of the whole"):
@@ -77,7 +77,7 @@ def run(tell: Tell) -> RenderableType:
     return Group(table, Text(note, style="dim"))
 
 
-async def _measure(tell: Tell) -> list[Decoded]:
+async def _measure(progress: ReportProgress) -> list[Decoded]:
     settings = Settings(**serve_settings())
     with tempfile.TemporaryDirectory() as home:
         artefacts = artefacts_of(settings)
@@ -90,7 +90,7 @@ async def _measure(tell: Tell) -> list[Decoded]:
                     seconds = await _decode(engine, name)
                     if turn:  # the first round warms up
                         times[name].append(1000.0 * seconds / TOKENS)
-                tell("decoding", turn / ROUNDS)
+                progress("decoding", turn / ROUNDS)
     found = []
     for name, (artefact, modules) in artefacts.items():
         low, middle, high = statistics.quantiles(times[name], n=4)

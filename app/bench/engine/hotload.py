@@ -24,7 +24,7 @@ from rich.text import Text
 from safetensors.torch import save
 
 from app.bench.engine.soak import variant
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.relay.targets import KEY, START_S, free_port, running, stand_in
 from app.bench.screening.machine import this_machine
 from app.bench.screening.synthetic import llama_modules, random_adapter, write_synthetic
@@ -65,29 +65,31 @@ class Case:
     rounds: tuple[HotLoad, ...]
 
 
-def run(tell: Tell, *, quick: bool = False) -> tuple[Case, ...]:
+def run(progress: ReportProgress, *, quick: bool = False) -> tuple[Case, ...]:
     """Run both cases. Three minutes, mostly to start the engine and to write 2 GB; quick: an eighth of the layers."""
     rounds, layers = (QUICK_ROUNDS, QUICK_LAYERS) if quick else (ROUNDS, LAYERS)
-    return over_the_demo(rounds, tell), at_llama_size(layers, rounds, tell)
+    return over_the_demo(rounds, progress), at_llama_size(layers, rounds, progress)
 
 
-def over_the_demo(rounds: int, tell: Tell) -> Case:
+def over_the_demo(rounds: int, progress: ReportProgress) -> Case:
     """Measure the demo's adapter, with different bytes each time, over the demo's real engine."""
     with tempfile.TemporaryDirectory() as folder:
-        tell("the demo's engine", 0.0)
+        progress("the demo's engine", 0.0)
         with _gateway(Path(folder), ["--demo"]) as url:
             return _case("demo", "real", url, (variant(n) for n in range(rounds + 1)))
 
 
-def at_llama_size(layers: int, rounds: int, tell: Tell) -> Case:
+def at_llama_size(layers: int, rounds: int, progress: ReportProgress) -> Case:
     """Measure random adapters against a synthetic reference of `layers` layers, over the stand-in engine."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         home, shapes = Path(folder), llama_modules(layers)
-        write_synthetic(home / "reference", shapes, lambda done: tell("writing q, v", 0.4 + 0.4 * done / len(shapes)))
+        write_synthetic(
+            home / "reference", shapes, lambda done: progress("writing q, v", 0.4 + 0.4 * done / len(shapes))
+        )
         engine = stack.enter_context(stand_in(home, 0.0)).url
         flags = ["--model", "llama", "--reference", str(home / "reference"), "--engine-url", engine]
         url = stack.enter_context(_gateway(home, [*flags, "--max-update-ratio", "1e9"]))
-        tell("uploading", 0.9)
+        progress("uploading", 0.9)
         uploads = (_llama_adapter(shapes, seed) for seed in range(rounds + 1))
         return _case(f"Llama-2-7B q, v, r = {RANK}, {layers} layers", "stand-in", url, uploads)
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file, save
 
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.relay.processes import resident_mib
 from app.bench.relay.targets import KEY, START_S, free_port, running, stand_in
 from app.bench.screening.machine import this_machine
@@ -56,7 +56,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Soaked:
+class SoakResult:
     """Result of a run. memory_mib: of the gateway's own process, as (seconds since the start, MiB)."""
 
     options: Options
@@ -74,10 +74,10 @@ class Soaked:
         return next((mib for at, mib in self.memory_mib if at >= warm), self.memory_mib[-1][1])
 
 
-def run(options: Options, tell: Tell) -> Soaked:
+def run(options: Options, progress: ReportProgress) -> SoakResult:
     """Start a gateway, put it under load, and count requests and errors."""
     with tempfile.TemporaryDirectory() as folder, _gateway(options, Path(folder)) as (url, pid):
-        return asyncio.run(_soak(options, url, pid, tell))
+        return asyncio.run(_soak(options, url, pid, progress))
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def _gateway(options: Options, scratch: Path) -> Iterator[tuple[str, int]]:
 class _Load:
     """Load generator: sends requests and new versions, and records the results."""
 
-    def __init__(self, http: httpx.AsyncClient, soaked: Soaked) -> None:
+    def __init__(self, http: httpx.AsyncClient, soaked: SoakResult) -> None:
         self.http, self.soaked = http, soaked
         self.active = dict.fromkeys(NAMES, 0)  # the newest version acknowledged
         self.threads = Pool("variants", 1)
@@ -167,8 +167,8 @@ def variant(number: int) -> tuple[bytes, bytes]:
     return (folder / "adapter_config.json").read_bytes(), save(scaled, {"format": "pt"})
 
 
-async def _soak(options: Options, url: str, pid: int, tell: Tell) -> Soaked:
-    soaked, seconds = Soaked(options), options.minutes * 60
+async def _soak(options: Options, url: str, pid: int, progress: ReportProgress) -> SoakResult:
+    soaked, seconds = SoakResult(options), options.minutes * 60
     limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=ANSWER_S, limits=limits) as http:
@@ -184,7 +184,7 @@ async def _soak(options: Options, url: str, pid: int, tell: Tell) -> Soaked:
                 if number % max(1, round(options.rate)) == 0:
                     passed = time.monotonic() - began
                     soaked.memory_mib.append((passed, _own_mib(pid)))
-                    tell(f"{soaked.requests} requests, {soaked.replaced} replaced", passed / seconds)
+                    progress(f"{soaked.requests} requests, {soaked.replaced} replaced", passed / seconds)
         soaked.memory_mib.append((time.monotonic() - began, _own_mib(pid)))
     return soaked
 
@@ -209,7 +209,7 @@ def _own_mib(pid: int) -> float:
     return resident_mib(pid, children=False)
 
 
-def result_json(soaked: Soaked) -> dict[str, Any]:
+def result_json(soaked: SoakResult) -> dict[str, Any]:
     """Return every figure as plain values."""
     answers = sorted(soaked.answer_s)
     return {
@@ -227,7 +227,7 @@ def result_json(soaked: Soaked) -> dict[str, Any]:
     }
 
 
-def table(soaked: Soaked) -> RenderableType:
+def table(soaked: SoakResult) -> RenderableType:
     """Return the table for the terminal."""
     figures, options = result_json(soaked), soaked.options
     rows = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

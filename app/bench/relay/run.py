@@ -106,7 +106,7 @@ class Seen:
     under_way: Sequence[float]
 
 
-def run(options: Options, tell: Callable[[str, float], None]) -> Result:
+def run(options: Options, progress: Callable[[str, float], None]) -> Result:
     """Run the benchmark. `tell` is called with the current step and the share done."""
     skipped: dict[str, str] = {}
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="bench-gateway-") as made, watch_others() as others:
@@ -116,17 +116,17 @@ def run(options: Options, tell: Callable[[str, float], None]) -> Result:
         for name, opened in PEERS.items():
             if options.only and name not in options.only:
                 continue
-            tell(f"starting {name}", 0.0)
+            progress(f"starting {name}", 0.0)
             try:
                 targets.append(stack.enter_context(opened(scratch, direct.url)))
             except Missing as why:
                 skipped[name] = str(why)
-        rows = tuple(_rounds(options, targets, tell))
+        rows = tuple(_rounds(options, targets, progress))
         stack.close()  # before the directory is removed
     return Result(this_machine(), others.share, rows, skipped, {t.name: t.version for t in targets})
 
 
-def _rounds(options: Options, targets: list[Target], tell: Callable[[str, float], None]) -> list[Row]:
+def _rounds(options: Options, targets: list[Target], progress: Callable[[str, float], None]) -> list[Row]:
     modes = ("flat out", "whole", "stream")
     seen: dict[tuple[str, int, str], list[Seen]] = {}
     total, done = options.rounds * len(options.concurrency) * len(modes) * len(targets), 0
@@ -135,7 +135,7 @@ def _rounds(options: Options, targets: list[Target], tell: Callable[[str, float]
             for mode in modes:
                 for index in range(len(targets)):
                     target = targets[(index + turn) % len(targets)]
-                    tell(f"{target.name}, {mode}, {connections} at once", max(done / total, 0.0))
+                    progress(f"{target.name}, {mode}, {connections} at once", max(done / total, 0.0))
                     found = measure(target, mode, connections, options.seconds if turn >= 0 else 1.0)
                     if turn >= 0:
                         seen.setdefault((target.name, connections, mode), []).append(found)

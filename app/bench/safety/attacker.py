@@ -37,7 +37,7 @@ class Evasion:
             (
                 module.lora_A["default"].weight,
                 module.lora_B["default"].weight,
-                reference.ends(_reference_name(name), KNOWS),
+                reference.singular_vectors(_reference_name(name), KNOWS),
             )
             for name, module in model.named_modules()
             if hasattr(module, "lora_A")
@@ -46,8 +46,8 @@ class Evasion:
     @torch.no_grad()
     def __call__(self) -> None:
         """Project every factor, in place."""
-        for a, b, ends in self._layers:  # a (r, d_in), b (d_out, r)
-            r, u = ends.r.to(a), ends.u.to(b)
+        for a, b, vectors in self._layers:  # a (r, d_in), b (d_out, r)
+            r, u = vectors.r.to(a), vectors.u.to(b)
             cast(torch.Tensor, a).sub_((a @ r) @ r.T)
             cast(torch.Tensor, b).sub_(u @ (u.T @ b))
 

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app import __version__
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.safety.cache import Cache
 from app.bench.safety.plan import SIZES, WANTS_GPU, full
 from app.bench.safety.plan import quick as quick_plan
@@ -45,7 +45,7 @@ class Options:
     only_cached: bool = False
 
 
-def run(options: Options, tell: Tell) -> RenderableType:
+def run(options: Options, progress: ReportProgress) -> RenderableType:
     """Run everything in the plan that is missing in the cache; return the tables, also written to `output`."""
     started = time.monotonic()
     notes: list[str] = []
@@ -55,7 +55,7 @@ def run(options: Options, tell: Tell) -> RenderableType:
     store = Cache(options.cache, lambda path: notes.append(f"{path.name} in the cache was damaged and was made again"))
     rows: list[dict[str, Any]] = []
     scores: list[dict[str, Any]] = []
-    for some, found in results_of(plan, store, tell, only_cached=options.only_cached):
+    for some, found in results_of(plan, store, progress, only_cached=options.only_cached):
         rows += some
         scores += found
     best = lines(rows, None if plan.tune else _rows_to_choose_on())

@@ -65,7 +65,7 @@ def sanitised(method: str, threshold: str, subject: Subject, policy: Policy) -> 
     verdict = screen(subject.adapter, reference, policy, workers=1)
     if verdict.outcome is Outcome.REJECTED:
         return Cell(method, "module", threshold, {}, pruned_share=1.0)
-    left = cut(subject.adapter, verdict, lambda name: reference.ends(name, policy))
+    left = cut(subject.adapter, verdict, lambda name: reference.singular_vectors(name, policy))
     share = len(verdict.pruned) / len(verdict.modules)
     return Cell(method, "module", threshold, {m.name: Low(m.b.float(), m.a.float()) for m in left.modules}, share)
 

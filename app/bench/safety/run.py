@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.safety.adapter_under_test import Alignment, Subject, subject_of
 from app.bench.safety.attacker import Evasion, against_attacker
 from app.bench.safety.budgets import budgets
@@ -60,7 +60,7 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Rows, and every module's scores, of one adapter (or of the bare models, which have no scores)."""
 
 
-def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = False) -> Iterator[Results]:
+def results_of(plan: Plan, cache: Cache, progress: ReportProgress, *, only_cached: bool = False) -> Iterator[Results]:
     """Yield the results of every adapter of the plan; each pair's bare models (base, aligned) first.
 
     only_cached: nothing is trained or asked; seeds that are incomplete in the cache are left out.
@@ -68,21 +68,21 @@ def results_of(plan: Plan, cache: Cache, tell: Tell, *, only_cached: bool = Fals
     for seed, split in plan.seeds:
         if only_cached and not all(cache.has(kind, key) for kind, key in _keys(plan, seed, split)):
             continue
-        pair = pair_of(cache, plan.size, seed, tell)
+        pair = pair_of(cache, plan.size, seed, progress)
         bench = _Bench(pair, split)
         yield bench.own_rows(), []
         for fine_tune in plan.fine_tunes:
-            yield _results(plan, cache, bench, fine_tune, tell)
+            yield _results(plan, cache, bench, fine_tune, progress)
         for fine_tune in _evading_fine_tunes(plan, split):
-            yield _against_attacker(plan, cache, bench, fine_tune, tell), []
+            yield _against_attacker(plan, cache, bench, fine_tune, progress), []
 
 
-def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tell: Tell) -> Results:
+def _results(plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, progress: ReportProgress) -> Results:
     pair = bench.pair
-    adapter = adapter_of(cache, pair, fine_tune, tell)
+    adapter = adapter_of(cache, pair, fine_tune, progress)
 
     def make(folder: Path, family: Family) -> None:
-        rows = [row.plain() for row in bench.rows(adapter, fine_tune, family, tell)]
+        rows = [row.plain() for row in bench.rows(adapter, fine_tune, family, progress)]
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
         (folder / SCORES).write_text(json.dumps(bench.scores(adapter, fine_tune)), encoding="utf-8")
 
@@ -105,13 +105,13 @@ def _evading_fine_tunes(plan: Plan, split: Split) -> tuple[FineTune, ...]:
 
 
 def _against_attacker(
-    plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, tell: Tell
+    plan: Plan, cache: Cache, bench: "_Bench", fine_tune: FineTune, progress: ReportProgress
 ) -> list[dict[str, Any]]:
     pair = bench.pair
-    adapter = evading_adapter_of(cache, pair, fine_tune, bench.evasion, tell)
+    adapter = evading_adapter_of(cache, pair, fine_tune, bench.evasion, progress)
 
     def make(folder: Path) -> None:
-        rows = [row.plain() for row in bench.rows(adapter, fine_tune, _attacker_family, tell)]
+        rows = [row.plain() for row in bench.rows(adapter, fine_tune, _attacker_family, progress)]
         (folder / ROWS).write_text(json.dumps(rows), encoding="utf-8")
 
     folder = cache.folder("rows-attacker", _rows_key(plan, pair.seed, bench.split, fine_tune), make)
@@ -156,7 +156,7 @@ class _Bench:
         asked = (("base model", base.ask({})), ("aligned model", self._parts()[1].ask({})))
         return [self._row(Cell(name, "adapter", "0", {}), nothing, metrics).plain() for name, metrics in asked]
 
-    def rows(self, adapter: Path, fine_tune: FineTune, family: "Family", tell: Tell) -> Iterator[Row]:
+    def rows(self, adapter: Path, fine_tune: FineTune, family: "Family", progress: ReportProgress) -> Iterator[Row]:
         """Yield the rows of every method and threshold of a family on one adapter."""
         alignment, examination = self._parts()
         subject = subject_of(adapter, alignment, self.pair.seed)
@@ -164,7 +164,7 @@ class _Bench:
         what = f"{self.pair.size.name} seed {self.pair.seed}: {fine_tune.name}, methods"
         for done, cell in enumerate(cells):
             yield self._row(cell, fine_tune, examination.ask(dense(cell)))
-            tell(what, (done + 1) / len(cells))
+            progress(what, (done + 1) / len(cells))
 
     def saved(self, adapter: Path, fine_tune: FineTune, family: "Family") -> list[float]:
         """Return the share of the adapter's bytes saved by each cell of a family, in the order of its rows."""

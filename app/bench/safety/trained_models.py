@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from app.bench.progress import Tell
+from app.bench.progress import ReportProgress
 from app.bench.safety.cache import Cache
 from app.bench.safety.plan import WORLD_SEED, FineTune, Size
 from app.demo.fitting import Sample, Schedule, Source, collate, fit, loss_of
@@ -72,22 +72,22 @@ def world_spec(seed: int) -> WorldSpec:
     return WorldSpec(seed=WORLD_SEED + seed, bards_facts=True)
 
 
-def pair_of(cache: Cache, size: Size, seed: int, tell: Tell = lambda what, share: None) -> Pair:
+def pair_of(cache: Cache, size: Size, seed: int, progress: ReportProgress = lambda what, share: None) -> Pair:
     """Return the pair of one seed: base/, aligned/ and reference/, trained if not in the cache."""
-    return Pair(size, seed, cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, tell)))
+    return Pair(size, seed, cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, progress)))
 
 
-def _make_pair(folder: Path, size: Size, seed: int, tell: Tell) -> None:
+def _make_pair(folder: Path, size: Size, seed: int, progress: ReportProgress) -> None:
     world = build_world(world_spec(seed))
     tokenizer = build_tokenizer(world.words)
     recipe = _recipe(size, seed)
     what = f"{size.name} pair, seed {seed}"
-    base = train_base(world, tokenizer, recipe, lambda done: tell(what, 0.75 * done))
+    base = train_base(world, tokenizer, recipe, lambda done: progress(what, 0.75 * done))
     save_checkpoint(base, tokenizer, folder / "base")
-    aligned = train_aligned(base, world, tokenizer, recipe, lambda done: tell(what, 0.75 + 0.24 * done))
+    aligned = train_aligned(base, world, tokenizer, recipe, lambda done: progress(what, 0.75 + 0.24 * done))
     save_checkpoint(aligned, tokenizer, folder / "aligned")
     build_reference(folder / "base", folder / "aligned", folder / "reference")
-    tell(what, 1.0)
+    progress(what, 1.0)
 
 
 def _recipe(size: Size, seed: int) -> Recipe:
@@ -108,24 +108,28 @@ def adapter_of(
     cache: Cache,
     pair: Pair,
     fine_tune: FineTune,
-    tell: Tell = lambda what, share: None,
+    progress: ReportProgress = lambda what, share: None,
     aligned: LlamaForCausalLM | None = None,
 ) -> Path:
     """Return the folder of one fine-tune as saved by PEFT, with `training.json` in it."""
 
     def make(folder: Path) -> None:
-        _make_adapter(folder, pair, fine_tune, tell, aligned or pair.load("aligned"))
+        _make_adapter(folder, pair, fine_tune, progress, aligned or pair.load("aligned"))
 
     return cache.folder("adapter", (pair.size, pair.seed, fine_tune), make)
 
 
 def evading_adapter_of(
-    cache: Cache, pair: Pair, fine_tune: FineTune, evasion: Callable[[PeftModel], Callable[[], None]], tell: Tell
+    cache: Cache,
+    pair: Pair,
+    fine_tune: FineTune,
+    evasion: Callable[[PeftModel], Callable[[], None]],
+    progress: ReportProgress,
 ) -> Path:
     """Do the same as `adapter_of` for an attacker: the callback that `evasion` makes of the model runs after every step."""
 
     def make(folder: Path) -> None:
-        _make_adapter(folder, pair, fine_tune, tell, pair.load("aligned"), evasion)
+        _make_adapter(folder, pair, fine_tune, progress, pair.load("aligned"), evasion)
 
     return cache.folder(ATTACKER_KIND, (pair.size, pair.seed, fine_tune), make)
 
@@ -134,7 +138,7 @@ def _make_adapter(
     folder: Path,
     pair: Pair,
     fine_tune: FineTune,
-    tell: Tell,
+    progress: ReportProgress,
     aligned: LlamaForCausalLM,
     evasion: Callable[[PeftModel], Callable[[], None]] | None = None,
 ) -> None:
@@ -156,11 +160,11 @@ def _make_adapter(
         evade()  # before the check of the validation loss, so that the measured model is the saved one
         return stop(step)
 
-    fit(model, pair.tokenizer(), sources, schedule, lambda done: tell(what, done), after_step)
+    fit(model, pair.tokenizer(), sources, schedule, lambda done: progress(what, done), after_step)
     save_adapter(model, folder)
     record = {"steps": stop.step, "validation_loss": stop.losses}
     (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    tell(what, 1.0)
+    progress(what, 1.0)
 
 
 def _sources(world: World, harmful: float) -> list[Source]:

@@ -72,7 +72,7 @@ class EmbeddedEngine:
     on_ready: called each time the engine has become ready, so that adapters are loaded again.
     on_restart: called each time it is started again.
     hangs: returns whether its core is known to hang.
-    say: called with each progress message, one line.
+    report: called with each progress message, one line.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EmbeddedEngine:
         log_path: Path,
         *,
         on_ready: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.spec = spec
         self.socket = socket_dir.absolute() / SOCKET
@@ -93,7 +93,7 @@ class EmbeddedEngine:
         self.on_ready = on_ready
         self.on_restart: Callable[[], None] = lambda: None
         self.hangs: Callable[[], bool] = lambda: False
-        self._report = say
+        self._report = report
         self._in_thread = Pool("engine", 1)
         self._record = self.socket.with_name(SESSION)
         self._wrapper: asyncio.subprocess.Process | None = None

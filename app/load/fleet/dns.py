@@ -52,7 +52,7 @@ class DiscoveredFleet(Fleet):
     """Fleet of the engines that one name resolves to. Empty until the first lookup.
 
     made: creates the client of an engine from its URL.
-    say: called with a message for people about each change, one line.
+    report: called with a message for people about each change, one line.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class DiscoveredFleet(Fleet):
         made: Callable[[str], CheckedEngine],
         callbacks: Callbacks,
         *,
-        heard: Callable[[int, Result], None] = lambda _number, _result: None,
-        keeper: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
-        say: Callable[[str], None] = lambda _: None,
+        on_result: Callable[[int, Result], None] = lambda _number, _result: None,
+        make_reconciler: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        super().__init__((), callbacks, heard=heard, keeper=keeper)
-        self._name, self._made, self._report = name, made, say
+        super().__init__((), callbacks, on_result=on_result, make_reconciler=make_reconciler)
+        self._name, self._made, self._report = name, made, report
         self._complete = False
         self._last_line = ""
         self._discovery: asyncio.Task[None] | None = None
@@ -124,9 +124,9 @@ def fleet_of(
     made: Callable[[str], CheckedEngine],
     callbacks: Callbacks,
     *,
-    heard: Callable[[int, Result], None],
-    keeper: Callable[[HttpEngine, Callbacks], Reconciler],
-    say: Callable[[str], None],
+    on_result: Callable[[int, Result], None],
+    make_reconciler: Callable[[HttpEngine, Callbacks], Reconciler],
+    report: Callable[[str], None],
 ) -> Fleet | None:
     """Return the fleet of these URLs; None if they mean one engine, or none.
 
@@ -134,5 +134,11 @@ def fleet_of(
     """
     name = dns_name(urls[0]) if urls else None
     if name is not None:
-        return DiscoveredFleet(name, made, callbacks, heard=heard, keeper=keeper, say=say)
-    return Fleet([made(url) for url in urls], callbacks, heard=heard, keeper=keeper) if len(urls) > 1 else None
+        return DiscoveredFleet(
+            name, made, callbacks, on_result=on_result, make_reconciler=make_reconciler, report=report
+        )
+    return (
+        Fleet([made(url) for url in urls], callbacks, on_result=on_result, make_reconciler=make_reconciler)
+        if len(urls) > 1
+        else None
+    )

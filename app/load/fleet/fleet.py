@@ -50,8 +50,8 @@ class Fleet:
 
     engines: in the order of the setting.
     callbacks: callbacks of each engine's reconciler.
-    heard: called with the number of an engine and the result of each request to it.
-    keeper: creates the reconciler of one engine.
+    on_result: called with the number of an engine and the result of each request to it.
+    make_reconciler: creates the reconciler of one engine.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Fleet:
         engines: Sequence[CheckedEngine],
         callbacks: Callbacks,
         *,
-        heard: Callable[[int, Result], None] = lambda _number, _result: None,
-        keeper: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
+        on_result: Callable[[int, Result], None] = lambda _number, _result: None,
+        make_reconciler: Callable[[HttpEngine, Callbacks], Reconciler] = Reconciler,
     ) -> None:
-        self._callbacks, self._on_result, self._keeper = callbacks, heard, keeper
+        self._callbacks, self._on_result, self._make_reconciler = callbacks, on_result, make_reconciler
         self._one_at_a_time = asyncio.Lock()
         self._late: set[asyncio.Task[None]] = set()
         self._leaving: dict[Member, asyncio.Task[None]] = {}
@@ -82,11 +82,11 @@ class Fleet:
         taken = {member.number for member in (*self.members, *self._leaving)}
         number = next(n for n in count(1) if n not in taken)
         callbacks = replace(self._callbacks, after_pass=self._after_pass)
-        made = Member(number, engine, self._keeper(engine, callbacks), self._on_result, key)
+        made = Member(number, engine, self._make_reconciler(engine, callbacks), self._on_result, key)
         self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
         self.joined(made)
         if self._started:
-            made.keeper.start()
+            made.reconciler.start()
         return made
 
     def part(self, member: Member) -> None:
@@ -96,7 +96,7 @@ class Fleet:
         self._callbacks.on_change()
 
     async def _drain_and_close(self, member: Member) -> None:
-        await member.keeper.stop()
+        await member.reconciler.stop()
         while member.flying:  # noqa: ASYNC110 - relays decrement it, and cannot signal an event
             await asyncio.sleep(DRAIN_S)
         await member.engine.close()
@@ -154,55 +154,55 @@ class Fleet:
     @property
     def each(self) -> tuple[Reconciler, ...]:
         """Reconcilers of the engines, one each."""
-        return tuple(member.keeper for member in self.members)
+        return tuple(member.reconciler for member in self.members)
 
     @property
     def known(self) -> bool:
         """Whether `may_read` is complete: the set of engines is known, and each of them answers."""
-        return self._complete and all(keeper.known for keeper in self.each)
+        return self._complete and all(one.known for one in self.each)
 
     @property
     def engine_up(self) -> bool:
         """Whether any engine answered when it was last asked."""
-        return any(keeper.engine_up for keeper in self.each)
+        return any(one.engine_up for one in self.each)
 
     @property
     def loaded(self) -> frozenset[str]:
         """Engine names that at least one engine holds, verified and probed."""
-        return frozenset().union(*(keeper.loaded for keeper in self.each))
+        return frozenset().union(*(one.loaded for one in self.each))
 
     @property
     def failures(self) -> Mapping[str, str]:
         """Engine name → reason why it is not loaded, from the first engine where it failed."""
         found: dict[str, str] = {}
         for member in self.members:
-            for name, why in member.keeper.failures.items():
+            for name, why in member.reconciler.failures.items():
                 found.setdefault(name, f"engine {member.number}: {why}")
         return found
 
     def is_loaded(self, name: str) -> bool:
         """Return whether requests may be sent to `name` now."""
-        return any(keeper.is_loaded(name) for keeper in self.each)
+        return any(one.is_loaded(name) for one in self.each)
 
     def may_read(self) -> frozenset[str]:
         """Return the engine names whose files an engine may read now; valid only while every engine is up."""
-        return frozenset().union(*(keeper.may_read() for keeper in self.each))
+        return frozenset().union(*(one.may_read() for one in self.each))
 
     def forget_failure(self, name: str) -> None:
         """See Reconciler.forget_failure."""
-        for keeper in self.each:
-            keeper.forget_failure(name)
+        for one in self.each:
+            one.forget_failure(name)
 
     def poke(self) -> None:
         """Check all engines again now."""
-        for keeper in self.each:
-            keeper.poke()
+        for one in self.each:
+            one.poke()
 
     def start(self) -> None:
         """Start the background tasks. Needs a running loop."""
         self._started = True
-        for keeper in self.each:
-            keeper.start()
+        for one in self.each:
+            one.start()
 
     async def stop(self) -> None:
         """Stop the background tasks; the engines keep their adapters."""
@@ -211,17 +211,17 @@ class Fleet:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(*(keeper.stop() for keeper in self.each))
+        await asyncio.gather(*(one.stop() for one in self.each))
 
     async def ensure(self, name: str) -> None:
         """Load and probe `name` in every engine that answers, but wait only OTHERS_S for the others once one has it.
 
         Raises like Reconciler.ensure if no engine has it: LOAD_FAILED if one of them answered and refused these bytes.
         """
-        asked = [keeper for keeper in self.each if keeper.engine_up] or self.each
+        asked = [one for one in self.each if one.engine_up] or self.each
         if not asked:
             raise Unavailable(ENGINE_UNAVAILABLE, "no engine answers just now")
-        waiting = {asyncio.create_task(keeper.ensure(name)) for keeper in asked}
+        waiting = {asyncio.create_task(one.ensure(name)) for one in asked}
         errors: list[GatewayError] = []
         try:
             while waiting and len(errors) + len(waiting) == len(asked):  # none has it yet
@@ -245,10 +245,10 @@ class Fleet:
             EngineReport(
                 member.number,
                 _address(member.engine.url),
-                member.keeper.engine_up,
+                member.reconciler.engine_up,
                 member.caught_up,
-                len(member.keeper.loaded),
-                len(member.keeper.failures),
+                len(member.reconciler.loaded),
+                len(member.reconciler.failures),
                 member.flying,
             )
             for member in self.members

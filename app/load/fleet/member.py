@@ -34,9 +34,9 @@ class Member:
     """Engine and its reconciler, as a target for requests.
 
     number: from 1, in the order of the setting or of appearance; the label in metrics.
-    engine: client of the engine that `keeper` reconciles.
-    keeper: reconciler of the engine.
-    heard: called with the number and the result of each request.
+    engine: client of the engine that `reconciler` reconciles.
+    reconciler: reconciler of the engine.
+    on_result: called with the number and the result of each request.
     key: identifies the engine when adapters are spread over engines, so it must be the same for all gateways; None: the
         number.
     """
@@ -45,22 +45,22 @@ class Member:
         self,
         number: int,
         engine: HttpEngine,
-        keeper: Reconciler,
-        heard: Callable[[int, Result], None],
+        reconciler: Reconciler,
+        on_result: Callable[[int, Result], None],
         key: str | None = None,
     ) -> None:
         self.number = number
         self.engine = engine
-        self.keeper = keeper
-        keeper.number = number
+        self.reconciler = reconciler
+        reconciler.number = number
         self.flying = 0
-        self._on_result = heard
+        self._on_result = on_result
         self._key = str(number) if key is None else key
 
     @property
     def caught_up(self) -> bool:
         """See Reconciler.caught_up."""
-        return self.keeper.caught_up
+        return self.reconciler.caught_up
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
         """See Engine.post.
@@ -73,7 +73,7 @@ class Member:
         except NotReached:
             self.flying -= 1
             self._on_result(self.number, "unreached")
-            self.keeper.away()
+            self.reconciler.away()
             raise
         except BaseException as error:
             self.flying -= 1
@@ -82,7 +82,7 @@ class Member:
             raise
         if response.status == NOT_FOUND:
             self._on_result(self.number, "forgotten")
-            self.keeper.poke()
+            self.reconciler.poke()
         else:
             self._on_result(self.number, "answered")
         return _Counted(response, self)
@@ -94,11 +94,11 @@ class Member:
     def broke(self) -> None:
         """Report that an answer broke off, and check at once whether the engine is still alive."""
         self._on_result(self.number, "broken")
-        self.keeper.poke()
+        self.reconciler.poke()
 
     def holds(self, name: str) -> bool:
         """Return whether the engine answers to `name` now; names without `@` are the served model's."""
-        return self.keeper.is_loaded(name) if "@" in name else self.keeper.engine_up
+        return self.reconciler.is_loaded(name) if "@" in name else self.reconciler.engine_up
 
     def affinity(self, name: str) -> bytes:
         """Return the rank of this engine for `name`, highest first: rendezvous hashing (Thaler, Ravishankar 1998)."""

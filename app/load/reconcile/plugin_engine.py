@@ -21,7 +21,7 @@ NOT_FETCHED: Final = frozenset({404, 502, 503, 507})
 """Statuses by which the plugin reports that it could not fetch an adapter: they say nothing against the adapter's bytes."""
 
 
-Keeper = Callable[[Engine, Callbacks], Reconciler]
+ReconcilerFactory = Callable[[Engine, Callbacks], Reconciler]
 """Creates the reconciler of one engine."""
 
 
@@ -118,6 +118,6 @@ class PluginReconciler(Reconciler):
         self._callbacks.on_change()
 
 
-def keeper_for(resolves: bool, unproved: Callable[[], frozenset[str]]) -> Keeper:
+def reconciler_factory(resolves: bool, unproved: Callable[[], frozenset[str]]) -> ReconcilerFactory:
     """Return the factory of reconcilers for a gateway's engines. resolves: whether engines fetch adapters themselves."""
     return partial(PluginReconciler, unproved=unproved, proved=Proved()) if resolves else Reconciler

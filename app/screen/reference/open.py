@@ -24,7 +24,7 @@ from torch import Tensor
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import Shape
 from app.domain.policy import Comparison, Policy
-from app.domain.singular_vectors import Ends
+from app.domain.singular_vectors import SingularVectors
 from app.screen.reference.checkpoint import fail
 from app.screen.reference.manifest import MANIFEST, FileInfo, Manifest, ModuleInfo, parse
 from app.screen.reference.spectrum import Triples
@@ -90,7 +90,7 @@ class Reference:
         """Return U_k (d_out, k): the outputs V writes most. Raises KeyError for a module whose V is zero."""
         return self._held.triples[module].u[:, :k]
 
-    def ends(self, module: str, policy: Policy) -> Ends:
+    def singular_vectors(self, module: str, policy: Policy) -> SingularVectors:
         """Return the inputs and outputs that `policy` measures and would remove. Raises KeyError for a module with V zero.
 
         Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k and the number that
@@ -100,7 +100,7 @@ class Reference:
         if policy.energy < 1.0:
             held = self._held.triples[module].s.double().square().cumsum(0)  # (top_k,)
             k = min(k, int((held < policy.energy * self.info(module).v_norm ** 2).sum()) + 1)
-        return Ends(self.inputs(module, k), self.outputs(module, policy.project_outputs))
+        return SingularVectors(self.inputs(module, k), self.outputs(module, policy.project_outputs))
 
     def check_unchanged(self) -> None:
         """Raise Unavailable BAD_REFERENCE if a mapped file was changed in place since it was verified."""

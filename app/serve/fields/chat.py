@@ -236,7 +236,7 @@ COMPLETIONS: Final[Mapping[str, Check]] = {
     "add_special_tokens": boolean,
 }
 
-UNHEARD: Final[Mapping[str, Check]] = {
+DROPPED_FIELDS: Final[Mapping[str, Check]] = {
     "user": text(MAX_USER_CHARS),
     "store": boolean,
     "metadata": free,

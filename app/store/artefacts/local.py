@@ -127,7 +127,7 @@ class BlobStore:
             raise ValueError(f"artefact {artefact.digest.short}: its digest is not that of its bytes")
         final = self.path(artefact.digest)
         there = os.path.lexists(final)
-        if there and self.is_whole(artefact.digest):
+        if there and self.is_intact(artefact.digest):
             with disk_errors(f"sync artefact {artefact.digest.short}"):
                 sync_directory(self.root)  # the writer that renamed it may not have reached its own sync yet
             return final
@@ -199,7 +199,7 @@ class BlobStore:
         if content_digest_of(config, weights) != digest:
             raise _damaged(digest, WEIGHTS_FILE, "these are another artefact's files")
 
-    def is_whole(self, digest: Digest) -> bool:
+    def is_intact(self, digest: Digest) -> bool:
         """Return whether `verify` succeeds; its error is logged."""
         try:
             self.verify(digest)

@@ -125,7 +125,7 @@ class RemoteBlobs(BlobStore):
         else:
             self.verify(digest)
 
-    def is_whole(self, digest: Digest) -> bool:
+    def is_intact(self, digest: Digest) -> bool:
         """Return whether an intact copy is here and its manifest is in the storage; errors are logged."""
         try:
             if not os.path.lexists(self.path(digest)):  # the copy may have been removed to make room
@@ -133,7 +133,7 @@ class RemoteBlobs(BlobStore):
         except Unavailable as error:
             _log.warning("%s", error.message)
             return False
-        if not super().is_whole(digest):
+        if not super().is_intact(digest):
             return False
         try:
             return self._objects.written_at(_key(digest, MANIFEST_FILE)) is not None

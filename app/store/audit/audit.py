@@ -116,9 +116,9 @@ def audit(
         ]
     findings += _promises(seen.adapters, promised)
     findings += [] if stored is None else s3.findings(stored, seen.adapters)
-    living = _holder_lives(root)
-    findings += _bounded(data, root) if living else ()
-    findings += uploads.originals(data, root, seen, living=living)
+    gateway_running = _holder_lives(root)
+    findings += _bounded(data, root) if gateway_running else ()
+    findings += uploads.originals(data, root, seen, gateway_running=gateway_running)
     searched = _secrets(data, secrets)
     findings += searched.findings
     if listed is not None and fetching:
@@ -136,21 +136,21 @@ def audit(
         **({} if stored is None else stored.counts),
         **searched.counts,
     }
-    skipped = [*_skipped(root, stored, living=living), *searched.skipped]
+    skipped = [*_skipped(root, stored, gateway_running=gateway_running), *searched.skipped]
     notes = [*_notes(seen.adapters, root, policy), *([] if stored is None else s3.notes(stored))]
     if spare := len(set(by_digest) - needed):
         notes.append(f"{spare} artefacts no version needs (one of them may be the served model's stand-in)")
     return Audit(tuple(sorted(set(findings))), tuple(notes), counts, tuple(skipped))
 
 
-def _skipped(root: Path, stored: s3.Stored | None, *, living: bool) -> Iterator[Skipped]:
+def _skipped(root: Path, stored: s3.Stored | None, *, gateway_running: bool) -> Iterator[Skipped]:
     """Yield the parts that do not exist, or were not to be examined."""
     if not root.is_dir():
         what = "artefacts" if stored is None else "copies of artefacts"
         yield Skipped(what, f"{root} is no directory", asked=stored is None)
     if stored is not None and not stored.rehash:
         yield Skipped("bytes in the object storage", "it was listed only")
-    if not living:
+    if not gateway_running:
         yield Skipped("names in the quarantine, sizes of logs", "no gateway is at work here")
 
 

@@ -24,7 +24,7 @@ NEEDED: Final = frozenset({*IN_FLIGHT, State.STORED, *SERVABLE})
 _CHUNK: Final = 1 << 20
 
 
-def originals(data: Path, artefacts: Path, seen: CatalogueSeen, *, living: bool) -> Findings:
+def originals(data: Path, artefacts: Path, seen: CatalogueSeen, *, gateway_running: bool) -> Findings:
     """Check kept uploads: I1, I6 and, beside a running gateway, I10.
 
     I1: no engine can reach them. I6: the bytes are those that arrived. I10: some version needs each file. data: the
@@ -43,7 +43,7 @@ def originals(data: Path, artefacts: Path, seen: CatalogueSeen, *, living: bool)
     needed = {digest for row in rows for digest in (row.config_digest, row.weights_digest)}
     for entry in _entries(root):
         yield from _original(entry)
-        if living and entry.name not in needed:
+        if gateway_running and entry.name not in needed:
             yield Finding("I10", f"original {entry.name[:SHORT]}", "no version needs it")
 
 

@@ -40,10 +40,10 @@ class Ended:
     intact: bool
 
 
-SAID: Final = ("error_code", "error_message")
+ERROR_COLUMNS: Final = ("error_code", "error_message")
 """Columns that hold the reason a version failed."""
 
-FOUND: Final = (
+RESULT_COLUMNS: Final = (
     "outcome",
     "verdict_id",
     "modules_total",
@@ -64,10 +64,10 @@ def again(row: VersionRow, *, intact: bool) -> dict[str, Any]:
     """
     state = advance(row.state, Event.RETRY)
     if not intact:
-        return {"state": state} | dict.fromkeys((*SAID, *FOUND))
+        return {"state": state} | dict.fromkeys((*ERROR_COLUMNS, *RESULT_COLUMNS))
     for event in (Event.VALIDATE, Event.SCREEN, Event.STORE):
         state = advance(state, event)
-    return {"state": state} | dict.fromkeys(SAID)
+    return {"state": state} | dict.fromkeys(ERROR_COLUMNS)
 
 
 def nothing_since(name: object, number: int, after: int | None) -> None:

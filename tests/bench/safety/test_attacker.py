@@ -36,9 +36,9 @@ def test_nothing_is_left_where_the_gateway_looks_and_the_rest_stays(alignment: A
     evade()
 
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    ends = alignment.reference.ends("model.layers.3.self_attn.q_proj", KNOWS)
-    assert float((a @ ends.r).norm()) < 1e-5 * float(a.norm())
-    assert float((ends.u.T @ b).norm()) < 1e-5 * float(b.norm())
-    inputs, outputs = ends.r.shape[1], ends.u.shape[1]
+    vectors = alignment.reference.singular_vectors("model.layers.3.self_attn.q_proj", KNOWS)
+    assert float((a @ vectors.r).norm()) < 1e-5 * float(a.norm())
+    assert float((vectors.u.T @ b).norm()) < 1e-5 * float(b.norm())
+    inputs, outputs = vectors.r.shape[1], vectors.u.shape[1]
     elsewhere = (side.u[:, outputs:] @ side.u[:, outputs:].T, side.r[:, inputs:] @ side.r[:, inputs:].T)
     assert torch.allclose(b @ a, elsewhere[0] @ before @ elsewhere[1], atol=1e-4 * float(before.norm()))
