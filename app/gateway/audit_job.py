@@ -21,6 +21,9 @@ from app.store.audit.engines import Card
 FIRST_AUDIT_S: Final = 60.0
 """Seconds from the start to the first audit: the engine is loaded first, most of the time."""
 
+BYTES_PER_S: Final = 64 << 20
+"""Bytes of artefacts that an audit reads in a second: it takes a small share of the disk and of one core from chat."""
+
 MAX_LOGGED: Final = 100
 """Findings logged one by one; their number is always told whole."""
 
@@ -104,6 +107,7 @@ class Auditor:
             listed=listed,
             artefacts=what.artefacts,
             store_url=what.store_url,
+            between=lambda read: self._stopping.wait(read / BYTES_PER_S),
             rehash=False,  # object storage may be far away, and reading it cost money: the command does it
         )
         return found.adding(counts={"engines": asked} if asked else {}, skipped=unasked)

@@ -77,3 +77,18 @@ async def test_none_is_made_where_none_is_asked_for(open_gateway: OpenHouse) -> 
     async with open_gateway(audit_seconds=0) as running:
         await asyncio.sleep(0.3)
         assert math.isnan(await gauge(running, "gateway_audit_broken_invariants"))
+
+
+async def test_it_reads_no_faster_than_its_rate_and_stops_at_once(
+    open_gateway: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gateway.audit_job.BYTES_PER_S", 1)  # one artefact would take hours
+    async with open_gateway(audit_seconds=0.1) as running:
+        await running.http.post("/adapters", files=form("style"))
+        auditor = running.gateway.auditor
+        looking = asyncio.ensure_future(asyncio.to_thread(auditor.look))
+        await asyncio.wait({looking}, timeout=1.0)
+        assert not looking.done()
+        auditor.stop()
+        async with asyncio.timeout(SOON_S):
+            assert (await looking).findings == ()

@@ -450,3 +450,10 @@ def test_the_command_tells_by_its_status(filled: Filled) -> None:
     assert {one["invariant"] for one in json.loads(told.stdout)["findings"]} == {"I2", "I6", "I12"}
     assert "broken invariants" in command(filled[0]).stdout
     assert command(filled[0] / "nowhere").returncode == 1
+
+
+def test_an_audit_may_be_slowed_by_the_bytes_it_reads(filled: Filled) -> None:
+    read: list[int] = []
+    found = look(filled, between=read.append)
+    assert len(read) == found.counts["artefacts"]
+    assert sum(read) == found.counts["bytes"] > 0

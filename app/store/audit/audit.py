@@ -6,7 +6,7 @@ that both report.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -91,19 +91,21 @@ def audit(
     artefacts: Path | None = None,
     store_url: str | None = None,
     rehash: bool = True,
+    between: Callable[[int], object] = lambda _: None,
 ) -> Audit:
     """Audit the data directory and the catalogue at `url` (a SQLAlchemy URL) once.
 
     listed: the adapters that the engine lists, by name; None: not asked. fetching: the engine fetches adapters by
     itself. promised: versions acknowledged to clients. secrets: keys that no file may contain. artefacts: their
     directory, if it is not in `data`. store_url: the object storage that holds the artefacts; the local ones are then
-    copies. rehash: whether the storage's objects are read, too, not only listed. Blocking; hashes every artefact.
+    copies. rehash: whether the storage's objects are read, too, not only listed. between: called after each local artefact
+    with its bytes, and may wait. Blocking; hashes every artefact.
     Raises Unavailable if the catalogue cannot be read.
     """
     root = artefacts or data / ARTEFACTS
     seen = read_catalogue(url)  # before the files: artefacts are stored before their row, removed after it
     stored = None if store_url is None else s3.look(store_url, rehash=rehash)
-    blobs, foreign = _blobs(root)
+    blobs, foreign = _blobs(root, between)
     policy = PolicyInForce.read(root)
     by_digest = {blob.name: tuple(rules.blob(blob)) for blob in blobs}
     findings = [*foreign, *rules.catalogue(seen, SCHEMA_VERSION), *rules.records(blobs, seen)]
@@ -154,7 +156,7 @@ def _skipped(root: Path, stored: s3.Stored | None, *, gateway_running: bool) -> 
         yield Skipped("names in the quarantine, sizes of logs", "no gateway is at work here")
 
 
-def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
+def _blobs(root: Path, between: Callable[[int], object]) -> tuple[list[BlobSeen], list[Finding]]:
     blobs, foreign = [], []
     for entry in sorted(os.scandir(root), key=lambda e: e.name) if root.is_dir() else ():
         if entry.name in (STAGING, LOCK, FILE_NAME, MARK) or entry.name.startswith((".standing-", f"{MARK}-")):
@@ -166,6 +168,7 @@ def _blobs(root: Path) -> tuple[list[BlobSeen], list[Finding]]:
             blobs.append(read_blob(Path(entry.path)))
         except FileNotFoundError:  # removed meanwhile: if a version needs it, its absence is found
             continue
+        between(sum(file.size for file in blobs[-1].files.values()))
     return blobs, foreign
 
 
