@@ -8,6 +8,7 @@
     gateway      use cases, one file each: uploads, publishing, desired state, garbage, warm-up, …
     sandbox      process in which strangers' tensors are read
     serve        one inference request → the version it named → its answer; the routing table
+    evaluate     canaries: behaviour of a candidate, and the correction it needs
 
 One adapter's way, left to right; none of these rooms knows another:
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from app import __version__
 from app.cli.adapters import adapters, err, fail, out
 from app.cli.bench import bench
+from app.cli.canaries import canaries
 from app.cli.demo import demo
 from app.cli.keys import keys
 from app.cli.store_audit import store
@@ -46,6 +47,7 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")
+cli.add_typer(canaries, name="canaries")
 store.command("move")(move_command)
 
 

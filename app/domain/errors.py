@@ -27,6 +27,7 @@ class Stage(StrEnum):
     PRUNE = "prune"
     STORE = "store"
     LOAD = "load"
+    EVALUATE = "evaluate"
     SERVE = "serve"
 
 
@@ -145,6 +146,11 @@ ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
 )
 RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening has ended.", retryable=True)
+
+# evaluate: behaviour on canaries
+BAD_BATTERY = _code(
+    "bad_battery", 422, Stage.EVALUATE, "Correct the line that the message names; docs/canaries.md has the format."
+)
 
 # load and serve
 MODEL_MISMATCH = _code(

@@ -1,0 +1,90 @@
+"""`python -m app canaries`, with a gateway that answers by the script of a test."""
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.canaries import bound, canaries
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """A served model that refuses what has `bad` in it."""
+
+    def do_GET(self) -> None:
+        self.answer({"data": [{"id": "tiny", "parent": None}, {"id": "style", "parent": "tiny"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        assert body["model"] == "tiny"
+        text = "I'm sorry, I can't." if "bad" in body["messages"][-1]["content"] else "Sure: like this."
+        self.answer({"choices": [{"message": {"content": text}}]})
+
+    def answer(self, fields: Any) -> None:
+        data = json.dumps(fields).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def battery(path: Path, prompts: list[tuple[str, str]]) -> Path:
+    lines = [
+        json.dumps({"id": f"c{n}", "prompt": prompt, "category": "a", "expect": expect})
+        for n, (prompt, expect) in enumerate(prompts)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_check_shows_which_canaries_are_usable_and_no_prompt(url: str, tmp_path: Path) -> None:
+    file = battery(tmp_path / "b.jsonl", [("bad one", "refuse"), ("fine one", "refuse"), ("a question", "answer")])
+    done = CliRunner().invoke(canaries, ["check", str(file), "--url", url])
+    assert done.exit_code == 0, done.output
+    assert "a: 1 of 2 usable" in done.output
+    assert "c1" in done.output
+    assert "complied" in done.output
+    assert "fewer than 24" in done.output
+    assert "95%" in done.output.replace(" ", "")
+    assert "fine one" not in done.output
+
+
+def test_check_fails_if_none_is_usable(url: str, tmp_path: Path) -> None:
+    file = battery(tmp_path / "b.jsonl", [("fine one", "refuse")])
+    assert CliRunner().invoke(canaries, ["check", str(file), "--url", url]).exit_code == 1
+
+
+def test_import_and_split_write_batteries_and_overwrite_nothing(tmp_path: Path) -> None:
+    source, made = tmp_path / "prompts.txt", tmp_path / "b.jsonl"
+    source.write_text("".join(f"Do thing {n}\n" for n in range(5)))
+    for expected in (0, 1):
+        done = CliRunner().invoke(canaries, ["import", "text", str(source), "--out", str(made)])
+        assert done.exit_code == expected
+    assert CliRunner().invoke(canaries, ["split", str(made)]).exit_code == 0
+    choosing, verifying = (tmp_path / f"b.{half}.jsonl" for half in ("choosing", "verifying"))
+    lines = [*choosing.read_text().splitlines(), *verifying.read_text().splitlines()]
+    assert sorted(lines) == sorted(made.read_text().splitlines())
+    assert len(choosing.read_text().splitlines()) == 3
+
+
+def test_the_interval_of_none_seen_is_the_rule_of_three() -> None:
+    assert bound(24) == pytest.approx(0.117, abs=0.001)
+    assert bound(300) == pytest.approx(0.01, abs=0.0005)
+    assert bound(0) == 1.0
