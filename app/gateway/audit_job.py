@@ -89,8 +89,8 @@ class Auditor:
     def look(self) -> Audit:
         """Run one audit: write its findings to the log and their number to the metrics.
 
-        Findings count only if a second audit, PATIENCE_S later, confirms them. Blocking; must not run in a thread with a
-        running event loop. Raises GatewayError.
+        Findings count only if a second audit, PATIENCE_S later, confirms them; there is no second one once `stop` was
+        called. Blocking; must not run in a thread with a running event loop. Raises GatewayError.
         """
         found = self._once()
         if found.findings and not self._stopping.wait(PATIENCE_S):

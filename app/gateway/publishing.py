@@ -55,7 +55,7 @@ class Publishing:
     async def settle(self) -> None:
         """Publish versions that were stored while the engine was down and are loaded now. Called after each reconcile pass.
 
-        Also reports the settled revision to the other gateways, and starts a garbage collection if one is due.
+        Also records the settled revision for the other gateways, and starts a garbage collection if one is due.
         """
         c, reconciler, state = self._components, self._components.reconciler, self._components.desired.state
         every = reconciler.known

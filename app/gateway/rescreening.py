@@ -91,11 +91,9 @@ class Rescreening:
             async with self._turn:
                 done = await self._one(name)
         except GatewayError as error:
-            self._log_result(
-                Rescreened(name, result_of(error), error.row if isinstance(error, VersionRefused) else None)
-            )
+            self._report(Rescreened(name, result_of(error), error.row if isinstance(error, VersionRefused) else None))
             raise
-        self._log_result(done)
+        self._report(done)
         return done
 
     def all(self) -> "Run":
@@ -153,7 +151,7 @@ class Rescreening:
         if not opening.cancelled() and opening.exception() is None:
             self._uploads.components.pools.receiving.start(opening.result().close)
 
-    def _log_result(self, done: Rescreened) -> None:
+    def _report(self, done: Rescreened) -> None:
         self._uploads.components.metrics.rescreened(done.result.value)
         number = done.row.number if done.row else None
         event("rescreened", adapter=printable(done.name, NAME_SHOWN), version=number, result=done.result.value)

@@ -42,8 +42,8 @@ ORPHAN_LOOK_S: Final = 0.1
 """Checks that find no worker for a version in flight before it is failed, and seconds between them."""
 
 TAKEOVERS: Final = 3
-"""Most tries of one upload: a try is lost if another gateway takes this one for dead during it. More than one lost means
-that this gateway is too slow to be distinguished from a dead one."""
+"""Most tries of one upload: a try is lost if another gateway takes this one for dead during it. If more than one is
+lost, this gateway is too slow to be distinguished from a dead one."""
 
 
 class Uploads:

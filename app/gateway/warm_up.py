@@ -61,7 +61,8 @@ async def warm(components: Components, name: str, number: int | None = None) -> 
     holding = [one for one in components.reconciler.each if one.is_loaded(target.engine_name)]
     if not holding:
         raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="name")
-    components.routing_table.in_flight.begin(target.engine_name)  # an adapter in flight is not unloaded
+    # An adapter with a request in flight is not unloaded.
+    components.routing_table.in_flight.begin(target.engine_name)
     try:
         engines = await asyncio.gather(*(_warmed(one, target.engine_name) for one in holding))
     finally:

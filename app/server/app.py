@@ -122,7 +122,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
             stack.push_async_callback(gateway.embedded.stop)
             try:
                 await gateway.embedded.start()
-            except Unavailable as error:  # uploads are still screened and stored; /ready reports the reason
+            except Unavailable as error:  # uploads are still screened and stored; /ready reports the engine
                 event("engine_missing", logging.ERROR, why=error.message)
         if gateway.front is not None:
             stack.push_async_callback(gateway.front.close)
@@ -135,7 +135,6 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         stack.callback(gateway.auditor.stop)
         gateway.auditor.start()
         in_thread = gateway.context.uploads.components.pools.screening
-        await in_thread(
-            gateway.sandbox.warm if gateway.sandbox else warm
-        )  # while the engine starts: no upload waits for it
+        # Warm up while the engine starts, so that no upload has to wait for it.
+        await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)
         yield
