@@ -1,1 +1,1 @@
-"""Use cases: everything the gateway does with an adapter, one file each; HTTP stays outside."""
+"""Use cases: everything the gateway does with an adapter, one file each, independent of HTTP."""

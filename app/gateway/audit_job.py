@@ -1,4 +1,4 @@
-"""Audit job: `store audit`, made now and then by the gateway itself, in a thread of its own."""
+"""Audit job: the gateway runs `store audit` on itself at intervals, in a thread of its own."""
 
 import asyncio
 import logging
@@ -19,21 +19,22 @@ from app.store.audit.audit import Audit, Skipped, audit
 from app.store.audit.engines import Card
 
 FIRST_AUDIT_S: Final = 60.0
-"""Seconds from the start to the first audit: the engine is loaded first, most of the time."""
+"""Seconds from the start to the first audit: by then the engine usually holds its adapters."""
 
 BYTES_PER_S: Final = 64 << 20
-"""Bytes of artefacts that an audit reads in a second: it takes a small share of the disk and of one core from chat."""
+"""Most bytes of artefacts that an audit reads per second: it takes only a small share of the disk and of one core from chat
+requests."""
 
 MAX_LOGGED: Final = 100
-"""Findings logged one by one; their number is always told whole."""
+"""Most findings logged one by one; their total number is always logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """What is audited: the data directory, the catalogue's URL, and each engine at its own URL, all with one key.
+    """Scope of an audit: the data directory, the catalogue's URL, and the engines, all with one key.
 
-    artefacts: their directory, where that is not in the data directory. engines: those there are now, with what keeps them
-    filled; none where their lists say nothing.
+    engines: returns the URL and the reconciler of each present engine; nothing if the engines' lists cannot be audited.
+    artefacts: their directory, if it is not in the data directory. store_url: object storage that holds the artefacts.
     """
 
     data: Path
@@ -45,33 +46,33 @@ class Audited:
 
 
 def engines_of(engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet) -> Sequence[tuple[str, Reconciler]]:
-    """The engines there are now: each one's URL, and what keeps it filled."""
+    """Return the URL and the reconciler of each present engine."""
     if isinstance(engine, Fleet):
         return [(member.engine.url, member.reconciler) for member in engine.members]
     return [(engine.url, one) for one in reconciler.each]
 
 
 class Auditor:
-    """Thread that audits the store now and then; it looks at what is kept, not at what the gateway believes.
+    """Thread that audits the store at intervals. It examines the stored data, not the gateway's state in memory.
 
-    Keys in files are looked for by the command only: that reads everything, the logs too.
+    It does not search files for keys: that reads everything, including the logs, and is left to the command.
     """
 
-    def __init__(self, uploads: Uploads, what: Audited, every_s: float) -> None:
-        """every_s: seconds from the end of one audit to the next; 0: none is made."""
+    def __init__(self, uploads: Uploads, scope: Audited, every_s: float) -> None:
+        """every_s: seconds from the end of one audit to the start of the next; 0: no audits."""
         self._uploads = uploads
-        self._what = what
+        self._scope = scope
         self._every_s = every_s
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)  # a long look delays no exit
+        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)  # does not delay exit
 
     def start(self) -> None:
-        """Begin; the first audit is a minute away, or less where they are to be more frequent."""
+        """Start the thread, unless there are to be no audits. The first runs after FIRST_AUDIT_S, or every_s if shorter."""
         if self._every_s:
             self._thread.start()
 
     def stop(self) -> None:
-        """No audit begins any more; one under way is not waited for."""
+        """Prevent further audits; does not wait for one in progress."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -82,11 +83,15 @@ class Auditor:
                 self.look()
             except (GatewayError, OSError) as error:
                 event("not_audited", logging.ERROR, why=str(error))
-            except Exception:  # the next one may go well
+            except Exception:  # the next audit may succeed
                 logging.getLogger("gateway").exception("the audit broke")
 
     def look(self) -> Audit:
-        """One audit: findings to the log, their number to the metrics. Blocking, in no event loop. Raises GatewayError."""
+        """Run one audit: write its findings to the log and their number to the metrics.
+
+        Findings count only if a second audit, PATIENCE_S later, confirms them; there is no second one once `stop` was
+        called. Blocking; must not run in a thread with a running event loop. Raises GatewayError.
+        """
         found = self._once()
         if found.findings and not self._stopping.wait(PATIENCE_S):
             found = in_both(found, self._once())
@@ -99,34 +104,35 @@ class Auditor:
         return found
 
     def _once(self) -> Audit:
-        what = self._what
+        scope = self._scope
         listed, asked, unasked = self._listed()
         found = audit(
-            what.data,
-            what.catalogue_url,
+            scope.data,
+            scope.catalogue_url,
             listed=listed,
-            artefacts=what.artefacts,
-            store_url=what.store_url,
+            artefacts=scope.artefacts,
+            store_url=scope.store_url,
             between=lambda read: self._stopping.wait(read / BYTES_PER_S),
-            rehash=False,  # object storage may be far away, and reading it cost money: the command does it
+            rehash=False,  # reading object storage may be slow and may cost money: only the command does it
         )
         return found.adding(counts={"engines": asked} if asked else {}, skipped=unasked)
 
     def _listed(self) -> tuple[Mapping[str, Card] | None, int, tuple[Skipped, ...]]:
-        """Lists of the engines that are asked (None: of none), how many those are, and what is said of the others.
+        """Return the combined list of the engines asked (None if none was), their number, and the skipped parts.
 
-        One that is away or still being filled is not asked: the gauges of the engine say that.
+        An engine that is down or still being filled is not asked: the engine's gauges report that.
         """
         desired = self._uploads.components.desired.state.adapters.keys()
-        there = self._what.engines()
-        full = [url for url, one in there if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
-        if not there:
-            return None, 0, (Skipped("engines", "their lists say nothing: there is none, or they fetch by themselves"),)
-        left = len(there) - len(full)
-        unasked = (Skipped("engines", f"{left} of {len(there)} are away or being filled"),) if left else ()
+        present = self._scope.engines()
+        full = [url for url, one in present if one.engine_up and (one.loaded | one.failures.keys()) >= desired]
+        if not present:
+            why = "their lists are not audited: there is no engine, or the engines fetch adapters by themselves"
+            return None, 0, (Skipped("engines", why),)
+        left = len(present) - len(full)
+        unasked = (Skipped("engines", f"{left} of {len(present)} are away or being filled"),) if left else ()
         if not full:
             return None, 0, unasked
         try:
-            return asyncio.run(engine_lists(full, self._what.engine_key)), len(full), unasked
+            return asyncio.run(engine_lists(full, self._scope.engine_key)), len(full), unasked
         except Unavailable as error:
             return None, 0, (Skipped("engines", error.message),)

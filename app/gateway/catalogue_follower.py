@@ -16,30 +16,30 @@ from app.store.catalogue.tables import VersionRow
 
 
 class CatalogueFollower:
-    """The one place where the desired state is computed and applied."""
+    """Follower of the catalogue: the only place in which the desired state is computed and applied."""
 
     def __init__(self, components: Components, recheck: PolicyRecheck, garbage: GarbageCollector) -> None:
         self._components = components
         self._recheck = recheck
         self._garbage = garbage
         self._entries = Entries(components.blobs.path)
-        self._recalled: Mapping[Key, int] = {}  # old versions on their way back, and how many ask for each
-        # of threads: holds through a cancellation, and an older read never comes last
+        self._recalled: Mapping[Key, int] = {}  # old versions being brought back → callers that need each
+        # Held by a thread, so also if the caller is cancelled: an older state is never applied after a newer one.
         self._one_at_a_time: Final = threading.Lock()
 
     async def refresh(self) -> None:
-        """Follow the catalogue after a change, and have the reconciler look at once."""
+        """Follow the catalogue after a change, and start a reconcile pass at once."""
         await self._components.pools.following(self.follow)
         self._components.reconciler.poke()
 
     def follow(self) -> None:
-        """Read the catalogue, compute the desired state, apply it. Blocking."""
+        """Read the catalogue, compute the desired state and apply it. Blocking."""
         with self._one_at_a_time:
             self._apply(self._compute())
 
     @asynccontextmanager
     async def recalled(self, row: VersionRow) -> AsyncIterator[None]:
-        """Have the engines hold an old version for as long as this lasts."""
+        """Make the engines hold an old version for the duration of the context."""
         self._recalled = {**self._recalled, row.key: self._recalled.get(row.key, 0) + 1}
         try:
             await self.refresh()
@@ -51,11 +51,11 @@ class CatalogueFollower:
 
     def _compute(self) -> DesiredState:
         c = self._components
-        revision = c.peers.revision() if c.peers else 0  # first: what changes from here on is followed again
-        # stored first: what is published between the two reads is then in both, never in neither
+        revision = c.peers.revision() if c.peers else 0  # read first: later changes are then followed again
+        # Stored before published: a version published between the two reads is then in both, never in neither.
         stored, published = c.catalogue.pending(), c.catalogue.served()
         for row in published:
-            if not answerable(row):  # a damaged catalogue: the served model must not answer in its place
+            if not answerable(row):  # damaged catalogue: the served model must not answer in its place
                 event("not_served", logging.ERROR, adapter=row.name, version=row.number, why="it has no artefact")
         return desired_state(
             revision,

@@ -1,4 +1,4 @@
-"""Components of one gateway as one value: what the use cases share."""
+"""Components of one gateway that the use cases share, as one value."""
 
 from dataclasses import dataclass
 
@@ -23,18 +23,18 @@ from app.validate.adapter import ValidateLimits
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Filled in once, by server/wiring.py.
+    """Components that the use cases share; built once, by server/wiring.py.
 
-    screen_seconds: the longest one screening may take.
-    parameters: one key for all that a verdict depends on besides the bytes; other parameters, new verdict.
-    keep_versions: of each adapter this many retired versions stay loaded, the newest.
-    sanitise: makes of an upload what may be stored, in this process or in the sandbox.
-    reconciler: keeps the engine equal to the desired state; the fleet, when there are several engines.
-    desired: desired state in force.
-    progress: steps of each upload, for those who watch.
-    zero: adapter that stands in for the served model where the engine cannot mix both in a batch.
-    pools: threads for what blocks.
-    peers: the gateways that share the catalogue, if several may.
+    screen_seconds: time limit of one screening, seconds.
+    parameters: key of everything a verdict depends on besides the bytes; other parameters need a new verdict.
+    keep_versions: number of retired versions of each adapter, the newest, that stay loaded.
+    sanitise: turns an upload into the artefact to store, in this process or in the sandbox.
+    reconciler: keeps the engine equal to the desired state; the fleet, if there are several engines.
+    desired: holder of the desired state in force.
+    progress: steps of each upload, for clients that watch.
+    zero: adapter that stands in for the served model if the engine cannot mix both in a batch; else None.
+    pools: threads for blocking work.
+    peers: the gateways that share the catalogue; None if it is this gateway's alone.
     """
 
     target: TargetModel
@@ -59,5 +59,5 @@ class Components:
 
     @property
     def measure(self) -> Measure:
-        """Everything that a verdict depends on besides the upload."""
+        """Measurement parameters: everything a verdict depends on besides the upload."""
         return Measure(self.target, self.limits, self.reference, self.policy, self.screen_seconds)

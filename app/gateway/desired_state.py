@@ -1,4 +1,4 @@
-"""Desired state: the catalogue's rows as routing table, engines, gauges and garbage collector are to follow them.
+"""Desired state: the catalogue's rows in the form that routing table, engines, gauges and garbage collector follow.
 
 Pure: rows in, one immutable value out. catalogue_follower.py reads the rows and puts the value in force.
 """
@@ -22,12 +22,16 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """One moment of the catalogue.
+    """Desired state at one revision of the catalogue.
 
-    revision: the catalogue's. adapters: engine name → artefact directory, all that the engines should hold. waiting: engine
-    names among them that are not published yet. stored: versions that wait for an engine. served: rows of the routing
-    table. unloaded: retired versions too old to be kept in the engines. withheld: versions that the policy in force does
-    not pass, and why. modules: adapter → modules of its active version, None when it has none.
+    revision: the catalogue's revision.
+    adapters: engine name → artefact directory of all adapters that the engines should hold.
+    waiting: engine names among them that are not served yet: stored versions, and old ones being brought back.
+    stored: number of versions that wait for an engine.
+    served: rows of the routing table.
+    unloaded: retired versions too old to be kept in the engines.
+    withheld: version that the policy in force does not pass → reason.
+    modules: adapter → module counts of its active version; None if it has none.
     """
 
     revision: int = 0
@@ -40,28 +44,31 @@ class DesiredState:
     modules: Mapping[str, ModuleCounts | None] = field(default_factory=dict)
 
     def is_unloaded(self, row: VersionRow) -> bool:
-        """Whether it was published once and is too old to be kept in the engines: a rollback brings it back."""
+        """Return whether a version was published once and is now too old to be kept in the engines.
+
+        A rollback brings it back.
+        """
         return row.state is State.RETIRED and row.key in self.unloaded
 
 
 class StateInForce:
-    """Desired state in force; replaced as a whole, so any thread may read it."""
+    """Holder of the desired state in force. The state is replaced as a whole, so any thread may read it."""
 
     def __init__(self) -> None:
         self.state = DesiredState()
 
     def adapters(self) -> Mapping[str, Path]:
-        """Engine name → artefact directory of all that the engines should hold."""
+        """Return engine name → artefact directory of all adapters that the engines should hold."""
         return self.state.adapters
 
     def waiting(self) -> frozenset[str]:
-        """Engine names that wait for an engine before they are published."""
+        """Return the engine names that an engine must load before they are served."""
         return self.state.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One published version as the routing table, the gauges and the engines see it. path: None when it is emptied."""
+    """Published version in the form that routing table, gauges and engines use. path: None if the version is emptied."""
 
     served: Served
     modules: ModuleCounts
@@ -69,14 +76,14 @@ class Entry:
 
 
 class Entries:
-    """Cache of entries by adapter, version and revision: thousands are asked for at every change, a handful changed."""
+    """Cache of entries by adapter, version and revision: each change needs thousands, of which a handful are new."""
 
     def __init__(self, path_of: Callable[[Digest], Path]) -> None:
         self.path_of = path_of
         self._entries: dict[tuple[Key, int], Entry] = {}
 
     def of(self, rows: Iterable[VersionRow]) -> tuple[Entry, ...]:
-        """Entries in the rows' order; forgets those of other rows. For one thread at a time."""
+        """Return the entries in the rows' order, and forget those of other rows. Not thread-safe."""
         before = self._entries
         self._entries = {at: before.get(at) or self._make(row) for row in rows for at in ((row.key, row.revision),)}
         return tuple(self._entries.values())
@@ -106,10 +113,11 @@ def desired_state(
     standing: Mapping[str, Path],
     entries: Entries,
 ) -> DesiredState:
-    """The desired state of these rows.
+    """Return the desired state for these rows.
 
-    stored, published: the catalogue's `pending` and `served`. recalled: old versions on their way back. keep_versions: of
-    each adapter's retired versions so many stay loaded. standing: what the engines hold whatever the catalogue says.
+    stored, published: results of the catalogue's `pending` and `served`. recalled: old versions being brought back.
+    keep_versions: number of each adapter's retired versions that stay loaded. standing: engine name → artefact directory
+    of adapters that the engines hold regardless of the catalogue.
     """
     waiting = [row for row in stored if row.key not in withheld]
     kept, old = kept_and_old([row for row in published if row.key not in withheld and answerable(row)], keep_versions)
@@ -134,12 +142,15 @@ def desired_state(
 
 
 def answerable(row: VersionRow) -> bool:
-    """Whether it has what it is answered with. Only an emptied version is answered by the served model in its place."""
+    """Return whether a version can be answered: it has an engine name and an artefact, or is emptied.
+
+    Only an emptied version is answered by the served model in its place.
+    """
     return row.emptied if row.engine_name is None or row.artefact is None else True
 
 
 def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[VersionRow], Sequence[VersionRow]]:
-    """Versions that stay loaded: each adapter's active one and its `keep` newest others; and those that do not."""
+    """Return the versions that stay loaded (each adapter's active one and its `keep` newest others) and the others."""
     retired: defaultdict[str, list[int]] = defaultdict(list)
     for row in rows:
         if row.state is State.RETIRED:
@@ -148,8 +159,8 @@ def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[Versio
     if not old:
         return rows, ()
     kept: list[VersionRow] = []
-    gone: list[VersionRow] = []
+    dropped: list[VersionRow] = []
     for row in rows:
-        away = row.state is State.RETIRED and row.number in old.get(str(row.name), ())
-        (gone if away else kept).append(row)
-    return kept, gone
+        is_old = row.state is State.RETIRED and row.number in old.get(str(row.name), ())
+        (dropped if is_old else kept).append(row)
+    return kept, dropped

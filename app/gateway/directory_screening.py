@@ -1,4 +1,4 @@
-"""Screening of an adapter in a directory, outside any gateway."""
+"""Screening of an adapter in a directory, without a gateway."""
 
 from pathlib import Path
 from typing import Final
@@ -14,13 +14,13 @@ from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
 
 MAX_RANK: Final = 512
-"""Largest rank that vLLM serves: a screening outside any engine accepts as much."""
+"""Largest rank that vLLM serves; screening without an engine accepts ranks up to it."""
 
 
 def screen_directory(
     directory: Path, reference_dir: Path, policy: Policy, dtype: ServingDtype, max_rank: int = MAX_RANK
 ) -> Verdict:
-    """Validate and screen one adapter on disk, as an upload of its two files would be. Raises GatewayError."""
+    """Validate and screen one adapter on disk as if its two files were uploaded. Raises GatewayError."""
     reference = open_reference(reference_dir, None)
     check_policy(reference, policy)
     target = TargetModel("any", reference.modules, dtype, max_rank)

@@ -1,4 +1,4 @@
-"""Garbage collection: artefacts that no version needs and no engine may read any more, and uploads no longer needed."""
+"""Garbage collection: removes artefacts that no version needs and no engine may still read, and unneeded kept uploads."""
 
 import asyncio
 import logging
@@ -12,26 +12,26 @@ from app.observe.log import event
 
 
 class GarbageCollector:
-    """Collects in the background whenever something may have been left. `suspect` is safe for threads.
+    """Garbage collector: runs in the background whenever garbage may have arisen. `suspect` is thread-safe.
 
-    A count of occasions, not a flag: what is left while a collection runs is looked for again afterwards.
+    It counts occasions instead of setting a flag: garbage that arises during a collection is collected afterwards.
     """
 
     def __init__(self, components: Components) -> None:
         self._components = components
         self._lock = threading.Lock()
-        self._occasions = 1  # a kill before this start may have left something
+        self._occasions = 1  # a kill before this start may have left garbage
         self._collected = 0
         self._running: asyncio.Future[bool] | None = None  # not awaited: object storage may take minutes
         components.blobs.spare(self.held)
 
     def suspect(self) -> None:
-        """Something may have been stored or kept that no version needs: look for it after the next reconcile pass."""
+        """Report that an artefact or a kept upload may have become unneeded: collect after the next reconcile pass."""
         with self._lock:
             self._occasions += 1
 
     def start_if_due(self) -> None:
-        """Begin a collection in the background, if something may have been left and none runs."""
+        """Start a collection in the background if garbage may have arisen and no collection runs."""
         with self._lock:
             seen = self._occasions
         if seen > self._collected and (self._running is None or self._running.done()):
@@ -39,16 +39,17 @@ class GarbageCollector:
             self._running.add_done_callback(partial(self._ended, seen))
 
     def collect(self) -> bool:
-        """Remove what no version needs and no engine holds. Blocking. True while an engine still holds some.
+        """Remove artefacts that no version needs and no engine holds, and unneeded kept uploads. Blocking.
 
-        Only by the lists of engines that all answer: one that was started by somebody else may hold what an earlier
-        gateway gave it, and reads it again whenever it likes (engine.md row 3).
+        Returns whether it must be tried again: an engine still holds some, or the store was unavailable. Artefacts are
+        removed only while all engines answer with their lists: an engine that this gateway did not start may hold adapters
+        that an earlier gateway loaded, and may read them again at any time (engine.md row 3).
         """
         c = self._components
         again = self.forget_uploads()
-        standing = frozenset({c.zero.digest} if c.zero else ())
+        permanent = frozenset({c.zero.digest} if c.zero else ())
         try:
-            removed, spared = c.blobs.collect(lambda: c.catalogue.live_digests() | standing, self._may_be_read)
+            removed, spared = c.blobs.collect(lambda: c.catalogue.live_digests() | permanent, self._may_be_read)
         except Unavailable as error:
             event("not_collected", logging.WARNING, why=error.message)
             return True
@@ -57,7 +58,7 @@ class GarbageCollector:
         return again or spared > 0
 
     def forget_uploads(self) -> bool:
-        """Remove kept uploads that no version was made from. Blocking. True when it has to be tried again."""
+        """Remove kept uploads that no version needs. Blocking. Returns whether it must be tried again."""
         c = self._components
         try:
             removed = c.kept_uploads.collect(c.catalogue.originals_needed)
@@ -69,15 +70,15 @@ class GarbageCollector:
         return False
 
     def held(self) -> frozenset[str] | None:
-        """Short digests of what the engines may read now; None while one of them does not say."""
+        """Return the short digests of artefacts that the engines may read now; None while an engine does not answer."""
         c = self._components
         if not c.reconciler.known:
             return None
-        standing = frozenset((c.zero.digest.short,) if c.zero is not None else ())
-        return standing.union(name.partition("@")[2][:SHORT] for name in c.reconciler.may_read())
+        permanent = frozenset((c.zero.digest.short,) if c.zero is not None else ())
+        return permanent.union(name.partition("@")[2][:SHORT] for name in c.reconciler.may_read())
 
     def _may_be_read(self, digest: Digest) -> bool:
-        """Whether an engine may read an artefact now: asked for each, since engines come, go and load meanwhile."""
+        """Return whether an engine may read an artefact now; checked for each, as engines come, go and load meanwhile."""
         held = self.held()
         return held is None or digest.short in held
 

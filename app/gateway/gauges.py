@@ -1,4 +1,4 @@
-"""Gauges that Prometheus reads at each scrape: their values are asked for, not told."""
+"""Gauges whose values are computed when Prometheus scrapes them, not pushed on each change."""
 
 import shutil
 from functools import partial
@@ -12,7 +12,10 @@ from app.upload.quarantine import Quarantine
 
 
 def watch_waiting(metrics: Metrics, shares: Shares, quarantine: Quarantine, floor_bytes: int) -> None:
-    """Uploads under way, and the room they wait in. floor_bytes: uploads are refused when less is free."""
+    """Register the gauges of uploads in progress and of the quarantine.
+
+    floor_bytes: uploads are refused if less disk space is free.
+    """
     gauges = metrics.uploads
     gauges.store_reserve.set(floor_bytes)
     metrics.watch(gauges.in_progress, lambda: shares.in_use(Resource.UPLOADS))
@@ -21,7 +24,7 @@ def watch_waiting(metrics: Metrics, shares: Shares, quarantine: Quarantine, floo
 
 
 def watch_gateway(uploads: Uploads) -> None:
-    """Versions in work, the store's disk, and what the engine holds."""
+    """Register the gauges of versions in progress, the store's disk, and the engine's adapters."""
     components, metrics = uploads.components, uploads.components.metrics
     store, reconciler, engine = components.blobs.root, components.reconciler, metrics.engine
     metrics.watch(metrics.uploads.screening, lambda: uploads.working)
@@ -34,7 +37,10 @@ def watch_gateway(uploads: Uploads) -> None:
 
 
 def watch_fleet(metrics: Metrics, fleet: Fleet) -> None:
-    """Each engine of several, as they come and go: whether it answers, what it holds, what is in flight on it."""
+    """Register the gauges of each engine of a fleet: up, number of adapters, requests in flight.
+
+    Engines that join later are added; the metrics of engines that leave are removed.
+    """
     gauges = metrics.fleet
 
     def watch(member: Member) -> None:

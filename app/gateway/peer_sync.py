@@ -1,4 +1,4 @@
-"""Peer sync: keeps one gateway in step with the others on its catalogue; sends its heartbeat, follows their changes."""
+"""Peer sync: keeps one gateway in step with the others on its catalogue; sends heartbeats, follows their changes."""
 
 import asyncio
 import contextlib
@@ -15,16 +15,16 @@ from app.observe.log import event
 from app.store.cluster.peers import Peers
 
 LOOK_S: Final = 0.5
-"""Seconds between two looks at the catalogue's revision: how late another's change is seen. One row is read."""
+"""Seconds between two reads of the catalogue's revision (one row): the longest delay until another's change is seen."""
 
 BEAT_S: Final = 4.0
-"""Seconds between two signs of life: five fit into a lease."""
+"""Seconds between two heartbeats: five fit into a lease."""
 
 
 class PeerSync:
-    """Tasks that look, beat and take over for as long as the gateway runs; none of them waits for another.
+    """Background tasks that follow changes, send heartbeats and take over orphaned versions; none waits for another.
 
-    Following a change may take minutes, where versions have to be measured again: the beat goes on meanwhile.
+    Following a change may take minutes if versions have to be measured again; heartbeats continue meanwhile.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PeerSync:
         self._stopping = asyncio.Event()
 
     def start(self) -> None:
-        """Start. Needs a running loop."""
+        """Start the tasks. Needs a running loop."""
         work = {
             "following": (LOOK_S, self._look),
             "heartbeat": (BEAT_S, self._beat),
@@ -48,12 +48,12 @@ class PeerSync:
         self._tasks = tuple(asyncio.create_task(self._every(*each), name=name) for name, each in work.items())
 
     async def stop(self) -> None:
-        """Stop after the look and the beat under way; what is said last is said by `Peers.leave`."""
+        """Stop the tasks, each after its current step; `Peers.leave` signs off afterwards."""
         self._stopping.set()
         await asyncio.gather(*self._tasks)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        away = False
+        failing = False
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -61,12 +61,12 @@ class PeerSync:
                     return
             try:
                 await work()
-                away = False
+                failing = False
             except GatewayError as error:
-                if not away:  # once, not twice a second
+                if not failing:  # logged once, not twice a second
                     event("not_following", logging.ERROR, why=error.message)
-                away = True
-            except Exception:  # a bug must not end it: the others would take us for dead
+                failing = True
+            except Exception:  # a bug must not end the task: the others would take this gateway for dead
                 logging.getLogger("gateway").exception("following broke")
 
     async def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""Policy recheck: versions screened under another policy or reference are measured again before they are served."""
+"""Policy recheck: measures versions screened under another policy or reference again before they are served."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +16,10 @@ from app.validate.adapter import ValidateLimits, validate
 
 
 class PolicyRecheck:
-    """Measures each such version once. For one thread at a time."""
+    """Recheck of versions screened under other parameters, each measured once. Not thread-safe."""
 
     def __init__(self, components: Components, objection: Callable[[VersionRow], str | None] | None = None) -> None:
-        """objection: what the policy in force has against a version's artefact, None when it passes; blocking."""
+        """objection: returns why a version's artefact does not pass the policy in force, None if it passes; blocking."""
         self._components = components
         self._objection = objection or (lambda row: policy_objection(components, row))
         self._withheld: Mapping[tuple[str, int], str] = {}
@@ -27,7 +27,7 @@ class PolicyRecheck:
         self._written = False
 
     def check(self, rows: Iterable[VersionRow]) -> Mapping[tuple[str, int], str]:
-        """Measure what has to be; versions that the policy in force does not pass, and why. Blocking."""
+        """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking."""
         found, measured = dict(self._withheld), len(self._measured)
         for row in rows:
             if row.parameters == self._components.parameters or row.emptied or row.key in self._measured:
@@ -43,7 +43,7 @@ class PolicyRecheck:
         return found
 
     def _write(self) -> None:
-        """Write down what is in force, for the auditor."""
+        """Record the policy in force for the auditor."""
         c = self._components
         rows = (*c.catalogue.served(), *c.catalogue.pending())
         older = (row for row in rows if row.parameters != c.parameters and row.key not in self._withheld)
@@ -52,17 +52,17 @@ class PolicyRecheck:
 
 
 def policy_objection(components: Components, row: VersionRow) -> str | None:
-    """Measure a stored artefact by the policy in force: what is wrong with it, None when it passes whole. Blocking.
+    """Measure a stored artefact by the policy in force; return why it does not pass, None if it passes unchanged. Blocking.
 
-    Its bytes are measured as they lie, not balanced first, since they are what the engine reads; an older release may have
-    written them unbalanced. Screening refuses factors that the engine's rounding would make another update of.
+    Its bytes are measured as stored, not balanced first, because the engine reads them as they are; an older release may
+    have written them unbalanced. Screening refuses factors that the engine's rounding would turn into another update.
     """
     if row.artefact is None:
         return None
     c, folder = components, components.blobs.path(row.artefact)
     try:
         c.blobs.verify(row.artefact)
-        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical: names our own model, scaling 1
+        with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical form: the served model's name, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, c.target, ValidateLimits())
         verdict = screen(adapter, c.reference, accepting(c.policy), deadline_s=c.screen_seconds)
     except (GatewayError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Publishing: gives stored versions their names, moves names back, and takes them away."""
+"""Publishing: points names to stored versions, rolls names back, and deletes adapters."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from app.store.catalogue.tables import VersionRow
 
 
 class Publishing:
-    """Every change of what a name means: publish, roll back, delete."""
+    """Use case of changing the version that a name points to: publish, roll back, delete."""
 
     def __init__(self, components: Components, follower: CatalogueFollower, garbage: GarbageCollector) -> None:
         self._components = components
@@ -26,26 +26,26 @@ class Publishing:
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, row: VersionRow) -> VersionRow:
-        """Bring a stored version into the engine and publish it; leave it `stored` while the engine is away.
+        """Load a stored version into the engine and publish it; leave it `stored` if the engine is down.
 
-        Raises VersionRefused when the engine, answering, refuses these very bytes.
+        Raises VersionRefused if the engine answers and refuses these bytes.
         """
         c = self._components
         if row.state is not State.STORED:
             return row
         if row.engine_name is not None:
-            if row.engine_name not in c.desired.state.adapters:  # who waited for another's upload may be here first
+            if row.engine_name not in c.desired.state.adapters:  # a caller that waited for an equal upload may be first
                 await self._follower.refresh()
             try:
-                whose = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
-                with c.metrics.stage(Stage.LOAD, **whose):
+                labels = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
+                with c.metrics.stage(Stage.LOAD, **labels):
                     await c.reconciler.ensure(row.engine_name)
             except Unavailable as error:
-                return await self._not_loaded(row, error)
+                return await self._record_load_error(row, error)
         return await self._publish(row)
 
     async def stored(self, row: VersionRow) -> None:
-        """Its artefact was just written: follow, and load what could not be loaded while those bytes were damaged."""
+        """Follow the catalogue after the row's artefact was written, and retry loads that failed while it was damaged."""
         if row.artefact is not None:
             for name in self._components.reconciler.failures:
                 if name.partition("@")[2].startswith(row.artefact.short):
@@ -53,7 +53,10 @@ class Publishing:
         await self._follower.refresh()
 
     async def settle(self) -> None:
-        """Publish what was stored while the engine was away and is loaded now. Called after each reconcile pass."""
+        """Publish versions that were stored while the engine was down and are loaded now. Called after each reconcile pass.
+
+        Also records the settled revision for the other gateways, and starts a garbage collection if one is due.
+        """
         c, reconciler, state = self._components, self._components.reconciler, self._components.desired.state
         every = reconciler.known
         if c.peers and every and {name for name in reconciler.may_read() if "@" in name} <= state.adapters.keys():
@@ -62,7 +65,7 @@ class Publishing:
             if row.key in c.desired.state.withheld:
                 continue
             if row.engine_name is not None and row.engine_name not in c.desired.state.adapters:
-                await self._follower.refresh()  # stored, and who asked went before that was followed
+                await self._follower.refresh()  # its caller was cancelled before it was followed
             with contextlib.suppress(Refused):  # deleted meanwhile, or refused by the engine and recorded as such
                 if row.engine_name is None or reconciler.is_loaded(row.engine_name):
                     await self._publish(row)
@@ -74,7 +77,8 @@ class Publishing:
     async def rollback(self, name: str, to: int | None) -> VersionRow:
         """Point a name to an earlier version; one that is not kept loaded is loaded and probed first.
 
-        Raises Unavailable when it cannot be; then the name stays where it is.
+        to: its number; None: the newest earlier one. Raises Unavailable if it cannot be loaded; the name then does not
+        move. Raises Refused if there is no such version, or it is withheld.
         """
         c = self._components
         wanted = await c.pools.store(self._earlier, name, to)
@@ -89,21 +93,21 @@ class Publishing:
         return row
 
     async def delete(self, name: str) -> None:
-        """Forget an adapter: new requests find nothing, running ones finish, then the engine unloads it."""
+        """Delete an adapter: new requests do not find it, running ones finish, then the engine unloads it."""
         c = self._components
         rows = await c.pools.store(c.catalogue.delete, name)
         self._garbage.suspect()
         for row in rows:
             c.progress.report(replace(row, state=State.DELETED))
         await self._follower.refresh()
-        if await c.pools.store(self._garbage.forget_uploads):  # now: the engine never knew of them
+        if await c.pools.store(self._garbage.forget_uploads):  # at once: no engine reads them
             self._garbage.suspect()
         event("deleted", adapter=name, versions=len(rows))
 
-    # ---- inside --------------------------------------------------------------------------------------------------
+    # ---- internals -----------------------------------------------------------------------------------------------
 
     def _earlier(self, name: str, to: int | None) -> VersionRow | None:
-        """Version that is meant; None when the catalogue says what is wrong. Raises Refused when it is withheld."""
+        """Return the version to roll back to; None if the catalogue is to decide. Raises Refused if it is withheld."""
         catalogue, withheld = self._components.catalogue, self._components.desired.state.withheld
         if to is not None:
             row = catalogue.version(name, to)
@@ -115,9 +119,9 @@ class Publishing:
         return next((row for row in reversed(earlier) if row.key not in withheld), None)
 
     @shielded
-    async def _not_loaded(self, row: VersionRow, error: Unavailable) -> VersionRow:
+    async def _record_load_error(self, row: VersionRow, error: Unavailable) -> VersionRow:
         store, catalogue = self._components.pools.store, self._components.catalogue
-        async with self._one_at_a_time:  # several may have waited for the same load
+        async with self._one_at_a_time:  # several callers may have waited for the same load
             if error.code is LOAD_FAILED:
                 now = await store(catalogue.record_try_failed, row, error)
             else:
@@ -125,16 +129,15 @@ class Publishing:
             if now.state is State.FAILED:
                 self._components.progress.report(now)
                 await self._follower.refresh()
-        if (
-            now.state is State.STORED and now.revision != row.revision
-        ):  # its bytes came again: that try tells how it ends
+        # If its bytes were uploaded again meanwhile, the result of that try counts.
+        if now.state is State.STORED and now.revision != row.revision:
             return await self.load(now)
         if now.state is State.FAILED:
             raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
         return now
 
-    @shielded  # a reconciler that is stopped, or a client that leaves, must not part the catalogue from the routing table
+    @shielded  # a stopped reconciler, or a client that disconnects, must not leave catalogue and routing table different
     async def _publish(self, row: VersionRow) -> VersionRow:
         c = self._components
         async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded

@@ -1,4 +1,4 @@
-"""Readiness: each part of the gateway and what is wrong with it, for /ready."""
+"""Readiness: each part of the gateway with its problem, if any, for /ready."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,16 +12,19 @@ from app.observe.log import event
 
 
 def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable[[], Awaitable[dict[str, str | None]]]:
-    """Check behind /ready."""
+    """Return the check behind /ready."""
     reconciler, peers, in_thread = components.reconciler, components.peers, components.pools.readiness
 
     async def readiness() -> dict[str, str | None]:
-        """Part → what is wrong with it, or None. The engine counts as ready once its adapters were looked after."""
+        """Return part → problem, or None if it is ready.
+
+        The engine is ready if the reconciler found it usable when it last asked, and it can compute now.
+        """
         up = reconciler.engine_up and await engine.healthy()
         return {
-            "reference": await in_thread(_wrong_with, "reference", components.reference.check_unchanged),
-            "store": await in_thread(_wrong_with, "store", components.blobs.check_writable),
-            "engine": None if up else _why_down(reconciler),
+            "reference": await in_thread(_problem_with, "reference", components.reference.check_unchanged),
+            "store": await in_thread(_problem_with, "store", components.blobs.check_writable),
+            "engine": None if up else _reason_down(reconciler),
             **({} if peers is None or peers.fresh else {"catalogue": "not read for too long"}),
         }
 
@@ -29,19 +32,19 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
 
 
 def details_of(reconciler: Reconciler | Fleet) -> dict[str, str]:
-    """Details of /ready: what is known of the model behind each engine."""
+    """Return the details for /ready: the identity of the model behind each engine."""
     notes = {one.number: one.objection.model.note for one in reconciler.each if one.objection.model is not None}
     if len(set(notes.values())) > 1:
         return {"model": "; ".join(f"engine {number}: {note}" for number, note in notes.items())}
     return {"model": next(iter(notes.values()), "not asked yet")}
 
 
-def _why_down(reconciler: Reconciler | Fleet) -> str:
+def _reason_down(reconciler: Reconciler | Fleet) -> str:
     return next((one.objection.why for one in reconciler.each if one.objection.why), "starting or away")
 
 
-def _wrong_with(part: str, check: Callable[[], None]) -> str | None:
-    """For everybody's eyes, so without the message, which may name a path."""
+def _problem_with(part: str, check: Callable[[], None]) -> str | None:
+    """Run the check; return its failure in a form for every caller, without the message, which may name a path."""
     try:
         check()
     except GatewayError as error:

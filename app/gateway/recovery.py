@@ -1,4 +1,4 @@
-"""Recovery: work that a stopped gateway left half done, at the start and when another gateway dies."""
+"""Recovery of versions that a stopped gateway left unfinished: at start, and when another gateway dies."""
 
 import logging
 
@@ -11,30 +11,37 @@ from app.observe.log import event
 
 
 def recover(components: Components, follower: CatalogueFollower, garbage: GarbageCollector) -> None:
-    """At the start, blocking, before uploads and engine: fail what was interrupted, collect, follow the catalogue."""
+    """Fail interrupted versions, publish emptied ones, follow the catalogue, and remove unneeded kept uploads.
+
+    Blocking; called at start, before uploads and the engine. Raises Refused RESERVED_NAME if an adapter has the served
+    model's name; Unavailable, also if the catalogue was lost.
+    """
     catalogue = components.catalogue
     if catalogue.has_named(namesake := AdapterName(components.target.name).key):
-        why = f"adapter {namesake!r} has the served model's name: one of them must be called otherwise"
+        why = f"adapter {namesake!r} has the served model's name: one of the two must be renamed"
         raise Refused(RESERVED_NAME, why)
     refuse_a_lost_catalogue(components)
     recovered = catalogue.recover()
     for row in recovered.to_load:
-        if row.emptied:  # waits for no engine
+        if row.emptied:  # needs no engine
             catalogue.activate(row.name, row.number)
     follower.follow()
-    garbage.forget_uploads()  # the first pass does it again
+    garbage.forget_uploads()  # repeated after the first reconcile pass
     event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
 
 
 async def take_over(components: Components, garbage: GarbageCollector) -> None:
-    """Another gateway died: fail what it was at work on."""
+    """Fail the versions that a dead gateway was working on."""
     recovered = await components.pools.store(components.catalogue.recover)
     garbage.suspect()
     event("took_over", logging.WARNING, interrupted=len(recovered.interrupted))
 
 
 def refuse_a_lost_catalogue(components: Components) -> None:
-    """Artefacts of uploads and no row at all: not a new store but one whose catalogue was lost. Nothing is thrown away."""
+    """Raise Unavailable STORE_FAILED if artefacts of uploads exist and the catalogue was never used: it was lost.
+
+    No artefact is removed.
+    """
     if components.catalogue.ever_used():
         return
     blobs = components.blobs

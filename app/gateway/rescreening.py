@@ -1,7 +1,7 @@
-"""Kept uploads, led once more through every stage: a new version by today's policy and reference, from the bytes that came.
+"""Rescreening: runs kept uploads through every stage again, for a new version by today's policy and reference.
 
-What is served changes only when the new version is loaded and probed, as after any upload. The same bytes under the same
-policy and reference have the same verdict (I8), so then there is nothing to make.
+The served version changes only when the new one is loaded and probed, as after any upload. The same bytes under the same
+policy and reference have the same verdict (I8), so no version is made then.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from app.upload.quarantine import SealedFile
 from app.upload.receive import PendingUpload, SealedUpload
 
 KEEP_ALIVE_S: Final = 15.0
-"""Seconds of silence after which a run says that it goes on: screening one large adapter may take minutes."""
+"""Seconds without a result after which a run reports that it continues: screening one large adapter may take minutes."""
 
 
 NAME_SHOWN: Final = 80
-"""Characters of a name as it was asked for that a log line takes."""
+"""Most characters of a requested name in a log line."""
 
 
 class Result(StrEnum):
-    """What came of one adapter's rescreening."""
+    """Kind of result of one adapter's rescreening."""
 
     NEW = "new"
     UNCHANGED = "unchanged"
@@ -52,7 +52,10 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rescreened:
-    """One adapter's. row: the version there is now, or the one that was refused; None where there is none. error: why."""
+    """Result of one adapter's rescreening.
+
+    row: the current version, or the one that was refused; None if there is none. error: reason of a failure.
+    """
 
     name: str
     result: Result
@@ -62,7 +65,7 @@ class Rescreened:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The version whose upload is to be screened again, the newest there was then, and the adapter's owner."""
+    """Version whose upload is to be screened again. newest: the newest version's number then. by: the adapter's owner."""
 
     row: VersionRow
     newest: int
@@ -70,7 +73,7 @@ class _Source:
 
 
 class Rescreening:
-    """Rescreens one adapter at a time, however many are asked for."""
+    """Use case of rescreening, one adapter at a time however many are requested."""
 
     def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
@@ -78,29 +81,30 @@ class Rescreening:
         self._all_under_way = False
 
     async def one(self, name: str) -> Rescreened:
-        """Rescreen what `name` means now, or will mean as soon as the engine has it: NEW or UNCHANGED.
+        """Rescreen the version that `name` points to, or will once the engine has it. Returns NEW or UNCHANGED.
 
-        Raises Refused ADAPTER_NOT_FOUND, ORIGINAL_NOT_KEPT, VERSION_NOT_READY (nothing was accepted yet, or an upload is
-        under way); VersionRefused with the version that did not pass; Unavailable. What is served stays as it is then.
+        Raises Refused ADAPTER_NOT_FOUND, ORIGINAL_NOT_KEPT, VERSION_NOT_READY (no version was accepted yet, or an upload
+        is in progress); VersionRefused with the version that did not pass; Unavailable. The served version then stays
+        active.
         """
         try:
             async with self._turn:
                 done = await self._one(name)
         except GatewayError as error:
-            self._note(Rescreened(name, result_of(error), error.row if isinstance(error, VersionRefused) else None))
+            self._report(Rescreened(name, result_of(error), error.row if isinstance(error, VersionRefused) else None))
             raise
-        self._note(done)
+        self._report(done)
         return done
 
     def all(self) -> "Run":
-        """Begin to rescreen every adapter. Raises Refused RESCREENING while that is under way; close what it returns."""
+        """Begin to rescreen every adapter. The caller must close the run. Raises Refused RESCREENING during another run."""
         if self._all_under_way:
             raise Refused(RESCREENING, "all adapters are being screened again now")
         self._all_under_way = True
         return Run(self, self._uploads)
 
     def ended(self) -> None:
-        """A run is over."""
+        """Record the end of a run of all adapters."""
         self._all_under_way = False
 
     async def _one(self, name: str) -> Rescreened:
@@ -110,7 +114,7 @@ class Rescreening:
         try:
             upload = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(self._abandoned)
+            opening.add_done_callback(self._close_abandoned)
             raise
         async with PendingUpload(upload, pools.receiving) as pending:
             begun = await self._uploads.register(pending, wait=True, after=source.newest, by=source.by)
@@ -119,23 +123,23 @@ class Rescreening:
     def _source(self, name: str) -> _Source:
         components = self._uploads.components
         adapter, rows = components.catalogue.adapter(name), components.catalogue.versions(name)
-        if flying := [row for row in rows if row.state in IN_FLIGHT]:
-            raise Refused(VERSION_NOT_READY, f"{name} version {flying[-1].number} is being screened now")
+        if in_flight := [row for row in rows if row.state in IN_FLIGHT]:
+            raise Refused(VERSION_NOT_READY, f"{name} version {in_flight[-1].number} is being screened now")
         chosen = next(
             (row for row in reversed(rows) if row.state is State.STORED or row.number == adapter.active), None
         )
         if chosen is None:
             raise Refused(VERSION_NOT_READY, f"no version of {name} was ever accepted")
         if not components.kept_uploads.has(chosen.received):
-            raise Refused(ORIGINAL_NOT_KEPT, f"what was uploaded as {name} version {chosen.number} was not kept")
+            raise Refused(ORIGINAL_NOT_KEPT, f"the upload of {name} version {chosen.number} was not kept")
         same = components.catalogue.find_same(name, chosen.received, components.parameters)
-        if same is not None and same.state is State.REJECTED:  # it would be again
+        if same is not None and same.state is State.REJECTED:  # it would be rejected again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(Refused(code, same.error_message or "it was refused before"), same)
         return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True))
 
     def _upload(self, source: _Source) -> SealedUpload:
-        """As if it had just arrived; digests checked."""
+        """Return the kept upload as if it had just arrived, its digests checked. Blocking."""
         received = source.row.received
         original = self._uploads.components.kept_uploads.open(received)
         weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
@@ -143,18 +147,18 @@ class Rescreening:
         held.callback(weights.close)
         return SealedUpload(str(source.row.name), original.config, weights, held)
 
-    def _abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
+    def _close_abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
         if not opening.cancelled() and opening.exception() is None:
             self._uploads.components.pools.receiving.start(opening.result().close)
 
-    def _note(self, done: Rescreened) -> None:
+    def _report(self, done: Rescreened) -> None:
         self._uploads.components.metrics.rescreened(done.result.value)
         number = done.row.number if done.row else None
         event("rescreened", adapter=printable(done.name, NAME_SHOWN), version=number, result=done.result.value)
 
 
 class Run:
-    """The rescreening of every adapter, in the order of their names; iterate over it once, and close it."""
+    """Rescreening of every adapter, in the order of their names; iterate over `results` once, then close it."""
 
     def __init__(self, rescreening: Rescreening, uploads: Uploads) -> None:
         self._rescreening = rescreening
@@ -162,13 +166,13 @@ class Run:
         self._open = True
 
     def close(self) -> None:
-        """It is over, or nobody waits for it any more: the next may begin."""
+        """End the run, complete or not, so that the next may begin."""
         if self._open:
             self._open = False
             self._rescreening.ended()
 
     async def results(self) -> AsyncIterator[Rescreened | None]:
-        """Each adapter's, as soon as it is there; None now and then while one takes long."""
+        """Yield each adapter's result as soon as it exists, and None every KEEP_ALIVE_S while one takes long."""
         rows = await self._uploads.components.pools.store(self._uploads.components.catalogue.adapters)
         for row in rows:
             work = asyncio.ensure_future(self._one(str(row.name)))
@@ -191,7 +195,7 @@ class Run:
 
 
 def result_of(error: GatewayError) -> Result:
-    """What an error means for one adapter among many."""
+    """Return the kind of result for an adapter whose rescreening raised this error."""
     if error.code is ORIGINAL_NOT_KEPT:
         return Result.NOT_KEPT
     return Result.REFUSED if isinstance(error, Refused) else Result.FAILED

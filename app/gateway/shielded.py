@@ -1,4 +1,4 @@
-"""Work of several steps that goes on to its end even when whoever waits for it is cancelled."""
+"""Decorator for work of several steps that runs to completion even if its caller is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def shielded(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]:
-    """`work`, which a cancellation of its caller does not break off between two steps."""
+    """Return `work` protected from a cancellation of its caller between two steps."""
 
     @wraps(work)
-    async def to_the_end(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def to_completion(*args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.shield(asyncio.ensure_future(work(*args, **kwargs)))
 
-    return to_the_end
+    return to_completion

@@ -1,4 +1,4 @@
-"""One upload on its way through the stages: how long each took, to the metrics; how far it came, to the catalogue."""
+"""Progress callbacks of one upload: durations of its stages go to the metrics, its states to the catalogue."""
 
 import json
 
@@ -11,12 +11,15 @@ from app.store.catalogue.tables import VersionRow
 
 
 def whose(row: VersionRow) -> dict[str, object]:
-    """What a stage's log line says of the version it worked on."""
+    """Return the fields of a stage's log line that identify the version."""
     return {"adapter": str(row.name), "version": row.number, "received": row.received.weights_digest.hex}
 
 
 class UploadSteps:
-    """Follows one upload: durations to the metrics, and where it has a version, its states to the catalogue."""
+    """Steps of one upload: reports durations to the metrics and, if it has a version, its states to the catalogue.
+
+    row: the version; None for a dry run.
+    """
 
     def __init__(self, components: Components, row: VersionRow | None) -> None:
         self._components = components
@@ -25,13 +28,13 @@ class UploadSteps:
 
     @property
     def verdict(self) -> Verdict:
-        """What was found. A programmer's error before it was."""
+        """Verdict of the screening. Reading it before the screening has ended is a programmer's error."""
         assert self._verdict is not None
         return self._verdict
 
     @property
     def report(self) -> str:
-        """What people are shown of it, as JSON."""
+        """Report for people, as JSON text: the received digests and sizes, and the verdict."""
         assert self._row is not None
         fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
         return json.dumps(fields, allow_nan=False)

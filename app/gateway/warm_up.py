@@ -1,7 +1,7 @@
-"""Brings a cold adapter into the engines' slots before its first request does.
+"""Warm-up: brings a cold adapter into the engines' slots before its first request.
 
-vLLM answers to more adapters than it holds: one that was not asked for lately is read again from the store when it is
-(engine.md rows 3 and 12), and the request that asks waits for it. Nothing but a request brings it back, so this is one.
+vLLM answers to more adapters than it holds. One that was not requested lately is read again from the store by its next
+request (engine.md rows 3 and 12), which waits for it. Only a request brings it back, so the warm-up sends one.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from app.observe.log import event
 from app.serve.routing_table import Target
 
 WARM_S: Final = 120.0
-"""Seconds that an engine may take: as long as a load may, and its batch has to have room besides."""
+"""Seconds that an engine may take: as long as a load, because the request, too, may have to wait for room in a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """One engine that holds the version. seconds: how long it took. error: why it is not warm there; None when it is."""
+    """Warm-up of one engine that holds the version. seconds: its duration. error: why it failed; None if it did not."""
 
     number: int
     seconds: float
@@ -38,18 +38,22 @@ class Warmed:
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """target: what was asked for. engines: those that hold it; none where the served model answers in its place."""
+    """Result of a warm-up.
+
+    target: the requested version. engines: those that hold it; none if the served model answers in its place.
+    """
 
     target: Target
     engines: tuple[Warmed, ...]
 
 
 async def warm(components: Components, name: str, number: int | None = None) -> Warmth:
-    """Ask every engine that holds this version, by default the active one, for one token.
+    """Request one token from every engine that holds this version, by default the active one.
 
-    Afterwards it is as warm as any adapter that was just used, no longer: there is no pinning. Raises Refused as
-    `Catalogue.version` does, or VERSION_NOT_READY when it is not served; Unavailable, the first engine's error, when none
-    of them could be warmed.
+    It then stays warm as long as any adapter that was just used: there is no pinning. Raises Refused as
+    `Catalogue.version` does, VERSION_UNLOADED if it is too old to be kept loaded, or VERSION_NOT_READY if it is not served
+    otherwise; Unavailable ENGINE_UNAVAILABLE if no engine holds it yet, or the first engine's error if none could be
+    warmed.
     """
     target = await _target(components, name, number)
     if target.digest is None:
@@ -57,7 +61,8 @@ async def warm(components: Components, name: str, number: int | None = None) -> 
     holding = [one for one in components.reconciler.each if one.is_loaded(target.engine_name)]
     if not holding:
         raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="name")
-    components.routing_table.in_flight.begin(target.engine_name)  # what is in flight is not unloaded
+    # An adapter with a request in flight is not unloaded.
+    components.routing_table.in_flight.begin(target.engine_name)
     try:
         engines = await asyncio.gather(*(_warmed(one, target.engine_name) for one in holding))
     finally:
@@ -65,7 +70,7 @@ async def warm(components: Components, name: str, number: int | None = None) -> 
     errors = [one.error for one in engines if one.error is not None]
     if len(errors) == len(engines):
         raise errors[0]
-    event("warmed", adapter=name, version=target.version, seconds=_each(engines))
+    event("warmed", adapter=name, version=target.version, seconds=_seconds_by_engine(engines))
     return Warmth(target, tuple(engines))
 
 
@@ -95,5 +100,5 @@ async def _warmed(engine: Reconciler, name: str) -> Warmed:
     return Warmed(engine.number, time.monotonic() - began, error)
 
 
-def _each(engines: Sequence[Warmed]) -> dict[str, float]:
+def _seconds_by_engine(engines: Sequence[Warmed]) -> dict[str, float]:
     return {str(one.number): round(one.seconds, 3) for one in engines if one.error is None}

@@ -15,21 +15,21 @@ from app.screen.screen import screen
 from app.store.open import Store
 
 NAME: Final = AdapterName("base")
-"""Its name in the engine; reserved, so no upload has it."""
+"""Name of the zero adapter in the engine; reserved, so no upload can have it."""
 
 
 def zero_adapter_name(digest: Digest) -> str:
-    """Engine name of the zero adapter of this digest."""
+    """Return the engine name of the zero adapter with this digest."""
     return engine_name(NAME, digest)
 
 
 def store_zero_adapter(target: TargetModel, reference: Reference, policy: Policy, store: Store) -> Artefact:
-    """Zero adapter of this model, made as every other: screened, stamped, canonical, claimed before it is stored."""
+    """Make, store and return this model's zero adapter: screened, stamped, canonical and claimed like every other."""
     nothing = digest_of(b"")
     adapter = balance_all(zero_adapter(target))
     verdict = screen(adapter, reference, policy)
     artefact = canonicalise(adapter, verdict, Received(nothing, nothing, 0, 0), target)
-    if store.peers is not None:  # no row will ever name it
+    if store.peers is not None:  # no row will ever name it, so it needs a claim
         store.peers.keep(artefact.digest)
     store.blobs.put(artefact)
     return artefact

@@ -1,4 +1,4 @@
-"""The composition root: Settings → rooms (wiring.py) → FastAPI."""
+"""Composition root: settings → components, opened and wired (wiring.py) → FastAPI application."""
 
 import contextlib
 import gc
@@ -31,13 +31,13 @@ SHUTDOWN_S: Final = 5
 """Seconds that running requests get to end at shutdown."""
 
 KEEP_ALIVE_S: Final = 75
-"""Seconds an idle connection is kept, longer than clients keep theirs (httpx and the openai SDK 5, Node 4, aiohttp 15,
-load balancers 60): whoever closes second may have sent a request into a connection that is being closed. uvicorn's own 5
-cost one request of 12,000 in ten minutes of `bench soak`."""
+"""Seconds an idle connection is kept open, longer than clients keep theirs (httpx and the openai SDK 5, Node 4, aiohttp 15,
+load balancers 60): if the gateway closed first, a client might be sending a request into the connection being closed.
+uvicorn's default of 5 cost one request of 12,000 in ten minutes of `bench soak`."""
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal. Raises GatewayError when a room will not open (store held, reference wrong, …)."""
+    """Serve until a signal. Raises GatewayError if a component cannot be opened (store in use, wrong reference, …)."""
     configure(settings.log, settings.log_level)
     tell_open_files()
     gateway = wire_gateway(settings)
@@ -45,13 +45,13 @@ def run(settings: Settings) -> None:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
     event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
     app = build_app(gateway)
-    gc.collect()  # the collector never looks again at what stands now: see gc.freeze, and docs/performance.md
+    gc.collect()  # objects that exist now are exempt from later collections: see gc.freeze, and docs/performance.md
     gc.freeze()
     uvicorn.run(app, host=settings.host, port=settings.port, **server_options(gateway))
 
 
 def server_options(gateway: Gateway) -> dict[str, Any]:
-    """What uvicorn is told besides the address."""
+    """Return uvicorn's options besides the address."""
     return {
         "log_level": "warning",
         "access_log": False,
@@ -63,7 +63,7 @@ def server_options(gateway: Gateway) -> dict[str, Any]:
 
 
 def build_app(gateway: Gateway) -> FastAPI:
-    """The FastAPI application over an open house; its lifespan starts engine and reconciler, and closes the house."""
+    """Return the FastAPI application of an opened gateway. Its lifespan starts, stops and closes the components."""
 
     open_door = gateway.context.keys.open_door
     app = FastAPI(
@@ -74,14 +74,14 @@ def build_app(gateway: Gateway) -> FastAPI:
         docs_url="/docs" if open_door else None,  # a browser sends no key
         redoc_url=None,
         openapi_url="/openapi.json" if open_door else None,
-        redirect_slashes=False,  # a redirect would echo the caller's Host, before any key is asked for
+        redirect_slashes=False,  # a redirect would echo the caller's Host, before any key is checked
     )
     describe(app)
     if not open_door:
         app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.state.context = gateway.context
     errors.install(app)
-    # Routes are tried one by one for every request: those of inference come first.
+    # Routes are matched one by one for every request: those of inference come first.
     for router in (
         openai.router,
         operations.router,
@@ -97,10 +97,10 @@ def build_app(gateway: Gateway) -> FastAPI:
 
 
 def middleware(gateway: Gateway) -> list[Middleware]:
-    """Every middleware, outermost first.
+    """Return the middleware, outermost first.
 
-    Ids come first, so that every refusal has one. The cookie becomes a key only behind the checks of what other sites'
-    pages send: they spare whoever sends a key, for no browser does that by itself.
+    Request ids come first, so that every refusal has one. The console's cookie becomes a key only after the cross-site
+    checks: those let requests with a key pass, because no browser adds one by itself.
     """
     return [
         Middleware(RequestIds, traces=gateway.context.metrics.traces),
@@ -111,8 +111,10 @@ def middleware(gateway: Gateway) -> list[Middleware]:
 
 @contextlib.asynccontextmanager
 async def started(gateway: Gateway) -> AsyncIterator[None]:
-    """The house's parts, running. Each is stopped, the last first, whatever becomes of the others: when the block ends, and
-    when one of them does not start.
+    """Run the gateway's components for the duration of the context.
+
+    Each is stopped, the last started first, even if stopping another one fails: when the context ends, and when a component
+    does not start.
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(gateway.closers)
@@ -120,7 +122,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
             stack.push_async_callback(gateway.embedded.stop)
             try:
                 await gateway.embedded.start()
-            except Unavailable as error:  # uploads are still screened and stored; /ready says what is missing
+            except Unavailable as error:  # uploads are still screened and stored; /ready reports the engine
                 event("engine_missing", logging.ERROR, why=error.message)
         if gateway.front is not None:
             stack.push_async_callback(gateway.front.close)
@@ -133,5 +135,6 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         stack.callback(gateway.auditor.stop)
         gateway.auditor.start()
         in_thread = gateway.context.uploads.components.pools.screening
-        await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)  # while the engine starts: no upload waits
+        # Warm up while the engine starts, so that no upload has to wait for it.
+        await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)
         yield

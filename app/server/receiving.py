@@ -1,4 +1,4 @@
-"""Settings → what callers share, and what takes uploads in: its limits and its quarantine."""
+"""Shared resources, and the receiver of uploads with its limits and its quarantine, made from the settings."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -18,15 +18,15 @@ from app.upload.receive import PendingUpload, receive
 
 SEQUENCES_A_CORE: Final = 4
 MIN_SEQUENCES: Final = 8
-"""Sequences in a CPU engine that several keys share. On two cores 8 made each token take 1.4 times as long as alone, 16 1.9
-times, 64 3.5 times."""
+"""Sequences per core, and at least, in a CPU engine that several keys share. On two cores, 8 sequences made each token take
+1.4 times as long as a single one, 16 took 1.9 times, 64 took 3.5 times."""
 
 Receive = Callable[[Request], Awaitable[PendingUpload]]
-"""A request's body → a sealed upload."""
+"""Turns a request's body into a sealed upload."""
 
 
 def shares_of(settings: Settings) -> Shares:
-    """The table of shared resources, with what these settings and this system allow."""
+    """Return the ledger of shared resources, with the limits that these settings and this system allow."""
     keys = settings.keys
     connections = half_of_open_files(SHARED[Resource.CONNECTIONS].limit)
     limits = {
@@ -38,9 +38,10 @@ def shares_of(settings: Settings) -> Shares:
 
 
 def _sequences(settings: Settings, keys: int) -> int:
-    """Sequences that the engines should have at the same time if nothing else is said.
+    """Return the default for the most sequences in the engines at the same time. keys: number of API keys.
 
-    Each that is added slows the others of a CPU engine. One key alone may do as it likes.
+    In a CPU engine each additional sequence slows the others. With a single key no other caller is affected, so the limit
+    is not lowered.
     """
     if settings.engine_urls or keys < 2 or not cpu_build():
         return SHARED[Resource.SEQUENCES].limit
@@ -48,7 +49,7 @@ def _sequences(settings: Settings, keys: int) -> int:
 
 
 def receiver(settings: Settings, components: Components, shares: Shares, closers: ExitStack) -> Receive:
-    """Receiver of uploads: turns a request's body into a sealed upload."""
+    """Return the receiver of uploads. `closers` closes its quarantine."""
     limits = UploadLimits(
         max_weights_bytes=settings.max_weights_mib * MIB,
         max_concurrent=settings.max_uploads,
@@ -59,7 +60,7 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
     watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> PendingUpload:
-        who, pool = request.state.key, components.pools.receiving
-        return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, who)
+        caller, pool = request.state.key, components.pools.receiving
+        return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
 
     return receive_body

@@ -1,4 +1,4 @@
-"""Wiring: settings → components and use cases of one gateway, opened. With app.py the only reader of Settings."""
+"""Wiring: opens the components and use cases of one gateway and connects them, according to its settings."""
 
 import logging
 from contextlib import ExitStack, closing
@@ -54,13 +54,17 @@ from app.upload.limits import MIB
 from app.validate.adapter import ValidateLimits
 
 OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""What loopback is called in a Host header."""
+"""Names of loopback in a Host header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One gateway, opened and wired. engine: the only one, or the fleet. front: inference gateway before the engines.
-    hosts: accepted Host names. closers: closes everything that was opened."""
+    """One gateway, opened and wired.
+
+    embedded: supervisor of the embedded engine; None with external engines. engine: client of the only engine, or the
+    fleet. front: client of the inference gateway in front of the engines, if there is one. sandbox: None if uploads are
+    read in this process. hosts: accepted Host names; empty: any. closers: closes everything that was opened.
+    """
 
     embedded: EmbeddedEngine | None
     engine: HttpEngine | Fleet
@@ -77,7 +81,7 @@ class Gateway:
 
 
 def wire_gateway(settings: Settings) -> Gateway:
-    """Open and wire every component; blocking. Nothing is started yet."""
+    """Open and wire every component. Blocking. Starts only the sandbox; `app.started` starts the rest."""
     closers = ExitStack()
     try:
         wired = _wire(settings, closers)
@@ -97,7 +101,7 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     blobs, peers = store.blobs, store.peers
     pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
-    zero = store_zero_adapter(target, reference, settings.policy, store) if _through_zero(settings) else None
+    zero = store_zero_adapter(target, reference, settings.policy, store) if _uses_zero_adapter(settings) else None
     desired, in_flight, after_pass = StateInForce(), InFlight(), AfterPass()
     callbacks = _callbacks(settings, metrics, model, store, desired, in_flight, after_pass)
     make_reconciler = reconciler_factory(settings.engine_resolves, desired.waiting)
@@ -197,7 +201,9 @@ def _context(
     if front:
         choose = only(front)
     else:
-        choose = engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _away(components.reconciler))
+        choose = (
+            engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _known_down(components.reconciler))
+        )
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -229,8 +235,8 @@ def _context(
     )
 
 
-def _away(reconciler: Reconciler | Fleet) -> bool:
-    """Known to be away: asked at least once, and not there. Before that nobody is turned away."""
+def _known_down(reconciler: Reconciler | Fleet) -> bool:
+    """Return whether an engine is known to be down: asked at least once, and not up. Before that no request is refused."""
     return any(one.looked and not one.engine_up for one in reconciler.each)
 
 
@@ -264,23 +270,31 @@ def _place(settings: Settings, parameters: str) -> Place:
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
-    """A name of somebody's that leads to loopback must not make his page one of ours where no key is asked for."""
+    """Return the accepted Host names; empty: any.
+
+    Without keys on loopback only loopback's own names are accepted: a foreign site's name that resolves to loopback must
+    not make that site's pages same-origin with this gateway (DNS rebinding).
+    """
     open_here = settings.open and not settings.keys and settings.host in LOOPBACK
     return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
 def _auditor(settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet) -> Auditor:
     asked = partial(engines_of, engine, uploads.components.reconciler)
-    engines = (lambda: ()) if settings.engine_resolves else asked  # their lists name paths of their own
+    engines = (lambda: ()) if settings.engine_resolves else asked  # such engines list paths on machines of their own
     catalogue_url = catalogue_at(settings.data, settings.catalogue_url)
-    what = Audited(settings.data, catalogue_url, engines, engine_key(settings), settings.artefacts, settings.store_url)
-    return Auditor(uploads, what, settings.audit_seconds)
+    scope = Audited(settings.data, catalogue_url, engines, engine_key(settings), settings.artefacts, settings.store_url)
+    return Auditor(uploads, scope, settings.audit_seconds)
 
 
 def _sandbox(settings: Settings, measure: Measure, closers: ExitStack) -> Sandbox | None:
-    """Started at once: it takes seconds to be warm. A device of its own cannot be shared by forking, so not there."""
+    """Start and return the sandbox; None if uploads are to be read in this process.
+
+    It is started at once, because it takes seconds to be warm. There is none if a device other than the CPU screens: such
+    a device cannot be shared by forking.
+    """
     if not settings.screen_sandbox or settings.screen_device != "cpu":
-        event("sandbox", logging.WARNING, network="ours: uploads are read in the gateway's own process")
+        event("sandbox", logging.WARNING, network="not isolated: uploads are read in the gateway's own process")
         return None
     sandbox = Sandbox(measure, settings.reference, settings.screen_memory_mib * MIB)
     closers.callback(sandbox.close)
@@ -288,15 +302,18 @@ def _sandbox(settings: Settings, measure: Measure, closers: ExitStack) -> Sandbo
     return sandbox
 
 
-def _through_zero(settings: Settings) -> bool:
-    """vLLM's CPU build mixes adapters into base rows of a batch; there the served model answers through a zero adapter."""
+def _uses_zero_adapter(settings: Settings) -> bool:
+    """Return whether the served model answers through a zero adapter.
+
+    It does by default with vLLM's CPU build, which applies adapters to the base model's rows of a batch, too.
+    """
     if settings.base_through_noop is not None:
         return settings.base_through_noop
     return not settings.engine_urls and cpu_build()
 
 
 def _parameters(settings: Settings, reference: Reference) -> str:
-    """One key for all that a verdict, a refusal and the bytes written depend on besides the upload."""
+    """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload."""
     parts = (
         RULES,
         METRIC_VERSION,

@@ -1,4 +1,4 @@
-"""Engines of one gateway, wired from its settings: what they serve, who starts them, what keeps them filled."""
+"""Engines of one gateway, made from its settings: served model, embedded or external engines, and their reconcilers."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +26,21 @@ from app.server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """spec: how the embedded engine serves it; None where engines of somebody else's do. identify: what tells it again."""
+    """Served model.
+
+    spec: specification of the embedded engine that serves it; None with external engines. identify: checks the identity of
+    an engine's model.
+    """
 
     spec: EngineSpec | None
     identify: Identify
 
 
 def served_model(settings: Settings, reference: Reference) -> ServedModel:
-    """The model to serve. Raises Unavailable MODEL_MISMATCH if the embedded engine's is not the reference's."""
+    """Return the model to serve. Blocking.
+
+    Raises Unavailable MODEL_MISMATCH if the embedded engine's model is not the reference's, or as `engine_spec`.
+    """
     spec = None if settings.engine_urls else engine_spec(settings)
     files = None if spec is None else Path(spec.model)
     check = ModelCheck(
@@ -64,7 +71,10 @@ def engines(
     metrics: Metrics,
     make_reconciler: ReconcilerFactory,
 ) -> tuple[EmbeddedEngine | None, HttpEngine | Fleet, Reconciler | Fleet]:
-    """The embedded engine if it is one (spec: how it is started); what is asked; what keeps it filled."""
+    """Return the embedded engine (None with external ones), the client or fleet for requests, and its reconciler.
+
+    spec: specification of the embedded engine, if there is one.
+    """
     urls, key = settings.engine_urls, engine_key(settings)
     made, report = partial(CheckedEngine, api_key=key), partial(event, "engines")
     if fleet := fleet_of(
@@ -98,7 +108,10 @@ def _embedded(settings: Settings, spec: EngineSpec) -> EmbeddedEngine:
 
 
 def engine_spec(settings: Settings) -> EngineSpec:
-    """The engine these settings embed. Raises Unavailable when the model is a hub id that cannot be had."""
+    """Return the specification of the embedded engine. Blocking.
+
+    Raises Unavailable ENGINE_UNAVAILABLE if the model is neither a directory nor available from the hub.
+    """
     return EngineSpec(
         model=local_model(settings.model),
         served_name=settings.served_name,
@@ -116,5 +129,5 @@ def engine_spec(settings: Settings) -> EngineSpec:
 
 
 def engine_key(settings: Settings) -> str | None:
-    """Key of the external engines, if they want one."""
+    """Return the key of the external engines; None if they need none."""
     return settings.engine_api_key.get_secret_value() if settings.engine_api_key else None

@@ -1,4 +1,4 @@
-"""Settings: everything an operator can set, frozen: `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
+"""Settings of one gateway, immutable; each is `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
 
 from typing import Final, Literal
 
@@ -15,7 +15,7 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class LogSettings(BaseSettings):
-    """Logs and traces."""
+    """Settings of logs and traces."""
 
     otlp_endpoint: str | None = Field(
         None,
@@ -27,7 +27,7 @@ class LogSettings(BaseSettings):
 
 
 class Settings(LogSettings, EngineSettings, PolicySettings, AccessSettings, StorageSettings, ServedModelSettings):
-    """One gateway's settings, by subject. The descriptions are the table in docs/settings.md."""
+    """All settings of one gateway. Their descriptions make up the table in docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 

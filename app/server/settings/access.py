@@ -1,4 +1,4 @@
-"""Settings of access: the address, keys, rates, and limits of uploads."""
+"""Settings of access: the address to listen on, keys, rates, and limits of uploads."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from app.server.settings.parts import comma_separated
 
 
 class AccessSettings(BaseSettings):
-    """Callers: the address they reach, the keys they need, and the rates they may have."""
+    """Settings of access: the address to listen on, keys, rates, and limits of uploads."""
 
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on")
@@ -58,7 +58,7 @@ class AccessSettings(BaseSettings):
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Every key, those of the file as it is now first. Raises ValueError when the file is no longer one."""
+        """All keys, those in the file first, which is read anew. Raises ValueError if the file is not valid any more."""
         stored = () if self.api_keys_file is None else _keys_in(self.api_keys_file)
         given = (key_for_all(key.get_secret_value(), number) for number, key in enumerate(self.api_keys, 1))
         return (*stored, *given)

@@ -1,4 +1,4 @@
-"""Settings of the engine: external or embedded, its memory, its limits, and how it is watched."""
+"""Settings of the engine: external or embedded, its memory, its limits, and its supervision."""
 
 import re
 from typing import Final
@@ -17,7 +17,7 @@ VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class EngineSettings(BaseSettings):
-    """The engines, and the adapters they hold."""
+    """Settings of the engines, and of the adapters they hold."""
 
     engine_url: str | None = Field(
         None,
@@ -112,5 +112,5 @@ class EngineSettings(BaseSettings):
 
     @property
     def engine_urls(self) -> tuple[str, ...]:
-        """External engines, or one name for all; none: the embedded one."""
+        """URLs of the external engines, or one DNS name for all of them; empty: the engine is embedded."""
         return tuple(parts(self.engine_url or ""))

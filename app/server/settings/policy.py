@@ -16,7 +16,7 @@ from app.domain.policy import (
 
 
 class PolicySettings(BaseSettings):
-    """The screening policy, and the process that screens."""
+    """Settings of the screening policy, and of the process that screens."""
 
     comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")
     tau: float | None = Field(
@@ -76,7 +76,7 @@ class PolicySettings(BaseSettings):
 
     @property
     def policy(self) -> Policy:
-        """The screening policy these settings make."""
+        """Screening policy that these settings define."""
         action = self.action or default_action(self.comparison)
         return Policy(
             comparison=self.comparison,

@@ -12,7 +12,7 @@ from app.server.settings.parts import comma_separated
 
 
 class ServedModelSettings(BaseSettings):
-    """The served model and its reference."""
+    """Settings of the served model and its reference."""
 
     model: str = Field(description="Served (aligned) checkpoint: a directory or a hub id")
     served_model_name: str | None = Field(None, description="Name clients use for it; default: the last part of model")
@@ -36,12 +36,12 @@ class ServedModelSettings(BaseSettings):
 
     @property
     def served_name(self) -> str:
-        """The served model's own name, as clients use it."""
+        """Name of the served model, as clients use it."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 class StorageSettings(BaseSettings):
-    """Artefacts, catalogue and kept uploads."""
+    """Settings of artefacts, catalogue and kept uploads."""
 
     data: Path = Field(Path("gateway-data"), description="Directory for artefacts, catalogue, quarantine, engine log")
     store_url: str | None = Field(
