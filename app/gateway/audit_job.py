@@ -89,11 +89,13 @@ class Auditor:
     def look(self) -> Audit:
         """Run one audit: write its findings to the log and their number to the metrics.
 
-        Findings count only if a second audit, PATIENCE_S later, confirms them; there is no second one once `stop` was
-        called. Blocking; must not run in a thread with a running event loop. Raises GatewayError.
+        Findings count only if a second audit, PATIENCE_S later, confirms them; once `stop` was called none does.
+        Blocking; must not run in a thread with a running event loop. Raises GatewayError.
         """
         found = self._once()
-        if found.findings and not self._stopping.wait(PATIENCE_S):
+        if found.findings:
+            if self._stopping.wait(PATIENCE_S):
+                return found  # unconfirmed, so neither logged nor counted
             found = in_both(found, self._once())
         for one in found.findings[:MAX_LOGGED]:
             event("audit_finding", logging.ERROR, invariant=one.invariant, where=one.where, what=one.what)

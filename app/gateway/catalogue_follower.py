@@ -37,6 +37,10 @@ class CatalogueFollower:
         with self._one_at_a_time:
             self._apply(self._compute())
 
+    def retry_unmeasured(self) -> None:
+        """Measure versions that could not be measured at the next refresh: an artefact was written again."""
+        self._recheck.retry()
+
     @asynccontextmanager
     async def recalled(self, row: VersionRow) -> AsyncIterator[None]:
         """Make the engines hold an old version for the duration of the context."""

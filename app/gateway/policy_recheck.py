@@ -1,10 +1,12 @@
 """Policy recheck: measures versions screened under another policy or reference again before they are served."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
-from app.domain.errors import GatewayError
+from app.domain.errors import Refused, Unavailable
 from app.domain.verdict import Outcome
 from app.gateway.components import Components
 from app.observe.log import event
@@ -13,6 +15,9 @@ from app.screen.screen import screen
 from app.store.audit.policy_in_force import PolicyInForce
 from app.store.catalogue.tables import VersionRow
 from app.validate.adapter import ValidateLimits, validate
+
+RETRY_S: Final = 60.0
+"""Seconds before a version that could not be measured is measured again, at the next change of the catalogue."""
 
 
 class PolicyRecheck:
@@ -24,23 +29,45 @@ class PolicyRecheck:
         self._objection = objection or (lambda row: policy_objection(components, row))
         self._withheld: Mapping[tuple[str, int], str] = {}
         self._measured: set[tuple[str, int]] = set()
-        self._written = False
+        self._retry_at: dict[tuple[str, int], float] = {}
+        self._written: Mapping[tuple[str, int], str] | None = None
 
     def check(self, rows: Iterable[VersionRow]) -> Mapping[tuple[str, int], str]:
-        """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking."""
-        found, measured = dict(self._withheld), len(self._measured)
-        for row in rows:
-            if row.parameters == self._components.parameters or row.emptied or row.key in self._measured:
+        """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking.
+
+        A version that cannot be measured, because its artefact is damaged or the storage is away, is withheld as well; it
+        is measured again RETRY_S later, or once an artefact was written again (`retry`).
+        """
+        older = {row.key: row for row in rows if row.parameters != self._components.parameters and not row.emptied}
+        found = {key: why for key, why in self._withheld.items() if key in older}
+        self._measured &= older.keys()
+        measured = len(self._measured)
+        for key, row in older.items():
+            if key in self._measured or time.monotonic() < self._retry_at.get(key, 0.0):
                 continue
-            if (why := self._objection(row)) is not None:
-                found[row.key] = why
+            found.pop(key, None)
+            if (why := self._measure(row)) is not None:
+                found[key] = why
                 event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
-            self._measured.add(row.key)
         self._withheld = found
-        if not self._written or len(self._measured) > measured:
+        if self._written != found or len(self._measured) > measured:
             self._write()
-            self._written = True
+            self._written = found
         return found
+
+    def retry(self) -> None:
+        """Measure unmeasurable versions again at the next check: an artefact was written again. Safe for threads."""
+        self._retry_at = {}
+
+    def _measure(self, row: VersionRow) -> str | None:
+        try:
+            why = self._objection(row)
+        except (Unavailable, OSError) as error:
+            self._retry_at[row.key] = time.monotonic() + RETRY_S
+            return f"it cannot be measured: {error}"
+        self._measured.add(row.key)
+        self._retry_at.pop(row.key, None)
+        return why
 
     def _write(self) -> None:
         """Record the policy in force for the auditor."""
@@ -56,6 +83,7 @@ def policy_objection(components: Components, row: VersionRow) -> str | None:
 
     Its bytes are measured as stored, not balanced first, because the engine reads them as they are; an older release may
     have written them unbalanced. Screening refuses factors that the engine's rounding would turn into another update.
+    Raises Unavailable or OSError if they cannot be read.
     """
     if row.artefact is None:
         return None
@@ -65,6 +93,6 @@ def policy_objection(components: Components, row: VersionRow) -> str | None:
         with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical form: the served model's name, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, c.target, ValidateLimits())
         verdict = screen(adapter, c.reference, accepting(c.policy), deadline_s=c.screen_seconds)
-    except (GatewayError, OSError) as error:
+    except Refused as error:
         return str(error)
     return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

@@ -50,6 +50,7 @@ class Publishing:
             for name in self._components.reconciler.failures:
                 if name.partition("@")[2].startswith(row.artefact.short):
                     self._components.reconciler.forget_failure(name)
+        self._follower.retry_unmeasured()
         await self._follower.refresh()
 
     async def settle(self) -> None:

@@ -1,7 +1,12 @@
 """Policy recheck: versions of another policy are measured once, and the result is written down."""
 
+import pytest
+
+from app.domain.errors import STORE_FAILED, Unavailable
 from app.domain.version_state import State
+from app.gateway.policy_recheck import PolicyRecheck
 from app.store.audit.policy_in_force import PolicyInForce
+from app.store.catalogue.tables import VersionRow
 from tests.gateway.conftest import MakeUseCases, UseCases
 
 
@@ -38,3 +43,34 @@ async def test_a_withheld_version_stays_stored_and_gets_no_name(make_use_cases: 
     await use_cases.publishing.settle()
     assert use_cases.components.catalogue.version("style", 1).state is State.STORED
     assert use_cases.components.desired.state.withheld == {row.key: "too much"}
+
+
+async def test_a_version_that_cannot_be_measured_is_withheld_for_a_while(
+    make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cases = make_use_cases(parameters="another policy")
+    row, tries = use_cases.store(1), iter([Unavailable(STORE_FAILED, "away"), OSError("away"), None])
+
+    def objection(_: VersionRow) -> None:
+        if (error := next(tries)) is not None:
+            raise error
+
+    recheck = PolicyRecheck(use_cases.components, objection)
+    assert "away" in recheck.check([row])[row.key]
+    assert recheck.check([row]).keys() == {row.key}, "not asked again at once"
+    recheck.retry()
+    assert recheck.check([row]).keys() == {row.key}
+    monkeypatch.setattr("app.gateway.policy_recheck.RETRY_S", 0.0)
+    recheck.retry()
+    assert recheck.check([row]) == {}
+    written = PolicyInForce.read(use_cases.components.blobs.root)
+    assert written is not None
+    assert written.withheld == frozenset()
+
+
+async def test_deleted_versions_are_withheld_no_more(make_use_cases: MakeUseCases) -> None:
+    use_cases = make_use_cases(parameters="another policy")
+    row = use_cases.store(1)
+    use_cases.objections[row.key] = "too much"
+    assert use_cases.recheck.check([row]).keys() == {row.key}
+    assert use_cases.recheck.check([]) == {}
