@@ -125,7 +125,8 @@ def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
         Limit(
             "the engine's list of models",
             LIST_BYTES // CARD_BYTES // given.versions,
-            f"{LIST_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; beyond, the engine is away",
+            f"{LIST_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; "
+            "an engine with a longer list counts as away",
         ),
         Limit(
             "filling an engine that comes back",
@@ -140,7 +141,7 @@ def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
         Limit(
             "a change of the catalogue",
             int(given.stall_s / costs.route_s / given.versions),
-            f"makes all routes anew, {costs.route_s * 1e6:.1f} µs a version, in {given.stall_s:.1f} s",
+            f"rebuilds all routes, {costs.route_s * 1e6:.1f} µs a version, in {given.stall_s:.1f} s",
         ),
         Limit(
             "the disk",
