@@ -57,90 +57,129 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 
 # door: before a request's content is processed
 UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
-FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role the message names, or ask the operator for one.")
-CROSS_SITE = _code("cross_site", 403, _D, "Another site's page may not use this gateway; a program sends no Origin.")
-RATE_LIMITED = _code("rate_limited", 429, _D, "Wait as long as Retry-After says.", retryable=True)
-BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name the operator allows.")
+FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role that the message names, or ask the operator for one.")
+CROSS_SITE = _code(
+    "cross_site", 403, _D, "Send it from this gateway's own pages, or from a program that sends no Origin header."
+)
+RATE_LIMITED = _code(
+    "rate_limited", 429, _D, "Wait for the time in Retry-After, then send the request again.", retryable=True
+)
+BAD_HOST = _code("bad_host", 400, _D, "Send one Host header, with a name that the operator allows.")
 HEAD_TOO_LARGE = _code("head_too_large", 431, _D, "Send fewer or shorter headers, and a shorter path.")
-HEAD_TIMEOUT = _code("head_timeout", 408, _D, "Send the request's line and headers at once.")
-READ_TIMEOUT = _code("read_timeout", 408, _D, "Read the answer as it comes; this one was cut off.")
+HEAD_TIMEOUT = _code("head_timeout", 408, _D, "Send the request line and all headers at once.")
+READ_TIMEOUT = _code("read_timeout", 408, _D, "Read the answer as it arrives; this one was cut off.")
 BAD_REQUEST = _code("bad_request", 400, _D, "Compare the request with the OpenAPI page at /docs.")
-NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists what exists.")
+NOT_FOUND = _code("not_found", 404, _D, "Check the path; GET /adapters lists the adapters, /docs the routes.")
 METHOD_NOT_ALLOWED = _code("method_not_allowed", 405, _D, "Check the method; /docs lists the routes.")
 SHARE_TAKEN = _code(
-    "share_taken", 429, _D, "Wait until other requests of yours have ended; others share what is left.", retryable=True
+    "share_taken",
+    429,
+    _D,
+    "Wait until other requests of yours have ended; the free rest is reserved for other callers.",
+    retryable=True,
 )
 TOO_MANY_FOLLOWERS = _code(
-    "too_many_followers", 429, _D, "Ask for the version itself, or wait until others stop watching.", retryable=True
+    "too_many_followers",
+    429,
+    _D,
+    "Ask for the version itself, or try again when fewer clients watch uploads.",
+    retryable=True,
 )
 
 # upload: bytes as they arrive
 BAD_MULTIPART = _code(
     "bad_multipart", 400, _U, "Send multipart/form-data with exactly the parts name, config and weights."
 )
-MISSING_PART = _code("missing_part", 400, _U, "Send the parts name, config (adapter_config.json) and weights.")
+MISSING_PART = _code("missing_part", 400, _U, "Send all three parts: name, config (adapter_config.json) and weights.")
 UNEXPECTED_PART = _code("unexpected_part", 400, _U, "Send only the parts name, config and weights, each once.")
-TOO_LARGE = _code("too_large", 413, _U, "Make the upload smaller, or ask the operator to raise the cap.")
+TOO_LARGE = _code("too_large", 413, _U, "Make the upload smaller, or ask the operator for a higher limit.")
 UNSUPPORTED_ENCODING = _code("unsupported_encoding", 415, _U, "Send the body without Content-Encoding.")
 UPLOAD_TIMEOUT = _code("upload_timeout", 408, _U, "Send the body faster.")
-UPLOAD_INCOMPLETE = _code("upload_incomplete", 400, _U, "The body ended early; send it again.")
-TOO_MANY_UPLOADS = _code("too_many_uploads", 429, _U, "Wait for other uploads to end.", retryable=True)
-NO_SPACE = _code("no_space", 507, _U, "The operator must free disk space.", retryable=True)
-DIGEST_MISMATCH = _code("digest_mismatch", 422, _U, "The bytes that arrived are not those announced; send them again.")
-BAD_NAME = _code(
-    "bad_name", 400, _U, "Use 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or digit: my-adapter.v2"
+UPLOAD_INCOMPLETE = _code("upload_incomplete", 400, _U, "Send it again; the body ended early.")
+TOO_MANY_UPLOADS = _code(
+    "too_many_uploads", 429, _U, "Wait until other uploads have ended, then try again.", retryable=True
 )
-RESERVED_NAME = _code("reserved_name", 409, _U, "Choose another name; this one belongs to the gateway.")
-NAME_TAKEN = _code("name_taken", 409, _U, "It is another owner's name, or one but for its case; use another name.")
+NO_SPACE = _code("no_space", 507, _U, "The operator must free disk space; try again later.", retryable=True)
+DIGEST_MISMATCH = _code("digest_mismatch", 422, _U, "Check the announced SHA-256 and send the bytes again.")
+BAD_NAME = _code(
+    "bad_name", 400, _U, "Use 1 to 63 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit: my-adapter.v2"
+)
+RESERVED_NAME = _code("reserved_name", 409, _U, "Choose another name; the gateway reserves this one.")
+NAME_TAKEN = _code(
+    "name_taken",
+    409,
+    _U,
+    "Use another name; this one belongs to another owner, or differs from an existing name only in case.",
+)
 
 # validate: is it a LoRA adapter for this model?
 BAD_CONFIG = _code("bad_config", 400, _V, "Send the adapter_config.json that PEFT's save_pretrained wrote.")
 UNSUPPORTED_CONFIG = _code(
-    "unsupported_config", 422, _V, "Train a plain LoRA: no DoRA, bias, modules_to_save or patterns that are not names."
+    "unsupported_config",
+    422,
+    _V,
+    "Train a plain LoRA: no DoRA, bias or modules_to_save, and module names instead of patterns.",
 )
-BAD_SCALING = _code("bad_scaling", 422, _V, "Use a lora_alpha above 0 and within the operator's scaling limit.")
-BAD_SAFETENSORS = _code("bad_safetensors", 400, _V, "Send the adapter_model.safetensors that PEFT wrote; no pickles.")
+BAD_SCALING = _code("bad_scaling", 422, _V, "Use a lora_alpha above 0 and within the operator's limit for scaling.")
+BAD_SAFETENSORS = _code(
+    "bad_safetensors", 400, _V, "Send the adapter_model.safetensors that PEFT wrote; pickles are not accepted."
+)
 BAD_DTYPE = _code("bad_dtype", 422, _V, "Save the weights as float32, float16 or bfloat16.")
 BAD_TENSOR_NAME = _code(
-    "bad_tensor_name", 422, _V, "Names must read base_model.model.<module>.lora_A.weight or .lora_B.weight."
+    "bad_tensor_name", 422, _V, "Name each tensor base_model.model.<module>.lora_A.weight or .lora_B.weight."
 )
 UNKNOWN_MODULE = _code("unknown_module", 422, _V, "Adapt only linear modules that the served model's reference has.")
-UNPAIRED_TENSOR = _code("unpaired_tensor", 422, _V, "Each module needs both lora_A and lora_B.")
+UNPAIRED_TENSOR = _code("unpaired_tensor", 422, _V, "Send both lora_A and lora_B for each module.")
 WRONG_SHAPE = _code("wrong_shape", 422, _V, "Train the adapter on the served model itself; GET /v1/models names it.")
-RANK_TOO_HIGH = _code("rank_too_high", 422, _V, "Train with a smaller r, or ask the operator to raise max_lora_rank.")
-NOT_FINITE = _code("not_finite", 422, _V, "Weights must be finite in the serving dtype, also after scaling.")
-EMPTY_ADAPTER = _code("empty_adapter", 422, _V, "The file holds no LoRA tensors.")
-WRONG_BASE = _code("wrong_base", 422, _V, "base_model_name_or_path must name the served model.")
+RANK_TOO_HIGH = _code(
+    "rank_too_high", 422, _V, "Train with a smaller r, or ask the operator for a higher max_lora_rank."
+)
+NOT_FINITE = _code("not_finite", 422, _V, "Send weights that are finite in the serving dtype, also after scaling.")
+EMPTY_ADAPTER = _code("empty_adapter", 422, _V, "Send a file that holds LoRA tensors; this one holds none.")
+WRONG_BASE = _code("wrong_base", 422, _V, "Name the served model in base_model_name_or_path.")
 
 # screen: results of the measurement
-REJECTED = _code("rejected", 422, _S, "The report says which modules and why; train without the harmful data.")
-UNSCORABLE = _code("unscorable", 422, _S, "A module cannot be scored; the operator's policy refuses those.")
+REJECTED = _code(
+    "rejected", 422, _S, "Read the report for the modules and the reasons; train without the harmful data."
+)
+UNSCORABLE = _code(
+    "unscorable", 422, _S, "Do not adapt this module: it cannot be scored, and the operator's policy refuses that."
+)
 BAD_NUMBERS = _code(
     "bad_numbers",
     422,
     _S,
-    "The engine's rounding would compute another update than was measured; send factors that do not cancel.",
+    "Send factors that do not cancel; the engine's rounding would compute another update than was measured.",
 )
 SCREENING_TIMEOUT = _code(
-    "screening_timeout", 422, _S, "It took longer than the operator allows; adapt fewer modules, or ask for more time."
+    "screening_timeout",
+    422,
+    _S,
+    "Adapt fewer modules, or ask the operator for more time; screening took longer than allowed.",
 )
 SCREENING_KILLED = _code(
-    "screening_killed", 422, _S, "Measuring it broke the limits of memory or time; make the adapter smaller."
+    "screening_killed", 422, _S, "Make the adapter smaller; measuring it exceeded the limit of memory or time."
 )
 BAD_REFERENCE = _code(
     "bad_reference", 500, _S, "The operator must rebuild the reference: python -m app reference build."
 )
 SCREENING_FAILED = _code("screening_failed", 500, _S, "Try again; the log has the details.", retryable=True)
-RESCREEN_FAILED = _code("rescreen_failed", 422, _P, "What was left after pruning did not pass; nothing was stored.")
+RESCREEN_FAILED = _code(
+    "rescreen_failed", 422, _P, "Change the adapter; the rest did not pass after pruning, and nothing was stored."
+)
 
 # store
-STORE_FAILED = _code("store_failed", 500, _T, "The operator must look at the store directory.", retryable=True)
-STORE_BUSY = _code("store_busy", 503, _T, "Another process holds this store, or is writing to it.", retryable=True)
-STORE_AWAY = _code("store_away", 503, _T, "Try again soon; the catalogue's database is away.", retryable=True)
-ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "GET /adapters lists the names that exist.")
-VERSION_NOT_FOUND = _code("version_not_found", 404, _T, "GET /adapters/{name} lists the versions that exist.")
+STORE_FAILED = _code("store_failed", 500, _T, "The operator must check the store directory.", retryable=True)
+STORE_BUSY = _code(
+    "store_busy", 503, _T, "Try again later; another process holds this store or is writing to it.", retryable=True
+)
+STORE_AWAY = _code("store_away", 503, _T, "Try again soon; the catalogue's database does not answer.", retryable=True)
+ADAPTER_NOT_FOUND = _code("adapter_not_found", 404, _T, "Check the name; GET /adapters lists the existing names.")
+VERSION_NOT_FOUND = _code(
+    "version_not_found", 404, _T, "Check the number; GET /adapters/{name} lists the existing versions."
+)
 VERSION_NOT_READY = _code(
-    "version_not_ready", 409, _T, "Only a version that was screened and stored can become active."
+    "version_not_ready", 409, _T, "Choose a version that was screened and stored; no other can become active."
 )
 ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
@@ -157,29 +196,42 @@ MODEL_MISMATCH = _code(
     "model_mismatch",
     500,
     _L,
-    "The operator must serve the reference's aligned checkpoint, or know better and set GATEWAY_TRUST_MODEL=true.",
+    "The operator must serve the reference's aligned checkpoint, or set GATEWAY_TRUST_MODEL=true if the "
+    "difference is intended.",
 )
-ENGINE_UNAVAILABLE = _code("engine_unavailable", 503, _L, "Try again soon; GET /ready tells.", retryable=True)
-LOAD_FAILED = _code("load_failed", 502, _L, "The engine refused the adapter; the report has its words.", retryable=True)
-MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "GET /v1/models lists what can be asked for.")
+ENGINE_UNAVAILABLE = _code(
+    "engine_unavailable", 503, _L, "Try again soon; GET /ready shows the state of the engine.", retryable=True
+)
+LOAD_FAILED = _code(
+    "load_failed", 502, _L, "Read the engine's message in the report; the engine refused the adapter.", retryable=True
+)
+MODEL_NOT_FOUND = _code("model_not_found", 404, _R, "Check the name; GET /v1/models lists the models.")
 VERSION_UNLOADED = _code(
-    "version_unloaded", 404, _R, "Ask for a newer version; POST /adapters/{name}/rollback?to=N loads this one again."
+    "version_unloaded", 404, _R, "Ask for a newer version, or load this one again: POST /adapters/{name}/rollback?to=N"
 )
-NOT_OFFERED = _code("not_offered", 404, _R, "Ask the operator for an engine that serves this; /v1/chat/completions is.")
+NOT_OFFERED = _code(
+    "not_offered", 404, _R, "Ask the operator for an engine that serves this route; /v1/chat/completions is served."
+)
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
 INVALID_REQUEST = _code(
-    "invalid_request", 400, _R, "Send OpenAI's fields, or vLLM's sampling extras, within their caps."
+    "invalid_request", 400, _R, "Send only OpenAI's fields and vLLM's sampling extras, within their limits."
 )
 REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
 SCHEMA_TOO_COSTLY = _code(
     "schema_too_costly",
     400,
     _R,
-    "Simplify the schema where `param` says: shorter patterns, fewer different lengths and references.",
+    "Simplify the schema at the place that `param` names: shorter patterns, fewer different lengths and references.",
 )
-ENGINE_REFUSED = _code("engine_refused", 400, _R, "The engine did not take the request; its words are in the message.")
-UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "The engine broke off; try again.", retryable=True)
-INTERNAL = _code("internal_error", 500, _D, "Our fault; the gateway's log has the details.", retryable=True)
+ENGINE_REFUSED = _code("engine_refused", 400, _R, "Correct the request; the engine's reason is in the message.")
+UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "Try again; the engine broke off the answer.", retryable=True)
+INTERNAL = _code(
+    "internal_error",
+    500,
+    _D,
+    "Tell the operator; the fault is the gateway's, and its log has the details.",
+    retryable=True,
+)
 
 CODES: Final[dict[str, Code]] = dict(_TABLE)
 """The whole table by name; docs/api.md and the metrics are generated from it."""

@@ -51,20 +51,20 @@ class Uploads:
     """Metrics of uploads, the quarantine and the store's disk space."""
 
     def __init__(self, r: Registry) -> None:
-        self.outcomes = r.counter("gateway_uploads_total", "Uploads by what became of them", ["outcome"])
+        self.outcomes = r.counter("gateway_uploads_total", "Uploads by outcome", ["outcome"])
         self.rescreened = r.counter(
             "gateway_rescreens_total",
-            "Kept uploads screened again, by result (new ones count as uploads too)",
+            "Kept uploads that were screened again, by result (new versions also count as uploads)",
             ["result"],
         )
         self.rejected = r.counter("gateway_rejected_total", "Refusals by stage and code", ["stage", "code"])
-        self.in_progress = r.gauge("gateway_uploads_in_progress", "Uploads being received or screened now")
-        self.screening = r.gauge("gateway_versions_in_progress", "Versions on their way from validate to store")
+        self.in_progress = r.gauge("gateway_uploads_in_progress", "Uploads that are being received or screened")
+        self.screening = r.gauge("gateway_versions_in_progress", "Versions between the stages validate and store")
         self.quarantine_files = r.gauge("gateway_quarantine_files", "Files in the quarantine")
         self.quarantine_bytes = r.gauge("gateway_quarantine_bytes", "Bytes in the quarantine")
-        self.store_free = r.gauge("gateway_store_free_bytes", "Bytes free where artefacts are stored")
-        self.store_size = r.gauge("gateway_store_size_bytes", "Bytes that file system has in all")
-        self.store_reserve = r.gauge("gateway_store_reserve_bytes", "Uploads are refused when less than this is free")
+        self.store_free = r.gauge("gateway_store_free_bytes", "Free bytes of the file system that holds the artefacts")
+        self.store_size = r.gauge("gateway_store_size_bytes", "Total bytes of the file system that holds the artefacts")
+        self.store_reserve = r.gauge("gateway_store_reserve_bytes", "Free bytes below which uploads are refused")
 
 
 class Screening:
@@ -80,19 +80,19 @@ class Screening:
             ["block", "module", "decision"],
         )
         self.scores = r.histogram(
-            "gateway_module_score", "E-DIEM of screened modules, interquartile ranges", SCORE_BUCKETS, ["comparison"]
+            "gateway_module_score", "E-DIEM of screened modules, in interquartile ranges", SCORE_BUCKETS, ["comparison"]
         )
         self.stage_seconds = r.histogram(
             "gateway_stage_duration_seconds",
-            "Time in one stage, whether it succeeds or not",
+            "Time in one stage, whether it succeeded or not",
             STAGE_BUCKETS_S,
             ["stage"],
         )
         self.adapter_modules = r.gauge(
-            "gateway_adapter_modules", "Modules of an adapter's active version", ["adapter", "decision"]
+            "gateway_adapter_modules", "Modules of an adapter's active version, by decision", ["adapter", "decision"]
         )
         self.ready = r.gauge("gateway_adapters_ready", "Adapters whose active version is served")
-        self.pending = r.gauge("gateway_versions_pending", "Stored versions waiting for the engine")
+        self.pending = r.gauge("gateway_versions_pending", "Stored versions that wait for the engine")
 
 
 class Engine:
@@ -100,14 +100,16 @@ class Engine:
 
     def __init__(self, r: Registry) -> None:
         self.up = r.gauge("gateway_engine_up", "1 while the engine answers, else 0")
-        self.resident = r.gauge("gateway_engine_adapters", "Versions verified, loaded and probed in the engine")
-        self.desired = r.gauge("gateway_engine_adapters_desired", "Versions the engine should hold")
-        self.failing = r.gauge("gateway_engine_adapters_failing", "Versions that did not load when last tried")
+        self.resident = r.gauge(
+            "gateway_engine_adapters", "Versions that are verified, loaded and probed in the engine"
+        )
+        self.desired = r.gauge("gateway_engine_adapters_desired", "Versions that the engine should hold")
+        self.failing = r.gauge("gateway_engine_adapters_failing", "Versions that did not load at the last try")
         self.loads = r.counter("gateway_engine_loads_total", "Tries to load a version, by result", ["result"])
         self.lost = r.counter(
-            "gateway_engine_adapters_lost_total", "Loaded versions the engine turned out to have forgotten"
+            "gateway_engine_adapters_lost_total", "Loaded versions that the engine was found to have forgotten"
         )
-        self.restarts = r.counter("gateway_engine_restarts_total", "Times the embedded engine was started again")
+        self.restarts = r.counter("gateway_engine_restarts_total", "Restarts of the embedded engine")
 
 
 class Fleet:
@@ -119,16 +121,23 @@ class Fleet:
 
     def __init__(self, r: Registry) -> None:
         by_engine = ["engine"]
-        self.up = r.gauge("gateway_fleet_engine_up", "Of several engines: 1 while this one answers, else 0", by_engine)
+        self.up = r.gauge(
+            "gateway_fleet_engine_up", "With several engines: 1 while this engine answers, else 0", by_engine
+        )
         self.resident = r.gauge(
-            "gateway_fleet_engine_adapters", "Of several engines: versions loaded and probed in this one", by_engine
+            "gateway_fleet_engine_adapters",
+            "With several engines: versions that are loaded and probed in this engine",
+            by_engine,
         )
         self.in_flight = r.gauge(
-            "gateway_fleet_engine_requests_in_flight", "Of several engines: requests in flight on this one", by_engine
+            "gateway_fleet_engine_requests_in_flight",
+            "With several engines: requests in flight on this engine",
+            by_engine,
         )
         self.asked = r.counter(
             "gateway_fleet_engine_requests_total",
-            "Of several engines: requests to this one, by result (unreached, forgotten: sent on to another)",
+            "With several engines: requests to this engine, by result (unreached and forgotten ones go on to "
+            "another engine)",
             ["engine", "result"],
         )
 
@@ -142,29 +151,32 @@ class Requests:
             "gateway_requests_total", "Inference requests by adapter and status", ["adapter", "status"]
         )
         self.errors = r.counter(
-            "gateway_request_errors_total", "Inference requests that failed, by adapter and code", ["adapter", "code"]
+            "gateway_request_errors_total", "Failed inference requests by adapter and code", ["adapter", "code"]
         )
         self.tokens = r.counter(
             "gateway_tokens_total", "Tokens by adapter and kind (prompt, completion)", ["adapter", "kind"]
         )
         self.seconds = r.histogram(
             "gateway_request_duration_seconds",
-            "Inference request, body read to last byte",
+            "Duration of an inference request, from body read to last byte",
             REQUEST_BUCKETS_S,
             by_adapter,
         )
         self.first_token = r.histogram(
             "gateway_time_to_first_token_seconds",
-            "Streamed request, body read to first token",
+            "Time to the first token of a streamed request, from body read",
             REQUEST_BUCKETS_S,
             by_adapter,
         )
         self.between_tokens = r.histogram(
-            "gateway_inter_token_latency_seconds", "Streamed request, token to token", TOKEN_BUCKETS_S, by_adapter
+            "gateway_inter_token_latency_seconds",
+            "Time from token to token of a streamed request",
+            TOKEN_BUCKETS_S,
+            by_adapter,
         )
         self.overhead = r.histogram(
             "gateway_overhead_seconds",
-            "The gateway's own work on one request: reading, checking, relabelling; without waiting",
+            "The gateway's own work on one request (reading, checking, relabelling), without waiting",
             OVERHEAD_BUCKETS_S,
         )
 
@@ -176,14 +188,12 @@ class Gateway:
         self.build = r.info("gateway_build_info", "Version of the gateway")
         self.reference = r.info("gateway_reference_info", "Reference in force")
         self.policy = r.info("gateway_policy_info", "Policy in force")
-        self.tau = r.gauge(
-            "gateway_policy_tau", "Modules with an E-DIEM above this are condemned, interquartile ranges"
-        )
+        self.tau = r.gauge("gateway_policy_tau", "E-DIEM above which a module is condemned, in interquartile ranges")
         self.broken = r.gauge(
-            "gateway_audit_broken_invariants", "Invariants the last audit found broken; NaN before the first audit"
+            "gateway_audit_broken_invariants", "Broken invariants that the last audit found; NaN before the first audit"
         )
         self.audited = r.gauge(
-            "gateway_audit_timestamp_seconds", "When the last audit ended, Unix time; NaN before the first audit"
+            "gateway_audit_timestamp_seconds", "End of the last audit, Unix time; NaN before the first audit"
         )
         self.broken.set(float("nan"))
         self.audited.set(float("nan"))

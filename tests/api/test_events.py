@@ -53,7 +53,7 @@ async def test_a_refused_upload_ends_with_code_message_and_hint(open_gateway: Op
         end = (await steps(running, "bad"))[-1]
     assert (end["state"], end["error"]["code"]) == ("rejected", "rejected")
     assert end["error"]["message"]
-    assert "report says which modules" in end["error"]["hint"]
+    assert "Read the report" in end["error"]["hint"]
 
 
 async def test_a_version_that_waits_for_the_engine_is_followed_until_it_is_loaded(running: Running) -> None:

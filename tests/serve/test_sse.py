@@ -59,7 +59,7 @@ def test_an_error_event_is_openais_envelope() -> None:
     assert event.count(b"\n") == 2
     error = json.loads(event[6:])["error"]
     assert error == {
-        "message": "it broke\\noff. The engine broke off; try again.",
+        "message": "it broke\\noff. Try again; the engine broke off the answer.",
         "type": "server_error",
         "param": "model",
         "code": "upstream_failed",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.bench.capacity.costs import Costs
 from app.bench.screening.synthetic import llama_modules
+from app.gateway.audit_job import BYTES_PER_S
 from app.load.client.model_list import LIST_BYTES
 
 SIZES: Final = (100, 10_000, 1_000_000)
@@ -120,12 +121,14 @@ def adapter_bytes(rank: int, kinds: tuple[str, ...] = ("q_proj", "v_proj")) -> i
 def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
     """Return the limits, the one reached first in front."""
     stored = weights * given.versions
+    audit_bytes_per_s = min(costs.hash_bytes_per_s, BYTES_PER_S)
     found = [
         Limit("series of its own in the metrics", _MAX_SERIES, "labels are bounded; further adapters share one"),
         Limit(
             "the engine's list of models",
             LIST_BYTES // CARD_BYTES // given.versions,
-            f"{LIST_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; beyond, the engine is away",
+            f"{LIST_BYTES / 2**20:.0f} MiB of it are read, {CARD_BYTES} bytes a version; "
+            "an engine with a longer list counts as away",
         ),
         Limit(
             "filling an engine that comes back",
@@ -133,14 +136,14 @@ def limits(given: Assumptions, costs: Costs, weights: int) -> list[Limit]:
             f"{costs.load_s * 1e3:.0f} ms a version, one at a time, in {given.refill_s:.0f} s",
         ),
         Limit(
-            "the audit",
-            int(given.audit_s * costs.hash_bytes_per_s / stored),
-            f"reads {stored / 1e6:.0f} MB each at {costs.hash_bytes_per_s / 1e9:.2f} GB/s, every {given.audit_s:.0f} s",
+            "the gateway's own audit",
+            int(given.audit_s * audit_bytes_per_s / stored),
+            f"reads {stored / 1e6:.0f} MB each at {audit_bytes_per_s / 2**20:.0f} MiB/s, every {given.audit_s:.0f} s",
         ),
         Limit(
             "a change of the catalogue",
             int(given.stall_s / costs.route_s / given.versions),
-            f"makes all routes anew, {costs.route_s * 1e6:.1f} µs a version, in {given.stall_s:.1f} s",
+            f"rebuilds all routes, {costs.route_s * 1e6:.1f} µs a version, in {given.stall_s:.1f} s",
         ),
         Limit(
             "the disk",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from app.bench.capacity.plan import Limit, Plan, Result
+from app.gateway.audit_job import BYTES_PER_S
 
 UPLOADS_PER_HOUR: Final = (60, 3_600, 36_000)
 
@@ -17,8 +18,15 @@ def markdown(result: Result) -> str:
 def _head() -> Iterator[str]:
     yield "# Capacity, on paper"
     yield ""
-    yield "Output of `python -m app bench capacity`. Nothing here was run at these sizes: bytes follow from shapes, hit"
-    yield "rates from a simulation, times from the costs below, taken as proportional to the number of adapters."
+    yield "This page is the output of `python -m app bench capacity`."
+    yield ""
+    yield "## Limits"
+    yield ""
+    yield "- Nothing here was run at these sizes."
+    yield "- Bytes follow from shapes, and hit rates from a simulation. Times follow from the costs below, and are taken as"
+    yield "  proportional to the number of adapters."
+    yield "- The times of an audit are those of `store audit`, which reads as fast as it can. The gateway's own audit takes"
+    yield f"  longer: it reads {BYTES_PER_S >> 20} MiB a second at most."
 
 
 def _assumed(result: Result) -> Iterator[str]:
@@ -26,14 +34,15 @@ def _assumed(result: Result) -> Iterator[str]:
     one, slots, host = result.adapter_bytes, result.slot_bytes, given.host_slots * result.adapter_bytes
     yield "## What is assumed"
     yield ""
-    yield f"- Adapters of rank {given.rank} on q and v of Llama-2-7B in two bytes: {_bytes(one)} each. Of each,"
-    yield f"  {given.versions} versions are kept; all of them are published, so all are loaded."
-    yield f"- {given.engines} engines, each with {given.gpu_slots} GPU slots (max_loras) of rank {given.max_rank} for seven"
-    yield f"  kinds of module ({_bytes(slots)} of GPU memory) and {given.host_slots} in host memory (max_cpu_loras,"
+    yield f"- Adapters: rank {given.rank} on q and v of Llama-2-7B, in two bytes, so {_bytes(one)} each."
+    yield f"- Versions: {given.versions} of each adapter are kept. All of them are published, so all are loaded."
+    yield f"- Engines: {given.engines}. Each has {given.gpu_slots} GPU slots (max_loras) of rank {given.max_rank} for seven"
+    yield f"  kinds of module ({_bytes(slots)} of GPU memory), and {given.host_slots} slots in host memory (max_cpu_loras,"
     yield f"  {_bytes(host)})."
-    yield f"- {given.rate:g} requests a second in all, one adapter each, popularity by Zipf's law, independent of each"
-    yield f"  other; {given.requests:,} simulated a figure, the second half counted; the caches are LRU."
-    yield "- Costs, measured; a busy machine measures times too high, never too low:"
+    yield f"- Requests: {given.rate:g} a second in all, each for one adapter and independent of the others."
+    yield f"  Popularity follows Zipf's law. Each figure comes from {given.requests:,} simulated requests, of which"
+    yield "  the second half counts. The caches are LRU."
+    yield "- Costs: measured. A busy machine measures times that are too high, never too low."
     yield f"  - screening: {costs.screen_cpu_s * 1e3:.1f} ms of one core a module of 4096 × 4096"
     yield f"  - loading and probing: {costs.load_s * 1e3:.0f} ms a version (the demo's, 0.65 MB, CPU engine)"
     yield f"  - SHA-256: {costs.hash_bytes_per_s / 1e9:.2f} GB/s a core"
@@ -62,8 +71,8 @@ def _hits(result: Result) -> Iterator[str]:
     given = result.given
     yield "## How often the adapter is there"
     yield ""
-    yield "Share of requests; *affinity*: an adapter keeps to one engine, as this gateway does it; *spread*: any engine."
-    yield "What is not in host memory is read from disk at the request, which waits for it."
+    yield "The figures are shares of requests. *Affinity*: an adapter keeps to one engine, as with this gateway. *Spread*:"
+    yield "any engine answers. An adapter that is not in host memory is read from disk while its request waits."
     yield ""
     rows = []
     for plan in result.plans:
@@ -79,7 +88,7 @@ def _hits(result: Result) -> Iterator[str]:
 def _screening(result: Result) -> Iterator[str]:
     yield "## Cores for screening"
     yield ""
-    yield f"{result.screen_cpu_s:.2f} s of one core an adapter (64 modules), whatever the number of adapters there are."
+    yield f"{result.screen_cpu_s:.2f} s of one core an adapter (64 modules), for any number of adapters."
     yield ""
     rows = []
     for uploads in UPLOADS_PER_HOUR:
@@ -95,9 +104,9 @@ def _breaks(limits: Sequence[Limit]) -> Iterator[str]:
         ("", "beyond, adapters", "because"), ((one.what, f"{one.adapters:,}", one.because) for one in limits)
     )
     yield ""
-    yield "Sharing a series costs detail in the metrics and nothing else. The others follow from loading every version into"
-    yield "every engine and from reading all that is kept: beyond them, engines must fetch adapters when they are asked for"
-    yield "them (a resolver in the engine) instead of being filled, and audits must read samples."
+    yield "A shared series costs detail in the metrics and nothing else. The other limits have two causes: every version is"
+    yield "loaded into every engine, and everything that is stored is read. Beyond them, engines must fetch adapters on"
+    yield "request (a resolver in the engine) instead of being filled, and audits must read samples."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -20,10 +20,13 @@ class LogSettings(BaseSettings):
     otlp_endpoint: str | None = Field(
         None,
         pattern="^https?://",
-        description="OpenTelemetry collector (OTLP over HTTP, `http://host:4318`) that gets traces; needs the extra `otel`",
+        description="OpenTelemetry collector that receives traces (OTLP over HTTP, `http://host:4318`); needs the extra "
+        "`otel`",
     )
-    log: Literal["json", "console"] = Field("console", description="Log format")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
+    log: Literal["json", "console"] = Field("console", description="Log format: json or console")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that is logged: debug, info, warning or error"
+    )
 
 
 class Settings(LogSettings, EngineSettings, PolicySettings, AccessSettings, StorageSettings, ServedModelSettings):

@@ -16,30 +16,31 @@ class AccessSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys of 16 characters or more, comma-separated, that may do everything"
+        (), description="Keys that may do everything, comma-separated, of 16 characters or more each"
     )
     api_keys_file: Path | None = Field(
-        None, description="Keys with roles, hashed: lines that `python -m app keys new` prints; read at start"
+        None,
+        description="File of hashed keys with roles: the lines that `python -m app keys new` prints; read at start",
     )
-    open: bool = Field(False, description="Serve without keys; must be asked for")
+    open: bool = Field(False, description="Serve without keys; a gateway without keys starts only if this is set")
     allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
-        description="Accepted Host names, comma-separated, without port; default: any well-formed one, and where an open "
-        "gateway listens on loopback, loopback's own",
+        description="Accepted Host names, comma-separated, without port; default: any well-formed name, or only the "
+        "names of loopback if an open gateway listens there",
     )
-    uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: any number")
-    screens_per_minute: int = Field(
-        60, ge=0, description="Dry runs (POST /screen) of one key in a minute; 0: any number"
-    )
+    uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: no limit")
+    screens_per_minute: int = Field(60, ge=0, description="Dry runs (POST /screen) of one key in a minute; 0: no limit")
     screens_per_day: int = Field(
-        200, ge=0, description="Dry runs of one key in a day, at this gateway since its start; 0: any number"
+        200, ge=0, description="Dry runs of one key in a day, counted by this gateway since its start; 0: no limit"
     )
-    chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: any number")
+    chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: no limit")
     max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
     max_uploads: int = Field(
-        4, ge=1, description="Uploads at the same time; one key of several may hold half of what is left"
+        4,
+        ge=1,
+        description="Uploads at the same time; one of several keys may hold at most half of what the others leave",
     )
-    min_free_disk_mib: int = Field(512, ge=0, description="Refuse uploads when less disk is free, MiB")
+    min_free_disk_mib: int = Field(512, ge=0, description="Free disk space below which uploads are refused, MiB")
 
     _split_values = field_validator("api_keys", "allowed_hosts", mode="before")(comma_separated)
 

@@ -21,69 +21,78 @@ class EngineSettings(BaseSettings):
 
     engine_url: str | None = Field(
         None,
-        description="External vLLM: http://… or unix:/path; several, comma-separated, behind one gateway; "
-        "dns+http://name:port alone: all addresses of that name, looked up every few seconds; default: embedded engine",
+        description="External vLLM: http://… or unix:/path. Several engines: comma-separated, or dns+http://name:port "
+        "alone for all addresses of that name, looked up every few seconds. Default: embedded engine",
     )
     requests_url: str | None = Field(
         None,
-        description="Inference gateway in front of all those engines (llm-d and its like): requests go there, adapters are "
-        "still loaded into each engine of GATEWAY_ENGINE_URL",
+        description="Inference gateway in front of all those engines (llm-d, for example): requests go there; adapters "
+        "are still loaded into each engine of GATEWAY_ENGINE_URL",
     )
     engine_resolves: bool = Field(
         False,
-        description="The external engines have the plugin (plugin/) and fetch adapters by name: fill none of them",
+        description="The external engines have the plugin (plugin/) and fetch adapters by name; the gateway loads "
+        "nothing into them",
     )
-    engine_api_key: SecretStr | None = Field(None, description="Key of the external engine, or of each of them")
-    dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16, bfloat16")
+    engine_api_key: SecretStr | None = Field(
+        None, description="Key of the external engine; several engines have the same key"
+    )
+    dtype: ServingDtype = Field(ServingDtype.BFLOAT16, description="Serving dtype: float32, float16 or bfloat16")
     max_loras: int = Field(4, ge=1, description="Adapters in one batch (vLLM --max-loras)")
     max_lora_rank: int = Field(64, description=f"Largest rank (vLLM --max-lora-rank): one of {VLLM_RANKS}")
     max_cpu_loras: int = Field(64, ge=1, description="Adapters kept in host memory (vLLM --max-cpu-loras)")
-    max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's")
+    max_model_len: int | None = Field(None, ge=1, description="Longest context, tokens; default: the model's own")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU engine, GiB")
     engine_memory_mib: int | None = Field(
         None,
         ge=1024,
-        description="Memory that an embedded engine's processes may hold together, MiB; above it the engine is ended and "
-        "started again; default: four fifths of the machine's, or of the container's",
+        description="Memory that an embedded engine's processes may use together, MiB; above it the engine is ended and "
+        "started again; default: four fifths of the memory of the machine or the container",
     )
     engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
     prompt_logprobs: bool = Field(
         False,
-        description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build ends over those of "
+        description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build crashes on those of "
         "several prompts at once, other builds were not tried",
     )
     seeds: bool | None = Field(
         None,
-        description="Accept seed together with a temperature above 0; vLLM 0.32's CPU build ends when such a prompt is "
-        "read in several steps; default: not with the embedded CPU engine",
+        description="Accept seed together with a temperature above 0; vLLM 0.32's CPU build crashes if it reads such a "
+        "prompt in several steps; default: not with the embedded CPU engine",
     )
     tool_call_parser: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
-        description="How an embedded engine's model calls tools (vLLM --tool-call-parser); default: it calls none",
+        description="Parser of an embedded engine's tool calls (vLLM --tool-call-parser); default: the model calls no "
+        "tools",
     )
     base_through_noop: bool | None = Field(
-        None, description="Send served-model requests through a zero adapter; default: yes with the embedded CPU engine"
+        None,
+        description="Send requests for the served model through an adapter of zeros; default: only with the embedded CPU "
+        "engine",
     )
     max_sequences: int | None = Field(
         None,
         ge=2,
-        description="Sequences (prompts times n) in the engines at the same time; one key of several may hold half of what "
-        "is left; default: 256, with several keys and an embedded CPU engine 4 for each core, at least 8",
+        description="Sequences (prompts times n) in the engines at the same time; one of several keys may hold at most "
+        "half of what the others leave; default: 256, but 4 for each core and at least 8 with several keys "
+        "and an embedded CPU engine",
     )
     engine_step_tokens: int | None = Field(
         None,
         ge=8,
-        description="Tokens that an embedded engine computes in one step (vLLM --max-num-batched-tokens; --max-num-seqs is "
-        "not above it): with fewer, a long prompt delays others less; default: 16 for each core of a CPU engine, at least "
-        "32, otherwise vLLM's",
+        description="Tokens that an embedded engine computes in one step (vLLM --max-num-batched-tokens; --max-num-seqs "
+        "is not above it); fewer tokens make a long prompt delay others less; default: 16 for each core of a "
+        "CPU engine, at least 32, otherwise vLLM's",
     )
-    reconcile_seconds: float = Field(5.0, gt=0, description="How often engine and catalogue are compared, seconds")
+    reconcile_seconds: float = Field(
+        5.0, gt=0, description="Time between two comparisons of engine and catalogue, seconds"
+    )
     engine_silent_seconds: float = Field(
         60.0,
         gt=0,
-        description="An engine that owes answers, brings no byte of any and stands still by its metrics for so long is "
-        "asked for one token; while none comes it counts as away, seconds",
+        description="Time after which an engine is asked for one token if it owes answers, sends no byte and shows no "
+        "progress in its metrics, seconds; while no token comes it counts as away",
     )
 
     @field_validator("engine_url", "requests_url")

@@ -18,61 +18,102 @@ from app.domain.policy import (
 class PolicySettings(BaseSettings):
     """Settings of the screening policy, and of the process that screens."""
 
-    comparison: Comparison = Field(Comparison.INPUT, description="E-DIEM comparison: input, alignment or projection")
+    comparison: Comparison = Field(
+        Comparison.INPUT, description="E-DIEM comparison that decides: input, alignment or projection"
+    )
     tau: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="Condemn a module whose E-DIEM is above this (IQRs); default: "
+        description="Threshold τ: a module with an E-DIEM above it is condemned (interquartile ranges); default: "
         f"{DEFAULT_TAU[Action.PROJECT]:g} when projecting, {DEFAULT_TAU[Action.PRUNE]:g} when pruning",
     )
     action: Action | None = Field(
         None,
-        description="What a condemned module suffers: project (take out what reads or writes where alignment does; needs "
-        "the comparison input and tau ≥ 0) or prune (cut out); default: project with input, else prune",
+        description="Treatment of a condemned module: project (take out the directions that alignment reads or writes; "
+        "needs the comparison input and tau ≥ 0) or prune (cut it out); default: project with the comparison "
+        "input, else prune",
     )
-    project_outputs: int = Field(1, ge=0, description="Left singular vectors of V that projecting takes out besides")
+    project_outputs: int = Field(
+        1, ge=0, description="Outputs that projecting takes out as well: this many left singular vectors of V"
+    )
     max_removed_share: float = Field(
-        0.5, ge=0, le=1, description="Reject when projecting would take a larger share of the update's squared norm"
+        0.5,
+        ge=0,
+        le=1,
+        description="Reject an adapter if projecting would remove a larger share of its update's squared norm",
     )
-    max_pruned: int | None = Field(None, ge=0, description="Prune at most this many modules, worst first")
-    cap_keeps: bool = Field(False, description="Keep condemned modules the cap spares, instead of rejecting")
-    max_pruned_share: float = Field(0.5, ge=0, le=1, description="Reject when a larger share of modules is condemned")
+    max_pruned: int | None = Field(
+        None, ge=0, description="Cut out at most this many modules, the worst first; default: no cap"
+    )
+    cap_keeps: bool = Field(
+        False, description="Keep condemned modules that max-pruned spares, instead of rejecting the adapter"
+    )
+    max_pruned_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Reject an adapter if a larger share of its modules would be cut out, or scores above reject-tau if "
+        "that is set",
+    )
     reject_tau: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="What scores above this counts towards max-pruned-share; default: what is cut out",
+        description="Score above which a module counts towards max-pruned-share; default: each module that is cut out "
+        "counts",
     )
     max_update_ratio: float = Field(
-        100.0, gt=0, allow_inf_nan=False, description="Reject a module whose update's norm exceeds this times V's"
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Reject an adapter if the norm of a module's update exceeds this many times the norm of its V",
     )
-    unscorable: Unscorable = Field(Unscorable.REJECT, description="Module without a score: reject, prune or keep")
+    unscorable: Unscorable = Field(
+        Unscorable.REJECT, description="Treatment of a module without a score: reject, prune or keep"
+    )
     energy: float = Field(
         DEFAULT_ENERGY,
         gt=0,
         le=1,
-        description="Inputs looked at, and projected out, in a module: the fewest right singular vectors of V that hold "
-        "this share of its squared norm; 1: always top-k of them",
+        description="Inputs of a module that are measured and projected out: the fewest right singular vectors of V that "
+        "hold this share of its squared norm; 1: always top-k of them",
     )
-    top_k: int = Field(DEFAULT_TOP_K, ge=1, description="At most that many, and at most what the reference keeps")
+    top_k: int = Field(
+        DEFAULT_TOP_K,
+        ge=1,
+        description="Most inputs of a module that are measured and projected out; never more than the reference keeps",
+    )
     max_block_score: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="Reject when a block's kept modules together score more; default: reported",
+        description="Reject an adapter if the combined score of one block's kept modules is higher; default: the score "
+        "is only reported",
     )
     max_adapter_score: float | None = Field(
-        None, allow_inf_nan=False, description="Reject when all kept modules together score more; default: reported"
+        None,
+        allow_inf_nan=False,
+        description="Reject an adapter if the combined score of all kept modules is higher; default: the score is only "
+        "reported",
     )
-    screen_device: str = Field("cpu", description="Where V is kept and multiplied (cuda: untested, no GPU was at hand)")
+    screen_device: str = Field(
+        "cpu", description="Device that holds V and multiplies with it (cuda: untested, no GPU was at hand)"
+    )
     screen_seconds: float = Field(
-        120.0, gt=0, allow_inf_nan=False, description="Longest screening of one adapter, seconds; later it is rejected"
+        120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest screening of one adapter, seconds; a longer one is refused",
     )
     screen_sandbox: bool = Field(
-        True, description="Read and measure each upload in a process of its own, shut away; on a GPU always in ours"
+        True,
+        description="Read and measure each upload in an isolated process of its own; on a GPU always in the gateway's "
+        "process",
     )
     screen_memory_mib: int = Field(
-        8192, ge=64, description="Memory of that process for one upload, beyond the reference, MiB"
+        8192, ge=64, description="Memory of that process for one upload, besides the reference, MiB"
     )
-    max_scaling: float = Field(64.0, gt=0, allow_inf_nan=False, description="Largest alpha / r (or alpha / sqrt r)")
+    max_scaling: float = Field(
+        64.0, gt=0, allow_inf_nan=False, description="Largest scaling: alpha / r, or alpha / sqrt r with use_rslora"
+    )
 
     @property
     def policy(self) -> Policy:
