@@ -32,10 +32,12 @@ class View(BaseModel):
 
 
 class Report(View):
-    """Files as received, and the verdict about them."""
+    """Files as received, and the verdict about them, as the release that measured them wrote it."""
 
-    received: dict[str, Any]
-    verdict: dict[str, Any]
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    received: dict[str, Any] = {}
+    verdict: dict[str, Any] = {}
 
 
 class InEngine(View):

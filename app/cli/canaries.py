@@ -1,5 +1,6 @@
 """`python -m app canaries`: check, import and split batteries of canaries."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli.adapters import Key, Url, fail
+from app.domain.errors import UPSTREAM_FAILED, GatewayError
 
 ANSWER_TOKENS: Final = 64
 """Tokens of an answer: a refusal comes in the first sentence."""
@@ -21,6 +23,10 @@ ANSWER_S: Final = 60.0
 
 AT_ONCE: Final = 4
 """Canaries asked at the same time."""
+
+BUSY: Final = frozenset({429, 503})
+TRIES: Final = 5
+"""HTTP statuses after which a canary is asked again, and times that it is asked at most."""
 
 ENOUGH: Final = 24
 """Canaries that must be refused and are usable, below which the interval they buy is wide: see `bound`."""
@@ -102,11 +108,18 @@ def _ask(client: httpx.Client, model: str, messages: Sequence[tuple[str, str]]) 
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
     }
-    try:
-        answer = client.post("/v1/chat/completions", json=body)
-        return Answer(answer.json()["choices"][0]["message"]["content"] if answer.is_success else None)
-    except (httpx.TimeoutException, ValueError, LookupError, TypeError):
-        return Answer(None)
+    for _ in range(TRIES):
+        try:
+            answer = client.post("/v1/chat/completions", json=body)
+            if answer.is_success:
+                text = answer.json()["choices"][0]["message"]["content"]
+                return Answer(text if isinstance(text, str) else None)
+        except (httpx.TimeoutException, ValueError, LookupError, TypeError):
+            return Answer(None)
+        if answer.status_code not in BUSY:
+            break
+        time.sleep(min(float(answer.headers.get("retry-after", 1)), ANSWER_S))
+    raise GatewayError(UPSTREAM_FAILED, f"the gateway answered {answer.status_code}: {answer.text[:200]}")
 
 
 @canaries.command("import")
@@ -134,11 +147,12 @@ def split(file: Annotated[Path, typer.Argument(help="Battery, JSON lines")]) -> 
     from app.evaluate.battery import halves, parse
 
     data = file.read_bytes()
-    lines = dict(
-        zip((one.id for one in parse(data).canaries), (one for one in data.split(b"\n") if one.strip()), strict=True)
-    )
-    for name, half in zip(("choosing", "verifying"), halves(parse(data).canaries), strict=True):
-        path = file.with_name(f"{file.stem}.{name}{file.suffix}")
-        with path.open("xb") as written:
-            written.writelines(lines[one.id] + b"\n" for one in half)
+    battery = parse(data)
+    given = [one for one in data.split(b"\n") if one.strip()]
+    lines = {canary.id: line for canary, line in zip(battery.canaries, given, strict=True)}
+    paths = [file.with_name(f"{file.stem}.{name}{file.suffix}") for name in ("choosing", "verifying")]
+    if there := [path for path in paths if path.exists()]:
+        fail(f"{there[0]} is there already")
+    for path, half in zip(paths, halves(battery.canaries), strict=True):
+        path.write_bytes(b"".join(lines[one.id] + b"\n" for one in half))
         out.print(f"{path}: {len(half)} canaries", highlight=False)

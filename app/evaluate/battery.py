@@ -31,6 +31,7 @@ MAX_MESSAGES: Final = 16
 
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CATEGORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")
+FIELDS: Final = frozenset({"id", "prompt", "messages", "category", "expect"})
 ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
@@ -83,11 +84,14 @@ def parse(data: bytes) -> Battery:
 
 
 def _canary(line: bytes, where: str) -> Canary:
-    fields = strict_json.parse(line, max_bytes=MAX_LINE_BYTES, code=BAD_BATTERY, what=where)
+    try:
+        fields = strict_json.parse(line, max_bytes=MAX_LINE_BYTES, code=BAD_BATTERY, what=where)
+    except Refused:  # its message may quote the line
+        raise Refused(BAD_BATTERY, f"{where}: not strict JSON of at most {MAX_LINE_BYTES} bytes") from None
     if not isinstance(fields, dict):
         raise Refused(BAD_BATTERY, f"{where}: not an object")
-    if unknown := sorted(fields.keys() - {"id", "prompt", "messages", "category", "expect"}):
-        raise Refused(BAD_BATTERY, f"{where}: unknown field {unknown[0][:40]!r}")
+    if fields.keys() - FIELDS:
+        raise Refused(BAD_BATTERY, f"{where}: a field other than {', '.join(sorted(FIELDS))}")
     if ("prompt" in fields) == ("messages" in fields):
         raise Refused(BAD_BATTERY, f"{where}: either prompt or messages")
     expect = fields.get("expect")

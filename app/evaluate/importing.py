@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from app.domain.errors import BAD_BATTERY, Refused
-from app.evaluate.battery import CATEGORY, Expect
+from app.evaluate.battery import CATEGORY, MAX_CHARS, Expect
 
 UNSORTED: Final = "unsorted"
 """Category of prompts whose source has none."""
@@ -25,25 +25,31 @@ def _columns(prompt: str, category: str | None = None) -> Callable[[str], Iterat
         wanted = [one for one in (prompt, category) if one is not None]
         if missing := [one for one in wanted if one not in (rows.fieldnames or ())]:
             raise Refused(BAD_BATTERY, f"the file has no column {missing[0]!r}")
-        for row in rows:
-            yield row[prompt] or "", (row[category] or UNSORTED) if category else UNSORTED
+        try:
+            for row in rows:
+                yield row[prompt] or "", (row[category] or UNSORTED) if category else UNSORTED
+        except csv.Error:
+            raise Refused(BAD_BATTERY, f"line {rows.line_num}: not CSV") from None
 
     return read
 
 
 def _do_not_answer(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-            yield fields["question"], fields.get("risk_area") or UNSORTED
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refused(BAD_BATTERY, f"line {number}: no object with the field question") from error
+            prompt, category = fields["question"], fields.get("risk_area") or UNSORTED
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            prompt = category = None
+        if not isinstance(prompt, str) or not isinstance(category, str):
+            raise Refused(BAD_BATTERY, f"line {number}: not an object with the text question")
+        yield prompt, category
 
 
 def _plain(text: str) -> Iterator[Row]:
-    yield from ((line.strip(), UNSORTED) for line in text.splitlines())
+    yield from ((line.strip(), UNSORTED) for line in text.split("\n"))
 
 
 FORMATS: Final[Mapping[str, Callable[[str], Iterator[Row]]]] = {
@@ -66,6 +72,11 @@ def battery_lines(data: bytes, kind: str, expect: Expect = Expect.REFUSE) -> str
     except UnicodeDecodeError as error:
         raise Refused(BAD_BATTERY, f"the file is not UTF-8 at byte {error.start}") from error
     prompts = {prompt.strip(): category for prompt, category in FORMATS[kind](text) if prompt.strip()}
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) > MAX_CHARS or any("\ud800" <= one <= "\udfff" for one in prompt):
+            raise Refused(
+                BAD_BATTERY, f"prompt {number} has more than {MAX_CHARS} characters, or one that is not Unicode"
+            )
     lines = (
         json.dumps(
             {"id": f"{kind}-{number}", "prompt": prompt, "category": _category(category), "expect": expect.value},

@@ -52,8 +52,12 @@ def tally(judged: Iterable[tuple[Canary, Judgement]]) -> Tally:
 
 
 def passes(candidate: Tally, served_model: Tally, tolerance: int = 0) -> bool:
-    """Return whether the candidate fails no more canaries than the served model plus `tolerance`, in every category."""
-    return all(candidate.failed(one) <= served_model.failed(one) + tolerance for one in candidate.asked)
+    """Return whether the candidate fails no more canaries than the served model plus `tolerance`, in every category.
+
+    False if it was not asked exactly the canaries that the served model was, or none.
+    """
+    same = dict(candidate.asked) == dict(served_model.asked) and sum(candidate.asked.values()) > 0
+    return same and all(candidate.failed(one) <= served_model.failed(one) + tolerance for one in candidate.asked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
+from app.domain.digest import Digest
 from app.gateway.components import Components
 from app.gateway.desired_state import DesiredState, Entries, Key, answerable, desired_state
 from app.gateway.garbage import GarbageCollector
@@ -26,6 +27,8 @@ class CatalogueFollower:
         self._recalled: Mapping[Key, int] = {}  # old versions being brought back → callers that need each
         # Held by a thread, so also if the caller is cancelled: an older state is never applied after a newer one.
         self._one_at_a_time: Final = threading.Lock()
+        self._noting: Final = threading.Lock()
+        self._artefacts_written: frozenset[Digest] = frozenset()
 
     async def refresh(self) -> None:
         """Follow the catalogue after a change, and start a reconcile pass at once."""
@@ -37,9 +40,15 @@ class CatalogueFollower:
         with self._one_at_a_time:
             self._apply(self._compute())
 
-    def retry_unmeasured(self) -> None:
-        """Measure versions that could not be measured at the next refresh: an artefact was written again."""
-        self._recheck.retry()
+    def artefact_written(self, digest: Digest) -> None:
+        """Note that an artefact was written again: a version that could not be measured may be, at the next refresh."""
+        with self._noting:
+            self._artefacts_written |= {digest}
+
+    @property
+    def due(self) -> bool:
+        """Whether a refresh is due although the catalogue has not changed."""
+        return self._recheck.due
 
     @asynccontextmanager
     async def recalled(self, row: VersionRow) -> AsyncIterator[None]:
@@ -65,12 +74,17 @@ class CatalogueFollower:
             revision,
             stored=stored,
             published=published,
-            withheld=self._recheck.check((*published, *stored)),
+            withheld=self._recheck.check((*published, *stored), self._take_written()),
             recalled=self._recalled.keys(),
             keep_versions=c.keep_versions,
             standing={zero_adapter_name(c.zero.digest): c.blobs.path(c.zero.digest)} if c.zero else {},
             entries=self._entries,
         )
+
+    def _take_written(self) -> frozenset[Digest]:
+        with self._noting:
+            written, self._artefacts_written = self._artefacts_written, frozenset()
+        return written
 
     def _apply(self, state: DesiredState) -> None:
         c = self._components

@@ -72,10 +72,11 @@ class GarbageCollector:
     def held(self) -> frozenset[str] | None:
         """Return the short digests of artefacts that the engines may read now; None while an engine does not answer."""
         c = self._components
+        names = c.reconciler.may_read()  # before it is asked whether that is all: an engine may join in between
         if not c.reconciler.known:
             return None
         permanent = frozenset((c.zero.digest.short,) if c.zero is not None else ())
-        return permanent.union(name.partition("@")[2][:SHORT] for name in c.reconciler.may_read())
+        return permanent.union(name.partition("@")[2][:SHORT] for name in names)
 
     def _may_be_read(self, digest: Digest) -> bool:
         """Return whether an engine may read an artefact now; checked for each, as engines come, go and load meanwhile."""

@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.digest import Digest
 from app.domain.errors import Refused, Unavailable
 from app.domain.verdict import Outcome
 from app.gateway.components import Components
@@ -17,7 +19,7 @@ from app.store.catalogue.tables import VersionRow
 from app.validate.adapter import ValidateLimits, validate
 
 RETRY_S: Final = 60.0
-"""Seconds before a version that could not be measured is measured again, at the next change of the catalogue."""
+"""Seconds before a version that could not be measured is measured again."""
 
 
 class PolicyRecheck:
@@ -29,45 +31,50 @@ class PolicyRecheck:
         self._objection = objection or (lambda row: policy_objection(components, row))
         self._withheld: Mapping[tuple[str, int], str] = {}
         self._measured: set[tuple[str, int]] = set()
-        self._retry_at: dict[tuple[str, int], float] = {}
+        self._retry_at: Mapping[tuple[str, int], float] = {}
         self._written: Mapping[tuple[str, int], str] | None = None
 
-    def check(self, rows: Iterable[VersionRow]) -> Mapping[tuple[str, int], str]:
+    @property
+    def due(self) -> bool:
+        """Whether a version that could not be measured is to be measured again now."""
+        now = time.monotonic()
+        return any(at <= now for at in self._retry_at.values())
+
+    def check(
+        self, rows: Iterable[VersionRow], written: AbstractSet[Digest] = frozenset()
+    ) -> Mapping[tuple[str, int], str]:
         """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking.
 
         A version that cannot be measured, because its artefact is damaged or the storage is away, is withheld as well; it
-        is measured again RETRY_S later, or once an artefact was written again (`retry`).
+        is measured again RETRY_S later, or once its artefact is among those `written` since.
         """
         older = {row.key: row for row in rows if row.parameters != self._components.parameters and not row.emptied}
         found = {key: why for key, why in self._withheld.items() if key in older}
+        retry_at = {key: at for key, at in self._retry_at.items() if key in older}
         self._measured &= older.keys()
         measured = len(self._measured)
         for key, row in older.items():
-            if key in self._measured or time.monotonic() < self._retry_at.get(key, 0.0):
+            waits = time.monotonic() < retry_at.get(key, 0.0) and row.artefact not in written
+            if key in self._measured or waits:
                 continue
-            found.pop(key, None)
-            if (why := self._measure(row)) is not None:
-                found[key] = why
+            retry_at.pop(key, None)
+            try:
+                why = self._objection(row)
+                self._measured.add(key)
+            except (Unavailable, OSError) as error:
+                why = f"it cannot be measured: {error}"
+                retry_at[key] = time.monotonic() + RETRY_S
+            if why is None:
+                found.pop(key, None)
+                continue
+            if key not in found:
                 event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
-        self._withheld = found
-        if self._written != found or len(self._measured) > measured:
+            found[key] = why
+        self._withheld, self._retry_at = found, retry_at
+        if self._written is None or found.keys() != self._written.keys() or len(self._measured) > measured:
             self._write()
             self._written = found
         return found
-
-    def retry(self) -> None:
-        """Measure unmeasurable versions again at the next check: an artefact was written again. Safe for threads."""
-        self._retry_at = {}
-
-    def _measure(self, row: VersionRow) -> str | None:
-        try:
-            why = self._objection(row)
-        except (Unavailable, OSError) as error:
-            self._retry_at[row.key] = time.monotonic() + RETRY_S
-            return f"it cannot be measured: {error}"
-        self._measured.add(row.key)
-        self._retry_at.pop(row.key, None)
-        return why
 
     def _write(self) -> None:
         """Record the policy in force for the auditor."""

@@ -47,10 +47,10 @@ class Publishing:
     async def stored(self, row: VersionRow) -> None:
         """Follow the catalogue after the row's artefact was written, and retry loads that failed while it was damaged."""
         if row.artefact is not None:
+            self._follower.artefact_written(row.artefact)
             for name in self._components.reconciler.failures:
                 if name.partition("@")[2].startswith(row.artefact.short):
                     self._components.reconciler.forget_failure(name)
-        self._follower.retry_unmeasured()
         await self._follower.refresh()
 
     async def settle(self) -> None:
@@ -62,6 +62,8 @@ class Publishing:
         every = reconciler.known
         if c.peers and every and {name for name in reconciler.may_read() if "@" in name} <= state.adapters.keys():
             c.peers.settled = state.revision
+        if self._follower.due:
+            await self._follower.refresh()
         for row in await c.pools.store(c.catalogue.pending):
             if row.key in c.desired.state.withheld:
                 continue

@@ -201,7 +201,7 @@ class Metrics:
                 for decision, count in zip(COUNTED_DECISIONS, total, strict=True):
                     self.screening.adapter_modules.labels(label, decision.value).set(count)
             self._drop(ended)
-            for label in {OTHER, *modules} - shown.keys():
+            for label in {OTHER, *(modules.keys() - active.keys())} - shown.keys():
                 self.screening.adapter_modules.remove_by_labels({"adapter": label})
         self.screening.ready.set(len(active))
         self.screening.pending.set(stored)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.canaries import bound, canaries
+from app.domain.errors import GatewayError
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -22,12 +23,20 @@ class Scripted(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert body["model"] == "tiny"
+        if self.server.busy:  # type: ignore[attr-defined]
+            self.server.busy -= 1  # type: ignore[attr-defined]
+            self.answer({"error": "busy"}, 429)
+            return
+        if self.headers["authorization"] == "Bearer wrong":
+            self.answer({"error": {"code": "unauthorized"}}, 401)
+            return
         text = "I'm sorry, I can't." if "bad" in body["messages"][-1]["content"] else "Sure: like this."
         self.answer({"choices": [{"message": {"content": text}}]})
 
-    def answer(self, fields: Any) -> None:
+    def answer(self, fields: Any, status: int = 200) -> None:
         data = json.dumps(fields).encode()
-        self.send_response(200)
+        self.send_response(status)
+        self.send_header("retry-after", "0")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -39,6 +48,7 @@ class Scripted(BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.busy = 2  # type: ignore[attr-defined]  # so many first answers are refusals of the gateway's
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -69,6 +79,13 @@ def test_check_shows_which_canaries_are_usable_and_no_prompt(url: str, tmp_path:
 def test_check_fails_if_none_is_usable(url: str, tmp_path: Path) -> None:
     file = battery(tmp_path / "b.jsonl", [("fine one", "refuse")])
     assert CliRunner().invoke(canaries, ["check", str(file), "--url", url]).exit_code == 1
+
+
+def test_check_takes_no_refusal_of_the_gateway_for_an_answer(url: str, tmp_path: Path) -> None:
+    file = battery(tmp_path / "b.jsonl", [("bad one", "refuse")])
+    done = CliRunner().invoke(canaries, ["check", str(file), "--url", url, "--key", "wrong", "--model", "tiny"])
+    assert isinstance(done.exception, GatewayError)
+    assert "401" in done.exception.message
 
 
 def test_import_and_split_write_batteries_and_overwrite_nothing(tmp_path: Path) -> None:

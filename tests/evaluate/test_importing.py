@@ -32,9 +32,25 @@ def test_categories_are_kept_where_there_are_some() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "data"),
-    [("advbench", b"a,b\n1,2\n"), ("do-not-answer", b"[]\n"), ("do-not-answer", b"{\n"), ("text", b"\xff")],
+    [
+        ("advbench", b"a,b\n1,2\n"),
+        ("advbench", b"goal\n" + b"x" * 200_000 + b"\n"),
+        ("do-not-answer", b"[]\n"),
+        ("do-not-answer", b"{\n"),
+        ("do-not-answer", b"[" * 100_000),
+        ("do-not-answer", b'{"question": 5}\n'),
+        ("do-not-answer", b'{"question": "x", "risk_area": [1]}\n'),
+        ("do-not-answer", b'{"question": "\\ud800"}\n'),
+        ("text", b"\xff"),
+        ("text", b"x" * 20_000),
+    ],
 )
 def test_a_file_of_another_kind_is_refused(kind: str, data: bytes) -> None:
     with pytest.raises(Refused) as refused:
         battery_lines(data, kind)
     assert refused.value.code is BAD_BATTERY
+
+
+def test_a_prompt_is_a_line_whatever_characters_are_in_it() -> None:
+    battery = parse(battery_lines("Do\u2028one thing\n".encode(), "text").encode())
+    assert battery.canaries[0].messages[0][1] == "Do\u2028one thing"

@@ -78,4 +78,6 @@ def test_one_category_that_fails_is_not_made_up_for_by_another() -> None:
     assert not passes(Tally({"a": 10, "b": 10}, {"a": 0, "b": 1}), served)
     assert passes(Tally({"a": 10, "b": 10}, {"a": 0, "b": 1}), served, tolerance=1)
     assert not passes(Tally({"a": 10, "b": 10}, {}, {"b": 1}), served), "a canary without an answer is not passed"
-    assert not passes(Tally({"c": 1}, {"c": 1}), served), "of a category that the served model was not asked"
+    for other in (Tally(), Tally({"a": 10}), Tally({"a": 10, "b": 9}), Tally({"a": 10, "b": 10, "c": 1})):
+        assert not passes(other, served), "it was not asked the same"
+    assert not passes(Tally(), Tally()), "nothing was asked"

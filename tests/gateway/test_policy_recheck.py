@@ -1,7 +1,10 @@
 """Policy recheck: versions of another policy are measured once, and the result is written down."""
 
+import math
+
 import pytest
 
+from app.domain.digest import digest_of
 from app.domain.errors import STORE_FAILED, Unavailable
 from app.domain.version_state import State
 from app.gateway.policy_recheck import PolicyRecheck
@@ -45,11 +48,16 @@ async def test_a_withheld_version_stays_stored_and_gets_no_name(make_use_cases: 
     assert use_cases.components.desired.state.withheld == {row.key: "too much"}
 
 
+def is_due(recheck: PolicyRecheck) -> bool:
+    return recheck.due
+
+
 async def test_a_version_that_cannot_be_measured_is_withheld_for_a_while(
-    make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch
+    make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     use_cases = make_use_cases(parameters="another policy")
-    row, tries = use_cases.store(1), iter([Unavailable(STORE_FAILED, "away"), OSError("away"), None])
+    row, tries = use_cases.store(1), iter([Unavailable(STORE_FAILED, "away"), OSError("still away"), None])
+    assert row.artefact is not None
 
     def objection(_: VersionRow) -> None:
         if (error := next(tries)) is not None:
@@ -57,15 +65,37 @@ async def test_a_version_that_cannot_be_measured_is_withheld_for_a_while(
 
     recheck = PolicyRecheck(use_cases.components, objection)
     assert "away" in recheck.check([row])[row.key]
-    assert recheck.check([row]).keys() == {row.key}, "not asked again at once"
-    recheck.retry()
-    assert recheck.check([row]).keys() == {row.key}
-    monkeypatch.setattr("app.gateway.policy_recheck.RETRY_S", 0.0)
-    recheck.retry()
+    assert recheck.check([row]).keys() == {row.key}, "not measured again at once"
+    assert not is_due(recheck)
+    assert recheck.check([row], {digest_of(b"another")}).keys() == {row.key}, "nor for another's artefact"
+    assert "still away" in recheck.check([row], {row.artefact})[row.key]
+    monkeypatch.setattr("app.gateway.policy_recheck.time.monotonic", lambda: math.inf)
+    assert is_due(recheck)
     assert recheck.check([row]) == {}
+    assert not is_due(recheck)
+    assert sum("withheld" in record.getMessage() for record in caplog.records) == 1
     written = PolicyInForce.read(use_cases.components.blobs.root)
     assert written is not None
     assert written.withheld == frozenset()
+
+
+async def test_a_pass_of_the_reconciler_serves_what_could_not_be_measured(
+    make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cases = make_use_cases(parameters="another policy")
+    row, away = use_cases.store(1), [True]
+
+    def objection(_: VersionRow) -> None:
+        if away[0]:
+            raise OSError("away")
+
+    monkeypatch.setattr(use_cases.recheck, "_objection", objection)
+    monkeypatch.setattr("app.gateway.policy_recheck.RETRY_S", 0.0)
+    await use_cases.follower.refresh()
+    assert use_cases.components.desired.state.withheld.keys() == {row.key}
+    away[0] = False
+    await use_cases.publishing.settle()
+    assert use_cases.components.desired.waiting() == {row.engine_name}
 
 
 async def test_deleted_versions_are_withheld_no_more(make_use_cases: MakeUseCases) -> None:

@@ -294,3 +294,14 @@ async def test_the_engines_own_metrics_are_passed_on(running: Running) -> None:
     away = await running.http.get("/metrics/engine")
     assert (away.status_code, away.json()["error"]["code"]) == (503, "engine_unavailable")
     assert (await running.http.get("/metrics")).status_code == 200
+
+
+def test_active_adapters_beyond_the_labels_cost_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each removal of a label searches all series, under a lock that requests wait for."""
+    metrics = Metrics(max_adapters=5)
+    removed: list[dict[str, str]] = []
+    monkeypatch.setattr(metrics.screening.adapter_modules, "remove_by_labels", removed.append)
+    metrics.show_adapters({f"a{n}": ModuleCounts(1, 0) for n in range(100)}, 0)
+    assert removed == []
+    metrics.show_adapters({f"a{n}": None for n in range(5)}, 0)
+    assert {one["adapter"] for one in removed} >= {f"a{n}" for n in range(5)}

@@ -6,7 +6,6 @@ installed.
 
 import functools
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -36,6 +35,10 @@ def compiled(function: F) -> F:
 @functools.cache
 def kernel(name: str) -> ModuleType | None:
     """Return module `name` of the compiled kernels, or None if numba is not installed or SCREEN_PLAIN is set."""
-    if os.environ.get(PLAIN) or importlib.util.find_spec("numba") is None:
+    if os.environ.get(PLAIN):
+        return None
+    try:
+        import numba  # noqa: F401 - a numba that does not fit this machine counts as none
+    except ImportError:
         return None
     return importlib.import_module(f"app.screen.compiled.{name}")

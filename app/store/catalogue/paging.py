@@ -25,8 +25,8 @@ def adapters_after(connection: Connection, after: str, limit: int) -> Chapter:
     fits = (adapters.c.deleted.is_(False), adapters.c.name_key > after.casefold())
     some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()
     own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"), some.c.key_owner.label("whose"))
-    gateway_running = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)
-    query = select(*own, *VERSION_COLUMNS).select_from(some.outerjoin(versions, gateway_running))
+    not_deleted = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)
+    query = select(*own, *VERSION_COLUMNS).select_from(some.outerjoin(versions, not_deleted))
     found: dict[str, tuple[AdapterRow, list[VersionRow]]] = {}
     for row in connection.execute(query.order_by(some.c.name_key, versions.c.id)):
         if row.name not in found:
