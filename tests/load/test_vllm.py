@@ -23,6 +23,7 @@ from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 from tests.support import tiny_model
 from tests.support.engine import COMPILER, MAX_CPU_LORAS, MAX_LORAS, LiveEngine
+from tests.support.waiting import STUCK_S
 
 pytestmark = pytest.mark.engine
 
@@ -193,18 +194,18 @@ async def test_row_1_and_11_other_routes_and_paths_as_names(client: HttpEngine, 
     assert (await ask(client, ""))[0] == 200  # hence MODEL_MISSING at our door (hostile.md P02)
 
 
-async def test_a_client_that_leaves_ends_the_engines_work_within_a_second(
-    client: HttpEngine, engine: LiveEngine
-) -> None:
-    """hostile.md P01: closing the connection is enough."""
+async def test_a_client_that_leaves_ends_the_engines_work(client: HttpEngine, engine: LiveEngine) -> None:
+    """hostile.md P01: closing the connection is enough. By tokens, since a busy machine computes few in a second."""
     await client.load(name_of(1), engine.adapter(1))
+    made = await gauge(client, "vllm:generation_tokens_total")
     response = await client.post(COMPLETIONS, body(name_of(1), 500, stream=True))
     await anext(response.chunks())
     assert await gauge(client, "vllm:num_requests_running") == 1
     response.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(STUCK_S):
         while await gauge(client, "vllm:num_requests_running"):
             await asyncio.sleep(0.02)
+    assert await gauge(client, "vllm:generation_tokens_total") - made < 250, "it was computed to its end"
 
 
 # ---- from here on the engine dies --------------------------------------------------------------------------------------
