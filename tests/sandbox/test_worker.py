@@ -77,6 +77,7 @@ def test_a_failed_fork_fails_one_upload(
     try:
         with InFlight(sandbox, upload, tmp_path / "beside") as beside:
             pid = worker_pid(sandbox)
+            until(lambda: state(pid) == "S")  # it has done with the one beside, and waits
             before, ours = descriptors(pid), our_descriptors()
             for _ in range(3):
                 assert os.strerror(errno.EAGAIN) in unmeasured(sandbox, upload, tmp_path)
@@ -215,6 +216,7 @@ GARBAGE = [
 def test_garbage_and_truncated_orders_end_their_child_alone(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
     with InFlight(patient, upload, tmp_path / "beside") as beside:
         pid = worker_pid(patient)
+        until(lambda: state(pid) == "S")  # it has done with the one beside, and waits
         before = descriptors(pid)
         for data in GARBAGE:
             with by_hand(patient, data, 3) as heard:
