@@ -58,7 +58,7 @@ class Kind:
 
 
 KINDS = {
-    "screening": Kind(((Uploads, "_measure_and_store"), (Uploads, "_restored")), screenings, 5),
+    "screening": Kind(((Uploads, "_measure_and_store"), (Uploads, "_restore_artefact")), screenings, 5),
     "changes": Kind(((Catalogue, "delete"),), deletes, 4, frozenset({("DELETE", "/adapters/doomed")})),
     "following": Kind(((PolicyRecheck, "check"),), followed, 1, frozenset({("DELETE", "/adapters/doomed")})),
     "fetching": Kind(((BlobStore, "touch"),), looks("/resolve/kept@1"), 4),

@@ -52,7 +52,7 @@ async def test_screenings_that_fill_every_thread_do_not_stop_it(
 ) -> None:
     running = await join(max_uploads=5)
     with monkeypatch.context() as patch:
-        for name in ("_measure_and_store", "_restored"):
+        for name in ("_measure_and_store", "_restore_artefact"):
             held.hold(patch, Uploads, name)
         pushed = [asyncio.ensure_future(push(running, f"held{n}", n)) for n in range(5)]
         try:
