@@ -20,7 +20,7 @@ RECEIVED = Received(digest_of(b"config"), digest_of(b"weights"), 6, 7)
 
 
 @pytest.fixture
-def singular_vectors() -> Iterator[tuple[socket.socket, socket.socket]]:
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -34,8 +34,8 @@ def test_both_caps_of_a_configuration_are_one() -> None:
     assert ValidateLimits().max_config_bytes == CAP
 
 
-def test_a_configuration_of_every_size_arrives_whole(vectors: tuple[socket.socket, socket.socket]) -> None:
-    ours, theirs = map(Line, vectors)
+def test_a_configuration_of_every_size_arrives_whole(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = map(Line, ends)
     noise = bytes(range(256)) * (CAP // 256 + 1)  # no text in any encoding
     for size in range(1, CAP + 2):
         order = Order(noise[-size:], RECEIVED)
@@ -43,17 +43,17 @@ def test_a_configuration_of_every_size_arrives_whole(vectors: tuple[socket.socke
         assert Order.receive(theirs, CAP + 1) == order
 
 
-def test_one_larger_than_the_socket_holds_arrives_whole(vectors: tuple[socket.socket, socket.socket]) -> None:
+def test_one_larger_than_the_socket_holds_arrives_whole(ends: tuple[socket.socket, socket.socket]) -> None:
     order = Order(bytes(8 << 20), RECEIVED)
-    sender = threading.Thread(target=order.send, args=(Line(vectors[0]),))
+    sender = threading.Thread(target=order.send, args=(Line(ends[0]),))
     sender.start()
-    assert Order.receive(Line(vectors[1]), 8 << 20) == order
+    assert Order.receive(Line(ends[1]), 8 << 20) == order
     sender.join()
 
 
-def test_an_order_cut_short_anywhere_is_an_end(vectors: tuple[socket.socket, socket.socket]) -> None:
-    Order(b"config", RECEIVED).send(Line(vectors[0]))
-    whole = vectors[1].recv(1 << 16)
+def test_an_order_cut_short_anywhere_is_an_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    Order(b"config", RECEIVED).send(Line(ends[0]))
+    whole = ends[1].recv(1 << 16)
     for length in range(len(whole)):
         ours, theirs = socket.socketpair()
         with theirs:
@@ -72,26 +72,26 @@ def test_an_order_cut_short_anywhere_is_an_end(vectors: tuple[socket.socket, soc
         *(FRAME.pack(JSON_BYTES + 1, 0), FRAME.pack(2, CAP + 1), b"\xff" * FRAME.size),
     ],
 )
-def test_garbage_is_no_order(vectors: tuple[socket.socket, socket.socket], data: bytes) -> None:
-    sender = threading.Thread(target=vectors[0].sendall, args=(data,))
+def test_garbage_is_no_order(ends: tuple[socket.socket, socket.socket], data: bytes) -> None:
+    sender = threading.Thread(target=ends[0].sendall, args=(data,))
     sender.start()
     with pytest.raises(OutOfFormError):
-        Order.receive(Line(vectors[1]), CAP)
+        Order.receive(Line(ends[1]), CAP)
     sender.join()
 
 
-def test_too_late_is_a_timeout_on_either_side(vectors: tuple[socket.socket, socket.socket]) -> None:
-    line = Line(vectors[0], time.monotonic() + 0.05)
+def test_too_late_is_a_timeout_on_either_side(ends: tuple[socket.socket, socket.socket]) -> None:
+    line = Line(ends[0], time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
         line.receive(0)
     with pytest.raises(TimeoutError):
         line.send({}, bytes(8 << 20))
 
 
-def test_an_end_is_one_whether_read_or_written(vectors: tuple[socket.socket, socket.socket]) -> None:
-    line = Line(vectors[0])
+def test_an_end_is_one_whether_read_or_written(ends: tuple[socket.socket, socket.socket]) -> None:
+    line = Line(ends[0])
     line.send({})
-    vectors[1].close()  # with our frame unread, which Linux reports as a reset
+    ends[1].close()  # with our frame unread, which Linux reports as a reset
     with pytest.raises(EOFError):
         line.receive(0)
     with pytest.raises(EOFError):
