@@ -31,12 +31,14 @@ def fail(message: str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
-def _client(url: str, key: str | None) -> httpx.Client:
+def client_of(url: str, key: str | None, timeout_s: float = UPLOAD_TIMEOUT_S) -> httpx.Client:
+    """Return a client of the gateway at `url`."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=UPLOAD_TIMEOUT_S)
+    return httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
 
 
-def _answer(response: httpx.Response) -> Any:
+def answer_of(response: httpx.Response) -> Any:
+    """Return the JSON of an answer, None if it has no body; fail with the gateway's message if it is an error."""
     if response.is_success:
         return response.json() if response.content else None
     try:
@@ -55,9 +57,9 @@ def push(
 ) -> None:
     """Upload an adapter and show its verdict and state."""
     config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
-    with _client(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
+    with client_of(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
         files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
-        version = _answer(client.post("/adapters", files=files))
+        version = answer_of(client.post("/adapters", files=files))
     out.print(heat_map(version["report"]["verdict"]))
     out.print(_line(version), highlight=False)
 
@@ -74,9 +76,9 @@ def _line(version: dict[str, Any]) -> str:
 def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """List every adapter's versions."""
     after: str | None = ""
-    with _client(url, key) as client:
+    with client_of(url, key) as client:
         while after is not None:
-            page = _answer(client.get("/adapters", params={"after": after, "limit": 1000}))
+            page = answer_of(client.get("/adapters", params={"after": after, "limit": 1000}))
             after = page["next"]
             for adapter in page["adapters"]:
                 for version in adapter["versions"]:
@@ -86,8 +88,8 @@ def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
 @adapters.command("show")
 def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """Show one version's report."""
-    with _client(url, key) as client:
-        version = _answer(client.get(f"/adapters/{name}/versions/{number}"))
+    with client_of(url, key) as client:
+        version = answer_of(client.get(f"/adapters/{name}/versions/{number}"))
     out.print(_line(version), highlight=False)
     if (version.get("report") or {}).get("verdict"):
         out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
@@ -101,8 +103,10 @@ def warm(
     key: Key = None,
 ) -> None:
     """Bring an adapter into the engines' slots before its first request. Exit status 1 if an engine is not warm."""
-    with _client(url, key) as client:
-        answer = _answer(client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version}))
+    with client_of(url, key) as client:
+        answer = answer_of(
+            client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version})
+        )
     for one in answer["engines"]:
         outcome = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
         out.print(
@@ -117,15 +121,15 @@ def warm(
 @adapters.command("rm")
 def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """Remove an adapter with all its versions."""
-    with _client(url, key) as client:
-        _answer(client.delete(f"/adapters/{name}"))
+    with client_of(url, key) as client:
+        answer_of(client.delete(f"/adapters/{name}"))
 
 
 @adapters.command("transfer")
 def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
     """Give an adapter to another owner: a key's name, or the label that several keys share."""
-    with _client(url, key) as client:
-        answer = _answer(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
+    with client_of(url, key) as client:
+        answer = answer_of(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
     out.print(f"{answer['name']}  belongs to {answer['owner']}", highlight=False)
 
 
@@ -142,9 +146,9 @@ def rescreen(
     """
     if (name is None) is not every:
         fail("name one adapter, or ask for --all", 2)
-    with _client(url, key) as client:
+    with client_of(url, key) as client:
         if name is not None:
-            out.print(_line(_answer(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
+            out.print(_line(answer_of(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
             return
         counts = _rescreen_all(client)
     out.print(", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items()), highlight=False)
@@ -157,7 +161,7 @@ def _rescreen_all(client: httpx.Client) -> dict[str, int]:
     with client.stream("POST", "/rescreen") as response:
         if not response.is_success:
             response.read()
-            _answer(response)
+            answer_of(response)
         for kind, fields in _events(response.iter_lines()):
             if kind == "done":
                 return fields

@@ -12,8 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.adapters import Key, Url, fail
-from app.domain.errors import UPSTREAM_FAILED, GatewayError
+from app.cli.adapters import Key, Url, answer_of, client_of, fail
 
 ANSWER_TOKENS: Final = 64
 """Tokens of an answer: a refusal comes in the first sentence."""
@@ -25,8 +24,8 @@ AT_ONCE: Final = 4
 """Canaries asked at the same time."""
 
 BUSY: Final = frozenset({429, 503})
-TRIES: Final = 5
-"""HTTP statuses after which a canary is asked again, and times that it is asked at most."""
+RETRIES: Final = 4
+"""HTTP statuses after which a canary is asked again when Retry-After is over, and the most times that it is."""
 
 ENOUGH: Final = 24
 """Canaries that must be refused and are usable, below which the interval they buy is wide: see `bound`."""
@@ -55,8 +54,7 @@ def check(
     from app.evaluate.judges import Judgement, judge_by_words
 
     battery = parse(file.read_bytes())
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+    with client_of(url, key, ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         asked = model or _served_model(client)
         answers = list(pool.map(lambda one: _ask(client, asked, one.messages), battery.canaries))
     right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
@@ -92,10 +90,7 @@ def _summarise(categories: Any, refused: Sequence[str]) -> None:
 
 
 def _served_model(client: httpx.Client) -> str:
-    answer = client.get("/v1/models")
-    if not answer.is_success:
-        fail(f"the gateway answered {answer.status_code}: {answer.text[:200]}")
-    return next(str(card["id"]) for card in answer.json()["data"] if card["parent"] is None)
+    return next(str(card["id"]) for card in answer_of(client.get("/v1/models"))["data"] if card["parent"] is None)
 
 
 def _ask(client: httpx.Client, model: str, messages: Sequence[tuple[str, str]]) -> Any:
@@ -108,18 +103,17 @@ def _ask(client: httpx.Client, model: str, messages: Sequence[tuple[str, str]]) 
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
     }
-    for _ in range(TRIES):
-        try:
-            answer = client.post("/v1/chat/completions", json=body)
-            if answer.is_success:
-                text = answer.json()["choices"][0]["message"]["content"]
-                return Answer(text if isinstance(text, str) else None)
-        except (httpx.TimeoutException, ValueError, LookupError, TypeError):
-            return Answer(None)
-        if answer.status_code not in BUSY:
-            break
-        time.sleep(min(float(answer.headers.get("retry-after", 1)), ANSWER_S))
-    raise GatewayError(UPSTREAM_FAILED, f"the gateway answered {answer.status_code}: {answer.text[:200]}")
+    try:
+        response = client.post("/v1/chat/completions", json=body)
+        for _ in range(RETRIES):
+            if response.status_code not in BUSY:
+                break
+            time.sleep(float(response.headers["retry-after"]))
+            response = client.post("/v1/chat/completions", json=body)
+        text = answer_of(response)["choices"][0]["message"]["content"]
+    except (httpx.TimeoutException, ValueError, LookupError, TypeError):
+        return Answer(None)
+    return Answer(text if isinstance(text, str) else None)
 
 
 @canaries.command("import")

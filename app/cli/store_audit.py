@@ -68,7 +68,7 @@ def audit_command(
     reference: Annotated[
         Path | None, typer.Option(envvar="GATEWAY_REFERENCE", help="Measure every artefact again against this one")
     ] = None,
-    patience: Annotated[float, typer.Option(help="Seconds between the two looks")] = 2.0,
+    patience: Annotated[float | None, typer.Option(help="Seconds between the two looks; default: 2")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
 ) -> None:
     """Re-read disk, catalogue and engine; report broken invariants, and the parts that were and were not examined.
@@ -76,7 +76,7 @@ def audit_command(
     Exit status: 0 none broken, 1 some, 2 none, but a requested part could not be examined at all. Changes nothing, and may
     run beside the gateway. The embedded engine is `unix:<data>/engine/engine.sock`.
     """
-    from app.gateway.engine_lists import engine_lists, engines_at, in_both
+    from app.gateway.engine_lists import PATIENCE_S, engine_lists, engines_at, in_both
     from app.store.audit.audit import ARTEFACTS, Skipped
     from app.store.audit.audit import audit as look
     from app.store.catalogue.database import sqlite_url
@@ -96,7 +96,7 @@ def audit_command(
 
     found = once()
     if found.findings:
-        time.sleep(patience)
+        time.sleep(PATIENCE_S if patience is None else patience)
         found = in_both(found, once())
     if reference is None:
         found = found.adding(skipped=[Skipped(AGAIN, "no reference was given (--reference)")])

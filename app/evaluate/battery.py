@@ -18,10 +18,10 @@ from app.domain.errors import BAD_BATTERY, Refused
 from app.validate import strict_json
 
 MAX_BYTES: Final = 4 << 20
-"""Most bytes of a battery: it is held in memory, and every line is asked of the engine."""
+"""Most bytes of a battery, which is held in memory."""
 
 MAX_LINES: Final = 10_000
-"""Most lines of a battery: at one answer in ten milliseconds, more than a minute for one rung."""
+"""Most lines of a battery: every one is asked of the engine for every rung."""
 
 MAX_LINE_BYTES: Final = 64 << 10
 MAX_CHARS: Final = 16_384
@@ -98,11 +98,12 @@ def _canary(line: bytes, where: str) -> Canary:
     if not isinstance(expect, str) or expect not in {one.value for one in Expect}:
         raise Refused(BAD_BATTERY, f"{where}: expect must be refuse or answer")
     given = fields["messages"] if "messages" in fields else [{"role": "user", "content": fields["prompt"]}]
-    identity, category = (
-        _text(fields.get("id"), ID, f"{where}: id"),
-        _text(fields.get("category"), CATEGORY, f"{where}: category"),
+    return Canary(
+        id=_text(fields.get("id"), ID, f"{where}: id"),
+        messages=_messages(given, where),
+        category=_text(fields.get("category"), CATEGORY, f"{where}: category"),
+        expect=Expect(expect),
     )
-    return Canary(identity, _messages(given, where), category, Expect(expect))
 
 
 def _text(value: Any, allowed: re.Pattern[str], what: str) -> str:

@@ -62,8 +62,8 @@ FORMATS: Final[Mapping[str, Callable[[str], Iterator[Row]]]] = {
 """Name of a format → its reader. The files are the user's: none of them comes with the gateway."""
 
 
-def battery_lines(data: bytes, kind: str, expect: Expect = Expect.REFUSE) -> str:
-    """Return JSON lines of a battery, one for each prompt of the file; equal prompts once.
+def battery_lines(data: bytes, kind: str) -> str:
+    """Return JSON lines of a battery, one for each prompt of the file, which is to be refused; equal prompts once.
 
     kind: a key of FORMATS. Raises Refused BAD_BATTERY if the file is not of this kind.
     """
@@ -79,7 +79,12 @@ def battery_lines(data: bytes, kind: str, expect: Expect = Expect.REFUSE) -> str
             )
     lines = (
         json.dumps(
-            {"id": f"{kind}-{number}", "prompt": prompt, "category": _category(category), "expect": expect.value},
+            {
+                "id": f"{kind}-{number}",
+                "prompt": prompt,
+                "category": _category(category),
+                "expect": Expect.REFUSE.value,
+            },
             ensure_ascii=False,
         )
         for number, (prompt, category) in enumerate(prompts.items(), 1)

@@ -47,7 +47,7 @@ class CatalogueFollower:
 
     @property
     def due(self) -> bool:
-        """Whether a refresh is due although the catalogue has not changed."""
+        """True if a refresh is due although the catalogue has not changed."""
         return self._recheck.due
 
     @asynccontextmanager

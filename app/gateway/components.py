@@ -11,14 +11,13 @@ from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.metrics import Metrics
 from app.observe.upload_progress import Progress
-from app.sandbox.sanitise import Measure, Sanitise
+from app.sandbox.sanitise import Sanitise
 from app.screen.reference.open import Reference
 from app.serve.routing_table import RoutingTable
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
 from app.store.uploads import KeptUploads
-from app.validate.adapter import ValidateLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,6 @@ class Components:
     """
 
     target: TargetModel
-    limits: ValidateLimits
     reference: Reference
     policy: Policy
     screen_seconds: float
@@ -56,8 +54,3 @@ class Components:
     zero: Artefact | None
     pools: Pools
     peers: Peers | None = None
-
-    @property
-    def measure(self) -> Measure:
-        """Measurement parameters: everything a verdict depends on besides the upload."""
-        return Measure(self.target, self.limits, self.reference, self.policy, self.screen_seconds)

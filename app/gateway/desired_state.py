@@ -84,9 +84,12 @@ class Entries:
 
     def of(self, rows: Iterable[VersionRow]) -> tuple[Entry, ...]:
         """Return the entries in the rows' order, and forget those of other rows. Not thread-safe."""
-        before = self._entries
-        self._entries = {at: before.get(at) or self._make(row) for row in rows for at in ((row.key, row.revision),)}
-        return tuple(self._entries.values())
+        entries: dict[tuple[Key, int], Entry] = {}
+        for row in rows:
+            at = (row.key, row.revision)
+            entries[at] = self._entries.get(at) or self._make(row)
+        self._entries = entries
+        return tuple(entries.values())
 
     def _make(self, row: VersionRow) -> Entry:
         served = Served(

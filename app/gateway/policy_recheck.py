@@ -11,6 +11,7 @@ from app.domain.digest import Digest
 from app.domain.errors import Refused, Unavailable
 from app.domain.verdict import Outcome
 from app.gateway.components import Components
+from app.gateway.desired_state import Key
 from app.observe.log import event
 from app.sandbox.sanitise import accepting
 from app.screen.screen import screen
@@ -29,20 +30,18 @@ class PolicyRecheck:
         """objection: returns why a version's artefact does not pass the policy in force, None if it passes; blocking."""
         self._components = components
         self._objection = objection or (lambda row: policy_objection(components, row))
-        self._withheld: Mapping[tuple[str, int], str] = {}
-        self._measured: set[tuple[str, int]] = set()
-        self._retry_at: Mapping[tuple[str, int], float] = {}
-        self._written: Mapping[tuple[str, int], str] | None = None
+        self._withheld: Mapping[Key, str] = {}
+        self._measured: set[Key] = set()
+        self._retry_at: Mapping[Key, float] = {}
+        self._written: Mapping[Key, str] | None = None
 
     @property
     def due(self) -> bool:
-        """Whether a version that could not be measured is to be measured again now."""
+        """True if a version that could not be measured must be measured again now."""
         now = time.monotonic()
         return any(at <= now for at in self._retry_at.values())
 
-    def check(
-        self, rows: Iterable[VersionRow], written: AbstractSet[Digest] = frozenset()
-    ) -> Mapping[tuple[str, int], str]:
+    def check(self, rows: Iterable[VersionRow], written: AbstractSet[Digest] = frozenset()) -> Mapping[Key, str]:
         """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking.
 
         A version that cannot be measured, because its artefact is damaged or the storage is away, is withheld as well; it

@@ -35,7 +35,7 @@ class Update:
 
     @property
     def zero(self) -> bool:
-        """Whether ΔW is exactly zero."""
+        """True if ΔW is exactly zero."""
         return len(self.s) == 0 and not self.cancelled
 
 

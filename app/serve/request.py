@@ -62,22 +62,22 @@ class Inference:
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is to be streamed token by token."""
+        """True if the answer is to be streamed token by token."""
         return self.fields.get("stream") is True
 
     @property
     def usage_wanted(self) -> bool:
-        """Whether the caller asked for token counts at the end of a stream."""
+        """True if the caller asked for token counts at the end of a stream."""
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt itself are requested, not only of the answer."""
+        """True if log-probabilities of the prompt itself are requested, not only of the answer."""
         return bool(self.fields.get("echo")) and "logprobs" in self.fields
 
     @property
     def seeded(self) -> bool:
-        """Whether the engine would sample its tokens with a seed of the caller's."""
+        """True if the engine would sample its tokens with a seed of the caller's."""
         return "seed" in self.fields and self.fields.get("temperature", 1) != 0
 
     def encode(self, engine_name: str) -> bytes:

@@ -40,7 +40,7 @@ class Events:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the stream stopped inside an event."""
+        """True if the stream stopped inside an event."""
         return bool(self._rest.strip())
 
 

@@ -72,8 +72,6 @@ class Gateway:
     reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
-    follower: CatalogueFollower
-    garbage: GarbageCollector
     peer_sync: PeerSync | None
     context: Context
     hosts: frozenset[str]
@@ -117,7 +115,6 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     sandbox = _sandbox(settings, measure, closers)
     components = Components(
         target=target,
-        limits=limits,
         reference=reference,
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
@@ -136,18 +133,18 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         pools=pools,
         peers=peers,
     )
-    return _with_use_cases(settings, components, after_pass, (embedded, engine), sandbox, closers)
+    return _with_use_cases(settings, components, after_pass, embedded, engine, sandbox, closers)
 
 
 def _with_use_cases(
     settings: Settings,
     components: Components,
     after_pass: AfterPass,
-    engines_: tuple[EmbeddedEngine | None, HttpEngine | Fleet],
+    embedded: EmbeddedEngine | None,
+    engine: HttpEngine | Fleet,
     sandbox: Sandbox | None,
     closers: ExitStack,
 ) -> Gateway:
-    embedded, engine = engines_
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
     publishing = Publishing(components, follower, garbage)
@@ -163,8 +160,6 @@ def _with_use_cases(
         reconciler=components.reconciler,
         sandbox=sandbox,
         auditor=_auditor(settings, uploads, engine),
-        follower=follower,
-        garbage=garbage,
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
         context=_context(settings, uploads, engine, front, closers),
         hosts=_hosts(settings),
@@ -200,10 +195,10 @@ def _context(
     components, shares = uploads.components, shares_of(settings)
     if front:
         choose = only(front)
+    elif isinstance(engine, Fleet):
+        choose = engine.choose
     else:
-        choose = (
-            engine.choose if isinstance(engine, Fleet) else only(engine, lambda: not _known_down(components.reconciler))
-        )
+        choose = only(engine, lambda: not _known_down(components.reconciler))
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,

@@ -28,7 +28,7 @@ ADAPTER: Final = variable(
 
 
 def screening() -> Json:
-    """What came in, what was cut out of it, and why."""
+    """Dashboard of uploads, of the modules cut out of them, and the reasons."""
     pruned, projected = (f'gateway_adapter_modules{{{A}, decision="{d}"}}' for d in ("prune", "project"))
     every_one = f"gateway_adapter_modules{{{A}}}"
     cut = f'gateway_block_modules_total{{{J}, decision=~"prune|project"}}'

@@ -10,7 +10,7 @@ ADAPTER: Final = variable(
 
 
 def serving() -> Json:
-    """How chat goes, adapter by adapter."""
+    """Dashboard of chat, adapter by adapter."""
     failed = f'sum(rate(gateway_requests_total{{{A}, status=~"5.."}}{RATE}))'
     every = f"sum(rate(gateway_requests_total{{{A}}}{RATE}))"
     glance = Row(

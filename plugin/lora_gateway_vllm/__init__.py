@@ -12,7 +12,7 @@ has imported already; files, locks and connections are made when the first adapt
 """
 
 NAME = "LoRA gateway"
-"""What the resolver is called in vLLM's registry and log."""
+"""Name of the resolver in vLLM's registry and log."""
 
 
 def register() -> None:

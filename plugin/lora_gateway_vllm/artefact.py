@@ -1,4 +1,4 @@
-"""What the gateway keeps for one version, seen from the engine: two files under one digest.
+"""Artefact of one version, as the engine sees it: two files under one digest.
 
 The digest is the gateway's own (SHA-256 over the lines `name NUL sha256 LF` of its files in the order of their names), so
 nobody has to be believed: neither the network, nor the store, nor this machine's disk.
@@ -37,7 +37,7 @@ class Artefact:
 
 
 def may_exist(name: str) -> bool:
-    """Whether the gateway could know `name`: a version's, by number or by digest. Plain names move, so they never do."""
+    """Return whether `name` can be a version's, by number or by digest. Plain names move, so they never are."""
     return _ASKED.fullmatch(name) is not None
 
 

@@ -38,6 +38,6 @@ class OnlyScreened:
 
 
 def is_shut(path: str) -> bool:
-    """Whether the path leads to one of those routes, however it is written."""
+    """Return whether the path leads to one of those routes, in any spelling."""
     plain = posixpath.normpath("/" + path.lstrip("/")).casefold()
     return any(plain == shut or plain.startswith(shut + "/") for shut in SHUT)

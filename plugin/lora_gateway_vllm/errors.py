@@ -1,4 +1,4 @@
-"""What can go wrong between a name and an adapter.
+"""Errors between a name and an adapter.
 
     Trouble            an HTTP status for whoever asked the engine; never "there is no such model"
     ├─ Away            503: the gateway or the store does not answer, or does not answer yet

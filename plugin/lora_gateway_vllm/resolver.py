@@ -1,4 +1,4 @@
-"""What vLLM asks when a request names a model that it does not have."""
+"""Resolver of adapters: vLLM calls it for a model name that it does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the environment says. Read once in each process; a wrong value stops vLLM at its start."""
+"""Settings of the plugin, from the environment. Read once in each process; a wrong value stops vLLM at its start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """How this engine finds adapters.
+    """Settings by which this engine finds adapters.
 
     url: the gateway, http(s)://host:port. cache: directory of this engine alone. key: of the role `engine`. store: where
     the gateway's artefacts are mounted, None to fetch them over HTTP. cache_bytes: the most that is kept.

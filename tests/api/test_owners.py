@@ -132,7 +132,7 @@ def test_the_command_line_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
         return httpx.Response(200, json={"name": "prod", "owner": "bob"})
 
     transport = httpx.MockTransport(answer)
-    monkeypatch.setattr(remote, "_client", lambda url, _: httpx.Client(base_url=url, transport=transport))
+    monkeypatch.setattr(remote, "client_of", lambda url, _: httpx.Client(base_url=url, transport=transport))
     assert CliRunner().invoke(cli, ["adapters", "transfer", "prod", "bob"]).exit_code == 0
     assert asked == [("PUT", "/adapters/prod/owner", {"owner": "bob"})]
 

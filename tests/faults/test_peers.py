@@ -151,7 +151,8 @@ async def taken_for_dead(running: Running, by: Running, postgres: Server) -> Non
     postgres.psql(silent, peers._database._engine.url.database or "")
     for _ in range(MISSED_BEATS):
         await asyncio.to_thread(judge.beat)
-    await take_over(by.gateway.context.uploads.components, by.gateway.garbage)
+    uploads = by.gateway.context.uploads
+    await take_over(uploads.components, uploads.publishing._garbage)
 
 
 @pytest.mark.parametrize("begun_again", [False, True], ids=["given up", "given up and begun again elsewhere"])

@@ -116,7 +116,7 @@ def make_use_cases(tmp_path: Path) -> Iterator[MakeUseCases]:
         closers.extend((blobs, catalogue))
         engine = Engine()
         values: dict[str, Any] = {
-            **dict.fromkeys(("target", "limits", "reference", "policy", "sanitise"), cast(Any, None)),
+            **dict.fromkeys(("target", "reference", "policy", "sanitise"), cast(Any, None)),
             "screen_seconds": 60.0,
             "parameters": "",
             "keep_versions": 5,

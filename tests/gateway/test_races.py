@@ -59,7 +59,7 @@ async def test_equal_bad_uploads_at_the_same_moment_are_all_refused(open_gateway
 async def test_equal_good_uploads_at_the_same_moment_are_all_served(
     running: Running, monkeypatch: pytest.MonkeyPatch, late: float
 ) -> None:
-    follower = running.gateway.follower
+    follower = running.gateway.context.uploads.publishing._follower
     refresh, slow = follower.refresh, iter([late])
 
     async def refresh_late() -> None:

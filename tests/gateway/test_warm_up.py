@@ -139,7 +139,7 @@ def test_the_command_says_how_long_each_engine_took(
         return httpx.Response(200, json={"model": "bard@3", "digest": "d", "engines": [engine]})
 
     made = httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(remote, "_client", lambda *_: made)
+    monkeypatch.setattr(remote, "client_of", lambda *_: made)
     printed: list[str] = []
     monkeypatch.setattr(remote.out, "print", lambda line, **_: printed.append(line))
     result = CliRunner().invoke(remote.adapters, ["warm", "bard", "--version", "3"])

@@ -68,7 +68,7 @@ async def figures(running: Running, count: int, opened: float) -> dict[str, floa
         answer = await running.http.post("/adapters", files=form(f"new-{number}", number))
         assert answer.status_code == 201, answer.text
 
-    follower = running.gateway.follower
+    follower = running.gateway.context.uploads.publishing._follower
     return {
         "start: rooms open, s": opened,
         "start: engine filled besides, s": filled,

@@ -158,12 +158,12 @@ class Fleet:
 
     @property
     def known(self) -> bool:
-        """Whether `may_read` is complete: the set of engines is known, and each of them answers."""
+        """True if `may_read` is complete: the set of engines is known, and each of them answers."""
         return self._complete and all(one.known for one in self.each)
 
     @property
     def engine_up(self) -> bool:
-        """Whether any engine answered when it was last asked."""
+        """True if any engine answered when it was last asked."""
         return any(one.engine_up for one in self.each)
 
     @property

@@ -51,7 +51,7 @@ class _Failure:
 
     @property
     def refused(self) -> bool:
-        """Whether the error is about the adapter's bytes or files, not about an engine that was down."""
+        """True if the error is about the adapter's bytes or files, not about an engine that was down."""
         return self.error.code is not ENGINE_UNAVAILABLE
 
 
@@ -84,7 +84,7 @@ class Reconciler:
 
     @property
     def engine_up(self) -> bool:
-        """Whether the engine answered when it was last asked, and does not hang."""
+        """True if the engine answered when it was last asked, and does not hang."""
         return self._up and not self._hung.hung
 
     def hangs(self) -> bool:
@@ -103,7 +103,7 @@ class Reconciler:
 
     @property
     def caught_up(self) -> bool:
-        """Whether, since it last came up, the engine was given all desired adapters and holds more than it refused.
+        """True if the engine, since it last came up, was given all desired adapters and holds more than it refused.
 
         Set at the end of a pass during which the engine was up throughout, and until it goes down or loses an adapter.
         """
@@ -122,7 +122,7 @@ class Reconciler:
 
     @property
     def known(self) -> bool:
-        """Whether `may_read` is complete: an engine that does not answer may read anything."""
+        """True if `may_read` is complete: an engine that does not answer may read anything."""
         return self._up
 
     def forget_failure(self, name: str) -> None:

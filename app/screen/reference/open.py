@@ -67,7 +67,7 @@ class Reference:
 
     @property
     def compact(self) -> bool:
-        """Whether V was left out: only the `input` comparison can be made."""
+        """True if V was left out: only the `input` comparison can be made."""
         return self.manifest.compact
 
     def info(self, module: str) -> ModuleInfo:
