@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from app.domain.digest import Digest
+from app.domain.version_state import State
 from app.gateway.components import Components
 from app.gateway.desired_state import DesiredState, Entries, Key, answerable, desired_state
 from app.gateway.garbage import GarbageCollector
@@ -29,15 +30,24 @@ class CatalogueFollower:
         self._one_at_a_time: Final = threading.Lock()
         self._noting: Final = threading.Lock()
         self._artefacts_written: frozenset[Digest] = frozenset()
+        self._behind = False  # True after a refresh that failed or was cancelled: a change may not be in force
 
     async def refresh(self) -> None:
-        """Follow the catalogue after a change, and start a reconcile pass at once."""
-        await self._components.pools.following(self.follow)
+        """Follow the catalogue after a change, and start a reconcile pass at once.
+
+        Raises Unavailable if the catalogue cannot be read; it is then due again.
+        """
+        try:
+            await self._components.pools.following(self.follow)
+        except BaseException:
+            self._behind = True
+            raise
         self._components.reconciler.poke()
 
     def follow(self) -> None:
         """Read the catalogue, compute the desired state and apply it. Blocking."""
         with self._one_at_a_time:
+            self._behind = False  # before the catalogue is read: a refresh that fails meanwhile is due again
             self._apply(self._compute())
 
     def artefact_written(self, digest: Digest) -> None:
@@ -47,8 +57,15 @@ class CatalogueFollower:
 
     @property
     def due(self) -> bool:
-        """True if a refresh is due although the catalogue has not changed."""
-        return self._recheck.due
+        """True if a refresh is due although the catalogue has not changed since the last one."""
+        return self._behind or self._recheck.due
+
+    def in_force(self, row: VersionRow) -> bool:
+        """Return whether requests for a published version, or for its adapter's name if it is active, reach it."""
+        target = self._components.routing_table.snapshot.targets.get(
+            str(row.name) if row.state is State.READY else f"{row.name}@{row.number}"
+        )
+        return target is not None and target.version == row.number
 
     @asynccontextmanager
     async def recalled(self, row: VersionRow) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from app.domain.errors import LOAD_FAILED, VERSION_NOT_READY, Refused, Stage, Unavailable
-from app.domain.version_state import State
+from app.domain.version_state import SERVABLE, State
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.garbage import GarbageCollector
@@ -28,9 +28,13 @@ class Publishing:
     async def load(self, row: VersionRow) -> VersionRow:
         """Load a stored version into the engine and publish it; leave it `stored` if the engine is down.
 
-        Raises VersionRefused if the engine answers and refuses these bytes.
+        A version that is published already is followed if it is not in force: the call that published it, or another
+        gateway, may not have got that far. Raises VersionRefused if the engine answers and refuses these bytes;
+        Unavailable if the catalogue cannot be followed.
         """
         c = self._components
+        if row.state in SERVABLE and not self._follower.in_force(row):
+            await self._follower.refresh()
         if row.state is not State.STORED:
             return row
         if row.engine_name is not None:
@@ -146,7 +150,7 @@ class Publishing:
         async with self._one_at_a_time:  # an upload and a reconcile pass may both find it loaded
             current = await c.pools.store(c.catalogue.version, row.name, row.number)
             if current.state is not State.STORED:
-                return current
+                return await self.load(current)
             published = await c.pools.store(c.catalogue.activate, row.name, row.number)
             await self._follower.refresh()
         c.progress.report(published)

@@ -81,7 +81,7 @@ class Uploads:
                 event("restored", logging.WARNING, adapter=row.name, version=row.number, artefact=row.artefact)
                 await self.publishing.stored(row)
             c.metrics.uploaded("known")
-        at_once = wait or begun.row.emptied  # an emptied version needs no engine
+        at_once = wait or begun.row.emptied or begun.row.state is not State.STORED  # these need no engine
         return replace(begun, row=await self.publishing.load(begun.row)) if at_once else begun
 
     async def _reuse_or_retry(self, row: VersionRow, after: int | None, by: Uploader) -> Begun:

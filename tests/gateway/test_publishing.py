@@ -1,13 +1,26 @@
 """Publishing: names are given, moved back and taken away, and the routing table and the engine follow."""
 
 import asyncio
+from typing import NoReturn
 
 import pytest
 
-from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, MODEL_NOT_FOUND, VERSION_NOT_READY, Refused, Unavailable
+from app.domain.errors import (
+    ENGINE_UNAVAILABLE,
+    LOAD_FAILED,
+    MODEL_NOT_FOUND,
+    STORE_AWAY,
+    VERSION_NOT_READY,
+    Refused,
+    Unavailable,
+)
 from app.domain.version_state import State
 from app.gateway.version_refused import VersionRefused
 from tests.gateway.conftest import MakeUseCases, UseCases
+
+
+def unreadable() -> NoReturn:
+    raise Unavailable(STORE_AWAY, "the catalogue's database is away")
 
 
 async def test_a_stored_version_is_loaded_and_named(use_cases: UseCases) -> None:
@@ -99,3 +112,38 @@ async def test_bytes_that_came_again_are_tried_again_by_the_engine(use_cases: Us
     use_cases.engine.refuses[row.engine_name] = Unavailable(LOAD_FAILED, "damaged")
     await use_cases.publishing.stored(row)
     assert use_cases.engine.forgiven == [row.engine_name]
+
+
+async def test_a_published_version_is_in_force_once_the_same_bytes_are_answered(
+    use_cases: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database went away between publishing and following; the client sends the same again."""
+    row = use_cases.store(1)
+    await use_cases.publishing.stored(row)
+    catalogue, table = use_cases.components.catalogue, use_cases.components.routing_table
+    with monkeypatch.context() as away:
+        away.setattr(catalogue, "served", unreadable)
+        with pytest.raises(Unavailable):
+            await use_cases.publishing.load(row)
+    published = catalogue.version("style", 1)
+    assert published.state is State.READY
+    assert await use_cases.publishing.load(published) == published
+    assert table.resolve("style").version == 1
+
+
+async def test_a_change_that_could_not_be_followed_is_followed_by_the_next_pass(
+    use_cases: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await use_cases.publish(1)
+    await use_cases.publish(2)
+    catalogue, table = use_cases.components.catalogue, use_cases.components.routing_table
+    with monkeypatch.context() as away:
+        away.setattr(catalogue, "served", unreadable)
+        with pytest.raises(Unavailable):
+            await use_cases.publishing.delete("style")
+        with pytest.raises(Unavailable):
+            await use_cases.publishing.settle()
+    await use_cases.publishing.settle()
+    with pytest.raises(Refused) as refused:
+        table.resolve("style")
+    assert refused.value.code is MODEL_NOT_FOUND

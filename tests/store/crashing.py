@@ -38,6 +38,9 @@ FAILPOINTS = [
 def write_until_killed(home: Path, seed: int, failpoint: str | None, uid: int | None = None) -> None:
     """Push, roll back and delete adapters without end. `failpoint`: where to die, else the parent kills at will."""
     if uid is not None:
+        # Made by root: modules and migrations may lie where nobody else may read, as in a clone under `mktemp -d`.
+        Catalogue(sqlite_url(home / "catalogue.db")).close()
+        os.chown(home / "catalogue.db", uid, uid)
         os.setgid(uid)
         os.setuid(uid)
     acknowledged = os.open(home / "acknowledged", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -26,6 +26,7 @@ from app.load.client.probe import probe
 from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.hung import HungWatch
 from app.load.reconcile.objection import Objection
+from app.observe.log import event
 
 LOADERS: Final = 4
 """Adapters loaded at the same time: one that hangs must not stop the others; the engine itself loads one at a time."""
@@ -226,6 +227,8 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self.reconcile()
+            except GatewayError as error:  # of a callback: the catalogue's database is away, say
+                event("pass_incomplete", logging.WARNING, engine=self.number, why=error.message)
             except Exception:  # a bug, here or in a callback, must not end the reconciliation
                 logging.getLogger("gateway").exception("reconcile pass broke")
             self.looked = True
