@@ -120,9 +120,9 @@ def gateway(tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> It
     started = Gateway(tmp_path, fake=family)
     log = tmp_path / "engine.log"
     try:
-        # Not only there but past its print: one that prints after its leash was killed dies of the broken pipe by itself.
+        # Not only there but past its print: one that prints after its wrapper was killed dies of the broken pipe by itself.
         wait_for(lambda: log.exists() and log.read_text().count("running") == 3)
-        assert len(in_session(started.leader)) == 4  # leash, server, core, worker
+        assert len(in_session(started.leader)) == 4  # wrapper, server, core, worker
         yield started
     finally:
         started.clean()
@@ -248,8 +248,8 @@ def test_a_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
         "-c",
         chatter,
     ]
-    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
-        assert leash.wait() == 3
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as wrapper:
+        assert wrapper.wait() == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.log", "engine.log.1", "engine.log.2"]
     assert all(path.stat().st_size < 50_000 + (1 << 16) for path in tmp_path.iterdir())
 
@@ -274,8 +274,8 @@ def test_a_log_that_cannot_be_begun_anew_does_not_end_the_engine(tmp_path: Path)
         "-c",
         chatter,
     ]
-    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as leash:
-        assert leash.wait() == 3
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, start_new_session=True) as wrapper:
+        assert wrapper.wait() == 3
     assert (moved / "engine.log").stat().st_size < 50_000 + (1 << 16)
 
 
@@ -358,10 +358,11 @@ def test_the_log_is_quoted_by_its_errors(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_of_the_gateway_leaves_no_vllm(tmp_path: Path, tiny_model_dir: Path) -> None:
     gateway = Gateway(tmp_path, model=tiny_model_dir)
     try:
-        wait_for(lambda: len(in_session(gateway.leader)) >= 5, timeout_s=120)  # leash, server, tracker, core, worker
+        wait_for(lambda: len(in_session(gateway.leader)) >= 5, timeout_s=120)  # wrapper, server, tracker, core, worker
         gateway.kill()
         wait_for(lambda: not in_session(gateway.leader), timeout_s=20)
     finally:

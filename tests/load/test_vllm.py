@@ -223,6 +223,7 @@ async def nan_passes_loading_and_fails_the_probe(client: HttpEngine, sound: Path
     assert caught.value.code is LOAD_FAILED
 
 
+@pytest.mark.long
 async def test_rows_5_3_and_14_nan_then_deleted_files_kill_the_engine_which_comes_back_empty_and_is_filled_again(
     client: HttpEngine, engine: LiveEngine, tmp_path: Path
 ) -> None:

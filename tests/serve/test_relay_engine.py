@@ -202,7 +202,8 @@ def parent_of(pid: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [pytest.param(server_of, marks=pytest.mark.long), core_of])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [server_of, core_of])
 async def test_kill_9_in_mid_stream_is_an_error_event_then_503_then_everything_is_back(
     gateway: Gateway, engine: LiveEngine, victim: Callable[[LiveEngine], int]
 ) -> None:
