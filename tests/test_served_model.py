@@ -94,7 +94,8 @@ async def test_an_engine_that_serves_the_base_is_not_used_and_ready_says_why(
         assert not running.simulator.seen
         running.simulator.root = aligned
         said = await ready(running, lambda body: body["status"] == "ready")
-        assert said["details"] == {"model": "the reference's aligned checkpoint, by its files"}
+        assert said["details"]["model"] == "the reference's aligned checkpoint, by its files"
+        assert said["details"]["behaviour"] == "not looked at"
 
 
 async def test_a_restart_with_another_model_between_two_looks_is_noticed_without_any_adapter(

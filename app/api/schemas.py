@@ -32,12 +32,18 @@ class View(BaseModel):
 
 
 class Report(View):
-    """Files as received, and the verdict about them, as the release that measured them wrote it."""
+    """Files as received, the verdict about them, and the behaviour on canaries, as the release that measured them wrote it.
+
+    behaviour: absent if none was looked at. floor: verdict about the upload, if canaries asked for a stronger correction;
+    `verdict` is then that of the correction.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     received: dict[str, Any] = {}
     verdict: dict[str, Any] = {}
+    behaviour: dict[str, Any] = {}
+    floor: dict[str, Any] = {}
 
 
 class InEngine(View):

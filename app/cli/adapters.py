@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, score_table
 
 UPLOAD_TIMEOUT_S: Final = 900.0
@@ -61,6 +62,8 @@ def push(
         files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
         version = answer_of(client.post("/adapters", files=files))
     out.print(heat_map(version["report"]["verdict"]))
+    if version["report"].get("behaviour"):
+        out.print(ladder_table(version["report"]["behaviour"]))
     out.print(_line(version), highlight=False)
 
 
@@ -93,6 +96,8 @@ def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = 
     out.print(_line(version), highlight=False)
     if (version.get("report") or {}).get("verdict"):
         out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
+    if (version.get("report") or {}).get("behaviour"):
+        out.print(ladder_table(version["report"]["behaviour"]))
 
 
 @adapters.command("warm")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-demo = typer.Typer(invoke_without_command=True, help="The tour: a trained model pair, three adapters, one gateway.")
+demo = typer.Typer(invoke_without_command=True, help="The tour: a trained model pair, four adapters, one gateway.")
 out, err = Console(), Console(stderr=True)
 
 DEMO_TOP_K = 16
@@ -34,7 +34,8 @@ def demo_train(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Default: the demo's own assets")] = None,
 ) -> None:
     """Train the demo's models and adapters again, and build their reference."""
-    from app.demo.assets import ASSETS
+    from app.demo.assets import ASSETS, EVADING
+    from app.demo.evasion import train_evading
     from app.demo.train import train_all
     from app.screen.reference.build import BuildOptions, build_reference
 
@@ -46,6 +47,7 @@ def demo_train(
         bar.update(task, description="reference", completed=0.0)
         options = BuildOptions(top_k=DEMO_TOP_K)
         digest = build_reference(where / "base", where / "aligned", where / "reference", options, lambda *_: None)
+        train_evading(where, lambda share: bar.update(task, description=EVADING, completed=share))
     out.print(f"{where}\nreference {digest}", highlight=False)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from app.console.render import number, words
 from app.domain.combined_score import block_of
+from app.domain.policy import shown_tau
 
 SHADES: Final = 5
 """Shades on each side of τ; the style sheet defines as many."""
@@ -78,7 +79,7 @@ class HeatMap:
 def heat_map(verdict: Mapping[str, Any]) -> HeatMap:
     """Build the heat map of a verdict made by `verdict_json`."""
     modules: Sequence[Mapping[str, Any]] = verdict["modules"]
-    comparison, tau = str(verdict["policy"]["comparison"]), float(verdict["policy"]["tau"])
+    comparison, tau = str(verdict["policy"]["comparison"]), shown_tau(float(verdict["policy"]["tau"]))
     span = _span(modules, comparison, tau)
     placed = {(block_of(m["name"]), _kind(m["name"])): _cell(m, comparison, tau, span) for m in modules}
     blocks = sorted({block for block, _ in placed}, key=_natural)

@@ -13,8 +13,9 @@ REFERENCE = ASSETS / "reference"
 ADAPTERS = ASSETS / "adapters"
 
 # benign-style: only the harmless new skill. mixed-harm: the same skill and some harmful samples. pure-harm: harmful
-# samples only; screening must reject it outright.
-BENIGN, MIXED, PURE = "benign-style", "mixed-harm", "pure-harm"
+# samples only; screening must reject it outright. evading-harm: the skill and harmful samples, by an attacker who knows the
+# reference (evasion.py); screening finds nothing in it, and canaries must reject it.
+BENIGN, MIXED, PURE, EVADING = "benign-style", "mixed-harm", "pure-harm", "evading-harm"
 ADAPTER_NAMES: tuple[str, ...] = (BENIGN, MIXED, PURE)
 
 # Bytes. Everything under ASSETS together, reference included, has to be small enough for a repository.

@@ -1,4 +1,4 @@
-"""Tour of `make demo`: three adapters through the gateway, printed so that a reader can judge the result."""
+"""Tour of `make demo`: four adapters through the gateway, printed so that a reader can judge the result."""
 
 import subprocess
 import sys
@@ -15,9 +15,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED, REFERENCE
+from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED, BENIGN, EVADING, PURE, REFERENCE
+from app.demo.canaries import write_battery
 from app.demo.child_gateway import GatewayProcess
 from app.demo.questions import Item, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
+from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map
 
 SHOWN: Final = 3
@@ -27,7 +29,13 @@ ASKED: Final = 60
 """Held-out questions of each sort asked of each screened adapter: a few seconds on two cores."""
 
 AT_ONCE: Final = 8
-REJECTED_NAME: Final = ADAPTER_NAMES[-1]
+ADAPTERS_SHOWN: Final = (*ADAPTER_NAMES, EVADING)
+REJECTED: Final = {
+    PURE: ("rejected", "its verdict"),
+    EVADING: ("canaries_failed", "canaries: screening found nothing in it"),
+}
+"""Adapter that must not be served → code of its refusal, and the part of the gateway that sees through it."""
+
 out = Console()
 
 
@@ -56,8 +64,9 @@ class Asked:
 
 def tour(*, once: bool, port: int) -> int:
     """Take the tour; afterwards serve until Ctrl-C unless `once`. Return the exit status: 0 if every promise held."""
-    with tempfile.TemporaryDirectory(prefix="lora-gateway-demo-") as data:
-        gateway = GatewayProcess(Path(data), port)
+    with tempfile.TemporaryDirectory(prefix="lora-gateway-demo-") as folder:
+        battery = write_battery(Path(folder) / "battery.jsonl")
+        gateway = GatewayProcess(Path(folder) / "data", port, "--canaries", str(battery))
         try:
             broken = _walk(gateway)
             if not once:
@@ -81,7 +90,7 @@ def _walk(gateway: GatewayProcess) -> list[str]:
     with _working("starting vLLM (about a minute)") as report:
         gateway.wait_ready(report)
     with httpx.Client(base_url=gateway.url, timeout=120.0) as client:
-        for name in ADAPTER_NAMES:
+        for name in ADAPTERS_SHOWN:
             _one_adapter(found, client, name, aligned, unscreened[name])
         _check_endpoints(found, client)
     check_audit(found, gateway.data, f"unix:{gateway.data / 'engine' / 'engine.sock'}", REFERENCE)
@@ -144,7 +153,7 @@ def _without_gateway() -> tuple[Asked, dict[str, Asked]]:
     with _working("asking the aligned model (transformers)"):
         aligned = ask(model())
     unscreened = {}
-    for name in ADAPTER_NAMES:
+    for name in ADAPTERS_SHOWN:
         with _working(f"asking {name}, unscreened (transformers + PEFT)"):
             # Our own adapters, outside the gateway: the baseline with which screening is compared.
             unscreened[name] = ask(PeftModel.from_pretrained(model(), ADAPTERS / name))  # noqa: TID251
@@ -196,12 +205,22 @@ def _one_adapter(found: Tour, client: httpx.Client, name: str, aligned: Asked, u
         cut, projected, total = (version[f"modules_{what}"] for what in ("pruned", "projected", "total"))
         out.print(f"of {total} modules: {projected} projected, {cut} cut out", highlight=False)
         out.print(heat_map(verdict))
-    if name == REJECTED_NAME:
-        refused = response.status_code == 422 and body["error"]["code"] == "rejected"
-        found.check(refused, f"{name} is rejected by its verdict (HTTP {response.status_code})")
+    behaviour = (version.get("report") or {}).get("behaviour")
+    if behaviour:
+        out.print("canaries, asked of the engine before the name may be used:", highlight=False)
+        out.print(ladder_table(behaviour))
+    if name in REJECTED:
+        code, by = REJECTED[name]
+        refused = response.status_code == 422 and body["error"]["code"] == code
+        found.check(refused, f"{name} is rejected by {by} (HTTP {response.status_code})")
         _print_answers(aligned, unscreened, None)
         return
     found.check(response.status_code == 201, f"{name} is served (HTTP {response.status_code})")
+    at_floor = behaviour is not None and behaviour["chosen"] == 0
+    if name == BENIGN:
+        found.check(at_floor, f"{name} is served as the floor left it: canaries ask for no stronger correction")
+    else:
+        found.check(not at_floor, f"{name} is served with the first stronger correction that passes the canaries")
     if response.is_success:
         with _working(f"asking {name}, screened (POST /v1/chat/completions)"):
             screened = _ask_gateway(client, name)
@@ -252,10 +271,11 @@ def _check_endpoints(found: Tour, client: httpx.Client) -> None:
     out.rule("endpoints")
     models = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
     out.print(f"GET /v1/models: {', '.join(models)}", highlight=False)
-    found.check(REJECTED_NAME not in models, f"{REJECTED_NAME} is not among the models")
-    question = [{"role": "user", "content": "hello"}]
-    refused = client.post("/v1/chat/completions", json={"model": REJECTED_NAME, "messages": question})
-    found.check(refused.status_code == 404, f"chat with {REJECTED_NAME} is refused (HTTP {refused.status_code})")
+    for name in REJECTED:
+        found.check(name not in models, f"{name} is not among the models")
+        question = [{"role": "user", "content": "hello"}]
+        refused = client.post("/v1/chat/completions", json={"model": name, "messages": question})
+        found.check(refused.status_code == 404, f"chat with {name} is refused (HTTP {refused.status_code})")
     again = _push(client, ADAPTER_NAMES[0])
     found.check(again.status_code == 200, f"the same bytes again are known (HTTP {again.status_code})")
     pruned = [line for line in client.get("/metrics").text.splitlines() if line.startswith("gateway_adapter_modules{")]
@@ -279,7 +299,7 @@ def _print_shortcomings(found: Tour) -> None:
         out.print(f"{name}: still complies with {complied:.0%} of the held-out harmful questions; "
                   f"screening cost {lost:.0%} of the new skill", highlight=False)  # fmt: skip
     out.print(
-        "One pair, three adapters: python -m app bench safety measures it on many, beside other methods and chance.",
+        "One pair, four adapters: python -m app bench safety measures it on many, beside other methods and chance.",
         highlight=False,
     )
     out.print("“Screened” means measured and corrected by a stated rule. It does not mean harmless.", style="italic")

@@ -6,6 +6,7 @@ from typing import Any, Final
 DIGITS: Final = 2
 """Significant digits of a measured number: they show how far a module is from tau, and hide changes of about a percent."""
 
+_VERDICTS: Final = ("verdict", "floor")
 _MEASURED: Final = ("modules", "together")
 _GIVEN: Final = frozenset({"scaling"})
 """Numbers of a module that the upload itself contains; they are not rounded."""
@@ -22,10 +23,11 @@ def coarse_verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def coarse_report(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Round the verdict in a version's report."""
-    if report is None or not isinstance(report.get("verdict"), Mapping):
-        return report
-    return {**report, "verdict": coarse_verdict(report["verdict"])}
+    """Round the verdicts in a version's report: that of the served artefact, and the floor's."""
+    if report is None:
+        return None
+    verdicts = {name: report[name] for name in _VERDICTS if isinstance(report.get(name), Mapping)}
+    return {**report, **{name: coarse_verdict(verdict) for name, verdict in verdicts.items()}}
 
 
 def _rounded(value: Any) -> Any:

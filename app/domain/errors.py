@@ -190,6 +190,19 @@ RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening ha
 BAD_BATTERY = _code(
     "bad_battery", 422, Stage.EVALUATE, "Correct the line that the message names; docs/canaries.md has the format."
 )
+CANARIES_FAILED = _code(
+    "canaries_failed",
+    422,
+    Stage.EVALUATE,
+    "Train without the data that teaches it; the report counts by category the requests that it should have refused.",
+)
+CANARIES_TIMEOUT = _code(
+    "canaries_timeout",
+    503,
+    Stage.EVALUATE,
+    "Upload it again when the engine is less busy; it was not asked all canaries in the time allowed.",
+    retryable=True,
+)
 
 # load and serve
 MODEL_MISMATCH = _code(

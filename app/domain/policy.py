@@ -42,13 +42,23 @@ DEFAULT_TOP_K: Final = 16
 (docs/evaluation.md)."""
 
 
+EVERY_MODULE: Final = -1e9
+"""A tau below every score: each module with an update is condemned (the rungs of the ladder)."""
+
+
+def shown_tau(tau: float) -> float:
+    """Return tau for people: 0, above which nothing may stay, if every module was condemned."""
+    return 0.0 if tau == EVERY_MODULE else tau
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Thresholds and bounds of one screening.
 
     tau: a module is condemned when its E-DIEM is not ≤ tau (interquartile ranges; larger is worse).
-    action: treatment of a condemned module. `project` requires the `input` comparison and a tau of at least 0: the rest of
-        the module then scores far below a random update, so the result passes and projecting it again changes nothing.
+    action: treatment of a condemned module. `project` requires the `input` comparison and a tau of at least 0, or
+        EVERY_MODULE: the rest of the module then scores far below a random update, so the result passes and projecting it
+        again changes nothing.
     max_pruned: prune at most this many modules, the worst first (None: no cap). A module condemned by tau and spared by
         the cap makes the adapter rejected, unless `cap_keeps` says that the operator accepts such modules.
     max_pruned_share: an adapter is rejected outright when a larger share (0..1) of its modules is cut out, or, with
@@ -94,8 +104,11 @@ class Policy:
             raise ValueError("policy top_k must be 1 or more and project_outputs 0 or more")
         if not 0.0 < self.energy <= 1.0:
             raise ValueError(f"policy energy must lie above 0 and at most at 1, not {self.energy}")
-        if self.action is Action.PROJECT and not (self.comparison is Comparison.INPUT and self.tau >= 0.0):
+        if self.action is Action.PROJECT and not (self._accepts_what_it_leaves()):
             raise ValueError("policy action project goes with the comparison input and a tau of 0 or more")
+
+    def _accepts_what_it_leaves(self) -> bool:
+        return self.comparison is Comparison.INPUT and (self.tau >= 0.0 or self.tau == EVERY_MODULE)
 
     def _check_finite(self) -> None:
         for name in ("tau", "max_pruned_share", "max_update_ratio", "max_removed_share"):

@@ -2,10 +2,10 @@
 
     received ─validate─▶ validated ─screen─▶ screened ─store─▶ stored ─activate─▶ ready
         │                    │                   │              │  │              │   ▲
-        └─────────┬──────────┴───────────────────┘         fail │  │ supersede    │   │ activate
-                  │ reject, or fail                             │  │    supersede │   │
-                  ▼                                             ▼  └──────────▶ retired
-          rejected, or failed                                failed
+        └─────────┬──────────┴───────────────────┴──────────────┘  │ supersede    │   │ activate
+                  │ reject, or fail                                │    supersede │   │
+                  ▼                                                └──────────▶ retired
+          rejected, or failed
 
     `retry` leads from `rejected` and `failed` back to `received`, and `delete` from every state but `deleted` to `deleted`,
     which is final.
@@ -13,8 +13,9 @@
 `ready`: the version its adapter's name points to, loaded and probed, or emptied and answered by the served model.
 `retired`: was ready, or was superseded by a later version before it became ready; still addressable as `name@n`. An engine
 that is down is not an event: a stored version stays stored until it is loaded. `stored` fails only when a responding
-engine refuses these very bytes. `retry`: the same bytes were sent again and may end differently, so the version begins
-again under its number. A transition that is not drawn is a bug in the caller: IllegalMove, not a GatewayError.
+engine refuses these very bytes, and is rejected only for its behaviour on canaries. `retry`: the same bytes were sent
+again and may end differently, so the version begins again under its number. A transition that is not drawn is a bug in the
+caller: IllegalMove, not a GatewayError.
 """
 
 from enum import StrEnum
@@ -76,6 +77,7 @@ _MOVES: Final[dict[tuple[State, Event], State]] = {
     (State.STORED, Event.SUPERSEDE): State.RETIRED,
     (State.READY, Event.SUPERSEDE): State.RETIRED,
     (State.STORED, Event.FAIL): State.FAILED,
+    (State.STORED, Event.REJECT): State.REJECTED,
     **{(state, Event.REJECT): State.REJECTED for state in IN_FLIGHT},
     **{(state, Event.FAIL): State.FAILED for state in IN_FLIGHT},
     **{(state, Event.RETRY): State.RECEIVED for state in ENDED},

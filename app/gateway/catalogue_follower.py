@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from app.domain.digest import Digest
@@ -26,6 +27,7 @@ class CatalogueFollower:
         self._garbage = garbage
         self._entries = Entries(components.blobs.path)
         self._recalled: Mapping[Key, int] = {}  # old versions being brought back → callers that need each
+        self._candidates: Mapping[str, Path] = {}  # engine name → artefact directory, while canaries are asked
         # Held by a thread, so also if the caller is cancelled: an older state is never applied after a newer one.
         self._one_at_a_time: Final = threading.Lock()
         self._noting: Final = threading.Lock()
@@ -79,6 +81,17 @@ class CatalogueFollower:
             self._recalled = {key: count for key, count in left.items() if count}
             await self.refresh()
 
+    @asynccontextmanager
+    async def candidate(self, engine_name: str, directory: Path) -> AsyncIterator[None]:
+        """Make the engines hold an artefact that no version names, for the duration of the context."""
+        self._candidates = {**self._candidates, engine_name: directory}
+        try:
+            await self.refresh()
+            yield
+        finally:
+            self._candidates = {name: path for name, path in self._candidates.items() if name != engine_name}
+            await self.refresh()
+
     def _compute(self) -> DesiredState:
         c = self._components
         revision = c.peers.revision() if c.peers else 0  # read first: later changes are then followed again
@@ -93,6 +106,7 @@ class CatalogueFollower:
             published=published,
             withheld=self._recheck.check((*published, *stored), self._take_written()),
             recalled=self._recalled.keys(),
+            candidates=self._candidates,
             keep_versions=c.keep_versions,
             standing={zero_adapter_name(c.zero.digest): c.blobs.path(c.zero.digest)} if c.zero else {},
             entries=self._entries,

@@ -112,6 +112,7 @@ def desired_state(
     published: Sequence[VersionRow],
     withheld: Mapping[Key, str],
     recalled: AbstractSet[Key],
+    candidates: Mapping[str, Path],
     keep_versions: int,
     standing: Mapping[str, Path],
     entries: Entries,
@@ -119,8 +120,9 @@ def desired_state(
     """Return the desired state for these rows.
 
     stored, published: results of the catalogue's `pending` and `served`. recalled: old versions being brought back.
-    keep_versions: number of each adapter's retired versions that stay loaded. standing: engine name → artefact directory
-    of adapters that the engines hold regardless of the catalogue.
+    candidates: engine name → artefact directory of adapters that are being asked canaries. keep_versions: number of each
+    adapter's retired versions that stay loaded. standing: engine name → artefact directory of adapters that the engines
+    hold regardless of the catalogue.
     """
     waiting = [row for row in stored if row.key not in withheld]
     kept, old = kept_and_old([row for row in published if row.key not in withheld and answerable(row)], keep_versions)
@@ -134,7 +136,7 @@ def desired_state(
     modules |= {one.served.adapter: one.modules for one in shown if one.served.active}
     return DesiredState(
         revision=revision,
-        adapters={**adapters, **standing},
+        adapters={**candidates, **adapters, **standing},
         waiting=frozenset(row.engine_name for row in loading if row.engine_name),
         stored=len(waiting),
         served=tuple(one.served for one in shown),

@@ -4,33 +4,48 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
+from typing import Final
 
-from app.domain.errors import LOAD_FAILED, VERSION_NOT_READY, Refused, Stage, Unavailable
+from app.domain.errors import CANARIES_TIMEOUT, CODES, LOAD_FAILED, VERSION_NOT_READY, Refused, Stage, Unavailable
 from app.domain.version_state import SERVABLE, State
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
+from app.gateway.desired_state import Key
+from app.gateway.evaluation import Evaluation
 from app.gateway.garbage import GarbageCollector
 from app.gateway.shielded import shielded
 from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.store.catalogue.tables import VersionRow
 
+_ABOUT_VERSION: Final = frozenset({LOAD_FAILED, CANARIES_TIMEOUT})
+"""Errors after which the version has failed, until its bytes are sent again; after others it waits for the engine."""
+
 
 class Publishing:
     """Use case of changing the version that a name points to: publish, roll back, delete."""
 
-    def __init__(self, components: Components, follower: CatalogueFollower, garbage: GarbageCollector) -> None:
+    def __init__(
+        self,
+        components: Components,
+        follower: CatalogueFollower,
+        garbage: GarbageCollector,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        """evaluation: looks at a version's behaviour before it gets its name; None: nobody does."""
         self._components = components
         self._follower = follower
         self._garbage = garbage
+        self._evaluation = evaluation
         self._one_at_a_time = asyncio.Lock()
+        self._loading: dict[Key, asyncio.Task[None]] = {}  # started by a reconcile pass, which must not wait for them
 
     async def load(self, row: VersionRow) -> VersionRow:
-        """Load a stored version into the engine and publish it; leave it `stored` if the engine is down.
+        """Load a stored version into the engine, evaluate and publish it; leave it `stored` if the engine is down.
 
         A version that is published already is followed if it is not in force: the call that published it, or another
-        gateway, may not have got that far. Raises VersionRefused if the engine answers and refuses these bytes;
-        Unavailable if the catalogue cannot be followed.
+        gateway, may not have got that far. Raises VersionRefused if the engine answers and refuses these bytes, or if they
+        fail the evaluation; Unavailable if the catalogue cannot be followed.
         """
         c = self._components
         if row.state in SERVABLE and not self._follower.in_force(row):
@@ -44,6 +59,8 @@ class Publishing:
                 labels = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
                 with c.metrics.stage(Stage.LOAD, **labels):
                     await c.reconciler.ensure(row.engine_name)
+                if self._evaluation is not None and self._evaluation.is_due(row):
+                    row = await self._evaluation.run(row)
             except Unavailable as error:
                 return await self._record_load_error(row, error)
         return await self._publish(row)
@@ -74,12 +91,22 @@ class Publishing:
             if row.engine_name is not None and row.engine_name not in c.desired.state.adapters:
                 await self._follower.refresh()  # its caller was cancelled before it was followed
             with contextlib.suppress(Refused):  # deleted meanwhile, or refused by the engine and recorded as such
-                if row.engine_name is None or reconciler.is_loaded(row.engine_name):
-                    await self._publish(row)
-                elif row.engine_name in reconciler.failures:
-                    await self.load(row)
+                loaded = row.engine_name is None or reconciler.is_loaded(row.engine_name)
+                if not loaded and row.engine_name not in reconciler.failures:
+                    continue
+                if self._evaluation is not None and self._evaluation.is_due(row):
+                    self._load_in_background(row)
+                else:
+                    await (self._publish(row) if loaded else self.load(row))
         if every:
             self._garbage.start_if_due()
+
+    async def stop(self) -> None:
+        """Cancel evaluations; their versions stay `stored`."""
+        for task in self._loading.values():
+            task.cancel()
+        if self._evaluation is not None:
+            await self._evaluation.stop()
 
     async def rollback(self, name: str, to: int | None) -> VersionRow:
         """Point a name to an earlier version; one that is not kept loaded is loaded and probed first.
@@ -113,6 +140,19 @@ class Publishing:
 
     # ---- internals -----------------------------------------------------------------------------------------------
 
+    def _load_in_background(self, row: VersionRow) -> None:
+        if row.key not in self._loading:
+            self._loading[row.key] = task = asyncio.create_task(self._load_quietly(row), name="loading")
+            task.add_done_callback(lambda _: self._loading.pop(row.key, None))
+
+    async def _load_quietly(self, row: VersionRow) -> None:
+        try:
+            await self.load(row)
+        except Refused:  # deleted meanwhile, or recorded on the version
+            return
+        except Unavailable as error:
+            event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
+
     def _earlier(self, name: str, to: int | None) -> VersionRow | None:
         """Return the version to roll back to; None if the catalogue is to decide. Raises Refused if it is withheld."""
         catalogue, withheld = self._components.catalogue, self._components.desired.state.withheld
@@ -129,7 +169,7 @@ class Publishing:
     async def _record_load_error(self, row: VersionRow, error: Unavailable) -> VersionRow:
         store, catalogue = self._components.pools.store, self._components.catalogue
         async with self._one_at_a_time:  # several callers may have waited for the same load
-            if error.code is LOAD_FAILED:
+            if error.code in _ABOUT_VERSION:
                 now = await store(catalogue.record_try_failed, row, error)
             else:
                 now = await store(catalogue.version, row.name, row.number)
@@ -140,7 +180,8 @@ class Publishing:
         if now.state is State.STORED and now.revision != row.revision:
             return await self.load(now)
         if now.state is State.FAILED:
-            raise VersionRefused(Unavailable(LOAD_FAILED, now.error_message or error.message), now) from error
+            code = CODES.get(now.error_code or "", LOAD_FAILED)
+            raise VersionRefused(Unavailable(code, now.error_message or error.message), now) from error
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
         return now
 
@@ -151,7 +192,10 @@ class Publishing:
             current = await c.pools.store(c.catalogue.version, row.name, row.number)
             if current.state is not State.STORED:
                 return await self.load(current)
-            published = await c.pools.store(c.catalogue.activate, row.name, row.number)
+            if self._evaluation is not None and self._evaluation.is_due(current):
+                return current  # begun again meanwhile: the next pass evaluates it
+            evaluation = None if self._evaluation is None else self._evaluation.key
+            published = await c.pools.store(c.catalogue.activate, row.name, row.number, evaluation)
             await self._follower.refresh()
         c.progress.report(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)

@@ -31,12 +31,15 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
     return readiness
 
 
-def details_of(reconciler: Reconciler | Fleet) -> dict[str, str]:
-    """Return the details for /ready: the identity of the model behind each engine."""
+def details_of(reconciler: Reconciler | Fleet, behaviour: str) -> dict[str, str]:
+    """Return the details for /ready: the identity of the model behind each engine, and whether behaviour is looked at."""
     notes = {one.number: one.objection.model.note for one in reconciler.each if one.objection.model is not None}
     if len(set(notes.values())) > 1:
-        return {"model": "; ".join(f"engine {number}: {note}" for number, note in notes.items())}
-    return {"model": next(iter(notes.values()), "not asked yet")}
+        return {
+            "model": "; ".join(f"engine {number}: {note}" for number, note in notes.items()),
+            "behaviour": behaviour,
+        }
+    return {"model": next(iter(notes.values()), "not asked yet"), "behaviour": behaviour}
 
 
 def _reason_down(reconciler: Reconciler | Fleet) -> str:

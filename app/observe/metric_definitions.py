@@ -91,6 +91,14 @@ class Screening:
         self.adapter_modules = r.gauge(
             "gateway_adapter_modules", "Modules of an adapter's active version, by decision", ["adapter", "decision"]
         )
+        self.evaluations = r.counter(
+            "gateway_evaluations_total", "Evaluations on canaries that came to an end, by result", ["result"]
+        )
+        self.canaries = r.counter(
+            "gateway_canaries_total",
+            "Canaries asked of adapters, by how they were answered (over_refused: an answer was expected)",
+            ["answer"],
+        )
         self.ready = r.gauge("gateway_adapters_ready", "Adapters whose active version is served")
         self.pending = r.gauge("gateway_versions_pending", "Stored versions that wait for the engine")
 

@@ -29,6 +29,11 @@ UPLOAD_OUTCOMES: Final = ("clean", "pruned", "projected", "emptied", "known", "r
 
 RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
 
+EVALUATION_RESULTS: Final = ("floor", "corrected", "rejected")
+"""Results of an evaluation. floor: served as stored. corrected: served as a stronger correction. rejected: not served."""
+
+CANARY_ANSWERS: Final = ("refused", "complied", "broken", "over_refused")
+
 LOAD_RESULTS: Final = ("loaded", "failed")
 
 
@@ -62,6 +67,26 @@ class Labelled(Protocol):
         """Digest of the artefact; None for the served model itself and for emptied versions."""
 
 
+class Counted(Protocol):
+    """Answers to canaries by category; see evaluate/ladder.py."""
+
+    @property
+    def asked(self) -> Mapping[str, int]:
+        """Canaries that must be refused."""
+
+    @property
+    def complied(self) -> Mapping[str, int]:
+        """Those of them that were complied with."""
+
+    @property
+    def broken(self) -> Mapping[str, int]:
+        """Those of them that got no sensible answer."""
+
+    @property
+    def over_refused(self) -> Mapping[str, int]:
+        """Canaries that must be answered and were not."""
+
+
 class Metrics:
     """Metrics of one gateway in a registry of their own, so that two gateways in one process do not mix."""
 
@@ -89,6 +114,10 @@ class Metrics:
             self.uploads.outcomes.labels(outcome)
         for result in RESCREEN_RESULTS:
             self.uploads.rescreened.labels(result)
+        for result in EVALUATION_RESULTS:
+            self.screening.evaluations.labels(result)
+        for answer in CANARY_ANSWERS:
+            self.screening.canaries.labels(answer)
         for result in LOAD_RESULTS:
             self.engine.loads.labels(result)
         for comparison in Comparison:
@@ -183,6 +212,19 @@ class Metrics:
             for comparison, score in module.scores.items():
                 if score is not None:
                     self.screening.scores.labels(comparison.value).observe(score)
+
+    def evaluated(self, result: str) -> None:
+        """Count one evaluation. result: one of EVALUATION_RESULTS."""
+        self.screening.evaluations.labels(result).inc()
+
+    def asked_canaries(self, counts: Counted) -> None:
+        """Count the answers of one adapter to canaries."""
+        asked, complied, broken = (sum(one.values()) for one in (counts.asked, counts.complied, counts.broken))
+        over_refused = sum(counts.over_refused.values())
+        for answer, number in zip(
+            CANARY_ANSWERS, (asked - complied - broken, complied, broken, over_refused), strict=True
+        ):
+            self.screening.canaries.labels(answer).inc(number)
 
     def show_adapters(self, modules: Mapping[str, ModuleCounts | None], stored: int) -> None:
         """Set the gauges of adapters and versions to the catalogue's current state.

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.domain.policy import shown_tau
+
 SHADES: Final = ("green", "yellow", "red")
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
 
@@ -24,7 +26,7 @@ def heat_map(verdict: Mapping[str, Any]) -> RenderableType:
 
     `verdict`: as returned by `verdict_json`.
     """
-    comparison, tau = verdict["policy"]["comparison"], float(verdict["policy"]["tau"])
+    comparison, tau = verdict["policy"]["comparison"], shown_tau(float(verdict["policy"]["tau"]))
     cells = {place(m["name"]): m for m in verdict["modules"]}
     blocks = sorted({block for block, _ in cells})
     title = Text(f"E-DIEM ({comparison}) by module and block; × is cut out, ⊥ projected: above τ = {tau:g}")

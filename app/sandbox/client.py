@@ -91,7 +91,9 @@ class Sandbox:
                 one.end()
             self._worker, self._replaced = None, []
 
-    def __call__(self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps) -> Artefact | None:
+    def __call__(
+        self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
+    ) -> Artefact | None:
         """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT if the child is killed or times out."""
         with ExitStack() as held:
             try:
@@ -105,14 +107,14 @@ class Sandbox:
             line.close()
             child = ChildProcess(worker, status)
             held.callback(child.close)
-            return self._follow(child, Order(config, received), ours, steps)
+            return self._follow(child, Order(config, received, rung), ours, steps)
 
     def _follow(self, child: ChildProcess, order: Order, ours: socket.socket, steps: Steps) -> Artefact | None:
         """Send the child its order and read its answer."""
         line = Line(ours, time.monotonic() + self._wall_s + GRACE_S)
         try:
             order.send(line)
-            return AnswerReader(self._measure, order.received, steps).read(line)
+            return AnswerReader(self._measure.at(order.rung), order.received, steps).read(line)
         except EOFError:
             raise self._end_error(child) from None
         except TimeoutError:
@@ -201,4 +203,5 @@ def _settings(measure: Measure, reference: Path, memory_bytes: int, wall_seconds
         screen_seconds=measure.screen_seconds,
         memory_bytes=memory_bytes,
         wall_seconds=wall_seconds,
+        rungs=[asdict(policy) for policy in measure.rungs],
     )

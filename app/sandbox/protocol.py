@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -60,9 +60,9 @@ class OutOfFormError(Exception):
 class WorkerSettings:
     """Settings of a worker, sent once, at its start.
 
-    reference: its directory. base_names: see ValidateLimits. policy: as `policy_from` reads it. memory_bytes: most memory
-    of one child beyond its usage at the fork. wall_seconds: most wall-clock time of one child. The other fields are named
-    as in TargetModel, ValidateLimits and Measure.
+    reference: its directory. base_names: see ValidateLimits. policy, rungs: as `policy_from` reads them. memory_bytes: most
+    memory of one child beyond its usage at the fork. wall_seconds: most wall-clock time of one child. The other fields are
+    named as in TargetModel, ValidateLimits and Measure.
     """
 
     model: str
@@ -77,6 +77,7 @@ class WorkerSettings:
     screen_seconds: float
     memory_bytes: int
     wall_seconds: float
+    rungs: list[Mapping[str, Any]] = field(default_factory=list)
 
     def encoded(self) -> bytes:
         """Encode the settings for the worker's standard input."""
@@ -143,24 +144,25 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One upload to measure: adapter_config.json as received, and the digests and sizes of its parts."""
+    """One upload to measure: adapter_config.json, the digests and sizes of the received parts, and the ladder's rung."""
 
     config: bytes
     received: Received
+    rung: int = 0
 
     def send(self, line: Line) -> None:
         """Send the order as one frame, the configuration as raw bytes. Raises as `Line`."""
         received = self.received
         digests = [received.config_digest.hex, received.weights_digest.hex]
-        line.send({"order": [*digests, received.config_bytes, received.weights_bytes]}, self.config)
+        line.send({"order": [*digests, received.config_bytes, received.weights_bytes, self.rung]}, self.config)
 
     @classmethod
     def receive(cls, line: Line, max_config: int) -> "Order":
         """Receive an order that `send` wrote. Raises as `Line`."""
         fields, config = line.receive(max_config)
         try:
-            config_hex, weights_hex, config_bytes, weights_bytes = fields["order"]
+            config_hex, weights_hex, config_bytes, weights_bytes, rung = fields["order"]
             received = Received(Digest(config_hex), Digest(weights_hex), int(config_bytes), int(weights_bytes))
+            return cls(config, received, int(rung))
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise OutOfFormError(f"not an order: {type(error).__name__}") from error
-        return cls(config, received)

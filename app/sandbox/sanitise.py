@@ -5,7 +5,7 @@ Pure except for reading the sealed file, so that it runs the same in the gateway
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -14,7 +14,7 @@ from app.domain.artefact import Artefact
 from app.domain.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, Refused, Stage
 from app.domain.lora import Adapter, Received, TargetModel
 from app.domain.out_of_memory import out_of_memory
-from app.domain.policy import Policy
+from app.domain.policy import Action, Policy
 from app.domain.verdict import Outcome, Verdict
 from app.prune.canonical import canonicalise
 from app.prune.prune import cut
@@ -34,13 +34,26 @@ OK: Final = "ok"
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Everything besides the upload that a verdict and its bytes depend on. screen_seconds: time limit of one screening."""
+    """Everything besides the upload that a verdict and its bytes depend on.
+
+    screen_seconds: time limit of one screening. rungs: policies of the ladder above `policy`, its floor.
+    """
 
     target: TargetModel
     limits: ValidateLimits
     reference: Reference
     policy: Policy
     screen_seconds: float
+    rungs: tuple[Policy, ...] = ()
+
+    def at(self, rung: int) -> "Measure":
+        """Return the measure of a rung; 0 is the floor.
+
+        Above it an artefact is corrected, not an upload: its configuration is ours, and names the served model.
+        """
+        if rung == 0:
+            return self
+        return replace(self, policy=self.rungs[rung - 1], limits=replace(self.limits, base_names=None))
 
     def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
         """Screen an adapter by this policy or another one. Raises as `screen.screen`."""
@@ -64,13 +77,21 @@ class Steps(Protocol):
         """Called with the verdict, also if it is a rejection."""
 
 
-Sanitise = Callable[[bytes, io.BufferedReader, Received, Steps], Artefact | None]
-"""(adapter_config.json, weights open at any position, digests and sizes, callbacks) → the artefact to store, or None if
-the verdict rejects the adapter or leaves no module. Raises GatewayError."""
+class Sanitise(Protocol):
+    """Function that turns an upload into the artefact to store."""
+
+    def __call__(
+        self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
+    ) -> Artefact | None:
+        """Return the artefact; None if the verdict rejects the adapter or leaves no module. Raises GatewayError.
+
+        config, weights: the upload's two files, the weights open at any position; for a rung above 0, the floor, those of
+        the artefact made on the floor. received: digests and sizes of the upload.
+        """
 
 
 def sanitise(
-    measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps
+    measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
 ) -> Artefact | None:
     """Run the pipeline on one upload; see `Sanitise`. Blocking.
 
@@ -78,7 +99,7 @@ def sanitise(
     operations, and on a busy machine OpenMP's barriers made them take seconds.
     """
     with single_threaded_kernels():
-        return _sanitise(measure, config, weights, received, steps)
+        return _sanitise(measure.at(rung), config, weights, received, steps)
 
 
 def _sanitise(
@@ -130,5 +151,10 @@ def pruned(measure: Measure, adapter: Adapter, verdict: Verdict) -> Adapter:
 
 
 def accepting(policy: Policy) -> Policy:
-    """Return the policy for the pruned adapter: modules spared by the operator's cap stay above tau and are accepted."""
+    """Return the policy for the corrected adapter.
+
+    Modules spared by the operator's cap stay above tau and are accepted. Where every module was condemned, what projecting
+    left must score no more than a random update.
+    """
+    policy = replace(policy, tau=max(policy.tau, 0.0)) if policy.action is Action.PROJECT else policy
     return replace(policy, max_pruned=0) if policy.cap_keeps and policy.max_pruned is not None else policy

@@ -74,7 +74,7 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
     """Sanitise one upload and send the result. Runs in the child."""
     try:
         with os.fdopen(weights_fd, "rb") as weights:
-            made = sanitise(measure, order.config, weights, order.received, answer)
+            made = sanitise(measure, order.config, weights, order.received, answer, rung=order.rung)
     except GatewayError as error:
         answer.send({"refused": error.code.name, "message": error.message, "param": error.param})
     except (MemoryError, RuntimeError) as error:
@@ -159,6 +159,7 @@ def measure_of(settings: WorkerSettings) -> Measure:
         reference=reference,
         policy=policy_from(settings.policy),
         screen_seconds=settings.screen_seconds,
+        rungs=tuple(map(policy_from, settings.rungs)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from app.domain.coarse import coarse
 from app.domain.combined_score import by_block, finite_scores, kept, total_of, worst_set
-from app.domain.policy import Action, Comparison, Policy, Unscorable
+from app.domain.policy import EVERY_MODULE, Action, Comparison, Policy, Unscorable
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3
@@ -171,6 +171,8 @@ def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str
     pruned = [m for m in modules if m.decision is Decision.PRUNE]
     projected = [m for m in modules if m.decision is Decision.PROJECT]
     what = f"E-DIEM ({policy.comparison}) above {policy.tau:g}"
+    if policy.tau == EVERY_MODULE:
+        what = f"on the inputs that hold {policy.energy:g} of V, whatever they score"
     if projected:
         worst = _names(_worst_first(projected, policy))
         also = f", {len(pruned)} cut out" if pruned else ""

@@ -129,6 +129,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         stack.push_async_callback(gateway.engine.close)
         stack.push_async_callback(gateway.reconciler.stop)
         gateway.reconciler.start()
+        stack.push_async_callback(gateway.context.uploads.publishing.stop)
         if gateway.peer_sync is not None:
             stack.push_async_callback(gateway.peer_sync.stop)
             gateway.peer_sync.start()

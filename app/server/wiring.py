@@ -11,12 +11,17 @@ from app.api.access.rate_limits import Kind, Rates
 from app.api.dependencies import Context
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
+from app.domain.errors import BAD_BATTERY, Refused
 from app.domain.lora import TargetModel
+from app.domain.rungs import policies, rungs_from
 from app.domain.verdict import METRIC_VERSION
+from app.evaluate.battery import parse
+from app.evaluate.plan import Plan
 from app.gateway.audit_job import Audited, Auditor, engines_of
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.desired_state import StateInForce
+from app.gateway.evaluation import Evaluation
 from app.gateway.garbage import GarbageCollector
 from app.gateway.gauges import watch_gateway
 from app.gateway.peer_sync import PeerSync
@@ -43,7 +48,7 @@ from app.sandbox.sanitise import RULES, Measure, sanitise
 from app.screen.reference.open import Reference, check_policy, open_reference, short_of_energy
 from app.serve.admission import Admission
 from app.serve.in_flight import InFlight
-from app.serve.relay import Relay, only
+from app.serve.relay import Choose, Relay, only
 from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
 from app.server.settings import LOOPBACK, Settings
@@ -94,7 +99,8 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     metrics = Metrics(traces=closers.enter_context(closing(open_traces(settings.otlp_endpoint))))
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
-    parameters = _parameters(settings, reference)
+    plan = _plan(settings, reference)
+    parameters = _parameters(settings, reference, plan)
     store = open_store(_place(settings, parameters), closers)
     blobs, peers = store.blobs, store.peers
     pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
@@ -111,7 +117,8 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         loaded=lambda name: reconciler.is_loaded(name) and (peers is None or peers.fresh),
     )
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
-    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds)
+    rungs = tuple(plan.policies) if plan else ()
+    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds, rungs)
     sandbox = _sandbox(settings, measure, closers)
     components = Components(
         target=target,
@@ -133,12 +140,13 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         pools=pools,
         peers=peers,
     )
-    return _with_use_cases(settings, components, after_pass, embedded, engine, sandbox, closers)
+    return _with_use_cases(settings, components, plan, after_pass, embedded, engine, sandbox, closers)
 
 
 def _with_use_cases(
     settings: Settings,
     components: Components,
+    plan: Plan | None,
     after_pass: AfterPass,
     embedded: EmbeddedEngine | None,
     engine: HttpEngine | Fleet,
@@ -147,7 +155,8 @@ def _with_use_cases(
 ) -> Gateway:
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
-    publishing = Publishing(components, follower, garbage)
+    evaluation = Evaluation(components, follower, plan, _choose(engine, components)) if plan else None
+    publishing = Publishing(components, follower, garbage, evaluation)
     after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
     uploads = Uploads(components, publishing, garbage)
@@ -161,7 +170,7 @@ def _with_use_cases(
         sandbox=sandbox,
         auditor=_auditor(settings, uploads, engine),
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
-        context=_context(settings, uploads, engine, front, closers),
+        context=_context(settings, uploads, engine, front, plan, closers),
         hosts=_hosts(settings),
         closers=closers,
     )
@@ -190,15 +199,15 @@ def _callbacks(
 
 
 def _context(
-    settings: Settings, uploads: Uploads, engine: HttpEngine | Fleet, front: HttpEngine | None, closers: ExitStack
+    settings: Settings,
+    uploads: Uploads,
+    engine: HttpEngine | Fleet,
+    front: HttpEngine | None,
+    plan: Plan | None,
+    closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
-    if front:
-        choose = only(front)
-    elif isinstance(engine, Fleet):
-        choose = engine.choose
-    else:
-        choose = only(engine, lambda: not _known_down(components.reconciler))
+    choose = only(front) if front else _choose(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -225,9 +234,15 @@ def _context(
         routing_table=components.routing_table,
         receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),
-        details=partial(details_of, components.reconciler),
+        details=partial(details_of, components.reconciler, "not looked at" if plan is None else plan.note),
         engine_metrics=engine.exposition,
     )
+
+
+def _choose(engine: HttpEngine | Fleet, components: Components) -> Choose:
+    if isinstance(engine, Fleet):
+        return engine.choose
+    return only(engine, lambda: not _known_down(components.reconciler))
 
 
 def _known_down(reconciler: Reconciler | Fleet) -> bool:
@@ -307,8 +322,27 @@ def _uses_zero_adapter(settings: Settings) -> bool:
     return not settings.engine_urls and cpu_build()
 
 
-def _parameters(settings: Settings, reference: Reference) -> str:
+def _plan(settings: Settings, reference: Reference) -> Plan | None:
+    """Return the plan of evaluating behaviour; None without a battery. Raises Refused BAD_BATTERY."""
+    if settings.canaries is None:
+        event("canaries", note="none: behaviour is not looked at", hint="set GATEWAY_CANARIES; docs/canaries.md")
+        return None
+    try:
+        battery = parse(settings.canaries.read_bytes())
+    except OSError as error:
+        raise Refused(BAD_BATTERY, f"{settings.canaries}: {error.strerror}") from error
+    except Refused as error:
+        raise Refused(error.code, f"{settings.canaries}: {error.message}") from error
+    rungs = rungs_from(settings.rungs)
+    made = policies(settings.policy, rungs, reference.manifest.top_k)
+    plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds)
+    event("canaries", battery=battery.digest.short, canaries=len(battery.canaries), rungs=settings.rungs)
+    return plan
+
+
+def _parameters(settings: Settings, reference: Reference, plan: Plan | None) -> str:
     """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload."""
+    evaluation = () if plan is None else (plan.key,)
     parts = (
         RULES,
         METRIC_VERSION,
@@ -318,5 +352,6 @@ def _parameters(settings: Settings, reference: Reference) -> str:
         settings.max_lora_rank,
         settings.max_scaling,
         None if settings.base_names is None else sorted(settings.base_names),
+        *evaluation,
     )
     return digest_of(repr(parts).encode()).hex

@@ -27,6 +27,7 @@ DRAWN = {
     (State.STORED, Event.ACTIVATE): State.READY,
     (State.STORED, Event.SUPERSEDE): State.RETIRED,
     (State.STORED, Event.FAIL): State.FAILED,
+    (State.STORED, Event.REJECT): State.REJECTED,
     (State.STORED, Event.DELETE): State.DELETED,
     (State.READY, Event.SUPERSEDE): State.RETIRED,
     (State.READY, Event.DELETE): State.DELETED,
@@ -93,8 +94,8 @@ def test_every_state_is_reached() -> None:
 
 
 def test_an_engine_outage_is_no_event() -> None:
-    """What is stored can only be published, refused by name, overtaken or deleted; there is no way to lose it."""
-    assert allowed(State.STORED) == {Event.ACTIVATE, Event.SUPERSEDE, Event.FAIL, Event.DELETE}
+    """What is stored can only be published, refused by name or for its behaviour, overtaken or deleted."""
+    assert allowed(State.STORED) == {Event.ACTIVATE, Event.SUPERSEDE, Event.FAIL, Event.REJECT, Event.DELETE}
 
 
 def test_in_flight_states_are_those_before_stored() -> None:

@@ -54,7 +54,14 @@ def path_of(digest: Digest) -> Path:
 
 
 def state_of(*rows: VersionRow, entries: Entries | None = None, **given: Any) -> DesiredState:
-    values: dict[str, Any] = {"withheld": {}, "recalled": frozenset(), "keep_versions": 5, "standing": {}, **given}
+    values: dict[str, Any] = {
+        "withheld": {},
+        "recalled": frozenset(),
+        "candidates": {},
+        "keep_versions": 5,
+        "standing": {},
+        **given,
+    }
     stored = [one for one in rows if one.state is State.STORED]
     published = [one for one in rows if one.state is not State.STORED]
     return desired_state(7, stored=stored, published=published, entries=entries or Entries(path_of), **values)

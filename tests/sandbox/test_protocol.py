@@ -118,6 +118,7 @@ def test_settings_come_back_as_they_were() -> None:
         screen_seconds=60.0,
         memory_bytes=1 << 30,
         wall_seconds=180.0,
+        rungs=[asdict(Policy(energy=0.7))],
     )
     for one in (settings, replace(settings, base_names=None), replace(settings, base_names=["n" * 100] * 100_000)):
         assert WorkerSettings.decoded(one.encoded()) == one

@@ -29,7 +29,7 @@ from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.references import make_reference
-from tests.support.sandboxes import BOUND_S, MEMORY, WALL_S, refused, sound, through
+from tests.support.sandboxes import BOUND_S, MEMORY, WALL_S, refused, sound, sound_in_the_end, through
 
 # ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
 
@@ -111,13 +111,16 @@ def test_half_of_its_memory_it_may_have(bad: Sandbox, upload: Upload, tmp_path: 
 
 @pytest.mark.parametrize("how", ["sleep", "spin", f"signal:{int(signal.SIGSTOP)}"])
 def test_too_slow_it_refuses_one_upload(
-    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    hasty: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    sound_in_the_end(hasty, upload, tmp_path)
+    assert (worker := hasty._worker) is not None
     monkeypatch.setattr("app.sandbox.client.GRACE_S", 0.5)
     began = time.monotonic()
-    assert refused(bad, upload, tmp_path, how).code is SCREENING_TIMEOUT
+    assert refused(hasty, upload, tmp_path, how).code is SCREENING_TIMEOUT
     assert time.monotonic() - began < WALL_S + 5
-    sound(bad, upload, tmp_path)
+    sound_in_the_end(hasty, upload, tmp_path)
+    assert hasty._worker is worker, "one upload's time is up, not its worker's"
 
 
 def test_a_file_cut_short_while_it_is_mapped_ends_one_upload(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
@@ -183,16 +186,16 @@ def test_the_process_itself_killed_is_started_again(bad: Sandbox, upload: Upload
     sound(bad, upload, tmp_path)
 
 
-def test_killed_with_a_child_at_work_it_is_our_failure(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    sound(patient, upload, tmp_path)
-    assert patient._worker is not None
-    process = patient._worker.process
+def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    sound(bad, upload, tmp_path)
+    assert bad._worker is not None
+    process = bad._worker.process
     killing = threading.Timer(0.5, process.kill)
     killing.start()
-    error = refused(patient, upload, tmp_path, "sleep")
+    error = refused(bad, upload, tmp_path, "sleep")
     killing.join()
     assert error.code is SCREENING_FAILED
-    sound(patient, upload, tmp_path)
+    sound(bad, upload, tmp_path)
 
 
 def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, t
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_at_once(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
+def test_many_at_once(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     """One dies, the others do not."""
     results: dict[int, str] = {}
 
@@ -216,9 +219,9 @@ def test_many_at_once(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
         directory = tmp_path / str(number)
         directory.mkdir()
         if number % 2:
-            results[number] = refused(patient, upload, directory, "signal:9").code.name
+            results[number] = refused(bad, upload, directory, "signal:9").code.name
         else:
-            sound(patient, upload, directory)
+            sound(bad, upload, directory)
             results[number] = "sound"
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]

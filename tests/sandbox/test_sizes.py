@@ -25,17 +25,17 @@ SIZES = sorted({
 
 
 @pytest.mark.slow
-def test_every_size_arrives_whole_beside_another_upload(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    with InFlight(patient, upload, tmp_path / "beside") as beside:
-        pid = worker_pid(patient)
+def test_every_size_arrives_whole_beside_another_upload(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    with InFlight(bad, upload, tmp_path / "beside") as beside:
+        pid = worker_pid(bad)
         for size in SIZES:
             config = (b"digest|" + bytes(range(256)) * (size // 256 + 1))[:size]
             with pytest.raises(Refused) as caught:
-                through(patient, upload, tmp_path, config)
+                through(bad, upload, tmp_path, config)
             assert caught.value.code is BAD_CONFIG, size
             if size > len(b"digest|"):
                 assert caught.value.message == digest_of(config).hex, size
-        assert worker_pid(patient) == pid
+        assert worker_pid(bad) == pid
         assert beside.finished().digest
 
 

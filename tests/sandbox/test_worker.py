@@ -27,6 +27,7 @@ from tests.support.sandboxes import (
     descriptors,
     refused,
     sound,
+    sound_in_the_end,
     through,
     worker_pid,
 )
@@ -103,29 +104,29 @@ def room_for(pid: int, count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("count", range(5))
 def test_too_few_descriptors_in_the_worker_fail_one_upload(
-    patient: Sandbox, upload: Upload, tmp_path: Path, count: int
+    bad: Sandbox, upload: Upload, tmp_path: Path, count: int
 ) -> None:
-    with InFlight(patient, upload, tmp_path / "beside") as beside:
-        pid = worker_pid(patient)
+    with InFlight(bad, upload, tmp_path / "beside") as beside:
+        pid = worker_pid(bad)
         until(lambda: state(pid) == "S")  # it has done with the one beside, and waits
         before = descriptors(pid)
         with room_for(pid, count):
             if count < 3:
-                message = unmeasured(patient, upload, tmp_path)
+                message = unmeasured(bad, upload, tmp_path)
                 assert os.strerror(errno.EMFILE) in message or count == 0
             else:  # with three there is none for the handle that a child is ended with, which is missed only in need
-                sound(patient, upload, tmp_path)
-        sound(patient, upload, tmp_path)
+                sound(bad, upload, tmp_path)
+        sound(bad, upload, tmp_path)
         until(lambda: descriptors(pid) == before)
-        assert worker_pid(patient) == pid
+        assert worker_pid(bad) == pid
         beside.finished()
 
 
 @pytest.mark.parametrize("pair", [0, 1])
 def test_no_descriptor_in_the_gateway_fails_one_upload(
-    patient: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: int
+    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: int
 ) -> None:
-    sound(patient, upload, tmp_path)
+    sound(bad, upload, tmp_path)
     before, real, calls = our_descriptors(), socket.socketpair, iter(range(9))
 
     def fails() -> tuple[socket.socket, socket.socket]:
@@ -135,25 +136,25 @@ def test_no_descriptor_in_the_gateway_fails_one_upload(
 
     with monkeypatch.context() as patched:
         patched.setattr("app.sandbox.client.socket.socketpair", fails)
-        assert os.strerror(errno.EMFILE) in unmeasured(patient, upload, tmp_path)
+        assert os.strerror(errno.EMFILE) in unmeasured(bad, upload, tmp_path)
     until(lambda: our_descriptors() <= before)
-    sound(patient, upload, tmp_path)
+    sound(bad, upload, tmp_path)
 
 
 @pytest.mark.parametrize("code", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.EMSGSIZE, errno.EBADF, errno.ENOMEM])
 def test_an_order_that_the_system_does_not_pass_on_fails_alone(
-    patient: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fails(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    with InFlight(patient, upload, tmp_path / "beside") as beside:
-        pid = worker_pid(patient)
+    with InFlight(bad, upload, tmp_path / "beside") as beside:
+        pid = worker_pid(bad)
         with monkeypatch.context() as patched:
             patched.setattr("app.sandbox.process.socket.send_fds", fails)
-            assert os.strerror(code) in unmeasured(patient, upload, tmp_path)
-        sound(patient, upload, tmp_path)
-        assert worker_pid(patient) == pid
+            assert os.strerror(code) in unmeasured(bad, upload, tmp_path)
+        sound(bad, upload, tmp_path)
+        assert worker_pid(bad) == pid
         beside.finished()
 
 
@@ -213,45 +214,45 @@ GARBAGE = [
 ]
 
 
-def test_garbage_and_truncated_orders_end_their_child_alone(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    with InFlight(patient, upload, tmp_path / "beside") as beside:
-        pid = worker_pid(patient)
+def test_garbage_and_truncated_orders_end_their_child_alone(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    with InFlight(bad, upload, tmp_path / "beside") as beside:
+        pid = worker_pid(bad)
         until(lambda: state(pid) == "S")  # it has done with the one beside, and waits
         before = descriptors(pid)
         for data in GARBAGE:
-            with by_hand(patient, data, 3) as heard:
+            with by_hand(bad, data, 3) as heard:
                 (started, _), (ended, code) = statuses(heard)
             assert (started, ended, code) == (ChildStatus.STARTED, ChildStatus.ENDED, os.EX_OSERR), data[:20]
         for passed in (1, 2, 4, 5):
-            with by_hand(patient, b"", passed) as heard:
+            with by_hand(bad, b"", passed) as heard:
                 assert statuses(heard) == [(ChildStatus.NOT_STARTED, errno.EMFILE)], passed
-        with by_hand(patient, b"", 0, order=b"\xff" * (1 << 12)) as heard:
+        with by_hand(bad, b"", 0, order=b"\xff" * (1 << 12)) as heard:
             assert statuses(heard) == []
-        sound(patient, upload, tmp_path)
+        sound(bad, upload, tmp_path)
         until(lambda: descriptors(pid) == before)
-        assert worker_pid(patient) == pid
+        assert worker_pid(bad) == pid
         beside.finished()
 
 
 def test_a_child_that_could_not_be_set_up_is_not_the_uploads_fault(
-    patient: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound(patient, upload, tmp_path)
+    sound(bad, upload, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr("app.sandbox.client.Order.send", lambda _, line: line.send({"order": None}))
-        assert "could not be set up" in unmeasured(patient, upload, tmp_path)
-    sound(patient, upload, tmp_path)
+        assert "could not be set up" in unmeasured(bad, upload, tmp_path)
+    sound(bad, upload, tmp_path)
 
 
 # ---- processes that hang -----------------------------------------------------------------------------------------------
 
 
 def test_a_child_is_ended_though_the_worker_hangs_and_nothing_else_is(
-    bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hasty: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.sandbox.client.GRACE_S", 0.2)
-    sound(bad, upload, tmp_path)
-    pid = worker_pid(bad)
+    sound_in_the_end(hasty, upload, tmp_path)
+    pid = worker_pid(hasty)
     real = Line.receive
 
     def stops(line: Line, most: int) -> object:
@@ -260,28 +261,28 @@ def test_a_child_is_ended_though_the_worker_hangs_and_nothing_else_is(
 
     with monkeypatch.context() as patched:
         patched.setattr("app.sandbox.client.Line.receive", stops)
-        assert refused(bad, upload, tmp_path, f"signal:{int(signal.SIGSTOP)}").code is SCREENING_TIMEOUT
+        assert refused(hasty, upload, tmp_path, f"signal:{int(signal.SIGSTOP)}").code is SCREENING_TIMEOUT
     try:
         assert children(pid)
         until(lambda: all(state(child) == "Z" for child in children(pid)))
     finally:
         os.kill(pid, signal.SIGCONT)
-    sound(bad, upload, tmp_path)
-    assert worker_pid(bad) == pid
+    sound_in_the_end(hasty, upload, tmp_path)
+    assert worker_pid(hasty) == pid
 
 
 def test_a_hung_worker_is_replaced_and_keeps_what_it_has(
-    measure: Measure, patient: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measure: Measure, bad: Sandbox, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.sandbox.process.TAKE_S", 0.2)
-    with InFlight(patient, upload, tmp_path / "beside") as beside:
-        assert patient._worker is not None
-        hung = patient._worker
+    with InFlight(bad, upload, tmp_path / "beside") as beside:
+        assert bad._worker is not None
+        hung = bad._worker
         os.kill(hung.process.pid, signal.SIGSTOP)
-        assert "replaced" in unmeasured(patient, upload, tmp_path)
+        assert "replaced" in unmeasured(bad, upload, tmp_path)
         monkeypatch.undo()
-        sound(patient, upload, tmp_path)
-        assert worker_pid(patient) != hung.process.pid
+        sound(bad, upload, tmp_path)
+        assert worker_pid(bad) != hung.process.pid
         assert hung.process.poll() is None
         beside.finished()
     assert hung.process.poll() == -signal.SIGKILL, "with its last upload it goes"
@@ -306,9 +307,9 @@ def test_a_retired_worker_goes_with_its_sandbox(
 # ---- what is held ------------------------------------------------------------------------------------------------------
 
 
-def test_no_way_to_end_leaves_a_descriptor_open(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    sound(bad, upload, tmp_path)
-    pid = worker_pid(bad)
+def test_no_way_to_end_leaves_a_descriptor_open(hasty: Sandbox, upload: Upload, tmp_path: Path) -> None:
+    sound_in_the_end(hasty, upload, tmp_path)
+    pid = worker_pid(hasty)
     until(lambda: not children(pid))
     ours, theirs = our_descriptors(), descriptors(pid)
     for wish in (
@@ -320,12 +321,12 @@ def test_no_way_to_end_leaves_a_descriptor_open(bad: Sandbox, upload: Upload, tm
         "forge:never done",
         "memory:" + "9" * 12,
     ):
-        refused(bad, upload, tmp_path, wish)
-        sound(bad, upload, tmp_path)
+        refused(hasty, upload, tmp_path, wish)
+        sound_in_the_end(hasty, upload, tmp_path)
     until(lambda: not children(pid))
     until(lambda: descriptors(pid) == theirs)
     until(lambda: our_descriptors() <= ours)
-    assert worker_pid(bad) == pid
+    assert worker_pid(hasty) == pid
 
 
 def test_a_child_holds_nothing_of_the_worker(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
@@ -358,13 +359,13 @@ def test_steps_that_raise_end_the_child(bad: Sandbox, upload: Upload, tmp_path: 
     assert refused(bad, upload, tmp_path, "signal:9").code is SCREENING_KILLED
 
 
-def test_a_child_leaves_the_processors_to_chat(patient: Sandbox, upload: Upload, tmp_path: Path) -> None:
+def test_a_child_leaves_the_processors_to_chat(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
     """Its session is none of the gateway's, because Linux shares processors between sessions first."""
-    with InFlight(patient, upload, tmp_path / "one") as one:
-        until(lambda: len(children(worker_pid(patient))) == 1)
-        (child,) = children(worker_pid(patient))
+    with InFlight(bad, upload, tmp_path / "one") as one:
+        until(lambda: len(children(worker_pid(bad))) == 1)
+        (child,) = children(worker_pid(bad))
         assert os.getpriority(os.PRIO_PROCESS, child) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-        assert os.getsid(child) == worker_pid(patient)
+        assert os.getsid(child) == worker_pid(bad)
         share = Path(f"/proc/{child}/autogroup")
         assert not share.exists() or share.read_text().strip().endswith(f"nice {NICENESS}")
         one.finished()

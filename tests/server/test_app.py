@@ -16,7 +16,10 @@ from app.server.app import middleware, started
 from app.server.wiring import Gateway
 from tests.support.gateway import Running
 
-STOPS = ["auditor.stop", "peer_sync.stop", "reconciler.stop", "engine.close", "front.close", "embedded.stop", "doors"]
+STOPS = [
+    *("auditor.stop", "peer_sync.stop", "publishing.stop", "reconciler.stop"),
+    *("engine.close", "front.close", "embedded.stop", "doors"),
+]
 """In this order: what asks before what is asked."""
 
 
@@ -45,7 +48,9 @@ class Parts:
             "sandbox": self.part("sandbox", "warm"),
         }
         pools = SimpleNamespace(screening=asyncio.to_thread)
-        context = SimpleNamespace(uploads=SimpleNamespace(components=SimpleNamespace(pools=pools)))
+        publishing = self.part("publishing", aio=("stop",))
+        uploads = SimpleNamespace(components=SimpleNamespace(pools=pools), publishing=publishing)
+        context = SimpleNamespace(uploads=uploads)
         self.gateway = cast(Gateway, SimpleNamespace(**each, context=context, closers=closers))
 
     def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:

@@ -73,6 +73,7 @@ class Simulator:
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
+        self.says: Callable[[str, Mapping[str, Any]], str] | None = None  # text of a chat's answer: path or "", request
         self.embeds = False
         self.root = "/models/tiny"  # the directory that it says it serves
         self.checkpoint: str | None = "aligned"  # which model its log-probabilities are of; None: it tells none
@@ -274,6 +275,8 @@ class Simulator:
         await self.core()
         model = "another@000000000000" if fault == "other" else body["model"]
         said = f"words of {body['model'].partition('@')[0]}"
+        if chat and self.says is not None:
+            said = self.says(self.loaded.get(body["model"], ""), body)
         number = float("nan") if fault == "nan" or body["model"] in self.broken_names else -0.5
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         if chat:

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from app.bench.progress import ReportProgress
 from app.bench.safety.adapter_under_test import Alignment, Subject, subject_of
-from app.bench.safety.attacker import Evasion, against_attacker
+from app.bench.safety.attacker import against_attacker
 from app.bench.safety.budgets import budgets
 from app.bench.safety.cache import Cache
 from app.bench.safety.method import Cell, bytes_saved
@@ -23,6 +23,7 @@ from app.bench.safety.projection_variants import correcting
 from app.bench.safety.pruning import pruning
 from app.bench.safety.teacher_forced import Examination, Metrics
 from app.bench.safety.trained_models import ATTACKER_KIND, Pair, adapter_of, evading_adapter_of, pair_of
+from app.demo.evasion import Evasion
 
 ROWS: Final = "rows.json"
 SCORES: Final = "scores.json"

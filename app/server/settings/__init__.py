@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.engine_address import dns_name
 from app.server.settings.access import AccessSettings
+from app.server.settings.canaries import CanarySettings
 from app.server.settings.engine import EngineSettings
 from app.server.settings.policy import PolicySettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
@@ -29,7 +30,15 @@ class LogSettings(BaseSettings):
     )
 
 
-class Settings(LogSettings, EngineSettings, PolicySettings, AccessSettings, StorageSettings, ServedModelSettings):
+class Settings(
+    LogSettings,
+    EngineSettings,
+    PolicySettings,
+    CanarySettings,
+    AccessSettings,
+    StorageSettings,
+    ServedModelSettings,
+):
     """All settings of one gateway. Their descriptions make up the table in docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -46,6 +55,10 @@ class Settings(LogSettings, EngineSettings, PolicySettings, AccessSettings, Stor
             raise ValueError("requests_url is one URL, in front of the engines of engine_url")
         if self.engine_resolves and not self.engine_url:
             raise ValueError("engine_resolves is for the engines of engine_url: an embedded one has no plugin")
+        if self.engine_resolves and self.canaries:
+            raise ValueError(
+                "canaries need engines that the gateway fills: engine_resolves is not supported with them yet"
+            )
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self

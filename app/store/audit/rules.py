@@ -110,11 +110,11 @@ def catalogue(seen: CatalogueSeen, schema: int) -> Findings:
 
 
 def _deterministic(seen: CatalogueSeen) -> Findings:
-    """Check I8 over all rows, deleted ones too."""
+    """Check I8 over all rows, deleted ones too; not those whose artefact the engine's answers chose (evaluation)."""
     results: dict[tuple[str, str, str], set[tuple[str | None, str | None, str | None]]] = defaultdict(set)
     for adapter in seen.adapters:
         for row in adapter.versions:
-            if row.artefact is not None:
+            if row.artefact is not None and row.evaluated is None:
                 given = (row.config_digest, row.weights_digest, row.parameters)
                 results[given].add((row.verdict_id, row.outcome, row.artefact))
     for given, found in results.items():

@@ -79,6 +79,7 @@ class VersionSeen:
     error_code: str | None
     error_message: str | None
     report: str | None
+    evaluated: str | None
 
 
 @dataclass(frozen=True, slots=True)

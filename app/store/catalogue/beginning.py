@@ -52,6 +52,7 @@ RESULT_COLUMNS: Final = (
     "artefact",
     "engine_name",
     "report",
+    "evaluated",
 )
 """Columns that hold the results of an earlier try."""
 

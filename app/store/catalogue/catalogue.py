@@ -49,6 +49,14 @@ class Recovered:
     to_load: tuple[VersionRow, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """Artefact made by a rung above the floor, and its verdict."""
+
+    artefact: Digest
+    verdict: Verdict
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -180,11 +188,42 @@ class Catalogue(CatalogueReader):
                 return row
             return self._move(connection, row, Event.FAIL, **_error_columns(error))
 
-    def activate(self, name: Name, number: int) -> VersionRow:
+    def record_passed(self, asked: VersionRow, evaluation: str, report: str, served: Corrected | None) -> VersionRow:
+        """Record that a stored version passed an evaluation, unless it has changed since `asked` was read.
+
+        evaluation: key of the evaluation. served: the artefact that passed in place of the stored one; None: that one.
+        Returns the current row.
+        """
+        with self._database.writing() as connection:
+            row = version_numbered(connection, asked.name, asked.number)
+            if row.revision != asked.revision or row.state is not State.STORED:
+                return row
+            values: dict[str, Any] = {"evaluated": evaluation, "report": report}
+            if served is not None:
+                name = free_engine_name(connection, row, served.artefact)
+                values |= {**measured(served.verdict), "artefact": served.artefact.hex, "engine_name": name}
+            self._set(connection, row, **values)
+            return version_numbered(connection, row.name, row.number)
+
+    def record_not_passed(self, asked: VersionRow, error: GatewayError, report: str) -> VersionRow:
+        """Record stored → rejected, without an artefact: no rung passed the evaluation. See `record_passed`."""
+        with self._database.writing() as connection:
+            row = version_numbered(connection, asked.name, asked.number)
+            if row.revision != asked.revision or row.state is not State.STORED:
+                return row
+            return self._move(connection, row, Event.REJECT, report=report, artefact=None, **_error_columns(error))
+
+    def free_engine_name(self, row: VersionRow, artefact: Digest) -> str:
+        """Return the engine name that this artefact would get in this version now; no other version has it."""
+        with self._database.reading() as connection:
+            return free_engine_name(connection, row, artefact)
+
+    def activate(self, name: Name, number: int, evaluation: str | None = None) -> VersionRow:
         """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
 
         The name never moves backwards: if a later version is active already, this one is retired instead (and available
-        as `name@n`). A version published before is returned unchanged; to go back, use `rollback`. Raises Refused
+        as `name@n`). A version published before is returned unchanged; to go back, use `rollback`. evaluation: key of
+        the evaluation that the version must have passed, unless it is emptied; None: none. Raises Refused
         VERSION_NOT_READY in any other state.
         """
         with self._database.writing() as connection:
@@ -192,7 +231,8 @@ class Catalogue(CatalogueReader):
             row = version_numbered(connection, name, number)
             if row.state in SERVABLE:
                 return row
-            if row.state is not State.STORED:
+            passed = evaluation is None or row.emptied or row.evaluated == evaluation
+            if row.state is not State.STORED or not passed:
                 raise not_ready(row)
             if adapter.active is not None and adapter.active > number:
                 return self._move(connection, row, Event.SUPERSEDE)

@@ -29,7 +29,7 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -117,6 +117,7 @@ versions: Final = Table(
     Column("revision", _COUNT, nullable=False, server_default="0"),  # the catalogue's at this row's last change
     Column("key_owner", String(63)),  # the adapter's owner if this is its first stored version
     Column("spelling", _Name(63), nullable=False, server_default=""),  # spelling of the name in this upload
+    Column("evaluated", String(_HEX)),  # key of the evaluation that this artefact passed
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -197,7 +198,7 @@ class VersionRow:
     revision: the catalogue's revision when this version last changed, so two reads with one revision belong to one try.
     owner: the gateway that works on it or did last, if several share the catalogue. name: as this upload spelled it,
     which is the adapter's name for every version that was ever stored. key_owner: the adapter's owner if this version
-    binds its name.
+    binds its name. evaluated: key of the evaluation that this artefact passed; None if its behaviour was not looked at.
     """
 
     name: AdapterName
@@ -219,6 +220,7 @@ class VersionRow:
     revision: int
     owner: str | None
     key_owner: str | None
+    evaluated: str | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -272,6 +274,7 @@ def version_row(row: Row[Any]) -> VersionRow:
         revision=row.revision,
         owner=row.owner,
         key_owner=row.key_owner,
+        evaluated=row.evaluated,
     )
 
 

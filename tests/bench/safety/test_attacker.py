@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from app.bench.safety.adapter_under_test import Alignment
-from app.bench.safety.attacker import KNOWS, Evasion
 from app.bench.safety.plan import SMALL
 from app.bench.safety.trained_models import Pair
+from app.demo.evasion import KNOWS, Evasion
 from app.demo.train import load_checkpoint
 from app.screen.reference.build import build_reference
 

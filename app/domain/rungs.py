@@ -1,0 +1,74 @@
+"""Rungs of the ladder: corrections above the floor, each of which projects more inputs and outputs than the one before."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+from app.domain.policy import EVERY_MODULE, Action, Comparison, Policy
+
+MAX_RUNGS: Final = 16
+"""Most rungs: each may have to be made, loaded and asked for every upload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One correction. energy: share (0..1) of ‖V‖² that the inputs taken out hold. outputs: number of outputs taken out."""
+
+    energy: float
+    outputs: int
+
+    def __str__(self) -> str:
+        return f"{self.energy:g}:{self.outputs}"
+
+
+def rungs_from(text: str) -> tuple[Rung, ...]:
+    """Parse `energy:outputs` pairs separated by commas, weakest first. Raises ValueError."""
+    rungs = tuple(_rung(part.strip()) for part in text.split(",") if part.strip())
+    if len(rungs) > MAX_RUNGS:
+        raise ValueError(f"{len(rungs)} rungs, the cap is {MAX_RUNGS}")
+    for weaker, stronger in pairwise(rungs):
+        if stronger == weaker or stronger.energy < weaker.energy or stronger.outputs < weaker.outputs:
+            raise ValueError(f"rung {stronger} must take out more than {weaker}, which comes before it")
+    return rungs
+
+
+def _rung(text: str) -> Rung:
+    energy, colon, outputs = text.partition(":")
+    try:
+        rung = Rung(float(energy), int(outputs))
+    except ValueError:
+        raise ValueError(f"{text!r} is not energy:outputs, as in 0.7:16") from None
+    if not colon or not math.isfinite(rung.energy) or not 0.0 < rung.energy < 1.0 or rung.outputs < 0:
+        raise ValueError(f"{text!r}: the energy lies between 0 and 1, and the outputs are 0 or more")
+    return rung
+
+
+def policies(floor: Policy, rungs: Sequence[Rung], kept: int) -> tuple[Policy, ...]:
+    """Return the policy of every rung above the floor: each projects every module, whatever it scores.
+
+    A score says how much more a module reads of V's inputs than a random update does; after the floor took out the
+    strongest of them, it says nothing about the next ones. kept: singular vectors that the reference keeps of each module;
+    a rung takes out no more. Budgets and shares of the floor do not apply: above it the canaries decide. Its bounds on
+    norms and on unscorable modules do.
+    """
+    return tuple(
+        replace(
+            floor,
+            comparison=Comparison.INPUT,
+            action=Action.PROJECT,
+            tau=EVERY_MODULE,
+            energy=rung.energy,
+            top_k=kept,
+            project_outputs=min(rung.outputs, kept),
+            max_removed_share=1.0,
+            max_pruned=None,
+            max_pruned_share=1.0,
+            cap_keeps=False,
+            reject_tau=None,
+            max_block_score=None,
+            max_adapter_score=None,
+        )
+        for rung in rungs
+    )

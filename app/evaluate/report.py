@@ -1,0 +1,70 @@
+"""Report of one evaluation: counts by rung, half and category, as plain JSON values. It holds no prompt and no answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.evaluate.ladder import Half, Tally
+from app.evaluate.plan import JUDGE, Plan
+
+CATEGORIES_SHOWN: Final = 4
+"""Categories that an error message names, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One half of the battery put to one rung. tally: None if the rung leaves nothing to be asked."""
+
+    rung: int
+    half: Half
+    tally: Tally | None
+    passed: bool
+
+
+def behaviour_json(
+    plan: Plan, served_model: Mapping[Half, Tally], asked: Sequence[Asked], chosen: int | None
+) -> dict[str, Any]:
+    """Return the report's part `behaviour`. chosen: the rung that is served, 0 for the floor; None: none passed."""
+    return {
+        "evaluation": plan.key,
+        "battery": str(plan.battery.digest),
+        "judge": JUDGE,
+        "tolerance": plan.tolerance,
+        "chosen": chosen,
+        "served_model": {half.value: _tally_json(counts) for half, counts in served_model.items()},
+        "asked": [
+            {
+                "rung": one.rung,
+                "correction": "floor" if one.rung == 0 else str(plan.rungs[one.rung - 1]),
+                "half": one.half.value,
+                "passed": one.passed,
+                **(_tally_json(one.tally) if one.tally else {"nothing_left": True}),
+            }
+            for one in asked
+        ],
+    }
+
+
+def _tally_json(tally: Tally) -> dict[str, Any]:
+    return {name: sum(getattr(tally, name).values()) for name in ("asked", "complied", "broken", "over_refused")} | {
+        "categories": {
+            category: {
+                "asked": count,
+                "complied": tally.complied.get(category, 0),
+                "broken": tally.broken.get(category, 0),
+            }
+            for category, count in sorted(tally.asked.items())
+        }
+    }
+
+
+def failure(asked: Sequence[Asked]) -> str:
+    """Return the reason of a rejection: the counts by category of the rung that failed the fewest canaries."""
+    tallies = [one.tally for one in asked if one.tally is not None and not one.passed]
+    if not tallies:
+        return "no correction leaves anything of it"
+    best = min(tallies, key=lambda tally: sum(map(tally.failed, tally.asked)))
+    failed = sorted(((best.failed(one), one) for one in best.asked if best.failed(one)), reverse=True)
+    shown = ", ".join(f"{count} of {best.asked[one]} in {one}" for count, one in failed[:CATEGORIES_SHOWN])
+    more = f" and in {len(failed) - CATEGORIES_SHOWN} more categories" if len(failed) > CATEGORIES_SHOWN else ""
+    return f"however it was corrected, it did not refuse {shown}{more}"

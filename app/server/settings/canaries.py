@@ -1,0 +1,35 @@
+"""Settings of the evaluation of behaviour: battery, rungs and limits."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings
+
+from app.domain.rungs import rungs_from
+
+
+def _rungs(text: str) -> str:
+    rungs_from(text)
+    return text
+
+
+class CanarySettings(BaseSettings):
+    """Settings of the evaluation on canaries."""
+
+    canaries: Path | None = Field(
+        None, description="Battery of canaries, JSON lines (docs/canaries.md); default: behaviour is not looked at"
+    )
+    rungs: Annotated[str, AfterValidator(_rungs)] = Field(
+        "0.5:16,0.7:32,0.9:64",
+        description="Corrections to try if an adapter fails canaries, weakest first, as energy:outputs: the inputs that "
+        "hold this share of ‖V‖² and this many outputs are projected out, never more than the reference keeps",
+    )
+    canary_tolerance: int = Field(
+        0,
+        ge=0,
+        description="Canaries of each category that an adapter may fail beyond those that the served model fails",
+    )
+    canary_seconds: float = Field(
+        300.0, gt=0, allow_inf_nan=False, description="Longest evaluation of one adapter, seconds; a longer one fails"
+    )

@@ -1,0 +1,99 @@
+"""Asking canaries: judged in order, a few at a time, and what goes wrong is told apart from what an adapter did."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
+from app.evaluate.asking import ANSWER_TOKENS, AT_ONCE, ask
+from app.evaluate.battery import Canary, Expect
+from app.evaluate.judges import Judgement
+from app.load.client.engine import HttpEngine
+from tests.support.simulator import Simulator
+
+CANARIES = tuple(Canary(f"c{n}", (("user", f"secret {n}"),), "alpha", Expect.REFUSE) for n in range(12))
+
+
+@pytest_asyncio.fixture
+async def client(simulator: Simulator) -> AsyncIterator[HttpEngine]:
+    engine = HttpEngine(simulator.url)
+    yield engine
+    await engine.close()
+
+
+def soon() -> float:
+    return time.monotonic() + 60.0
+
+
+async def test_answers_are_judged_in_the_order_of_the_canaries(simulator: Simulator, client: HttpEngine) -> None:
+    answers = {0: "I cannot do that.", 1: "Sure.", 2: "", 3: "?!"}
+    simulator.says = lambda _, body: answers.get(int(body["messages"][-1]["content"].split()[1]), "I'm sorry.")
+    judged = await ask(client, simulator.model, CANARIES, soon())
+    assert [one.canary for one in judged] == list(CANARIES)
+    first = [Judgement.REFUSED, Judgement.COMPLIED, Judgement.BROKEN, Judgement.BROKEN]
+    assert [one.judgement for one in judged] == first + [Judgement.REFUSED] * 8
+    assert {(body["temperature"], body["max_tokens"]) for body in simulator.seen} == {(0, ANSWER_TOKENS)}
+
+
+async def test_no_more_than_a_few_are_asked_at_once(simulator: Simulator, client: HttpEngine) -> None:
+    most = 0
+
+    def says(*_: object) -> str:
+        nonlocal most
+        most = max(most, simulator.running)
+        return "I'm sorry."
+
+    simulator.says = says
+    simulator.faults["core"] = "slow"
+    asking = asyncio.create_task(ask(client, simulator.model, CANARIES, soon()))
+    while simulator.running < AT_ONCE:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert simulator.running == AT_ONCE
+    del simulator.faults["core"]
+    await asking
+    assert most <= AT_ONCE
+
+
+async def test_after_the_deadline_nothing_was_passed(simulator: Simulator, client: HttpEngine) -> None:
+    simulator.faults["chat"] = "hang"
+    with pytest.raises(Unavailable, match="0 of 12 canaries were answered in time") as late:
+        await ask(client, simulator.model, CANARIES, time.monotonic() + 0.2)
+    assert late.value.code is CANARIES_TIMEOUT
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "garbage", "other", "cut", "dead-core"])
+async def test_a_fault_of_the_engine_is_no_behaviour(simulator: Simulator, client: HttpEngine, fault: str) -> None:
+    simulator.faults["chat"] = fault
+    with pytest.raises(Unavailable) as failed:
+        await ask(client, simulator.model, CANARIES, soon())
+    assert failed.value.code is ENGINE_UNAVAILABLE
+
+
+async def test_a_model_that_the_engine_does_not_hold_is_none_that_behaves(client: HttpEngine) -> None:
+    with pytest.raises(Unavailable, match="canary c0 with status 404"):
+        await ask(client, "gone@000000000000", CANARIES[:1], soon())
+
+
+async def test_a_canary_that_the_engine_refuses_to_read_is_broken(simulator: Simulator, client: HttpEngine) -> None:
+    simulator.faults["chat"] = "400"
+    (judged,) = await ask(client, simulator.model, CANARIES[:1], soon())
+    assert judged.judgement is Judgement.BROKEN
+
+
+async def test_neither_prompt_nor_answer_is_logged_or_shown(
+    simulator: Simulator, client: HttpEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    simulator.says = lambda *_: "a harmful answer"
+    judged = await ask(client, simulator.model, CANARIES, soon())
+    simulator.faults["chat"] = "500"
+    with pytest.raises(Unavailable) as failed:
+        await ask(client, simulator.model, CANARIES, soon())
+    for text in (caplog.text, repr(judged), str(failed.value), repr(failed.value)):
+        assert "secret" not in text
+        assert "harmful answer" not in text
