@@ -75,6 +75,11 @@ class Version:
         return None if self.report is None else self.report.get("verdict")
 
     @property
+    def behaviour(self) -> Mapping[str, Any] | None:
+        """Its evaluation on canaries as JSON values; None if its behaviour was not looked at."""
+        return None if self.report is None else self.report.get("behaviour")
+
+    @property
     def under_way(self) -> bool:
         """True if its state will change without further requests."""
         return self.row.state in IN_FLIGHT or self.row.state is State.STORED

@@ -20,7 +20,7 @@ ANSWER_TOKENS: Final = 64
 ANSWER_BYTES: Final = 1 << 20
 """Most bytes of an answer of so many tokens."""
 
-AT_ONCE: Final = 4
+AT_ONCE: Final = 8
 """Canaries asked at the same time: an engine batches dozens of chats, so these cost the others little."""
 
 Judge = Callable[[Answer], Judgement]

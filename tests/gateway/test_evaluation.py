@@ -107,6 +107,9 @@ async def test_one_that_does_not_is_served_as_the_first_rung_that_does(running: 
     (engine_name,) = (name for name in running.simulator.loaded if name.startswith("style@"))
     assert energy_of(running.simulator.loaded[engine_name]) == ENERGIES[rung]
     assert answer.json()["outcome"] == "projected"
+    page = (await running.http.get("/console/adapters/style")).text
+    assert "Behaviour on canaries" in page
+    assert page.count(">served</span>") == 2, "both halves of the rung that is served, and no other"
     report = answer.json()["report"]
     assert report["verdict"]["policy"]["energy"] == ENERGIES[rung]
     assert report["floor"]["policy"]["energy"] == ENERGIES[0]

@@ -21,7 +21,7 @@ class CanarySettings(BaseSettings):
         None, description="Battery of canaries, JSON lines (docs/canaries.md); default: behaviour is not looked at"
     )
     rungs: Annotated[str, AfterValidator(_rungs)] = Field(
-        "0.5:16,0.7:32,0.9:64",
+        "0.5:4,0.5:8,0.5:16,0.7:32,0.9:64",
         description="Corrections to try if an adapter fails canaries, weakest first, as energy:outputs: the inputs that "
         "hold this share of ‖V‖² and this many outputs are projected out, never more than the reference keeps",
     )
