@@ -109,7 +109,7 @@ async def test_one_that_does_not_is_served_as_the_first_rung_that_does(running: 
     assert answer.json()["outcome"] == "projected"
     page = (await running.http.get("/console/adapters/style")).text
     assert "Behaviour on canaries" in page
-    assert page.count(">served</span>") == 2, "both halves of the rung that is served, and no other"
+    assert page.count('<tr class="chosen">') == 2, "both halves of the rung that is served, and no other"
     report = answer.json()["report"]
     assert report["verdict"]["policy"]["energy"] == ENERGIES[rung]
     assert report["floor"]["policy"]["energy"] == ENERGIES[0]
