@@ -34,7 +34,7 @@ lint: setup  ## formatting, style, types, import rules, dead links
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports
-	$(MKDOCS) --quiet
+	$(MKDOCS)
 
 docs: setup  ## build the pages of docs/ as a site, into build/docs
 	$(MKDOCS)

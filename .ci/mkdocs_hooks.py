@@ -14,7 +14,8 @@ from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 OUTSIDE: Final = re.compile(r"\]\(\.\./([^)#\s]+)")
-INSIDE: Final = re.compile(r"\]\(docs/")
+BESIDE: Final = re.compile(r"\]\((?=[\w.-]+(?:/[\w.-]+)*[)#])")
+"""Beginning of a link of README.md to a file of the repository."""
 COPIED: Final = "repository"
 """Folder of the site that such files are copied to; a Markdown file is shown as its text."""
 
@@ -27,7 +28,8 @@ def _copied(path: str) -> str:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add README.md, and every linked file that lies outside docs/."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=INSIDE.sub("](", readme)))
+    content = BESIDE.sub("](../", readme).replace("](../docs/", "](")
+    files.append(File.generated(config, "index.md", content=content))
     linked = {path for page in files.documentation_pages() for path in OUTSIDE.findall(page.content_string)}
     for path in sorted(linked):
         source = ROOT / path
