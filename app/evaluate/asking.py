@@ -3,14 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
 from app.evaluate.battery import Canary
 from app.evaluate.judges import Answer, Judgement, judge_by_words
-from app.load.client.engine import JSON_HEADERS, EngineResponse
+from app.load.client.identity import Asked
 
 CHAT_PATH: Final = "/v1/chat/completions"
 
@@ -26,13 +26,6 @@ AT_ONCE: Final = 8
 Judge = Callable[[Answer], Judgement]
 
 
-class Askable(Protocol):
-    """Part of an engine that answers requests."""
-
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE."""
-
-
 @dataclass(frozen=True, slots=True)
 class Judged:
     """One canary and the judgement of the answer to it."""
@@ -42,7 +35,7 @@ class Judged:
 
 
 async def ask(
-    engine: Askable, model: str, canaries: Sequence[Canary], deadline: float, judge: Judge = judge_by_words
+    engine: Asked, model: str, canaries: Sequence[Canary], deadline: float, judge: Judge = judge_by_words
 ) -> tuple[Judged, ...]:
     """Ask `model` all canaries and judge its answers, in the order of the canaries.
 
@@ -69,7 +62,7 @@ async def ask(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _answer(engine: Askable, model: str, canary: Canary) -> Answer:
+async def _answer(engine: Asked, model: str, canary: Canary) -> Answer:
     body = {
         "model": model,
         "messages": [{"role": role, "content": text} for role, text in canary.messages],

@@ -22,15 +22,24 @@ class Asked:
 
 
 def behaviour_json(
-    plan: Plan, served_model: Mapping[Half, Tally], asked: Sequence[Asked], chosen: int | None
+    plan: Plan,
+    served_model: Mapping[Half, Tally],
+    asked: Sequence[Asked],
+    chosen: int | None,
+    no_effect: bool | None,
 ) -> dict[str, Any]:
-    """Return the report's part `behaviour`. chosen: the rung that is served, 0 for the floor; None: none passed."""
+    """Return the report's part `behaviour`.
+
+    chosen: the rung that is served, 0 for the floor; None: none passed. no_effect: whether the adapter answers exactly as
+    the served model; None: the engine tells no log-probabilities.
+    """
     return {
         "evaluation": plan.key,
         "battery": str(plan.battery.digest),
         "judge": JUDGE,
         "tolerance": plan.tolerance,
         "chosen": chosen,
+        "no_effect": no_effect,
         "served_model": {half.value: _tally_json(counts) for half, counts in served_model.items()},
         "asked": [
             {

@@ -35,6 +35,7 @@ from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.desired_state import Key
 from app.gateway.version_refused import VersionRefused
+from app.load.client.identity import distance, next_tokens
 from app.observe.log import event
 from app.serve.relay import Choose
 from app.store.catalogue.catalogue import Corrected
@@ -43,6 +44,11 @@ from app.store.catalogue.tables import VersionRow
 BREAKS: Final = 3
 """Times that the engine may fail while a version is asked; then the version fails, since it may be what breaks the
 engine."""
+
+
+NO_EFFECT: Final = 1e-6
+"""Mean difference of a next token's log-probability, in nats, up to which an adapter has no effect: the engine computes
+the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class Evaluation:
         task = self._running.get(at)
         if task is None:
             task = self._running[at] = asyncio.create_task(self._run(row), name="evaluation")
-            task.add_done_callback(lambda _: self._running.pop(at, None))
+            task.add_done_callback(lambda done: self._end(at, done))
         return await asyncio.shield(task)
 
     async def stop(self) -> None:
@@ -99,6 +105,11 @@ class Evaluation:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, at: tuple[Key, int], done: asyncio.Task[VersionRow]) -> None:
+        del self._running[at]
+        if not done.cancelled():
+            done.exception()  # retrieved, also if every caller was cancelled
 
     async def _run(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:
@@ -127,6 +138,7 @@ class Evaluation:
         asked: list[Asked] = []
         async with AsyncExitStack() as held:
             served_model = await self._ask_served_model(deadline)
+            no_effect = await self._has_no_effect(row)
             step = next_step(1 + len(plan.policies), {})
             while isinstance(step, Ask):
                 if step.rung not in candidates:
@@ -136,7 +148,7 @@ class Evaluation:
                 self._report(row, result)
                 step = next_step(1 + len(plan.policies), {(one.rung, one.half): one.passed for one in asked})
             chosen = step.rung if isinstance(step, Serve) else None
-            behaviour = behaviour_json(plan, served_model, asked, chosen)
+            behaviour = behaviour_json(plan, served_model, asked, chosen, no_effect)
             return await self._record(row, None if chosen is None else candidates[chosen], behaviour, asked)
 
     async def _ask_served_model(self, deadline: float) -> Mapping[Half, Tally]:
@@ -151,6 +163,22 @@ class Evaluation:
                 why = "an adapter may fail as many of each category: python -m app canaries check lists them"
                 event("served_model_fails_canaries", logging.WARNING, failed=failing, asked=asked, why=why)
         return self._served_model
+
+    async def _has_no_effect(self, row: VersionRow) -> bool | None:
+        """Return whether a version answers fixed texts exactly as the served model; None if the engine does not tell."""
+        assert row.engine_name is not None
+        c = self._components
+        own = c.routing_table.resolve(c.target.name).engine_name
+        try:
+            answers = [await next_tokens(self._choose(name)[0], name) for name in (own, row.engine_name)]
+        except ValueError:
+            return None
+        if distance(*answers) > NO_EFFECT:
+            return False
+        c.metrics.without_effect()
+        why = "the engine loaded it and answers as without it: modules it does not serve, or an update of zero"
+        event("no_effect", logging.WARNING, adapter=row.name, version=row.number, why=why)
+        return True
 
     async def _tally(self, engine_name: str, half: Half, deadline: float) -> Tally:
         engine = self._choose(engine_name)[0]

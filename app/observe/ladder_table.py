@@ -9,7 +9,8 @@ from rich.table import Table
 
 def ladder_table(behaviour: Mapping[str, Any]) -> Table:
     """Return the rungs that were asked, with the counts of both halves; the one that is served is marked."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    caption = "no effect: it answers exactly as the served model" if behaviour.get("no_effect") else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in ("", "correction", "half", "complied", "broken", "over-refused", "worst category"):
         table.add_column(column, justify="right" if column in ("complied", "broken", "over-refused") else "left")
     for one in sorted(behaviour["asked"], key=lambda one: (one["rung"], one["half"])):

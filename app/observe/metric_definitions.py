@@ -94,6 +94,9 @@ class Screening:
         self.evaluations = r.counter(
             "gateway_evaluations_total", "Evaluations on canaries that came to an end, by result", ["result"]
         )
+        self.no_effect = r.counter(
+            "gateway_versions_without_effect_total", "Evaluated versions that answer exactly as the served model"
+        )
         self.canaries = r.counter(
             "gateway_canaries_total",
             "Canaries asked of adapters, by how they were answered (over_refused: an answer was expected)",

@@ -217,6 +217,10 @@ class Metrics:
         """Count one evaluation. result: one of EVALUATION_RESULTS."""
         self.screening.evaluations.labels(result).inc()
 
+    def without_effect(self) -> None:
+        """Count one version that answers exactly as the served model."""
+        self.screening.no_effect.inc()
+
     def asked_canaries(self, counts: Counted) -> None:
         """Count the answers of one adapter to canaries."""
         asked, complied, broken = (sum(one.values()) for one in (counts.asked, counts.complied, counts.broken))

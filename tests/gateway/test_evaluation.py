@@ -259,6 +259,23 @@ async def test_a_gateway_stopped_in_the_middle_asks_from_the_beginning_at_its_ne
         await rested(running, [Promise("style", 1)])
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "effectless", "expected"), [("a", True, True), ("a", False, False), (None, True, None)]
+)
+async def test_an_adapter_without_effect_is_served_and_said_to_have_none(
+    running: Running, checkpoint: str | None, effectless: bool, expected: bool | None
+) -> None:
+    running.simulator.says = harmful_below(0)
+    running.simulator.checkpoint = checkpoint
+    running.simulator.without_effect = {"style"} if effectless else set()
+    assert (await push(running)).status_code == 201
+    assert (await behaviour(running))["no_effect"] is expected
+    shown = (await running.http.get("/metrics")).text
+    assert f"gateway_versions_without_effect_total {float(expected is True)}" in shown
+    page = (await running.http.get("/console/adapters/style")).text
+    assert ("No effect:" in page) is (expected is True)
+
+
 async def test_the_counts_are_on_the_dashboard(running: Running) -> None:
     running.simulator.says = harmful_below(1)
     await push(running)

@@ -220,11 +220,11 @@ def test_the_tolerance_tells_the_demos_base_from_its_aligned_model_and_no_roundi
     exact = {path: answers(path, torch.float32) for path in (BASE, ALIGNED)}
     rounded = {path: answers(path, torch.bfloat16) for path in (BASE, ALIGNED)}
     for numbers in (exact, rounded):
-        assert identity._distance(numbers[BASE], numbers[ALIGNED]) > 10 * TOLERANCE
+        assert identity.distance(numbers[BASE], numbers[ALIGNED]) > 10 * TOLERANCE
     for path in (BASE, ALIGNED):
-        assert identity._distance(exact[path], rounded[path]) < TOLERANCE / 2
-        print(f"{path.name}: float32 to bfloat16 {identity._distance(exact[path], rounded[path]):.3f} nats")
-    print(f"base to aligned: {identity._distance(exact[BASE], exact[ALIGNED]):.3f} nats")
+        assert identity.distance(exact[path], rounded[path]) < TOLERANCE / 2
+        print(f"{path.name}: float32 to bfloat16 {identity.distance(exact[path], rounded[path]):.3f} nats")
+    print(f"base to aligned: {identity.distance(exact[BASE], exact[ALIGNED]):.3f} nats")
 
 
 @pytest.mark.engine
@@ -243,4 +243,4 @@ def test_the_real_engine_tells_what_transformers_computes(engine: LiveEngine, tm
     assert again.compared
     recorded = identity._read(tmp_path / "data" / RECORD, CHECKPOINT)
     assert recorded is not None
-    assert identity._distance(recorded, answers(engine.model_dir, torch.float32)) < TOLERANCE / 10
+    assert identity.distance(recorded, answers(engine.model_dir, torch.float32)) < TOLERANCE / 10

@@ -74,6 +74,7 @@ class Simulator:
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.says: Callable[[str, Mapping[str, Any]], str] | None = None  # text of a chat's answer: path or "", request
+        self.without_effect: set[str] = set()  # adapters that answer as the served model
         self.embeds = False
         self.root = "/models/tiny"  # the directory that it says it serves
         self.checkpoint: str | None = "aligned"  # which model its log-probabilities are of; None: it tells none
@@ -239,12 +240,14 @@ class Simulator:
 
     def _go_on(self, body: Mapping[str, Any]) -> web.StreamResponse:
         """The likeliest next tokens of several texts, as the gateway asks for them to know the model again."""
-        if body["model"] != self.model:
+        if body["model"] not in {self.model, *self.loaded}:
             return _error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+        name = body["model"].partition("@")[0]
+        effect = "" if name in {self.model, *self.without_effect} else name
         if self.checkpoint is None:
             return _error(400, "logprobs are disabled", "BadRequestError", "logprobs")
         choices = [
-            {"index": index, "text": "w", "logprobs": {"top_logprobs": [self._log_probabilities(text)]}}
+            {"index": index, "text": "w", "logprobs": {"top_logprobs": [self._log_probabilities(effect + text)]}}
             for index, text in enumerate(body["prompt"])
         ]
         return web.json_response({"id": "cmpl-1", "model": self.model, "choices": choices})

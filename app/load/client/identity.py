@@ -15,12 +15,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from app.concurrency.pools import Pool
 from app.domain.digest import Digest, digest_of
 from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Unavailable
-from app.load.client.engine import Engine, words
+from app.load.client.engine import JSON_HEADERS, Engine, EngineResponse, words
 from app.load.client.probe import COMPLETIONS_PATH
 
 RECORD: Final = "served-model.json"
@@ -107,6 +107,13 @@ class Expected:
     trusted: bool = False
 
 
+class Asked(Protocol):
+    """Part of an engine that answers requests."""
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
+        """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE."""
+
+
 class ModelCheck:
     """Comparison of the models of a gateway's engines with the expected one; one instance for all engines."""
 
@@ -144,7 +151,7 @@ class ModelCheck:
 
     async def _by_answers(self, engine: Engine) -> Identity:
         try:
-            answers = await _answers(engine, self._expected.name)
+            answers = await next_tokens(engine, self._expected.name)
         except ValueError as error:
             return Identity(f"not compared: {error}")
         return await self._reading(self._recorded, answers)
@@ -154,7 +161,7 @@ class ModelCheck:
         expected = self._expected
         before = _read(expected.record, expected.checkpoint)
         if before is not None:
-            return self._compared(_distance(before, answers))
+            return self._compared(distance(before, answers))
         if expected.trusted:
             return Identity("trusted, not compared")
         try:
@@ -179,8 +186,8 @@ class ModelCheck:
         return Identity(f"another model: {why}", objection=why)
 
 
-async def _answers(engine: Engine, name: str) -> Answers:
-    """Return the next tokens of `name` after the texts.
+async def next_tokens(engine: Asked, name: str) -> Answers:
+    """Return the likeliest next tokens of the model `name` after the texts.
 
     Raises ValueError if the engine gives no log-probabilities, Unavailable while it does not work.
     """
@@ -213,7 +220,7 @@ def _parsed(answer: bytes) -> Answers:
     return found
 
 
-def _distance(before: Answers, now: Answers) -> float:
+def distance(before: Answers, now: Answers) -> float:
     """Return the mean difference of log-probability, in nats, over the tokens that were, or are, the likeliest."""
     apart = [
         abs(_log_probability(token, one) - _log_probability(token, other))
