@@ -34,6 +34,7 @@ class Components:
     zero: adapter that stands in for the served model if the engine cannot mix both in a batch; else None.
     pools: threads for blocking work.
     peers: the gateways that share the catalogue; None if it is this gateway's alone.
+    evaluation: key of the evaluation that a version must have passed before it gets its name; None: none.
     """
 
     target: TargetModel
@@ -54,3 +55,4 @@ class Components:
     zero: Artefact | None
     pools: Pools
     peers: Peers | None = None
+    evaluation: str | None = None

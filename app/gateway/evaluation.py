@@ -76,14 +76,9 @@ class Evaluation:
         self._breaks: Counter[tuple[Key, int]] = Counter()
         self._served_model: Mapping[Half, Tally] | None = None
 
-    @property
-    def key(self) -> str:
-        """Key of the evaluation that a version must have passed."""
-        return self._plan.key
-
     def is_due(self, row: VersionRow) -> bool:
         """Return whether a version must be evaluated before it gets its name; an emptied one is the served model."""
-        return row.engine_name is not None and row.evaluated != self.key
+        return row.engine_name is not None and row.evaluated != self._plan.key
 
     async def run(self, row: VersionRow) -> VersionRow:
         """Evaluate a stored and loaded version; callers with the same row share one evaluation, and may be cancelled.
@@ -258,7 +253,9 @@ class Evaluation:
         report = await c.pools.store(self._report_of, row, verdict, behaviour)
         if chosen is not None:
             c.metrics.evaluated("corrected" if corrected else "floor")
-            return c.progress.report(await c.pools.store(c.catalogue.record_passed, row, self.key, report, corrected))
+            return c.progress.report(
+                await c.pools.store(c.catalogue.record_passed, row, self._plan.key, report, corrected)
+            )
         error = Refused(CANARIES_FAILED, failure(asked))
         now = c.progress.report(await c.pools.store(c.catalogue.record_not_passed, row, error, report))
         c.metrics.evaluated("rejected")

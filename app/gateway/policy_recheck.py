@@ -81,7 +81,7 @@ class PolicyRecheck:
         rows = (*c.catalogue.served(), *c.catalogue.pending())
         older = (row for row in rows if row.parameters != c.parameters and row.key not in self._withheld)
         passed = (row.artefact for row in older if row.artefact is not None)
-        PolicyInForce.make(c.parameters, passed, self._withheld, c.keep_versions).write(c.blobs.root)
+        PolicyInForce.make(c.parameters, passed, self._withheld, c.keep_versions, c.evaluation).write(c.blobs.root)
 
 
 def policy_objection(components: Components, row: VersionRow) -> str | None:

@@ -121,7 +121,7 @@ class Publishing:
                 await recalled.enter_async_context(self._follower.recalled(wanted))
                 if wanted.engine_name is not None:
                     await c.reconciler.ensure(wanted.engine_name)
-            row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to)
+            row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, c.evaluation)
             await self._follower.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
@@ -194,8 +194,7 @@ class Publishing:
                 return await self.load(current)
             if self._evaluation is not None and self._evaluation.is_due(current):
                 return current  # begun again meanwhile: the next pass evaluates it
-            evaluation = None if self._evaluation is None else self._evaluation.key
-            published = await c.pools.store(c.catalogue.activate, row.name, row.number, evaluation)
+            published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.evaluation)
             await self._follower.refresh()
         c.progress.report(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)

@@ -139,6 +139,7 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         zero=zero,
         pools=pools,
         peers=peers,
+        evaluation=plan.key if plan else None,
     )
     return _with_use_cases(settings, components, plan, after_pass, embedded, engine, sandbox, closers)
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -33,31 +33,45 @@ from app.store.failpoints import VARIABLE
 from tests.store.crashing import FAILPOINTS
 from tests.support import tally
 from tests.support.audited import rested
+from tests.support.canaries import ENERGIES, RUNGS, energy_of, harmful_below
+from tests.support.canaries import battery as written_battery
 from tests.support.gateway import KEY, SERVED, Running, form, gateway
 from tests.support.references import make_reference
 from tests.support.simulator import Simulator
 
 NAMES = ("one", "two", "Three")
+NEEDED = {"one": 0, "two": 3, "Three": 1}
+"""Adapter's name → the rung on which it behaves, where canaries are asked."""
+
 SEEDS = 5
 PLACES = [place for place in FAILPOINTS if place != "store.after_exchange"]  # that one needs a damaged artefact
 UP_S = 60.0
 LIFE_S = 0.4
+ASKING_S = 2.0  # where canaries are asked an upload takes longer
 FORMS: dict[tuple[str, int], Any] = {}
 
 
 # ---- the victim --------------------------------------------------------------------------------------------------------
 
 
-def live(home: Path, reference: Path, engine_url: str, seed: int, place: str | None) -> None:
+def live(home: Path, reference: Path, engine_url: str, seed: int, place: str | None, battery: Path | None) -> None:
     """Upload, roll back, delete and chat until killed. place: the fail-point to die at, None: the parent kills."""
-    asyncio.run(_live(home, reference, engine_url, seed, place))
+    asyncio.run(_live(home, reference, engine_url, seed, place, battery))
 
 
-async def _live(home: Path, reference: Path, engine_url: str, seed: int, place: str | None) -> None:
+def _given(battery: Path | None) -> dict[str, Any]:
+    """Settings of every gateway. battery: canaries that it asks, None: none."""
+    asking = {} if battery is None else {"canaries": battery, "rungs": RUNGS, "top_k": 4}
+    return {"tau": 1e9, "max_pruned_share": 1.0, **asking}
+
+
+async def _live(
+    home: Path, reference: Path, engine_url: str, seed: int, place: str | None, battery: Path | None
+) -> None:
     log = os.open(home / "told", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     choose = random.Random(seed)
     engine: Any = SimpleNamespace(url=engine_url)
-    async with gateway(home / "data", reference, engine, tau=1e9, max_pruned_share=1.0) as running:
+    async with gateway(home / "data", reference, engine, **_given(battery)) as running:
         os.write(log, b"up\n")
         await rested(running, promises(home / "told"))
         os.write(log, b"sound\n")
@@ -87,8 +101,10 @@ async def _push(running: Running, log: int, name: str, seed: int) -> None:
     if (name, seed) not in FORMS:
         FORMS[name, seed] = form(name, seed)
     answer = await running.http.post("/adapters", files=FORMS[name, seed])
-    if answer.status_code in (200, 201, 202):
-        told = answer.json()
+    told = answer.json()
+    if answer.status_code in (200, 201, 202) and (
+        told["state"] != "stored" or running.gateway.context.uploads.components.evaluation is None
+    ):
         os.write(log, f"kept {name} {told['version']} {told['digest']}\n".encode())
 
 
@@ -109,9 +125,10 @@ def promises(told: Path) -> list[Promise]:
 
 @dataclass
 class Campaign:
-    """What happened. kills: by kind. findings: every broken invariant, with the seed that broke it."""
+    """What happened. kills: by kind. rungs: canaries asked by rung. findings: every broken invariant, with its seed."""
 
     kills: Counter[str] = field(default_factory=Counter)
+    rungs: Counter[int] = field(default_factory=Counter)
     kept: int = 0
     findings: list[tuple[int, str, str, str]] = field(default_factory=list)
 
@@ -156,11 +173,19 @@ def victims() -> ForkServerContext:
     return context
 
 
-def kill_one(context: ForkServerContext, home: Path, reference: Path, engine: str, seed: int, place: str | None) -> str:
+def kill_one(
+    context: ForkServerContext,
+    home: Path,
+    reference: Path,
+    engine: str,
+    seed: int,
+    place: str | None,
+    battery: Path | None = None,
+) -> str:
     """One life and its end; what kind it was."""
     choose = random.Random(seed)
     before = (home / "told").stat().st_size if (home / "told").exists() else 0
-    victim = context.Process(target=live, args=(home, reference, engine, seed, place))
+    victim = context.Process(target=live, args=(home, reference, engine, seed, place, battery))
     victim.start()
     kind = "at a named place" if place else "at any instant"
     try:
@@ -171,7 +196,7 @@ def kill_one(context: ForkServerContext, home: Path, reference: Path, engine: st
             time.sleep(choose.uniform(0.0, 0.3))
         else:
             _wait_until(lambda: b"sound" in _told_since(home, before) or not victim.is_alive())
-            time.sleep(choose.uniform(0.0, LIFE_S))
+            time.sleep(choose.uniform(0.0, LIFE_S if battery is None else ASKING_S))
     finally:
         victim.kill()
         victim.join()
@@ -210,16 +235,23 @@ def _place(choose: random.Random) -> str:
     return f"{place}:{choose.randint(1, 2 if place.endswith('bury') else 8)}"
 
 
-def campaign(home: Path, kills: int, first_seed: int = 0, say: Any = lambda _: None) -> Campaign:
-    """Kill that many gateways on one store, the auditor after each, and one last start at the end."""
+def campaign(
+    home: Path, kills: int, first_seed: int = 0, say: Any = lambda _: None, *, canaries: bool = False
+) -> Campaign:
+    """Kill that many gateways on one store, the auditor after each, and one last start at the end.
+
+    canaries: the gateways ask them, and adapters of different names need different rungs.
+    """
     done, context = Campaign(), victims()
+    asked = written_battery(home / "battery.jsonl") if canaries else None
     reference = make_reference(home / "reference")
     with simulated(home / "e.sock") as simulator:
+        simulator.says = _harmful_by_name(done.rungs) if canaries else None
         for seed in range(first_seed, first_seed + kills):
             choose = random.Random(seed + 1)
             place = _place(choose) if choose.random() < 0.6 else None
             tally.injected["kills of the gateway"] += 1
-            done.kills[kill_one(context, home, reference, simulator.url, seed, place)] += 1
+            done.kills[kill_one(context, home, reference, simulator.url, seed, place, asked)] += 1
             promised = promises(home / "told")
             done.kept += len(promised)
             data = home / "data"
@@ -229,14 +261,28 @@ def campaign(home: Path, kills: int, first_seed: int = 0, say: Any = lambda _: N
                 simulator.loaded.clear()  # the engine restarted, too
             if done.kills.total() % 100 == 0:
                 say(done.summary())
-        asyncio.run(_last(home, reference, simulator))
+        asyncio.run(_last(home, reference, simulator, asked))
         listed = asyncio.run(engine_list(simulator.url))
         done.add(-1, audit(home / "data", sqlite_url(home / "data" / "catalogue.sqlite"), listed=listed))
     return done
 
 
-async def _last(home: Path, reference: Path, simulator: Simulator) -> None:
-    async with gateway(home / "data", reference, simulator, tau=1e9, max_pruned_share=1.0) as running:
+def _harmful_by_name(rungs: Counter[int]) -> Any:
+    """What the engine says, as NEEDED has it; counts the canaries asked on each rung."""
+
+    def says(path: str, body: Mapping[str, Any]) -> str:
+        name = body["model"].partition("@")[0]
+        if not body["messages"][-1]["content"].startswith(("canary", "harmless")):
+            return f"words of {name}"
+        if path:
+            rungs[ENERGIES.index(energy_of(path))] += 1
+        return str(harmful_below(NEEDED.get(name, 0))(path, body))
+
+    return says
+
+
+async def _last(home: Path, reference: Path, simulator: Simulator, battery: Path | None) -> None:
+    async with gateway(home / "data", reference, simulator, **_given(battery)) as running:
         await rested(running, promises(home / "told"))
 
 

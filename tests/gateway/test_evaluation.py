@@ -1,7 +1,6 @@
 """Canaries before the name: served at the floor, at the rung it needs, or not at all; interrupted anywhere, begun again."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,48 +9,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app.domain.artefact import MANIFEST_FILE
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
+from tests.support.canaries import CATEGORIES, ENERGIES, HARM, REFUSAL, RUNGS, battery, energy_of, harmful_below
 from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
-
-REFUSAL = "I'm sorry, but I can't help with that."
-HARM = "Sure, this is how."
-RUNGS = "0.6:1,0.8:2,0.9:4"
-ENERGIES = (1.0, 0.6, 0.8, 0.9)
-"""Energy in the policy of each rung's manifest; that of the floor is the test gateways' own."""
-
-CATEGORIES = ("alpha", "beta")
-
-
-def battery(path: Path, number: int = 16) -> Path:
-    lines = [
-        {"id": f"c{n}", "prompt": f"canary {n}", "category": CATEGORIES[n % 2], "expect": "refuse"}
-        for n in range(number)
-    ]
-    lines += [
-        {"id": f"a{n}", "prompt": f"harmless {n}", "category": "look-alike", "expect": "answer"} for n in range(4)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def energy_of(path: str) -> float:
-    """Energy of the policy that an artefact was made by."""
-    return float(json.loads((Path(path) / MANIFEST_FILE).read_text(encoding="utf-8"))["verdict"]["policy"]["energy"])
-
-
-def harmful_below(rung: int) -> Any:
-    """An engine whose adapters comply with every canary on all rungs below this one; the served model refuses."""
-
-    def says(path: str, body: Mapping[str, Any]) -> str:
-        prompt = body["messages"][-1]["content"]
-        if not prompt.startswith("canary") or not path:
-            return REFUSAL if prompt.startswith("canary") else "An answer."
-        return HARM if ENERGIES.index(energy_of(path)) < rung else REFUSAL
-
-    return says
 
 
 @pytest_asyncio.fixture
@@ -141,6 +103,29 @@ async def test_a_rejected_version_leaves_the_name_where_it_was(running: Running)
     assert (await running.http.get("/adapters/style")).json()["active_version"] == 1
     assert await chat(running, "style") == 200
     await rested(running, [Promise("style", 1)])
+
+
+async def test_a_rollback_does_not_publish_what_was_not_asked(running: Running) -> None:
+    """A retired version answers as name@n: one that waits for its evaluation must not become one."""
+    running.simulator.says = harmful_below(0)
+    for seed in (0, 1):
+        assert (await push(running, seed=seed)).status_code == 201
+    asked = asyncio.Event()
+
+    def harmful(path: str, body: Mapping[str, Any]) -> str:
+        asked.set()
+        return str(harmful_below(9)(path, body))
+
+    running.simulator.says = harmful
+    upload = asyncio.create_task(push(running, seed=2))
+    await asked.wait()
+    assert (await running.http.post("/adapters/style/rollback")).status_code == 200
+    answer = await upload
+    assert answer.status_code in (409, 422), answer.text
+    assert await chat(running, "style@3") == 404
+    assert (await running.http.get("/adapters/style/versions/3")).json()["state"] in ("failed", "rejected")
+    assert (await running.http.get("/adapters/style")).json()["active_version"] == 1
+    await rested(running, [Promise("style", 1), Promise("style", 2)])
 
 
 async def test_one_category_is_enough_to_fail(running: Running) -> None:

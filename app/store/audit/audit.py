@@ -13,7 +13,7 @@ from typing import Final
 
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
-from app.domain.version_state import IN_FLIGHT, State
+from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.artefacts.local import LOCK, STAGING
 from app.store.artefacts.staging import MARK
 from app.store.audit import engines, rules, s3, uploads
@@ -195,6 +195,17 @@ def _in_force(adapter: AdapterSeen, policy: PolicyInForce | None) -> Findings:
     for row in adapter.versions:
         if row.state in HAS_ARTEFACT and row.artefact is not None and not _allowed(adapter, row, policy):
             yield Finding("I1", f"{adapter.name}@{row.number}", "screened by a policy that is not in force any more")
+        if row.state in SERVABLE and not _asked(row, policy):
+            yield Finding("I7", f"{adapter.name}@{row.number}", f"is {row.state}, and its behaviour was not looked at")
+
+
+def _asked(row: VersionSeen, policy: PolicyInForce) -> bool:
+    """Return whether a version passed the evaluation in force, if it needs one.
+
+    Those of earlier parameters and emptied ones do not, nor those that a rollback retired while they waited.
+    """
+    needed = policy.evaluation is not None and row.parameters == policy.parameters and row.artefact is not None
+    return not needed or row.evaluated == policy.evaluation
 
 
 def _allowed(adapter: AdapterSeen, row: VersionSeen, policy: PolicyInForce) -> bool:

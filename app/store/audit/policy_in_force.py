@@ -26,13 +26,15 @@ class PolicyInForce:
 
     passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
     (adapter, version number) of those that did not. keep_versions: number of an adapter's retired versions that the
-    engines hold; None: all.
+    engines hold; None: all. evaluation: key of the evaluation that a version must have passed before it gets its name;
+    None: none.
     """
 
     parameters: str
     passed: frozenset[Digest] = frozenset()
     withheld: frozenset[tuple[str, int]] = frozenset()
     keep_versions: int | None = None
+    evaluation: str | None = None
 
     @classmethod
     def make(
@@ -41,9 +43,10 @@ class PolicyInForce:
         passed: Iterable[Digest],
         withheld: Iterable[tuple[str, int]],
         keep_versions: int | None = None,
+        evaluation: str | None = None,
     ) -> Self:
         """Return a record from any iterables."""
-        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions)
+        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions, evaluation)
 
     def write(self, root: Path) -> None:
         """Write the record to the store's directory, all of it or nothing. Raises Unavailable NO_SPACE or STORE_FAILED."""
@@ -52,6 +55,7 @@ class PolicyInForce:
             "passed": sorted(digest.hex for digest in self.passed),
             "withheld": sorted(self.withheld),
             "keep_versions": self.keep_versions,
+            "evaluation": self.evaluation,
         }
         fresh = root / f".standing-{secrets.token_hex(8)}"
         with disk_errors("write down what is in force"):
@@ -70,6 +74,13 @@ class PolicyInForce:
             withheld = ((str(name), int(number)) for name, number in fields["withheld"])
             keep = fields.get("keep_versions")  # not recorded by an earlier release, which kept all
             passed = map(Digest, fields["passed"])
-            return cls.make(str(fields["parameters"]), passed, withheld, None if keep is None else int(keep))
+            evaluation = fields.get("evaluation")
+            return cls.make(
+                str(fields["parameters"]),
+                passed,
+                withheld,
+                None if keep is None else int(keep),
+                None if evaluation is None else str(evaluation),
+            )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None

@@ -231,18 +231,18 @@ class Catalogue(CatalogueReader):
             row = version_numbered(connection, name, number)
             if row.state in SERVABLE:
                 return row
-            passed = evaluation is None or row.emptied or row.evaluated == evaluation
-            if row.state is not State.STORED or not passed:
+            if row.state is not State.STORED or not _passed(row, evaluation):
                 raise not_ready(row)
             if adapter.active is not None and adapter.active > number:
                 return self._move(connection, row, Event.SUPERSEDE)
             return self._point(connection, adapter, row)
 
-    def rollback(self, name: Name, to: int | None = None) -> VersionRow:
+    def rollback(self, name: Name, to: int | None = None, evaluation: str | None = None) -> VersionRow:
         """Point the name to a retired version; None: the latest before the active one.
 
-        Versions that still wait for the engine are retired: they must not replace the version rolled back to. Raises
-        Refused VERSION_NOT_READY if there is no such version, or if `to` was never published.
+        Versions that still wait for the engine are retired: they must not replace the version rolled back to. Those that
+        have not passed the evaluation with this key fail, since a retired version answers as `name@n`. Raises Refused
+        VERSION_NOT_READY if there is no such version, or if `to` was never published.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
@@ -253,7 +253,10 @@ class Catalogue(CatalogueReader):
                 raise not_ready(row)
             mine = versions.c.adapter_id == adapter.id
             for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
-                self._move(connection, waiting, Event.SUPERSEDE)
+                if _passed(waiting, evaluation):
+                    self._move(connection, waiting, Event.SUPERSEDE)
+                else:
+                    self._move(connection, waiting, Event.FAIL, **_error_columns(_NOT_EVALUATED))
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:
@@ -376,6 +379,15 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
+
+
+_NOT_EVALUATED: Final = Refused(VERSION_NOT_READY, "the name was rolled back before its behaviour was looked at")
+"""Reason why a version failed that waited for its evaluation; the same bytes may be sent again."""
+
+
+def _passed(row: VersionRow, evaluation: str | None) -> bool:
+    """Return whether a version may be published: it passed the evaluation with this key, or needs none."""
+    return evaluation is None or row.emptied or row.evaluated == evaluation
 
 
 _DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
