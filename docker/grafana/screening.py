@@ -171,8 +171,30 @@ def screening() -> Json:
             ),
         ],
     )
+    behaviour = Row(
+        "Behaviour",
+        [
+            timeseries(
+                "Evaluations by result",
+                "floor: served as screening left it; corrected: served with a stronger correction; rejected: not served. "
+                "None without a battery of canaries",
+                [Query(f"sum by (result) (increase(gateway_evaluations_total{{{J}}}{RATE}))", "{{result}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Canaries by answer",
+                "Asked of adapters on every correction that was tried; over_refused: an answer was expected",
+                [Query(f"sum by (answer) (increase(gateway_canaries_total{{{J}}}{RATE}))", "{{answer}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Adapters without effect",
+                "They answer exactly as the served model: modules that the engine does not serve, or an update of zero",
+                [Query(f"sum(increase(gateway_versions_without_effect_total{{{J}}}{RATE}))", "without effect")],
+            ),
+        ],
+    )
     comparison = choice("comparison", "Comparison", ["input", "alignment", "projection"])
     text = "What came in, what was cut out of it, and why. Screened does not mean free of harm."
-    return dashboard(
-        "lora-screening", "Screening", text, [job("gateway_build_info"), ADAPTER, comparison], [glance, came, out, why]
-    )
+    variables = [job("gateway_build_info"), ADAPTER, comparison]
+    return dashboard("lora-screening", "Screening", text, variables, [glance, came, out, why, behaviour])

@@ -72,6 +72,8 @@ def requests(good: str, bad: str) -> dict[str, str]:
     return {f'{name}{{{AT},adapter="a",status="200"}}': good, f'{name}{{{AT},adapter="a",status="502"}}': bad}
 
 
+JOB = {"job": "gateway"}
+
 CASES = [
     Case("GatewayDown", {f"up{{{AT}}}": "1 0x30"}, 3, GATEWAY),
     Case("GatewayDown", {f"up{{{AT}}}": "1 0 1x30"}, 3),
@@ -99,6 +101,9 @@ CASES = [
     Case("PrunedShareUnusual", adapters(2, 4, 5, 6, 45), 5, {"job": "gateway", "adapter": "a4"}, "40%"),
     Case("PrunedShareUnusual", adapters(40, 42, 45, 46, 47), 5),  # all alike
     Case("PrunedShareUnusual", adapters(2, 4, 45), 5),  # too few to say what is usual
+    Case("AdapterFailedCanaries", {f'gateway_evaluations_total{{{AT},result="rejected"}}': "0x5 2x30"}, 10, JOB, "2"),
+    Case("AdapterFailedCanaries", {f'gateway_evaluations_total{{{AT},result="rejected"}}': "2x30"}, 10),
+    Case("AdapterFailedCanaries", {f'gateway_evaluations_total{{{AT},result="corrected"}}': "0x5 2x30"}, 10),
     Case("RequestsFailing", requests("0+60x30", "0+20x30"), 15, {"job": "gateway"}, "25%"),
     Case("RequestsFailing", requests("0+60x30", "0+1x30"), 15),
     Case("RequestsFailing", requests("0x30", "0x10 1x20"), 15),  # one of one
