@@ -158,6 +158,21 @@ def bench_soak(
         raise typer.Exit(1)
 
 
+@bench.command("registering")
+def bench_registering(
+    quick: Annotated[bool, typer.Option(help="One short round")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file")] = None,
+) -> None:
+    """Time between tokens of chats while adapters register and are asked canaries. Three minutes on the demo's engine."""
+    from app.bench.engine.registering import PERIOD_S, ROUNDS, result_json, run, table
+
+    with _bar() as progress:
+        found = run(progress, 1 if quick else ROUNDS, 1.0 if quick else PERIOD_S)
+    _print(table(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(found), indent=1) + "\n", encoding="utf-8")
+
+
 @bench.command("hotload")
 def bench_hotload(
     quick: Annotated[bool, typer.Option(help="An eighth of the layers, fewer rounds")] = False,

@@ -1,8 +1,11 @@
 """evaluate: behaviour of a candidate adapter on the operator's canaries, and the strength of correction it needs.
 
 battery   canaries, read strictly from a file
+asking    canaries put to one model of an engine
 judges    one answer → refused, complied or broken
 ladder    results so far → the next question, the rung to serve, or rejection
+plan      battery, rungs and limits of every evaluation, as one value with a key
+report    counts by rung, half and category, as JSON
 
-Pure but for reading files. No upload passes through here yet: `python -m app canaries` is the only caller.
+gateway/evaluation.py makes the candidates, has them loaded and records the result.
 """

@@ -75,7 +75,7 @@ def over_the_demo(rounds: int, progress: ReportProgress) -> Case:
     """Measure the demo's adapter, with different bytes each time, over the demo's real engine."""
     with tempfile.TemporaryDirectory() as folder:
         progress("the demo's engine", 0.0)
-        with _gateway(Path(folder), ["--demo"]) as url:
+        with served(Path(folder), ["--demo"]) as url:
             return _case("demo", "real", url, (variant(n) for n in range(rounds + 1)))
 
 
@@ -88,14 +88,15 @@ def at_llama_size(layers: int, rounds: int, progress: ReportProgress) -> Case:
         )
         engine = stack.enter_context(stand_in(home, 0.0)).url
         flags = ["--model", "llama", "--reference", str(home / "reference"), "--engine-url", engine]
-        url = stack.enter_context(_gateway(home, [*flags, "--max-update-ratio", "1e9"]))
+        url = stack.enter_context(served(home, [*flags, "--max-update-ratio", "1e9"]))
         progress("uploading", 0.9)
         uploads = (_llama_adapter(shapes, seed) for seed in range(rounds + 1))
         return _case(f"Llama-2-7B q, v, r = {RANK}, {layers} layers", "stand-in", url, uploads)
 
 
 @contextmanager
-def _gateway(home: Path, more: list[str]) -> Iterator[str]:
+def served(home: Path, more: list[str]) -> Iterator[str]:
+    """Serve from `home` with these flags as well; yield the URL."""
     port = free_port()
     command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--data", str(home / "data"), *more]
     command += ["--api-keys", KEY, "--min-free-disk-mib", "0", "--uploads-per-minute", "0"]
