@@ -21,6 +21,7 @@ from app.domain.errors import (
     CANARIES_FAILED,
     ENGINE_UNAVAILABLE,
     LOAD_FAILED,
+    STORE_FAILED,
     Refused,
     Stage,
     Unavailable,
@@ -103,8 +104,10 @@ class Evaluation:
 
     def _end(self, at: tuple[Key, int], done: asyncio.Task[VersionRow]) -> None:
         del self._running[at]
-        if not done.cancelled():
-            done.exception()  # retrieved, also if every caller was cancelled
+        if done.cancelled():
+            return
+        if done.exception() is None:  # retrieved, also if every caller was cancelled
+            self._breaks.pop(at, None)
 
     async def _run(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:
@@ -229,13 +232,15 @@ class Evaluation:
         c, steps = self._components, _VerdictOf()
         c.blobs.verify(row.artefact)
         folder = c.blobs.path(row.artefact)
-        with (folder / WEIGHTS_FILE).open("rb") as weights:
-            try:
+        try:
+            with (folder / WEIGHTS_FILE).open("rb") as weights:
                 config = (folder / CONFIG_FILE).read_bytes()
                 return c.sanitise(config, weights, row.received, steps, rung=rung), steps.verdict
-            except Refused as error:  # what is left does not pass its own measurement: nothing to serve
-                event("rung_refused", logging.WARNING, adapter=row.name, version=row.number, rung=rung, why=str(error))
-                return None, None
+        except Refused as error:  # what is left does not pass its own measurement: nothing to serve
+            event("rung_refused", logging.WARNING, adapter=row.name, version=row.number, rung=rung, why=str(error))
+            return None, None
+        except OSError as error:
+            raise Unavailable(STORE_FAILED, f"artefact {row.artefact.short}: {error.strerror}") from error
 
     def _put(self, artefact: Artefact, claims: ExitStack) -> None:
         """Store an artefact that no version names yet, claimed until `claims` is closed. Blocking."""
