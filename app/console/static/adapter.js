@@ -91,7 +91,7 @@ byId("sure-yes").addEventListener("click", async () => {
 const watched = document.querySelector("[data-watch]");
 
 if (watched) {
-  const words = { validated: "Validated; being screened.", screened: "Screened; being stored.", stored: "Stored and waiting for the engine." };
+  const words = { validated: "Validated; being screened.", screened: "Screened; being stored.", stored: "Stored: the engine loads it, and is asked canaries if there are any." };
   try {
     let final = false;
     for await (const step of stages(watched.dataset.watch, "")) {
