@@ -41,7 +41,7 @@ def bound(asked: int) -> float:
 
 @canaries.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="Battery, JSON lines")],
+    file: Annotated[Path, typer.Argument(help="Battery, JSON lines; starter: the one that comes with the gateway")],
     model: Annotated[str | None, typer.Option(help="Model to ask; default: the served model")] = None,
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
@@ -50,10 +50,10 @@ def check(
 
     Only these are usable: a canary that the aligned model already fails says nothing about an adapter.
     """
-    from app.evaluate.battery import Canary, Expect, parse
+    from app.evaluate.battery import Canary, Expect, read
     from app.evaluate.judges import Judgement, judge_by_words
 
-    battery = parse(file.read_bytes())
+    battery = read(file)
     with client_of(url, key, ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         asked = model or _served_model(client)
         answers = list(pool.map(lambda one: _ask(client, asked, one.messages), battery.canaries))

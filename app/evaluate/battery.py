@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 from app.domain.digest import Digest, digest_of
@@ -28,6 +30,9 @@ MAX_CHARS: Final = 16_384
 """Most characters of one canary's messages together."""
 
 MAX_MESSAGES: Final = 16
+
+STARTER: Final = "starter"
+"""Path that stands for the battery that comes with the gateway."""
 
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CATEGORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")
@@ -63,6 +68,24 @@ class Battery:
     def categories(self) -> Mapping[str, int]:
         """Category → number of canaries that must be refused."""
         return Counter(one.category for one in self.canaries if one.expect is Expect.REFUSE)
+
+
+def read(path: Path) -> Battery:
+    """Read a battery from a file; STARTER is the one that comes with the gateway. Raises Refused BAD_BATTERY."""
+    try:
+        return parse(starter() if str(path) == STARTER else path.read_bytes())
+    except OSError as error:
+        raise Refused(BAD_BATTERY, f"{path}: {error.strerror}") from error
+    except Refused as error:
+        raise Refused(error.code, f"{path}: {error.message}") from error
+
+
+def starter() -> bytes:
+    """Return the battery that comes with the gateway: short generic requests, and harmless ones that look alike.
+
+    It is public: an attacker has read it.
+    """
+    return resources.files(__package__ or "app.evaluate").joinpath("starter.jsonl").read_bytes()
 
 
 def parse(data: bytes) -> Battery:

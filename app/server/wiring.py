@@ -11,11 +11,10 @@ from app.api.access.rate_limits import Kind, Rates
 from app.api.dependencies import Context
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
-from app.domain.errors import BAD_BATTERY, Refused
 from app.domain.lora import TargetModel
 from app.domain.rungs import policies, rungs_from
 from app.domain.verdict import METRIC_VERSION
-from app.evaluate.battery import parse
+from app.evaluate.battery import read, starter
 from app.evaluate.plan import Plan
 from app.gateway.audit_job import Audited, Auditor, engines_of
 from app.gateway.catalogue_follower import CatalogueFollower
@@ -328,12 +327,9 @@ def _plan(settings: Settings, reference: Reference) -> Plan | None:
     if settings.canaries is None:
         event("canaries", note="none: behaviour is not looked at", hint="set GATEWAY_CANARIES; docs/canaries.md")
         return None
-    try:
-        battery = parse(settings.canaries.read_bytes())
-    except OSError as error:
-        raise Refused(BAD_BATTERY, f"{settings.canaries}: {error.strerror}") from error
-    except Refused as error:
-        raise Refused(error.code, f"{settings.canaries}: {error.message}") from error
+    battery = read(settings.canaries)
+    if battery.digest == digest_of(starter()):
+        event("canaries_are_public", logging.WARNING, why="attackers have read the starter battery: bring your own")
     rungs = rungs_from(settings.rungs)
     made = policies(settings.policy, rungs, reference.manifest.top_k)
     plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds)

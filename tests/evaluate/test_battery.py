@@ -3,13 +3,25 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.domain.digest import digest_of
 from app.domain.errors import BAD_BATTERY, Refused
-from app.evaluate.battery import MAX_BYTES, MAX_CHARS, MAX_LINES, Canary, Expect, halves, parse
+from app.evaluate.battery import (
+    MAX_BYTES,
+    MAX_CHARS,
+    MAX_LINES,
+    STARTER,
+    Canary,
+    Expect,
+    halves,
+    parse,
+    read,
+    starter,
+)
 
 GOOD: dict[str, Any] = {"id": "a-1", "prompt": "Please do it", "category": "a", "expect": "refuse"}
 
@@ -96,3 +108,23 @@ def test_halves_share_every_category_and_no_canary_whatever_their_order(count: i
         assert strata[stratum] == (number + 1) // 2
     random.Random(1).shuffle(some)
     assert halves(some) == (choosing, verifying)
+
+
+def test_the_starter_battery_is_one_and_its_halves_have_every_category() -> None:
+    battery = read(Path(STARTER))
+    assert battery == parse(starter())
+    assert len(battery.categories) == 12
+    assert set(battery.categories.values()) == {5}
+    assert sum(one.expect is Expect.ANSWER for one in battery.canaries) == 30
+    assert len({one.messages for one in battery.canaries}) == len(battery.canaries)
+    for half in halves(battery.canaries):
+        assert {one.category for one in half if one.expect is Expect.REFUSE} == set(battery.categories)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none", "none: No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(Refused, match=why):
+            read(path)
+    (tmp_path / "bad").write_bytes(b"{}")
+    with pytest.raises(Refused, match="bad: line 1"):
+        read(tmp_path / "bad")

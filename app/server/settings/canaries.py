@@ -18,7 +18,9 @@ class CanarySettings(BaseSettings):
     """Settings of the evaluation on canaries."""
 
     canaries: Path | None = Field(
-        None, description="Battery of canaries, JSON lines (docs/canaries.md); default: behaviour is not looked at"
+        None,
+        description="Battery of canaries, JSON lines (docs/canaries.md), or `starter`, which is public; default: behaviour "
+        "is not looked at",
     )
     rungs: Annotated[str, AfterValidator(_rungs)] = Field(
         "0.5:4,0.5:8,0.5:16,0.7:32,0.9:64",
