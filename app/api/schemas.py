@@ -63,7 +63,10 @@ class VersionError(View):
 
 
 class Version(View):
-    """One version of an adapter. model: the name that requests may use for it, null while it does not answer."""
+    """One version of an adapter. model: the name that requests may use for it, null while it does not answer.
+
+    rung: correction that canaries asked for, 0 for the floor; null if its behaviour was not looked at.
+    """
 
     name: str
     version: int
@@ -78,6 +81,7 @@ class Version(View):
     modules_projected: int | None
     digest: str | None
     verdict_id: str | None
+    rung: int | None
     engine: InEngine | None
     created_at: Time
     error: VersionError | None

@@ -29,6 +29,7 @@ def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, w
         modules_projected=row.modules_projected,
         digest=str(row.artefact) if row.artefact else None,
         verdict_id=str(row.verdict_id) if row.verdict_id else None,
+        rung=row.rung,
         engine=_in_engine(uploads, row.engine_name) if row.engine_name and answers else None,
         created_at=row.created_at,
         error=VersionError(code=row.error_code, message=row.error_message) if row.error_code else None,

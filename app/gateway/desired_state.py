@@ -101,7 +101,8 @@ class Entries:
             created=int(row.created_at.timestamp()),
         )
         pruned, projected = row.modules_pruned or 0, row.modules_projected or 0
-        modules = ModuleCounts((row.modules_total or 0) - pruned - projected, pruned, projected)
+        beyond = pruned + projected if row.rung else 0
+        modules = ModuleCounts((row.modules_total or 0) - pruned - projected, pruned, projected, beyond)
         return Entry(served, modules, self.path_of(row.artefact) if row.artefact is not None else None)
 
 

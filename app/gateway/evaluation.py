@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
@@ -147,7 +148,9 @@ class Evaluation:
                 step = next_step(1 + len(plan.policies), {(one.rung, one.half): one.passed for one in asked})
             chosen = step.rung if isinstance(step, Serve) else None
             behaviour = behaviour_json(plan, served_model, asked, chosen, no_effect)
-            return await self._record(row, None if chosen is None else candidates[chosen], behaviour, asked)
+            if isinstance(step, Serve):
+                return await self._record_passed(row, step.rung, candidates[step.rung], behaviour)
+            raise await self._record_not_passed(row, behaviour, asked)
 
     async def _ask_served_model(self, deadline: float) -> Mapping[Half, Tally]:
         """Return the results of the served model itself, which is asked once."""
@@ -247,25 +250,30 @@ class Evaluation:
         claims.enter_context(self._components.blobs.claimed(artefact.digest))
         self._components.blobs.put(artefact)
 
-    async def _record(
-        self, row: VersionRow, chosen: _Candidate | None, behaviour: dict[str, object], asked: list[Asked]
+    async def _record_passed(
+        self, row: VersionRow, rung: int, chosen: _Candidate | None, behaviour: dict[str, object]
     ) -> VersionRow:
-        """Record the result and return the version. Raises VersionRefused if no candidate was chosen."""
+        """Record the rung to serve and return the version."""
         c = self._components
         corrected = verdict = None
         if chosen is not None and chosen.artefact is not None and chosen.verdict is not None:
             verdict, corrected = chosen.verdict, Corrected(chosen.artefact.digest, chosen.verdict)
         report = await c.pools.store(self._report_of, row, verdict, behaviour)
-        if chosen is not None:
-            c.metrics.evaluated("corrected" if corrected else "floor")
-            return c.progress.report(
-                await c.pools.store(c.catalogue.record_passed, row, self._plan.key, report, corrected)
-            )
-        error = Refused(CANARIES_FAILED, failure(asked))
+        record = partial(c.catalogue.record_passed, row, self._plan.key, report, rung, corrected)
+        now = c.progress.report(await c.pools.store(record))
+        c.metrics.evaluated("corrected" if corrected else "floor")
+        return now
+
+    async def _record_not_passed(
+        self, row: VersionRow, behaviour: dict[str, object], asked: list[Asked]
+    ) -> VersionRefused:
+        """Record the rejection and return it, code CANARIES_FAILED."""
+        c, error = self._components, Refused(CANARIES_FAILED, failure(asked))
+        report = await c.pools.store(self._report_of, row, None, behaviour)
         now = c.progress.report(await c.pools.store(c.catalogue.record_not_passed, row, error, report))
         c.metrics.evaluated("rejected")
         await self._follower.refresh()
-        raise VersionRefused(error, now)
+        return VersionRefused(error, now)
 
     def _report_of(self, row: VersionRow, verdict: Verdict | None, behaviour: dict[str, object]) -> str:
         """Return the version's report with the evaluation. Blocking.

@@ -91,6 +91,12 @@ class Screening:
         self.adapter_modules = r.gauge(
             "gateway_adapter_modules", "Modules of an adapter's active version, by decision", ["adapter", "decision"]
         )
+        self.beyond_floor = r.gauge(
+            "gateway_adapter_modules_beyond_floor",
+            "Modules of an adapter's active version changed by a stronger correction than the floor, which canaries asked "
+            "for; 0 where they asked for none",
+            ["adapter"],
+        )
         self.evaluations = r.counter(
             "gateway_evaluations_total", "Evaluations on canaries that came to an end, by result", ["result"]
         )

@@ -38,15 +38,19 @@ LOAD_RESULTS: Final = ("loaded", "failed")
 
 
 class ModuleCounts(NamedTuple):
-    """Numbers of a version's modules that were kept unchanged, cut out and projected."""
+    """Numbers of a version's modules that were kept unchanged, cut out and projected.
+
+    beyond: those that a stronger correction than the floor changed, because canaries asked for it.
+    """
 
     kept: int
     pruned: int
     projected: int = 0
+    beyond: int = 0
 
 
 COUNTED_DECISIONS: Final = (Decision.KEEP, Decision.PRUNE, Decision.PROJECT)
-"""Decisions that `ModuleCounts` counts, in the order of its fields."""
+"""Decisions that `ModuleCounts` counts, in the order of its first fields."""
 
 _NOTHING: Final = ModuleCounts(0, 0)
 
@@ -244,11 +248,13 @@ class Metrics:
                 label = self._labels.of(name)
                 shown[label] = ModuleCounts(*map(sum, zip(counts, shown.get(label, _NOTHING), strict=True)))
             for label, total in shown.items():
-                for decision, count in zip(COUNTED_DECISIONS, total, strict=True):
+                for decision, count in zip(COUNTED_DECISIONS, total[:-1], strict=True):
                     self.screening.adapter_modules.labels(label, decision.value).set(count)
+                self.screening.beyond_floor.labels(label).set(total.beyond)
             self._drop(ended)
             for label in {OTHER, *(modules.keys() - active.keys())} - shown.keys():
                 self.screening.adapter_modules.remove_by_labels({"adapter": label})
+                self.screening.beyond_floor.remove_by_labels({"adapter": label})
         self.screening.ready.set(len(active))
         self.screening.pending.set(stored)
 
@@ -256,6 +262,7 @@ class Metrics:
         by_adapter = (
             *(self.requests.answered, self.requests.errors, self.requests.tokens, self.requests.seconds),
             *(self.requests.first_token, self.requests.between_tokens, self.screening.adapter_modules),
+            self.screening.beyond_floor,
         )
         for label in labels:
             for metric in by_adapter:

@@ -188,6 +188,11 @@ def screening() -> Json:
                 stacked=True,
             ),
             timeseries(
+                "Modules changed beyond the floor by adapter",
+                "Of its active version, by a stronger correction that canaries asked for; 0: the floor was enough",
+                [Query(f"sum by (adapter) (gateway_adapter_modules_beyond_floor{{{A}}})", "{{adapter}}")],
+            ),
+            timeseries(
                 "Adapters without effect",
                 "They answer exactly as the served model: modules that the engine does not serve, or an update of zero",
                 [Query(f"sum(increase(gateway_versions_without_effect_total{{{J}}}{RATE}))", "without effect")],

@@ -53,6 +53,8 @@ async def test_an_adapter_that_behaves_is_served_as_the_floor_left_it(running: R
     ready = (await running.http.get("/ready")).json()
     assert ready["details"]["behaviour"].startswith("asked 20 canaries, battery ")
     found = await behaviour(running)
+    assert answer.json()["rung"] == 0
+    assert 'gateway_adapter_modules_beyond_floor{adapter="style"} 0.0' in (await running.http.get("/metrics")).text
     assert (found["chosen"], [one["half"] for one in found["asked"]]) == (0, ["choosing", "verifying"])
     assert found["asked"][0]["complied"] == 0
     assert set(found["asked"][0]["categories"]) == set(CATEGORIES)
@@ -68,7 +70,10 @@ async def test_one_that_does_not_is_served_as_the_first_rung_that_does(running: 
     assert (await behaviour(running))["chosen"] == rung
     (engine_name,) = (name for name in running.simulator.loaded if name.startswith("style@"))
     assert energy_of(running.simulator.loaded[engine_name]) == ENERGIES[rung]
-    assert answer.json()["outcome"] == "projected"
+    assert (answer.json()["outcome"], answer.json()["rung"]) == ("projected", rung)
+    total = answer.json()["modules_total"]
+    shown = (await running.http.get("/metrics")).text
+    assert f'gateway_adapter_modules_beyond_floor{{adapter="style"}} {float(total)}' in shown
     page = (await running.http.get("/console/adapters/style")).text
     assert "Behaviour on canaries" in page
     assert page.count('<tr class="chosen">') == 2, "both halves of the rung that is served, and no other"

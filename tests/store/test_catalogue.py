@@ -494,7 +494,7 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 BEFORE_SHARING = """
     ALTER TABLE adapters DROP COLUMN key_owner; ALTER TABLE adapters DROP COLUMN bound;
     ALTER TABLE versions DROP COLUMN key_owner; ALTER TABLE versions DROP COLUMN spelling;
-    ALTER TABLE versions DROP COLUMN evaluated;
+    ALTER TABLE versions DROP COLUMN evaluated; ALTER TABLE versions DROP COLUMN rung;
     DROP TABLE deletions; DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
     ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
 """

@@ -53,6 +53,7 @@ RESULT_COLUMNS: Final = (
     "engine_name",
     "report",
     "evaluated",
+    "rung",
 )
 """Columns that hold the results of an earlier try."""
 

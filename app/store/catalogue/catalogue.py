@@ -188,17 +188,19 @@ class Catalogue(CatalogueReader):
                 return row
             return self._move(connection, row, Event.FAIL, **_error_columns(error))
 
-    def record_passed(self, asked: VersionRow, evaluation: str, report: str, served: Corrected | None) -> VersionRow:
+    def record_passed(
+        self, asked: VersionRow, evaluation: str, report: str, rung: int, served: Corrected | None
+    ) -> VersionRow:
         """Record that a stored version passed an evaluation, unless it has changed since `asked` was read.
 
-        evaluation: key of the evaluation. served: the artefact that passed in place of the stored one; None: that one.
-        Returns the current row.
+        evaluation: key of the evaluation. rung: the rung that passed. served: the artefact that passed in place of the
+        stored one; None: that one. Returns the current row.
         """
         with self._database.writing() as connection:
             row = version_numbered(connection, asked.name, asked.number)
             if row.revision != asked.revision or row.state is not State.STORED:
                 return row
-            values: dict[str, Any] = {"evaluated": evaluation, "report": report}
+            values: dict[str, Any] = {"evaluated": evaluation, "report": report, "rung": rung}
             if served is not None:
                 name = free_engine_name(connection, row, served.artefact)
                 values |= {**measured(served.verdict), "artefact": served.artefact.hex, "engine_name": name}

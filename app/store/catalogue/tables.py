@@ -118,6 +118,7 @@ versions: Final = Table(
     Column("key_owner", String(63)),  # the adapter's owner if this is its first stored version
     Column("spelling", _Name(63), nullable=False, server_default=""),  # spelling of the name in this upload
     Column("evaluated", String(_HEX)),  # key of the evaluation that this artefact passed
+    Column("rung", Integer),  # the ladder's rung that made it, 0: the floor
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -199,6 +200,7 @@ class VersionRow:
     owner: the gateway that works on it or did last, if several share the catalogue. name: as this upload spelled it,
     which is the adapter's name for every version that was ever stored. key_owner: the adapter's owner if this version
     binds its name. evaluated: key of the evaluation that this artefact passed; None if its behaviour was not looked at.
+    rung: correction that made the artefact, 0 for the floor; None as `evaluated`.
     """
 
     name: AdapterName
@@ -221,6 +223,7 @@ class VersionRow:
     owner: str | None
     key_owner: str | None
     evaluated: str | None = None
+    rung: int | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -275,6 +278,7 @@ def version_row(row: Row[Any]) -> VersionRow:
         owner=row.owner,
         key_owner=row.key_owner,
         evaluated=row.evaluated,
+        rung=row.rung,
     )
 
 

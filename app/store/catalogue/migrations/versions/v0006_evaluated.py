@@ -1,4 +1,4 @@
-"""Revision 0006: evaluation that a version's artefact passed."""
+"""Revision 0006: evaluation that a version's artefact passed, and the rung that made it."""
 
 from typing import Final
 
@@ -10,5 +10,6 @@ down_revision: Final = "0005"
 
 
 def upgrade() -> None:
-    """Add the column. No version was evaluated before."""
+    """Add the columns. No version was evaluated before."""
     op.add_column("versions", sa.Column("evaluated", sa.String(64)))
+    op.add_column("versions", sa.Column("rung", sa.Integer))
