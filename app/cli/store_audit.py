@@ -35,6 +35,7 @@ AGAIN: Final = "what is stored, measured again"
 
 OTHER_REFERENCE: Final = "were measured against another reference"
 OLDER_METRIC: Final = "were measured by another release; the gateway measures them again before it serves them"
+REMOVED: Final = "that no version needs were removed by the gateway meanwhile"
 
 _STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -147,7 +148,7 @@ def measured_again(root: Path, reference_dir: Path, store_url: str | None = None
     with tempfile.TemporaryDirectory(prefix="gateway-audit-") as spare:
         for folder in _artefacts(root, store_url, Path(spare), left_out):
             finding = _finding_when_measured(folder, reference)
-            if finding in (OTHER_REFERENCE, OLDER_METRIC):
+            if finding in (OTHER_REFERENCE, OLDER_METRIC, REMOVED):
                 left_out[finding] += 1
                 continue
             measured += 1
@@ -189,7 +190,10 @@ def _artefacts(root: Path, store_url: str | None, spare: Path, left_out: Counter
 
 
 def _finding_when_measured(folder: Path, reference: "Reference") -> str | None:
-    """Return the finding about one artefact; None if it passes, OTHER_REFERENCE or OLDER_METRIC if not comparable."""
+    """Return the finding about one artefact; None if it passes.
+
+    OTHER_REFERENCE or OLDER_METRIC if it is not comparable, REMOVED if it is not there any more.
+    """
     from app.domain.artefact import MANIFEST_FILE
     from app.domain.verdict import METRIC_VERSION
 
@@ -201,6 +205,8 @@ def _finding_when_measured(folder: Path, reference: "Reference") -> str | None:
             return OLDER_METRIC
         return _sanitised_again(folder, reference, fields["policy"])
     except (ValueError, LookupError, TypeError, OSError) as error:
+        if not folder.exists():  # a missing one that a version needs is another finding, I2
+            return REMOVED
         return f"cannot be measured again: {type(error).__name__}"
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner, Result
 
+from app.cli import store_audit
 from app.cli.main import cli
-from app.cli.store_audit import AGAIN, NOTHING_SEEN, OLDER_METRIC, measured_again
+from app.cli.store_audit import AGAIN, NOTHING_SEEN, OLDER_METRIC, REMOVED, measured_again
 from app.domain.digest import digest_of
 from app.screen.reference.build import BuildOptions
 from app.store.artefacts.s3_client import Objects
@@ -50,6 +51,28 @@ async def test_what_a_gateway_stored_passes(
     there = len(list((running.data / "artefacts").glob("*/manifest.json")))
     assert there > 1
     assert found == Audit((), counts={"artefacts_measured_again": there})
+
+
+async def test_what_the_gateway_removes_meanwhile_is_no_finding(
+    open_gateway: OpenHouse, tiny_reference_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate that was asked canaries, say, and is not served: it goes while the audit reads it."""
+    async with open_gateway(tau=1e6) as running:
+        for seed in range(2):
+            assert (await running.http.post("/adapters", files=form("one", seed))).status_code == 201
+        real, removed = store_audit._sanitised_again, list[Path]()
+
+        def removed_meanwhile(folder: Path, *given: Any) -> str | None:
+            if not removed:
+                removed.append(folder)
+                shutil.rmtree(folder)
+            return real(folder, *given)
+
+        monkeypatch.setattr(store_audit, "_sanitised_again", removed_meanwhile)
+        found = await asyncio.to_thread(measured_again, running.data / "artefacts", tiny_reference_dir)
+    assert found.findings == ()
+    assert found.counts == {"artefacts_measured_again": 1}
+    assert [part.why for part in found.skipped] == [f"1 artefacts {REMOVED}"]
 
 
 def forged(running: Running, digest: str, size: float) -> str:
