@@ -40,13 +40,17 @@ from app.gateway.version_refused import VersionRefused
 from app.load.client.identity import distance, next_tokens
 from app.observe.log import event
 from app.serve.relay import Choose
-from app.store.catalogue.catalogue import Corrected
+from app.store.catalogue.evaluated import Corrected
 from app.store.catalogue.tables import VersionRow
 
 BREAKS: Final = 3
 """Times that the engine may fail while a version is asked; then the version fails, since it may be what breaks the
 engine."""
 
+
+RETRY_S: Final = 2.0
+"""Seconds after such a failure before the version is evaluated again, doubled each time: one crash must not be counted
+three times, before the reconciler has noticed it."""
 
 NO_EFFECT: Final = 1e-6
 """Mean difference of a next token's log-probability, in nats, up to which an adapter has no effect: the engine computes
@@ -76,11 +80,16 @@ class Evaluation:
         self._one_at_a_time = asyncio.Lock()
         self._running: dict[tuple[Key, int], asyncio.Task[VersionRow]] = {}
         self._breaks: Counter[tuple[Key, int]] = Counter()
+        self._retry_at: dict[tuple[Key, int], float] = {}
         self._served_model: Mapping[Half, Tally] | None = None
 
     def is_due(self, row: VersionRow) -> bool:
         """Return whether a version must be evaluated before it gets its name; an emptied one is the served model."""
         return row.engine_name is not None and row.evaluated != self._plan.key
+
+    def may_start(self, row: VersionRow) -> bool:
+        """Return whether a version may be evaluated now: its last evaluation did not fail a moment ago."""
+        return time.monotonic() >= self._retry_at.get((row.key, row.revision), 0.0)
 
     async def run(self, row: VersionRow) -> VersionRow:
         """Evaluate a stored and loaded version; callers with the same row share one evaluation, and may be cancelled.
@@ -108,7 +117,11 @@ class Evaluation:
         if done.cancelled():
             return
         if done.exception() is None:  # retrieved, also if every caller was cancelled
-            self._breaks.pop(at, None)
+            self._forget(at)
+
+    def _forget(self, at: tuple[Key, int]) -> None:
+        self._breaks.pop(at, None)
+        self._retry_at.pop(at, None)
 
     async def _run(self, row: VersionRow) -> VersionRow:
         async with self._one_at_a_time:
@@ -125,9 +138,10 @@ class Evaluation:
             return error
         at = (row.key, row.revision)
         self._breaks[at] += 1
+        self._retry_at[at] = time.monotonic() + RETRY_S * 2 ** (self._breaks[at] - 1)
         if self._breaks[at] < BREAKS:
             return error
-        del self._breaks[at]
+        self._forget(at)
         why = f"the engine failed {BREAKS} times while it was asked canaries; last: {error.message}"
         return Unavailable(LOAD_FAILED, why)
 

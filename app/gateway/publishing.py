@@ -141,7 +141,7 @@ class Publishing:
     # ---- internals -----------------------------------------------------------------------------------------------
 
     def _load_in_background(self, row: VersionRow) -> None:
-        if row.key not in self._loading:
+        if row.key not in self._loading and (self._evaluation is None or self._evaluation.may_start(row)):
             self._loading[row.key] = task = asyncio.create_task(self._load_quietly(row), name="loading")
             task.add_done_callback(lambda _: self._loading.pop(row.key, None))
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from app.gateway import evaluation
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.canaries import CATEGORIES, ENERGIES, HARM, REFUSAL, RUNGS, battery, energy_of, harmful_below
@@ -174,7 +175,10 @@ async def test_nobody_can_ask_a_candidate(running: Running) -> None:
     assert turned_away > 0
 
 
-async def test_with_the_engine_dead_on_any_rung_the_version_waits_and_is_taken_up_again(running: Running) -> None:
+async def test_with_the_engine_dead_on_any_rung_the_version_waits_and_is_taken_up_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "RETRY_S", 0.5)
     for rung in range(4):
         name = f"style-{rung}"
         says = harmful_below(rung)
@@ -199,7 +203,11 @@ async def test_with_the_engine_dead_on_any_rung_the_version_waits_and_is_taken_u
     await rested(running, [Promise(f"style-{rung}", 1) for rung in range(4)])
 
 
-async def test_an_adapter_that_breaks_the_engine_again_and_again_fails(running: Running) -> None:
+async def test_an_adapter_that_breaks_the_engine_again_and_again_fails(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "RETRY_S", 0.05)
+
     def says(path: str, body: Mapping[str, Any]) -> str:
         if path and "style" in body["model"]:
             raise RuntimeError  # the simulator answers 500

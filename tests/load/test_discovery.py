@@ -297,10 +297,10 @@ async def test_a_version_is_published_though_the_engine_that_had_it_goes_meanwhi
     catalogue = named.running.gateway.context.uploads.components.catalogue
     activate, begun, go_on = catalogue.activate, threading.Event(), threading.Event()
 
-    def slow(name: Name, number: int) -> VersionRow:
+    def slow(name: Name, number: int, evaluation: str | None) -> VersionRow:
         begun.set()
         assert go_on.wait(10)
-        return activate(name, number)
+        return activate(name, number, evaluation)
 
     monkeypatch.setattr(catalogue, "activate", slow)
     answer = await named.running.http.post("/adapters", files=form("style"), params={"wait": "false"})

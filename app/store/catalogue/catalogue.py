@@ -20,6 +20,7 @@ from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
+from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
 from app.store.catalogue.naming import Claim, bind, claim_of, spelled
 from app.store.catalogue.queries import (
     Name,
@@ -47,14 +48,6 @@ class Recovered:
 
     interrupted: tuple[VersionRow, ...]
     to_load: tuple[VersionRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Corrected:
-    """Artefact made by a rung above the floor, and its verdict."""
-
-    artefact: Digest
-    verdict: Verdict
 
 
 def _utc_now() -> datetime:
@@ -233,7 +226,7 @@ class Catalogue(CatalogueReader):
             row = version_numbered(connection, name, number)
             if row.state in SERVABLE:
                 return row
-            if row.state is not State.STORED or not _passed(row, evaluation):
+            if row.state is not State.STORED or not publishable(row, evaluation):
                 raise not_ready(row)
             if adapter.active is not None and adapter.active > number:
                 return self._move(connection, row, Event.SUPERSEDE)
@@ -255,10 +248,10 @@ class Catalogue(CatalogueReader):
                 raise not_ready(row)
             mine = versions.c.adapter_id == adapter.id
             for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
-                if _passed(waiting, evaluation):
+                if publishable(waiting, evaluation):
                     self._move(connection, waiting, Event.SUPERSEDE)
                 else:
-                    self._move(connection, waiting, Event.FAIL, **_error_columns(_NOT_EVALUATED))
+                    self._move(connection, waiting, Event.FAIL, **_error_columns(NOT_EVALUATED))
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:
@@ -381,15 +374,6 @@ class Catalogue(CatalogueReader):
         changed = connection.execute(update(versions).where(*where).values(**values))
         if changed.rowcount != 1:
             raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
-
-
-_NOT_EVALUATED: Final = Refused(VERSION_NOT_READY, "the name was rolled back before its behaviour was looked at")
-"""Reason why a version failed that waited for its evaluation; the same bytes may be sent again."""
-
-
-def _passed(row: VersionRow, evaluation: str | None) -> bool:
-    """Return whether a version may be published: it passed the evaluation with this key, or needs none."""
-    return evaluation is None or row.emptied or row.evaluated == evaluation
 
 
 _DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
