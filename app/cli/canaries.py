@@ -14,9 +14,6 @@ from rich.table import Table
 
 from app.cli.adapters import Key, Url, answer_of, client_of, fail
 
-ANSWER_TOKENS: Final = 64
-"""Tokens of an answer: a refusal comes in the first sentence."""
-
 ANSWER_S: Final = 60.0
 """Most seconds of one answer; then it counts as broken."""
 
@@ -56,7 +53,7 @@ def check(
     battery = read(file)
     with client_of(url, key, ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         asked = model or _served_model(client)
-        answers = list(pool.map(lambda one: _ask(client, asked, one.messages), battery.canaries))
+        answers = list(pool.map(lambda one: _ask(client, asked, one), battery.canaries))
     right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
     usable: list[Canary] = []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -93,16 +90,12 @@ def _served_model(client: httpx.Client) -> str:
     return next(str(card["id"]) for card in answer_of(client.get("/v1/models"))["data"] if card["parent"] is None)
 
 
-def _ask(client: httpx.Client, model: str, messages: Sequence[tuple[str, str]]) -> Any:
+def _ask(client: httpx.Client, model: str, canary: Any) -> Any:
     """Return the answer; one without text if it did not come. Its text is never shown."""
+    from app.evaluate.asking import request_of
     from app.evaluate.judges import Answer
 
-    body = {
-        "model": model,
-        "messages": [{"role": role, "content": text} for role, text in messages],
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-    }
+    body = request_of(model, canary)
     try:
         response = client.post("/v1/chat/completions", json=body)
         for _ in range(RETRIES):

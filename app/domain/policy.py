@@ -104,7 +104,7 @@ class Policy:
             raise ValueError("policy top_k must be 1 or more and project_outputs 0 or more")
         if not 0.0 < self.energy <= 1.0:
             raise ValueError(f"policy energy must lie above 0 and at most at 1, not {self.energy}")
-        if self.action is Action.PROJECT and not (self._accepts_what_it_leaves()):
+        if self.action is Action.PROJECT and not self._accepts_what_it_leaves():
             raise ValueError("policy action project goes with the comparison input and a tau of 0 or more")
 
     def _accepts_what_it_leaves(self) -> bool:

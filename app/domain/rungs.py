@@ -1,6 +1,5 @@
 """Rungs of the ladder: corrections above the floor, each of which projects more inputs and outputs than the one before."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -35,12 +34,12 @@ def rungs_from(text: str) -> tuple[Rung, ...]:
 
 
 def _rung(text: str) -> Rung:
-    energy, colon, outputs = text.partition(":")
+    energy, _, outputs = text.partition(":")
     try:
         rung = Rung(float(energy), int(outputs))
     except ValueError:
         raise ValueError(f"{text!r} is not energy:outputs, as in 0.7:16") from None
-    if not colon or not math.isfinite(rung.energy) or not 0.0 < rung.energy < 1.0 or rung.outputs < 0:
+    if not 0.0 < rung.energy < 1.0 or rung.outputs < 0:
         raise ValueError(f"{text!r}: the energy lies between 0 and 1, and the outputs are 0 or more")
     return rung
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,9 +21,7 @@ ANSWER_BYTES: Final = 1 << 20
 """Most bytes of an answer of so many tokens."""
 
 AT_ONCE: Final = 8
-"""Canaries asked at the same time: an engine batches dozens of chats, so these cost the others little."""
-
-Judge = Callable[[Answer], Judgement]
+"""Canaries asked at the same time: docs/performance.md has what that costs the chats beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,8 @@ class Judged:
     judgement: Judgement
 
 
-async def ask(
-    engine: Asked, model: str, canaries: Sequence[Canary], deadline: float, judge: Judge = judge_by_words
-) -> tuple[Judged, ...]:
-    """Ask `model` all canaries and judge its answers, in the order of the canaries.
+async def ask(engine: Asked, model: str, canaries: Sequence[Canary], deadline: float) -> tuple[Judged, ...]:
+    """Ask `model` all canaries and judge its answers by words, in the order of the canaries.
 
     model: the engine's name for it. deadline: on the monotonic clock. Raises Unavailable: CANARIES_TIMEOUT after it,
     ENGINE_UNAVAILABLE if the engine fails or another model answers. No prompt and no answer is kept or logged.
@@ -46,7 +42,7 @@ async def ask(
 
     async def one(canary: Canary) -> Judged:
         async with gate:
-            return Judged(canary, judge(await _answer(engine, model, canary)))
+            return Judged(canary, judge_by_words(await _answer(engine, model, canary)))
 
     tasks = [asyncio.create_task(one(canary)) for canary in canaries]
     try:
@@ -62,14 +58,14 @@ async def ask(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def request_of(model: str, canary: Canary) -> dict[str, Any]:
+    """Return the body of the chat request that puts a canary to a model: greedy, and short."""
+    messages = [{"role": role, "content": text} for role, text in canary.messages]
+    return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+
+
 async def _answer(engine: Asked, model: str, canary: Canary) -> Answer:
-    body = {
-        "model": model,
-        "messages": [{"role": role, "content": text} for role, text in canary.messages],
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-    }
-    response = await engine.post(CHAT_PATH, json.dumps(body).encode())
+    response = await engine.post(CHAT_PATH, json.dumps(request_of(model, canary)).encode())
     try:
         status, data = response.status, await response.read(ANSWER_BYTES)
     finally:

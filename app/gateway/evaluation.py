@@ -59,11 +59,10 @@ the same sums in the same order, and only a batch shared with other requests mak
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Artefact in the engine. artefact, verdict: None for the stored artefact itself."""
+    """Artefact in the engine. corrected: None for the stored artefact itself."""
 
     engine_name: str
-    artefact: Artefact | None = None
-    verdict: Verdict | None = None
+    corrected: Corrected | None = None
 
 
 class Evaluation:
@@ -231,7 +230,7 @@ class Evaluation:
             return _Candidate(row.engine_name)
         c = self._components
         artefact, verdict = await c.pools.screening(self._make, row, rung)
-        if artefact is None:
+        if artefact is None or verdict is None:
             return None
         if artefact.digest == row.artefact:  # this rung changes nothing
             return _Candidate(row.engine_name)
@@ -241,7 +240,7 @@ class Evaluation:
         name = await c.pools.store(c.catalogue.free_engine_name, row, artefact.digest)
         await held.enter_async_context(self._follower.candidate(name, c.blobs.path(artefact.digest)))
         await c.reconciler.ensure(name)
-        return _Candidate(name, artefact, verdict)
+        return _Candidate(name, Corrected(artefact.digest, verdict))
 
     def _make(self, row: VersionRow, rung: int) -> tuple[Artefact | None, Verdict | None]:
         """Correct the stored artefact as a rung says. Blocking. Raises Unavailable."""
@@ -268,11 +267,8 @@ class Evaluation:
         self, row: VersionRow, rung: int, chosen: _Candidate | None, behaviour: dict[str, object]
     ) -> VersionRow:
         """Record the rung to serve and return the version."""
-        c = self._components
-        corrected = verdict = None
-        if chosen is not None and chosen.artefact is not None and chosen.verdict is not None:
-            verdict, corrected = chosen.verdict, Corrected(chosen.artefact.digest, chosen.verdict)
-        report = await c.pools.store(self._report_of, row, verdict, behaviour)
+        c, corrected = self._components, chosen.corrected if chosen is not None else None
+        report = await c.pools.store(self._report_of, row, corrected.verdict if corrected else None, behaviour)
         record = partial(c.catalogue.record_passed, row, self._plan.key, report, rung, corrected)
         now = c.progress.report(await c.pools.store(record))
         c.metrics.evaluated("corrected" if corrected else "floor")

@@ -94,7 +94,7 @@ def test_every_state_is_reached() -> None:
 
 
 def test_an_engine_outage_is_no_event() -> None:
-    """What is stored can only be published, refused by name or for its behaviour, overtaken or deleted."""
+    """A stored version can only be published, fail, be rejected for its behaviour, be overtaken or be deleted."""
     assert allowed(State.STORED) == {Event.ACTIVATE, Event.SUPERSEDE, Event.FAIL, Event.REJECT, Event.DELETE}
 
 

@@ -125,7 +125,7 @@ def promises(told: Path) -> list[Promise]:
 
 @dataclass
 class Campaign:
-    """What happened. kills: by kind. rungs: canaries asked by rung. findings: every broken invariant, with its seed."""
+    """Counts of a campaign. kills: by kind. rungs: canaries asked by rung. findings: broken invariants with their seeds."""
 
     kills: Counter[str] = field(default_factory=Counter)
     rungs: Counter[int] = field(default_factory=Counter)
@@ -268,7 +268,7 @@ def campaign(
 
 
 def _harmful_by_name(rungs: Counter[int]) -> Any:
-    """What the engine says, as NEEDED has it; counts the canaries asked on each rung."""
+    """Return the engine's answers, harmful below the rung that NEEDED has; they count canaries by rung in `rungs`."""
 
     def says(path: str, body: Mapping[str, Any]) -> str:
         name = body["model"].partition("@")[0]
@@ -287,11 +287,11 @@ async def _last(home: Path, reference: Path, simulator: Simulator, battery: Path
 
 
 def main() -> None:
-    """`python -m tests.faults.kills KILLS [FIRST_SEED]`."""
+    """`python -m tests.faults.kills KILLS [FIRST_SEED [canaries]]`."""
     kills, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time()) & 0xFFFF
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-") as home:
-        done = campaign(Path(home), kills, seed, say=print)
+        done = campaign(Path(home), kills, seed, say=print, canaries=sys.argv[3:] == ["canaries"])
     print(f"{done.summary()}; seeds {seed}…{seed + kills - 1}, {time.monotonic() - began:.0f} s")
     if done.findings:
         print(json.dumps(done.findings))

@@ -24,6 +24,7 @@ from rich.text import Text
 from app.bench.engine.hotload import served
 from app.bench.engine.soak import variant
 from app.bench.progress import ReportProgress
+from app.bench.relay.run import percentile
 from app.bench.relay.targets import KEY, START_S
 from app.bench.screening.machine import this_machine
 from app.demo.canaries import write_battery
@@ -49,12 +50,7 @@ class Gaps:
 
     def ratio(self, percent: int) -> float:
         """Return a percentile while adapters register, in terms of that of chats alone."""
-        return percentile(self.between[REGISTERING], percent) / percentile(self.between[ALONE], percent)
-
-
-def percentile(values: list[float], percent: int) -> float:
-    """Return a percentile (1..99) by linear interpolation."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+        return percentile(self.between[REGISTERING], percent / 100) / percentile(self.between[ALONE], percent / 100)
 
 
 def run(progress: ReportProgress, rounds: int = ROUNDS, period_s: float = PERIOD_S) -> Gaps:
@@ -118,7 +114,8 @@ def result_json(found: Gaps) -> dict[str, Any]:
     return {
         "machine": asdict(this_machine()),
         "between_tokens": {
-            kind: {f"p{percent}": percentile(values, percent) for percent in (50, 90, 99)} | {"count": len(values)}
+            kind: {f"p{percent}": percentile(values, percent / 100) for percent in (50, 90, 99)}
+            | {"count": len(values)}
             for kind, values in found.between.items()
         },
         "evaluations": found.evaluations,
@@ -131,7 +128,9 @@ def table(found: Gaps) -> RenderableType:
     for column in ("time between tokens, ms", "P50", "P90", "P99", "tokens"):
         rows.add_column(column, justify="left" if column.startswith("time") else "right")
     for kind, values in found.between.items():
-        rows.add_row(kind, *(f"{1e3 * percentile(values, percent):.1f}" for percent in (50, 90, 99)), str(len(values)))
+        rows.add_row(
+            kind, *(f"{1e3 * percentile(values, percent / 100):.1f}" for percent in (50, 90, 99)), str(len(values))
+        )
     rows.add_row("ratio", *(f"{found.ratio(percent):.2f}" for percent in (50, 90, 99)), "")
     return Group(rows, *(Text(line, style="dim") for line in _notes(found)))
 
