@@ -8,6 +8,7 @@ from fastapi import Request
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Rates
 from app.domain.shares import Shares, address_holder
+from app.gateway.evaluation import Evaluation
 from app.gateway.rescreening import Rescreening
 from app.gateway.uploads import Uploads
 from app.observe.metrics import Metrics
@@ -22,7 +23,8 @@ class Context:
     """Components available to a route.
 
     receive: turns a request's body into a sealed upload. readiness: name of a part → None, or the problem with it.
-    details: further fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format.
+    evaluation: None without a battery. details: further fields of /ready. engine_metrics: the engine's own metrics, in
+    Prometheus text format.
     """
 
     keys: Keys
@@ -31,6 +33,7 @@ class Context:
     admission: Admission
     metrics: Metrics
     uploads: Uploads
+    evaluation: Evaluation | None
     rescreening: Rescreening
     relay: Relay
     routing_table: RoutingTable

@@ -34,8 +34,8 @@ class View(BaseModel):
 class Report(View):
     """Files as received, the verdict about them, and the behaviour on canaries, as the release that measured them wrote it.
 
-    behaviour: absent if none was looked at. floor: verdict about the upload, if canaries asked for a stronger correction;
-    `verdict` is then that of the correction.
+    behaviour: absent if none was looked at. asked_again: canaries asked of the published version later. floor: verdict
+    about the upload, if canaries asked for a stronger correction; `verdict` is then that of the correction.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -44,6 +44,7 @@ class Report(View):
     verdict: dict[str, Any] = {}
     behaviour: dict[str, Any] = {}
     floor: dict[str, Any] = {}
+    asked_again: dict[str, Any] = {}
 
 
 class InEngine(View):

@@ -75,6 +75,11 @@ class Version:
         return None if self.report is None else self.report.get("verdict")
 
     @property
+    def asked_again(self) -> Mapping[str, Any] | None:
+        """Canaries that it was asked after it was published, as JSON values; None if it was not asked again."""
+        return None if self.report is None else self.report.get("asked_again")
+
+    @property
     def behaviour(self) -> Mapping[str, Any] | None:
         """Its evaluation on canaries as JSON values; None if its behaviour was not looked at."""
         return None if self.report is None else self.report.get("behaviour")

@@ -46,6 +46,10 @@ EVERY_MODULE: Final = -1e9
 """A tau below every score: each module with an update is condemned (the rungs of the ladder)."""
 
 
+NO_MODULE: Final = 1e9
+"""A tau above every score: no module is condemned (a ladder without a floor)."""
+
+
 def shown_tau(tau: float) -> float:
     """Return tau for people: 0, above which nothing may stay, if every module was condemned."""
     return 0.0 if tau == EVERY_MODULE else tau

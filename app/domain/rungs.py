@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
-from app.domain.policy import EVERY_MODULE, Action, Comparison, Policy
+from app.domain.policy import EVERY_MODULE, NO_MODULE, Action, Comparison, Policy
 
 MAX_RUNGS: Final = 16
 """Most rungs: each may have to be made, loaded and asked for every upload."""
@@ -24,7 +24,7 @@ class Rung:
 
 def rungs_from(text: str) -> tuple[Rung, ...]:
     """Parse `energy:outputs` pairs separated by commas, weakest first. Raises ValueError."""
-    rungs = tuple(_rung(part.strip()) for part in text.split(",") if part.strip())
+    rungs = tuple(rung_from(part.strip()) for part in text.split(",") if part.strip())
     if len(rungs) > MAX_RUNGS:
         raise ValueError(f"{len(rungs)} rungs, the cap is {MAX_RUNGS}")
     for weaker, stronger in pairwise(rungs):
@@ -33,7 +33,8 @@ def rungs_from(text: str) -> tuple[Rung, ...]:
     return rungs
 
 
-def _rung(text: str) -> Rung:
+def rung_from(text: str) -> Rung:
+    """Parse one `energy:outputs` pair. Raises ValueError."""
     energy, _, outputs = text.partition(":")
     try:
         rung = Rung(float(energy), int(outputs))
@@ -42,6 +43,18 @@ def _rung(text: str) -> Rung:
     if not 0.0 < rung.energy < 1.0 or rung.outputs < 0:
         raise ValueError(f"{text!r}: the energy lies between 0 and 1, and the outputs are 0 or more")
     return rung
+
+
+def with_floor(policy: Policy, floor: Rung | None) -> Policy:
+    """Return the policy with another correction for every adapter: `floor`, or none at all if it is None.
+
+    Raises ValueError if the policy's comparison or action does not project.
+    """
+    if floor is None:
+        return replace(policy, tau=NO_MODULE)
+    if policy.action is not Action.PROJECT:
+        raise ValueError("a ladder's floor projects: it goes with the action project")
+    return replace(policy, energy=floor.energy, project_outputs=floor.outputs)
 
 
 def policies(floor: Policy, rungs: Sequence[Rung], kept: int) -> tuple[Policy, ...]:

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,9 +21,6 @@ ANSWER_TOKENS: Final = 64
 ANSWER_BYTES: Final = 1 << 20
 """Most bytes of an answer of so many tokens."""
 
-AT_ONCE: Final = 8
-"""Canaries asked at the same time: docs/performance.md has what that costs the chats beside them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -32,25 +30,34 @@ class Judged:
     judgement: Judgement
 
 
-async def ask(engine: Asked, model: str, canaries: Sequence[Canary], deadline: float) -> tuple[Judged, ...]:
+async def ask(
+    engine: Asked, model: str, canaries: Sequence[Canary], deadline: float, at_once: Callable[[], int]
+) -> tuple[Judged, ...]:
     """Ask `model` all canaries and judge its answers by words, in the order of the canaries.
 
-    model: the engine's name for it. deadline: on the monotonic clock. Raises Unavailable: CANARIES_TIMEOUT after it,
-    ENGINE_UNAVAILABLE if the engine fails or another model answers. No prompt and no answer is kept or logged.
+    model: the engine's name for it. deadline: on the monotonic clock. at_once: returns the number of canaries to be asked
+    at the same time from now on, at least 1. Raises Unavailable: CANARIES_TIMEOUT after the deadline, ENGINE_UNAVAILABLE
+    if the engine fails or another model answers. No prompt and no answer is kept or logged.
     """
-    gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(canary: Canary) -> Judged:
-        async with gate:
-            return Judged(canary, judge_by_words(await _answer(engine, model, canary)))
+        return Judged(canary, judge_by_words(await _answer(engine, model, canary)))
 
-    tasks = [asyncio.create_task(one(canary)) for canary in canaries]
+    waiting, tasks = deque(canaries), list[asyncio.Task[Judged]]()
+    running: set[asyncio.Task[Judged]] = set()
     try:
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            return tuple(await asyncio.gather(*tasks))
+            while waiting or running:
+                while waiting and len(running) < at_once():
+                    running.add(task := asyncio.create_task(one(waiting.popleft())))
+                    tasks.append(task)
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            return tuple(task.result() for task in tasks)
     except TimeoutError as error:
-        done = sum(task.done() and not task.cancelled() for task in tasks)
-        why = f"{done} of {len(tasks)} canaries were answered in time"
+        answered = sum(task.done() and not task.cancelled() for task in tasks)
+        why = f"{answered} of {len(canaries)} canaries were answered in time"
         raise Unavailable(CANARIES_TIMEOUT, why) from error
     finally:
         for task in tasks:

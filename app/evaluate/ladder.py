@@ -33,6 +33,11 @@ class Tally:
     broken: Mapping[str, int] = field(default_factory=Counter)
     over_refused: Mapping[str, int] = field(default_factory=Counter)
 
+    @property
+    def failing(self) -> int:
+        """Number of canaries that must be refused and were not."""
+        return sum(map(self.failed, self.asked))
+
     def failed(self, category: str) -> int:
         """Return the number of canaries of a category that must be refused and were not."""
         return self.complied.get(category, 0) + self.broken.get(category, 0)

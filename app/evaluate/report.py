@@ -54,6 +54,17 @@ def behaviour_json(
     }
 
 
+def asked_again_json(plan: Plan, tallies: Mapping[Half, Tally], passed: bool) -> dict[str, Any]:
+    """Return the report's part `asked_again`: the battery put to a published version, as it is served."""
+    return {
+        "evaluation": plan.key,
+        "battery": str(plan.battery.digest),
+        "judge": JUDGE,
+        "passed": passed,
+        "asked": [{"half": half.value, **_tally_json(counts)} for half, counts in tallies.items()],
+    }
+
+
 def _tally_json(tally: Tally) -> dict[str, Any]:
     return {name: sum(getattr(tally, name).values()) for name in ("asked", "complied", "broken", "over_refused")} | {
         "categories": {
@@ -72,7 +83,7 @@ def failure(asked: Sequence[Asked]) -> str:
     tallies = [one.tally for one in asked if one.tally is not None and not one.passed]
     if not tallies:
         return "no correction leaves anything of it"
-    best = min(tallies, key=lambda tally: sum(map(tally.failed, tally.asked)))
+    best = min(tallies, key=lambda tally: tally.failing)
     failed = sorted(((best.failed(one), one) for one in best.asked if best.failed(one)), reverse=True)
     shown = ", ".join(f"{count} of {best.asked[one]} in {one}" for count, one in failed[:CATEGORIES_SHOWN])
     more = f" and in {len(failed) - CATEGORIES_SHOWN} more categories" if len(failed) > CATEGORIES_SHOWN else ""

@@ -123,4 +123,4 @@ class CatalogueFollower:
             self._garbage.suspect()
         c.desired.state = state
         c.routing_table.replace(state.served, state.unloaded)
-        c.metrics.show_adapters(state.modules, state.stored)
+        c.metrics.show_adapters(state.modules, state.stored, len(state.withheld))

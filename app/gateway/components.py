@@ -7,6 +7,7 @@ from app.domain.artefact import Artefact
 from app.domain.lora import TargetModel
 from app.domain.policy import Policy
 from app.gateway.desired_state import StateInForce
+from app.gateway.rules_in_force import RulesInForce
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.metrics import Metrics
@@ -25,7 +26,6 @@ class Components:
     """Components that the use cases share; built once, by server/wiring.py.
 
     screen_seconds: time limit of one screening, seconds.
-    parameters: key of everything a verdict depends on besides the bytes; other parameters need a new verdict.
     keep_versions: number of retired versions of each adapter, the newest, that stay loaded.
     sanitise: turns an upload into the artefact to store, in this process or in the sandbox.
     reconciler: keeps the engine equal to the desired state; the fleet, if there are several engines.
@@ -34,14 +34,13 @@ class Components:
     zero: adapter that stands in for the served model if the engine cannot mix both in a batch; else None.
     pools: threads for blocking work.
     peers: the gateways that share the catalogue; None if it is this gateway's alone.
-    evaluation: key of the evaluation that a version must have passed before it gets its name; None: none.
+    rules: everything a verdict depends on besides the bytes; other rules need a new verdict.
     """
 
     target: TargetModel
     reference: Reference
     policy: Policy
     screen_seconds: float
-    parameters: str
     keep_versions: int
     sanitise: Sanitise
     blobs: BlobStore
@@ -54,5 +53,15 @@ class Components:
     progress: Progress
     zero: Artefact | None
     pools: Pools
+    rules: RulesInForce
     peers: Peers | None = None
-    evaluation: str | None = None
+
+    @property
+    def parameters(self) -> str:
+        """Key of the rules in force."""
+        return self.rules.parameters
+
+    @property
+    def evaluation(self) -> str | None:
+        """Key of the evaluation that a version must have passed before it gets its name; None: none."""
+        return self.rules.evaluation

@@ -1,47 +1,35 @@
-"""Evaluation of a stored version before it gets its name: canaries on the floor, then on stronger corrections.
+"""Evaluation of versions on canaries: before they get their name, and again when the battery changed or time has passed.
 
-Each correction is an artefact of its own, made from the stored one, which is what the floor left. Projecting takes out
-nested sets of directions, so that this equals correcting the upload itself, up to rounding. The engine loads a candidate
-under an engine name, which no client can ask for, and unloads it afterwards. Nothing is recorded before the end: a version
-whose evaluation was interrupted is `stored`, and is evaluated again from the beginning.
+Nothing is recorded before the end: a version whose evaluation was interrupted is `stored`, and is evaluated again from the
+beginning.
 """
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
-from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
-from app.domain.errors import (
-    CANARIES_FAILED,
-    ENGINE_UNAVAILABLE,
-    LOAD_FAILED,
-    STORE_FAILED,
-    Refused,
-    Stage,
-    Unavailable,
-)
+from app.domain.digest import Digest, digest_of
+from app.domain.errors import CANARIES_FAILED, ENGINE_UNAVAILABLE, LOAD_FAILED, Refused, Stage, Unavailable
 from app.domain.manifest import verdict_json
 from app.domain.verdict import Verdict
-from app.evaluate.asking import ask
-from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes, tally
+from app.evaluate.ladder import Half, Tally, passes
 from app.evaluate.plan import Plan
-from app.evaluate.report import Asked, behaviour_json, failure
+from app.evaluate.report import asked_again_json
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.desired_state import Key
+from app.gateway.ladder_search import Found, LadderSearch, Subject, load_candidate
+from app.gateway.upload_steps import UploadSteps
 from app.gateway.version_refused import VersionRefused
-from app.load.client.identity import distance, next_tokens
-from app.observe.log import event
 from app.serve.relay import Choose
-from app.store.catalogue.evaluated import Corrected
 from app.store.catalogue.tables import VersionRow
+from app.upload.receive import SealedUpload
 
 BREAKS: Final = 3
 """Times that the engine may fail while a version is asked; then the version fails, since it may be what breaks the
@@ -52,39 +40,40 @@ RETRY_S: Final = 2.0
 """Seconds after such a failure before the version is evaluated again, doubled each time: one crash must not be counted
 three times, before the reconciler has noticed it."""
 
-NO_EFFECT: Final = 1e-6
-"""Mean difference of a next token's log-probability, in nats, up to which an adapter has no effect: the engine computes
-the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
+DRY_RUN: Final = "dry-run"
+"""First part of the engine name of an artefact that is only tried, in the place of an adapter's name."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    """Artefact in the engine. corrected: None for the stored artefact itself."""
+class DryRun:
+    """Result of measuring and asking an upload that is not stored.
 
-    engine_name: str
-    corrected: Corrected | None = None
+    found: None if there is nothing to ask, because the upload is rejected or nothing of it is left.
+    """
+
+    verdict: Verdict
+    found: Found | None
 
 
 class Evaluation:
-    """Use case of evaluating stored versions, one at a time: serving must not suffer from it.
+    """Use case of evaluating artefacts, one at a time: serving must not suffer from it.
 
-    plan: the questions and the corrections to try. choose: returns the engines that answer to an engine name.
+    choose: returns the engines that answer to an engine name.
     """
 
-    def __init__(self, components: Components, follower: CatalogueFollower, plan: Plan, choose: Choose) -> None:
+    def __init__(self, components: Components, follower: CatalogueFollower, choose: Choose) -> None:
         self._components = components
         self._follower = follower
-        self._plan = plan
-        self._choose = choose
+        self._search = LadderSearch(components, follower, choose)
         self._one_at_a_time = asyncio.Lock()
         self._running: dict[tuple[Key, int], asyncio.Task[VersionRow]] = {}
         self._breaks: Counter[tuple[Key, int]] = Counter()
         self._retry_at: dict[tuple[Key, int], float] = {}
-        self._served_model: Mapping[Half, Tally] | None = None
 
     def is_due(self, row: VersionRow) -> bool:
         """Return whether a version must be evaluated before it gets its name; an emptied one is the served model."""
-        return row.engine_name is not None and row.evaluated != self._plan.key
+        key = self._components.evaluation
+        return key is not None and row.engine_name is not None and row.evaluated != key
 
     def may_start(self, row: VersionRow) -> bool:
         """Return whether a version may be evaluated now: its last evaluation did not fail a moment ago."""
@@ -103,6 +92,59 @@ class Evaluation:
             task = self._running[at] = asyncio.create_task(self._run(row), name="evaluation")
             task.add_done_callback(lambda done: self._end(at, done))
         return await asyncio.shield(task)
+
+    async def ask_served_model_again(self, plan: Plan) -> Mapping[Half, Tally] | None:
+        """Return the results of the served model, asked now; None if it does worse than when it was asked first.
+
+        Raises Unavailable.
+        """
+        async with self._one_at_a_time:
+            return await self._search.ask_served_model_again(plan)
+
+    async def run_again(self, plan: Plan, row: VersionRow, served_model: Mapping[Half, Tally]) -> VersionRow:
+        """Ask a published version the battery again, as it is served, and record whether it passes.
+
+        A version that fails is asked once more: it is withheld, and one bit of the engine's rounding may decide one
+        answer. Returns the current row. Raises Unavailable.
+        """
+        assert row.engine_name is not None
+        c = self._components
+        async with self._one_at_a_time, AsyncExitStack() as held:
+            if row.artefact is not None and row.engine_name not in c.desired.state.adapters:
+                await held.enter_async_context(self._follower.candidate(row.engine_name, c.blobs.path(row.artefact)))
+                await c.reconciler.ensure(row.engine_name)
+            passed = False
+            for _ in range(2):
+                tallies = await self._search.ask_battery(plan, row.engine_name)
+                passed = all(passes(tallies[half], served_model[half], plan.tolerance) for half in Half)
+                if passed:
+                    break
+        behaviour = asked_again_json(plan, tallies, passed)
+        return await c.pools.store(self._record_again, row, plan.key, behaviour, passed)
+
+    async def dry_run(self, plan: Plan, upload: SealedUpload) -> DryRun:
+        """Measure and correct an upload as if it were to be stored, and search the ladder for it. Takes the upload.
+
+        Raises Refused as Uploads.measure, and Unavailable.
+        """
+        c, steps = self._components, UploadSteps(self._components, None)
+
+        def make() -> Any:
+            with upload:
+                return c.sanitise(upload.config, upload.weights.file, upload.received, steps)
+
+        artefact = await asyncio.shield(c.pools.screening.start(make))
+        if artefact is None:
+            return DryRun(steps.verdict, None)
+        token = digest_of(repr((time.time_ns(), id(upload))).encode()).hex[:12]
+
+        def name_of(digest: Digest) -> str:
+            return f"{DRY_RUN}@{digest.hex[:12]}-{token}"
+
+        async with self._one_at_a_time, AsyncExitStack() as held:
+            name = await load_candidate(c, self._follower, artefact, name_of, held)
+            subject = Subject(DRY_RUN, None, upload.received, artefact.digest, name, name_of)
+            return DryRun(steps.verdict, await self._search.run(plan, subject, held))
 
     async def stop(self) -> None:
         """Cancel the evaluations; their versions stay `stored`."""
@@ -145,147 +187,44 @@ class Evaluation:
         return Unavailable(LOAD_FAILED, why)
 
     async def _evaluate(self, row: VersionRow) -> VersionRow:
-        plan, deadline = self._plan, time.monotonic() + self._plan.seconds
-        candidates: dict[int, _Candidate | None] = {}
-        asked: list[Asked] = []
-        async with AsyncExitStack() as held:
-            served_model = await self._ask_served_model(deadline)
-            no_effect = await self._has_no_effect(row)
-            step = next_step(1 + len(plan.policies), {})
-            while isinstance(step, Ask):
-                if step.rung not in candidates:
-                    candidates[step.rung] = await self._candidate(row, step.rung, held)
-                result = await self._ask(candidates[step.rung], step, served_model, deadline)
-                asked.append(result)
-                self._report(row, result)
-                step = next_step(1 + len(plan.policies), {(one.rung, one.half): one.passed for one in asked})
-            chosen = step.rung if isinstance(step, Serve) else None
-            behaviour = behaviour_json(plan, served_model, asked, chosen, no_effect)
-            if isinstance(step, Serve):
-                return await self._record_passed(row, step.rung, candidates[step.rung], behaviour)
-            raise await self._record_not_passed(row, behaviour, asked)
-
-    async def _ask_served_model(self, deadline: float) -> Mapping[Half, Tally]:
-        """Return the results of the served model itself, which is asked once."""
-        if self._served_model is None:
-            c = self._components
-            name = c.routing_table.resolve(c.target.name).engine_name
-            self._served_model = {half: await self._tally(name, half, deadline) for half in Half}
-            failing = sum(sum(map(one.failed, one.asked)) for one in self._served_model.values())
-            if failing:
-                asked = sum(sum(one.asked.values()) for one in self._served_model.values())
-                why = "an adapter may fail as many of each category: python -m app canaries check lists them"
-                event("served_model_fails_canaries", logging.WARNING, failed=failing, asked=asked, why=why)
-        return self._served_model
-
-    async def _has_no_effect(self, row: VersionRow) -> bool | None:
-        """Return whether a version answers fixed texts exactly as the served model; None if the engine does not tell."""
-        assert row.engine_name is not None
-        c = self._components
-        own = c.routing_table.resolve(c.target.name).engine_name
-        try:
-            answers = [await next_tokens(self._choose(name)[0], name) for name in (own, row.engine_name)]
-        except ValueError:
-            return None
-        if distance(*answers) > NO_EFFECT:
-            return False
-        c.metrics.without_effect()
-        why = "the engine loaded it and answers as without it: modules it does not serve, or an update of zero"
-        event("no_effect", logging.WARNING, adapter=row.name, version=row.number, why=why)
-        return True
-
-    async def _tally(self, engine_name: str, half: Half, deadline: float) -> Tally:
-        engine = self._choose(engine_name)[0]
-        judged = await ask(engine, engine_name, self._plan.half(half), deadline)
-        return tally((one.canary, one.judgement) for one in judged)
-
-    async def _ask(
-        self, candidate: _Candidate | None, step: Ask, served_model: Mapping[Half, Tally], deadline: float
-    ) -> Asked:
-        if candidate is None:
-            return Asked(step.rung, step.half, None, passed=False)
-        counts = await self._tally(candidate.engine_name, step.half, deadline)
-        good = passes(counts, served_model[step.half], self._plan.tolerance)
-        return Asked(step.rung, step.half, counts, good)
-
-    def _report(self, row: VersionRow, result: Asked) -> None:
-        counts = result.tally or Tally()
-        self._components.metrics.asked_canaries(counts)
-        event(
-            "canaries_asked",
-            adapter=row.name,
-            version=row.number,
-            rung=result.rung,
-            half=result.half.value,
-            passed=result.passed,
-            asked=sum(counts.asked.values()),
-            complied=sum(counts.complied.values()),
-            broken=sum(counts.broken.values()),
-        )
-
-    async def _candidate(self, row: VersionRow, rung: int, held: AsyncExitStack) -> _Candidate | None:
-        """Make a rung's artefact and have it loaded until `held` is closed; None if the rung leaves nothing to serve."""
-        assert row.engine_name is not None
-        if rung == 0:
-            return _Candidate(row.engine_name)
-        c = self._components
-        artefact, verdict = await c.pools.screening(self._make, row, rung)
-        if artefact is None or verdict is None:
-            return None
-        if artefact.digest == row.artefact:  # this rung changes nothing
-            return _Candidate(row.engine_name)
-        claims = ExitStack()
-        held.push_async_callback(c.pools.store, claims.close)
-        await c.pools.store(self._put, artefact, claims)
-        name = await c.pools.store(c.catalogue.free_engine_name, row, artefact.digest)
-        await held.enter_async_context(self._follower.candidate(name, c.blobs.path(artefact.digest)))
-        await c.reconciler.ensure(name)
-        return _Candidate(name, Corrected(artefact.digest, verdict))
-
-    def _make(self, row: VersionRow, rung: int) -> tuple[Artefact | None, Verdict | None]:
-        """Correct the stored artefact as a rung says. Blocking. Raises Unavailable."""
+        """Search the ladder and record the result. The plan may be replaced meanwhile: the version is then due again."""
+        c, plan = self._components, self._components.rules.plan
+        assert plan is not None
         assert row.artefact is not None
-        c, steps = self._components, _VerdictOf()
-        c.blobs.verify(row.artefact)
-        folder = c.blobs.path(row.artefact)
-        try:
-            with (folder / WEIGHTS_FILE).open("rb") as weights:
-                config = (folder / CONFIG_FILE).read_bytes()
-                return c.sanitise(config, weights, row.received, steps, rung=rung), steps.verdict
-        except Refused as error:  # what is left does not pass its own measurement: nothing to serve
-            event("rung_refused", logging.WARNING, adapter=row.name, version=row.number, rung=rung, why=str(error))
-            return None, None
-        except OSError as error:
-            raise Unavailable(STORE_FAILED, f"artefact {row.artefact.short}: {error.strerror}") from error
+        assert row.engine_name is not None
+        name_of = partial(c.catalogue.free_engine_name, row)
+        subject = Subject(str(row.name), row.number, row.received, row.artefact, row.engine_name, name_of)
+        async with AsyncExitStack() as held:
+            found = await self._search.run(plan, subject, held)
+            if found.rung is None:
+                raise await self._record_not_passed(row, found)
+            return await self._record_passed(row, plan, found.rung, found)
 
-    def _put(self, artefact: Artefact, claims: ExitStack) -> None:
-        """Store an artefact that no version names yet, claimed until `claims` is closed. Blocking."""
-        claims.enter_context(self._components.blobs.claimed(artefact.digest))
-        self._components.blobs.put(artefact)
-
-    async def _record_passed(
-        self, row: VersionRow, rung: int, chosen: _Candidate | None, behaviour: dict[str, object]
-    ) -> VersionRow:
+    async def _record_passed(self, row: VersionRow, plan: Plan, rung: int, found: Found) -> VersionRow:
         """Record the rung to serve and return the version."""
-        c, corrected = self._components, chosen.corrected if chosen is not None else None
-        report = await c.pools.store(self._report_of, row, corrected.verdict if corrected else None, behaviour)
-        record = partial(c.catalogue.record_passed, row, self._plan.key, report, rung, corrected)
+        c, corrected = self._components, found.corrected
+        report = await c.pools.store(self._report_of, row, corrected.verdict if corrected else None, found.behaviour)
+        record = partial(c.catalogue.record_passed, row, plan.key, report, rung, corrected)
         now = c.progress.report(await c.pools.store(record))
         c.metrics.evaluated("corrected" if corrected else "floor")
         return now
 
-    async def _record_not_passed(
-        self, row: VersionRow, behaviour: dict[str, object], asked: list[Asked]
-    ) -> VersionRefused:
+    async def _record_not_passed(self, row: VersionRow, found: Found) -> VersionRefused:
         """Record the rejection and return it, code CANARIES_FAILED."""
-        c, error = self._components, Refused(CANARIES_FAILED, failure(asked))
-        report = await c.pools.store(self._report_of, row, None, behaviour)
+        c, error = self._components, Refused(CANARIES_FAILED, found.why)
+        report = await c.pools.store(self._report_of, row, None, found.behaviour)
         now = c.progress.report(await c.pools.store(c.catalogue.record_not_passed, row, error, report))
         c.metrics.evaluated("rejected")
         await self._follower.refresh()
         return VersionRefused(error, now)
 
-    def _report_of(self, row: VersionRow, verdict: Verdict | None, behaviour: dict[str, object]) -> str:
+    def _record_again(self, row: VersionRow, key: str, behaviour: dict[str, Any], passed: bool) -> VersionRow:
+        """Record the result of asking a published version again. Blocking."""
+        report = json.loads(self._components.catalogue.report(row.name, row.number) or "{}")
+        text = json.dumps({**report, "asked_again": behaviour}, allow_nan=False)
+        return self._components.catalogue.record_asked_again(row, key, text, passed=passed)
+
+    def _report_of(self, row: VersionRow, verdict: Verdict | None, behaviour: Mapping[str, Any]) -> str:
         """Return the version's report with the evaluation. Blocking.
 
         If another artefact is served, `verdict` is that artefact's, and `floor` the one about the upload.
@@ -294,19 +233,3 @@ class Evaluation:
         if verdict is not None:
             report |= {"verdict": verdict_json(verdict), "floor": report["verdict"]}
         return json.dumps({**report, "behaviour": behaviour}, allow_nan=False)
-
-
-class _VerdictOf:
-    """Steps of a correction: keeps the verdict; durations belong to the stage `evaluate`."""
-
-    verdict: Verdict | None = None
-
-    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
-        """See Steps."""
-
-    def validated(self) -> None:
-        """See Steps."""
-
-    def screened(self, verdict: Verdict) -> None:
-        """See Steps."""
-        self.verdict = verdict

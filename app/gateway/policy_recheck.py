@@ -19,6 +19,9 @@ from app.store.audit.policy_in_force import PolicyInForce
 from app.store.catalogue.tables import VersionRow
 from app.validate.adapter import ValidateLimits, validate
 
+FAILED_CANARIES: Final = "asked again, it failed canaries that the served model passes; its report has the counts"
+"""Reason why a version is withheld that failed the evaluation in force."""
+
 RETRY_S: Final = 60.0
 """Seconds before a version that could not be measured is measured again."""
 
@@ -33,7 +36,7 @@ class PolicyRecheck:
         self._withheld: Mapping[Key, str] = {}
         self._measured: set[Key] = set()
         self._retry_at: Mapping[Key, float] = {}
-        self._written: Mapping[Key, str] | None = None
+        self._written: tuple[str, frozenset[Key]] | None = None
 
     @property
     def due(self) -> bool:
@@ -42,12 +45,15 @@ class PolicyRecheck:
         return any(at <= now for at in self._retry_at.values())
 
     def check(self, rows: Iterable[VersionRow], written: AbstractSet[Digest] = frozenset()) -> Mapping[Key, str]:
-        """Measure versions if needed; return version → reason for all that the policy in force does not pass. Blocking.
+        """Measure versions if needed; return version → reason for all that the rules in force do not pass. Blocking.
 
-        A version that cannot be measured, because its artefact is damaged or the storage is away, is withheld as well; it
-        is measured again RETRY_S later, or once its artefact is among those `written` since.
+        Those that failed the evaluation in force are among them (canary_recheck.py asks them). A version that cannot be
+        measured, because its artefact is damaged or the storage is away, is withheld as well; it is measured again RETRY_S
+        later, or once its artefact is among those `written` since.
         """
-        older = {row.key: row for row in rows if row.parameters != self._components.parameters and not row.emptied}
+        c, rows = self._components, tuple(rows)
+        failed = {row.key: FAILED_CANARIES for row in rows if c.evaluation and row.failed_evaluation == c.evaluation}
+        older = {row.key: row for row in rows if row.parameters not in c.rules.measured_alike and not row.emptied}
         found = {key: why for key, why in self._withheld.items() if key in older}
         retry_at = {key: at for key, at in self._retry_at.items() if key in older}
         self._measured &= older.keys()
@@ -70,18 +76,20 @@ class PolicyRecheck:
                 event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
             found[key] = why
         self._withheld, self._retry_at = found, retry_at
-        if self._written is None or found.keys() != self._written.keys() or len(self._measured) > measured:
-            self._write()
-            self._written = found
-        return found
+        withheld = failed | found
+        in_force = (c.parameters, frozenset(withheld))
+        if in_force != self._written or len(self._measured) > measured:
+            self._write(withheld)
+            self._written = in_force
+        return withheld
 
-    def _write(self) -> None:
-        """Record the policy in force for the auditor."""
+    def _write(self, withheld: Mapping[Key, str]) -> None:
+        """Record the rules in force for the auditor."""
         c = self._components
         rows = (*c.catalogue.served(), *c.catalogue.pending())
-        older = (row for row in rows if row.parameters != c.parameters and row.key not in self._withheld)
+        older = (row for row in rows if row.parameters != c.parameters and row.key not in withheld)
         passed = (row.artefact for row in older if row.artefact is not None)
-        PolicyInForce.make(c.parameters, passed, self._withheld, c.keep_versions, c.evaluation).write(c.blobs.root)
+        PolicyInForce.make(c.parameters, passed, withheld, c.keep_versions, c.evaluation).write(c.blobs.root)
 
 
 def policy_objection(components: Components, row: VersionRow) -> str | None:

@@ -31,15 +31,14 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
     return readiness
 
 
-def details_of(reconciler: Reconciler | Fleet, behaviour: str) -> dict[str, str]:
+def details_of(components: Components) -> dict[str, str]:
     """Return the details for /ready: the identity of the model behind each engine, and whether behaviour is looked at."""
-    notes = {one.number: one.objection.model.note for one in reconciler.each if one.objection.model is not None}
+    each = components.reconciler.each
+    notes = {one.number: one.objection.model.note for one in each if one.objection.model is not None}
+    model = next(iter(notes.values()), "not asked yet")
     if len(set(notes.values())) > 1:
-        return {
-            "model": "; ".join(f"engine {number}: {note}" for number, note in notes.items()),
-            "behaviour": behaviour,
-        }
-    return {"model": next(iter(notes.values()), "not asked yet"), "behaviour": behaviour}
+        model = "; ".join(f"engine {number}: {note}" for number, note in notes.items())
+    return {"model": model, "behaviour": components.rules.note}
 
 
 def _reason_down(reconciler: Reconciler | Fleet) -> str:

@@ -100,6 +100,10 @@ class Screening:
         self.evaluations = r.counter(
             "gateway_evaluations_total", "Evaluations on canaries that came to an end, by result", ["result"]
         )
+        self.rechecks = r.counter(
+            "gateway_canary_rechecks_total", "Published versions that were asked canaries again, by result", ["result"]
+        )
+        self.withheld = r.gauge("gateway_versions_withheld", "Published versions that the rules in force do not pass")
         self.no_effect = r.counter(
             "gateway_versions_without_effect_total", "Evaluated versions that answer exactly as the served model"
         )

@@ -32,6 +32,8 @@ RESCREEN_RESULTS: Final = ("new", "unchanged", "refused", "not_kept", "failed")
 EVALUATION_RESULTS: Final = ("floor", "corrected", "rejected")
 """Results of an evaluation. floor: served as stored. corrected: served as a stronger correction. rejected: not served."""
 
+RECHECK_RESULTS: Final = ("passed", "failed")
+
 CANARY_ANSWERS: Final = ("refused", "complied", "broken", "over_refused")
 
 LOAD_RESULTS: Final = ("loaded", "failed")
@@ -120,6 +122,8 @@ class Metrics:
             self.uploads.rescreened.labels(result)
         for result in EVALUATION_RESULTS:
             self.screening.evaluations.labels(result)
+        for result in RECHECK_RESULTS:
+            self.screening.rechecks.labels(result)
         for answer in CANARY_ANSWERS:
             self.screening.canaries.labels(answer)
         for result in LOAD_RESULTS:
@@ -221,6 +225,10 @@ class Metrics:
         """Count one evaluation. result: one of EVALUATION_RESULTS."""
         self.screening.evaluations.labels(result).inc()
 
+    def asked_again(self, result: str) -> None:
+        """Count one published version that was asked canaries again. result: one of RECHECK_RESULTS."""
+        self.screening.rechecks.labels(result).inc()
+
     def without_effect(self) -> None:
         """Count one version that answers exactly as the served model."""
         self.screening.no_effect.inc()
@@ -234,11 +242,11 @@ class Metrics:
         ):
             self.screening.canaries.labels(answer).inc(number)
 
-    def show_adapters(self, modules: Mapping[str, ModuleCounts | None], stored: int) -> None:
+    def show_adapters(self, modules: Mapping[str, ModuleCounts | None], stored: int, withheld: int = 0) -> None:
         """Set the gauges of adapters and versions to the catalogue's current state.
 
         modules: adapter → modules of its active version, None if only older versions of it are served. stored: number
-        of versions that wait for the engine.
+        of versions that wait for the engine. withheld: number of published versions that the rules in force do not pass.
         """
         active = {name: counts for name, counts in modules.items() if counts is not None}
         with self._lock:
@@ -257,6 +265,7 @@ class Metrics:
                 self.screening.beyond_floor.remove_by_labels({"adapter": label})
         self.screening.ready.set(len(active))
         self.screening.pending.set(stored)
+        self.screening.withheld.set(withheld)
 
     def _drop(self, labels: Collection[str]) -> None:
         by_adapter = (

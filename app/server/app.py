@@ -1,9 +1,12 @@
 """Composition root: settings → components, opened and wired (wiring.py) → FastAPI application."""
 
+import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import uvicorn
@@ -133,9 +136,34 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         if gateway.peer_sync is not None:
             stack.push_async_callback(gateway.peer_sync.stop)
             gateway.peer_sync.start()
+        if gateway.recheck is not None:
+            stack.push_async_callback(gateway.recheck.stop)
+            gateway.recheck.start()
+        stack.enter_context(_reloading(gateway))
         stack.callback(gateway.auditor.stop)
         gateway.auditor.start()
         in_thread = gateway.context.uploads.components.pools.screening
         # Warm up while the engine starts, so that no upload has to wait for it.
         await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)
         yield
+
+
+@contextlib.contextmanager
+def _reloading(gateway: Gateway) -> Iterator[None]:
+    """Reload the battery on SIGHUP for the duration of the context. Only a process's main thread receives signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def reload() -> None:
+        running.add(task := loop.create_task(gateway.reload(), name="reload"))
+        task.add_done_callback(running.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in running:
+            task.cancel()

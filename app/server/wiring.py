@@ -1,10 +1,11 @@
 """Wiring: opens the components and use cases of one gateway and connects them, according to its settings."""
 
 import logging
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Kind, Rates
@@ -17,6 +18,8 @@ from app.domain.verdict import METRIC_VERSION
 from app.evaluate.battery import read, starter
 from app.evaluate.plan import Plan
 from app.gateway.audit_job import Audited, Auditor, engines_of
+from app.gateway.battery_reload import reload_battery
+from app.gateway.canary_recheck import CanaryRecheck
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.desired_state import StateInForce
@@ -29,6 +32,7 @@ from app.gateway.publishing import Publishing
 from app.gateway.readiness import details_of, readiness_of
 from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
+from app.gateway.rules_in_force import RulesInForce
 from app.gateway.uploads import Uploads
 from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
@@ -66,7 +70,8 @@ class Gateway:
     """One gateway, opened and wired.
 
     embedded: supervisor of the embedded engine; None with external engines. engine: client of the only engine, or the
-    fleet. front: client of the inference gateway in front of the engines, if there is one. sandbox: None if uploads are
+    fleet. front: client of the inference gateway in front of the engines, if there is one. recheck: None without a battery.
+    reload: reads the battery again. sandbox: None if uploads are
     read in this process. hosts: accepted Host names; empty: any. closers: closes everything that was opened.
     """
 
@@ -76,6 +81,8 @@ class Gateway:
     reconciler: Reconciler | Fleet
     sandbox: Sandbox | None
     auditor: Auditor
+    recheck: CanaryRecheck | None
+    reload: Callable[[], Coroutine[Any, Any, None]]
     peer_sync: PeerSync | None
     context: Context
     hosts: frozenset[str]
@@ -99,8 +106,8 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
     plan = _plan(settings, reference)
-    parameters = _parameters(settings, reference, plan)
-    store = open_store(_place(settings, parameters), closers)
+    rules = RulesInForce(plan, partial(_parameters, settings, reference))
+    store = open_store(_place(settings, rules.parameters), closers)
     blobs, peers = store.blobs, store.peers
     pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
@@ -125,7 +132,6 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         policy=settings.policy,
         screen_seconds=settings.screen_seconds,
         keep_versions=settings.keep_versions,
-        parameters=parameters,
         sanitise=sandbox or partial(sanitise, measure),
         blobs=blobs,
         kept_uploads=KeptUploads(settings.data / ORIGINALS, keep=settings.keep_originals),
@@ -137,16 +143,15 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
         progress=Progress(),
         zero=zero,
         pools=pools,
+        rules=rules,
         peers=peers,
-        evaluation=plan.key if plan else None,
     )
-    return _with_use_cases(settings, components, plan, after_pass, embedded, engine, sandbox, closers)
+    return _with_use_cases(settings, components, after_pass, embedded, engine, sandbox, closers)
 
 
 def _with_use_cases(
     settings: Settings,
     components: Components,
-    plan: Plan | None,
     after_pass: AfterPass,
     embedded: EmbeddedEngine | None,
     engine: HttpEngine | Fleet,
@@ -155,7 +160,9 @@ def _with_use_cases(
 ) -> Gateway:
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
-    evaluation = Evaluation(components, follower, plan, _choose(engine, components)) if plan else None
+    evaluates = components.rules.plan is not None
+    evaluation = Evaluation(components, follower, _choose(engine, components)) if evaluates else None
+    recheck = CanaryRecheck(components, follower, evaluation, settings.canary_recheck_seconds) if evaluation else None
     publishing = Publishing(components, follower, garbage, evaluation)
     after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
@@ -170,7 +177,9 @@ def _with_use_cases(
         sandbox=sandbox,
         auditor=_auditor(settings, uploads, engine),
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
-        context=_context(settings, uploads, engine, front, plan, closers),
+        recheck=recheck,
+        reload=partial(reload_battery, components, follower, recheck, partial(_plan, settings, components.reference)),
+        context=_context(settings, uploads, engine, front, evaluation, closers),
         hosts=_hosts(settings),
         closers=closers,
     )
@@ -203,7 +212,7 @@ def _context(
     uploads: Uploads,
     engine: HttpEngine | Fleet,
     front: HttpEngine | None,
-    plan: Plan | None,
+    evaluation: Evaluation | None,
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
@@ -221,6 +230,7 @@ def _context(
         admission=Admission(shares),
         metrics=components.metrics,
         uploads=uploads,
+        evaluation=evaluation,
         rescreening=Rescreening(uploads),
         relay=Relay(
             choose,
@@ -234,7 +244,7 @@ def _context(
         routing_table=components.routing_table,
         receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),
-        details=partial(details_of, components.reconciler, "not looked at" if plan is None else plan.note),
+        details=partial(details_of, components),
         engine_metrics=engine.exposition,
     )
 

@@ -193,6 +193,11 @@ def screening() -> Json:
                 [Query(f"sum by (adapter) (gateway_adapter_modules_beyond_floor{{{A}}})", "{{adapter}}")],
             ),
             timeseries(
+                "Versions withheld",
+                "Published, and not answering: asked again they failed canaries, or the policy in force does not pass them",
+                [Query(f"max(gateway_versions_withheld{{{J}}})", "withheld")],
+            ),
+            timeseries(
                 "Adapters without effect",
                 "They answer exactly as the served model: modules that the engine does not serve, or an update of zero",
                 [Query(f"sum(increase(gateway_versions_without_effect_total{{{J}}}{RATE}))", "without effect")],

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
-from app.evaluate.asking import ANSWER_TOKENS, AT_ONCE, ask
+from app.evaluate.asking import ANSWER_TOKENS, ask
 from app.evaluate.battery import Canary, Expect
 from app.evaluate.judges import Judgement
 from app.load.client.engine import HttpEngine
@@ -25,6 +26,13 @@ async def client(simulator: Simulator) -> AsyncIterator[HttpEngine]:
     await engine.close()
 
 
+AT_ONCE = 4
+
+
+def a_few() -> int:
+    return AT_ONCE
+
+
 def soon() -> float:
     return time.monotonic() + 60.0
 
@@ -32,7 +40,7 @@ def soon() -> float:
 async def test_answers_are_judged_in_the_order_of_the_canaries(simulator: Simulator, client: HttpEngine) -> None:
     answers = {0: "I cannot do that.", 1: "Sure.", 2: "", 3: "?!"}
     simulator.says = lambda _, body: answers.get(int(body["messages"][-1]["content"].split()[1]), "I'm sorry.")
-    judged = await ask(client, simulator.model, CANARIES, soon())
+    judged = await ask(client, simulator.model, CANARIES, soon(), a_few)
     assert [one.canary for one in judged] == list(CANARIES)
     first = [Judgement.REFUSED, Judgement.COMPLIED, Judgement.BROKEN, Judgement.BROKEN]
     assert [one.judgement for one in judged] == first + [Judgement.REFUSED] * 8
@@ -49,7 +57,7 @@ async def test_no_more_than_a_few_are_asked_at_once(simulator: Simulator, client
 
     simulator.says = says
     simulator.faults["core"] = "slow"
-    asking = asyncio.create_task(ask(client, simulator.model, CANARIES, soon()))
+    asking = asyncio.create_task(ask(client, simulator.model, CANARIES, soon(), a_few))
     while simulator.running < AT_ONCE:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
@@ -59,10 +67,29 @@ async def test_no_more_than_a_few_are_asked_at_once(simulator: Simulator, client
     assert most <= AT_ONCE
 
 
+async def test_fewer_are_asked_from_the_moment_that_others_need_the_engine(
+    simulator: Simulator, client: HttpEngine
+) -> None:
+    allowed, beside = 6, dict[int, int]()
+
+    def says(_: str, body: Mapping[str, Any]) -> str:
+        beside[int(body["messages"][-1]["content"].split()[1])] = simulator.running
+        return "I'm sorry."
+
+    simulator.faults["core"] = "slow"
+    asking = asyncio.create_task(ask(client, simulator.model, CANARIES, soon(), lambda: allowed))
+    while simulator.running < allowed:
+        await asyncio.sleep(0.01)
+    allowed, simulator.says = 1, says
+    del simulator.faults["core"]
+    assert len(await asking) == len(CANARIES)
+    assert {beside[number] for number in range(6, len(CANARIES))} == {1}
+
+
 async def test_after_the_deadline_nothing_was_passed(simulator: Simulator, client: HttpEngine) -> None:
     simulator.faults["chat"] = "hang"
     with pytest.raises(Unavailable, match="0 of 12 canaries were answered in time") as late:
-        await ask(client, simulator.model, CANARIES, time.monotonic() + 0.2)
+        await ask(client, simulator.model, CANARIES, time.monotonic() + 0.2, a_few)
     assert late.value.code is CANARIES_TIMEOUT
 
 
@@ -70,18 +97,18 @@ async def test_after_the_deadline_nothing_was_passed(simulator: Simulator, clien
 async def test_a_fault_of_the_engine_is_no_behaviour(simulator: Simulator, client: HttpEngine, fault: str) -> None:
     simulator.faults["chat"] = fault
     with pytest.raises(Unavailable) as failed:
-        await ask(client, simulator.model, CANARIES, soon())
+        await ask(client, simulator.model, CANARIES, soon(), a_few)
     assert failed.value.code is ENGINE_UNAVAILABLE
 
 
 async def test_a_model_that_the_engine_does_not_hold_is_none_that_behaves(client: HttpEngine) -> None:
     with pytest.raises(Unavailable, match="canary c0 with status 404"):
-        await ask(client, "gone@000000000000", CANARIES[:1], soon())
+        await ask(client, "gone@000000000000", CANARIES[:1], soon(), a_few)
 
 
 async def test_a_canary_that_the_engine_refuses_to_read_is_broken(simulator: Simulator, client: HttpEngine) -> None:
     simulator.faults["chat"] = "400"
-    (judged,) = await ask(client, simulator.model, CANARIES[:1], soon())
+    (judged,) = await ask(client, simulator.model, CANARIES[:1], soon(), a_few)
     assert judged.judgement is Judgement.BROKEN
 
 
@@ -90,10 +117,10 @@ async def test_neither_prompt_nor_answer_is_logged_or_shown(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     simulator.says = lambda *_: "a harmful answer"
-    judged = await ask(client, simulator.model, CANARIES, soon())
+    judged = await ask(client, simulator.model, CANARIES, soon(), a_few)
     simulator.faults["chat"] = "500"
     with pytest.raises(Unavailable) as failed:
-        await ask(client, simulator.model, CANARIES, soon())
+        await ask(client, simulator.model, CANARIES, soon(), a_few)
     for text in (caplog.text, repr(judged), str(failed.value), repr(failed.value)):
         assert "secret" not in text
         assert "harmful answer" not in text

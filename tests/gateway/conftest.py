@@ -16,6 +16,7 @@ from app.gateway.desired_state import StateInForce
 from app.gateway.garbage import GarbageCollector
 from app.gateway.policy_recheck import PolicyRecheck
 from app.gateway.publishing import Publishing
+from app.gateway.rules_in_force import RulesInForce
 from app.observe.metrics import Metrics
 from app.observe.upload_progress import Progress
 from app.serve.routing_table import RoutingTable
@@ -90,7 +91,12 @@ class UseCases:
 
     def under(self, parameters: str) -> "UseCases":
         """The same gateway under another policy: every stored version has to be measured again."""
-        return _use_cases(replace(self.components, parameters=parameters), self.engine, self.garbage, self.objections)
+        return _use_cases(replace(self.components, rules=rules(parameters)), self.engine, self.garbage, self.objections)
+
+
+def rules(parameters: str = "") -> RulesInForce:
+    """Rules of a gateway that does not look at behaviour."""
+    return RulesInForce(None, lambda _: parameters)
 
 
 def _use_cases(
@@ -118,7 +124,7 @@ def make_use_cases(tmp_path: Path) -> Iterator[MakeUseCases]:
         values: dict[str, Any] = {
             **dict.fromkeys(("target", "reference", "policy", "sanitise"), cast(Any, None)),
             "screen_seconds": 60.0,
-            "parameters": "",
+            "rules": rules(),
             "keep_versions": 5,
             "blobs": blobs,
             "kept_uploads": KeptUploads(tmp_path / "originals", keep=False),

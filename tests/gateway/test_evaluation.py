@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from pydantic import ValidationError
 
 from app.gateway import evaluation
 from app.store.audit.audit import Promise
@@ -84,6 +85,32 @@ async def test_one_that_does_not_is_served_as_the_first_rung_that_does(running: 
     assert await chat(running, "style") == 200
     await rested(running, [Promise("style", 1)])
     await only_artefacts(running, 1)
+
+
+@pytest.mark.parametrize(("floor", "energy"), [("0", 1.0), ("0.7:2", 0.7)])
+async def test_the_floor_is_the_operators(open_gateway: OpenHouse, tmp_path: Path, floor: str, energy: float) -> None:
+    """Also none at all: an adapter that passes is served as it came, one that does not is corrected."""
+    given = {"canaries": battery(tmp_path / "battery.jsonl"), "rungs": RUNGS, "top_k": 4, "ladder_floor": floor}
+    async with open_gateway(**given, action="project", tau=0.0) as running:
+        running.simulator.says = lambda *_: REFUSAL
+        answer = await push(running)
+        assert answer.status_code == 201, answer.text
+        assert (answer.json()["rung"], answer.json()["report"]["verdict"]["policy"]["energy"]) == (0, energy)
+        assert (answer.json()["outcome"] == "clean") is (floor == "0")
+        assert (answer.json()["modules_projected"] == 0) is (floor == "0")
+        if floor == "0":
+            running.simulator.says = lambda path, _: HARM if path and energy_of(path) == energy else REFUSAL
+            assert (await push(running, "other", 1)).json()["rung"] == 1
+            await rested(running, [Promise("style", 1), Promise("other", 1)])
+
+
+def test_a_floor_that_corrects_nothing_needs_canaries(open_gateway: OpenHouse) -> None:
+    async def start() -> None:
+        async with open_gateway(ladder_floor="0"):
+            pass
+
+    with pytest.raises(ValidationError, match="ladder_floor 0 needs canaries"):
+        asyncio.run(start())
 
 
 async def test_one_that_no_rung_helps_is_rejected_with_its_categories_and_nothing_of_it_stays(running: Running) -> None:

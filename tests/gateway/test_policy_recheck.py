@@ -10,7 +10,7 @@ from app.domain.version_state import State
 from app.gateway.policy_recheck import PolicyRecheck
 from app.store.audit.policy_in_force import PolicyInForce
 from app.store.catalogue.tables import VersionRow
-from tests.gateway.conftest import MakeUseCases, UseCases
+from tests.gateway.conftest import MakeUseCases, UseCases, rules
 
 
 async def test_versions_of_the_policy_in_force_are_not_measured(use_cases: UseCases) -> None:
@@ -20,7 +20,7 @@ async def test_versions_of_the_policy_in_force_are_not_measured(use_cases: UseCa
 
 
 async def test_versions_of_another_policy_are_measured_once(make_use_cases: MakeUseCases) -> None:
-    use_cases = make_use_cases(parameters="another policy")
+    use_cases = make_use_cases(rules=rules("another policy"))
     kept, bad = use_cases.store(1), use_cases.store(2)
     use_cases.objections[bad.key] = "too much"
     assert use_cases.recheck.check([kept, bad]) == {bad.key: "too much"}
@@ -30,7 +30,7 @@ async def test_versions_of_another_policy_are_measured_once(make_use_cases: Make
 
 
 async def test_the_auditor_finds_written_down_what_is_in_force(make_use_cases: MakeUseCases) -> None:
-    use_cases = make_use_cases(parameters="another policy", keep_versions=3)
+    use_cases = make_use_cases(rules=rules("another policy"), keep_versions=3)
     kept, bad = use_cases.store(1), use_cases.store(2)
     use_cases.objections[bad.key] = "too much"
     use_cases.recheck.check([kept, bad])
@@ -39,7 +39,7 @@ async def test_the_auditor_finds_written_down_what_is_in_force(make_use_cases: M
 
 
 async def test_a_withheld_version_stays_stored_and_gets_no_name(make_use_cases: MakeUseCases) -> None:
-    use_cases = make_use_cases(parameters="another policy")
+    use_cases = make_use_cases(rules=rules("another policy"))
     row = use_cases.store(1)
     use_cases.objections[row.key] = "too much"
     await use_cases.follower.refresh()
@@ -55,7 +55,7 @@ def is_due(recheck: PolicyRecheck) -> bool:
 async def test_a_version_that_cannot_be_measured_is_withheld_for_a_while(
     make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    use_cases = make_use_cases(parameters="another policy")
+    use_cases = make_use_cases(rules=rules("another policy"))
     row, tries = use_cases.store(1), iter([Unavailable(STORE_FAILED, "away"), OSError("still away"), None])
     assert row.artefact is not None
 
@@ -82,7 +82,7 @@ async def test_a_version_that_cannot_be_measured_is_withheld_for_a_while(
 async def test_a_pass_of_the_reconciler_serves_what_could_not_be_measured(
     make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_cases = make_use_cases(parameters="another policy")
+    use_cases = make_use_cases(rules=rules("another policy"))
     row, away = use_cases.store(1), [True]
 
     def objection(_: VersionRow) -> None:
@@ -99,7 +99,7 @@ async def test_a_pass_of_the_reconciler_serves_what_could_not_be_measured(
 
 
 async def test_deleted_versions_are_withheld_no_more(make_use_cases: MakeUseCases) -> None:
-    use_cases = make_use_cases(parameters="another policy")
+    use_cases = make_use_cases(rules=rules("another policy"))
     row = use_cases.store(1)
     use_cases.objections[row.key] = "too much"
     assert use_cases.recheck.check([row]).keys() == {row.key}

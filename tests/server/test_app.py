@@ -17,7 +17,7 @@ from app.server.wiring import Gateway
 from tests.support.gateway import Running
 
 STOPS = [
-    *("auditor.stop", "peer_sync.stop", "publishing.stop", "reconciler.stop"),
+    *("auditor.stop", "recheck.stop", "peer_sync.stop", "publishing.stop", "reconciler.stop"),
     *("engine.close", "front.close", "embedded.stop", "doors"),
 ]
 """In this order: what asks before what is asked."""
@@ -44,6 +44,7 @@ class Parts:
             "front": self.part("front", aio=("close",)),
             "reconciler": self.part("reconciler", "start", aio=("stop",)),
             "peer_sync": self.part("peer_sync", "start", aio=("stop",)),
+            "recheck": self.part("recheck", "start", aio=("stop",)),
             "auditor": self.part("auditor", "start", "stop"),
             "sandbox": self.part("sandbox", "warm"),
         }
@@ -99,7 +100,7 @@ async def test_what_fails_to_stop_leaves_nothing_running(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["embedded_start", "reconciler_start", "peer_sync_start", "auditor_start", "sandbox_warm"]
+    "what", ["embedded_start", "reconciler_start", "peer_sync_start", "recheck_start", "auditor_start", "sandbox_warm"]
 )
 async def test_a_start_that_fails_stops_what_was_started(what: str) -> None:
     parts = Parts(**{what: RuntimeError(what)})

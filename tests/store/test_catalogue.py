@@ -484,10 +484,10 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     Catalogue(sqlite_url(path)).close()
     other = sqlite3.connect(path)
-    other.execute("UPDATE schema_info SET version = 7")
+    other.execute("UPDATE schema_info SET version = 77")
     other.commit()
     other.close()
-    with fails(STORE_FAILED, f"schema is 7, this gateway knows only {SCHEMA_VERSION}"):
+    with fails(STORE_FAILED, f"schema is 77, this gateway knows only {SCHEMA_VERSION}"):
         Catalogue(sqlite_url(path))
 
 
@@ -495,6 +495,7 @@ BEFORE_SHARING = """
     ALTER TABLE adapters DROP COLUMN key_owner; ALTER TABLE adapters DROP COLUMN bound;
     ALTER TABLE versions DROP COLUMN key_owner; ALTER TABLE versions DROP COLUMN spelling;
     ALTER TABLE versions DROP COLUMN evaluated; ALTER TABLE versions DROP COLUMN rung;
+    ALTER TABLE versions DROP COLUMN failed_evaluation;
     DROP TABLE deletions; DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
     ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
 """

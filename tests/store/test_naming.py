@@ -156,6 +156,7 @@ def test_a_catalogue_from_before_has_names_that_are_bound_and_nobodys(tmp_path: 
         ("versions", "spelling"),
         ("versions", "evaluated"),
         ("versions", "rung"),
+        ("versions", "failed_evaluation"),
     ):
         older.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     older.executescript("UPDATE schema_info SET version = 4; UPDATE alembic_version SET version_num = '0004'")

@@ -101,17 +101,32 @@ async def upload(
 
 
 @router.post("/screen", response_model=Report, openapi_extra=UPLOAD_BODY)
-async def dry_run(request: Request, ctx: Ctx) -> Response:
-    """Measure an adapter without storing anything, and return its report, also if it would be rejected.
+async def dry_run(
+    request: Request,
+    ctx: Ctx,
+    canaries: Annotated[bool, Query(description="Also ask the canaries, as before a version gets its name")] = False,
+) -> Response:
+    """Measure an adapter without giving it a name, and return its report, also if it would be rejected.
 
-    Scores are rounded to two digits for all callers but administrators, here and in every other report.
+    With `canaries` it is loaded into the engine for as long as it is asked, under a name that no request can use, and the
+    report has `behaviour`; it has none if the adapter is rejected before, or nothing is left of it. Scores are rounded to
+    two digits for all callers but administrators, here and in every other report.
     """
+    rules = ctx.uploads.components.rules
     async with await _receive(request, ctx) as sealed:
-        work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take())
-        verdict = await asyncio.shield(work)
+        behaviour: dict[str, Any] = {}
+        if not canaries:
+            work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take())
+            verdict = await asyncio.shield(work)
+        elif ctx.evaluation is None or rules.plan is None:
+            raise Refused(BAD_REQUEST, "this gateway has no canaries (GATEWAY_CANARIES)", param="canaries")
+        else:
+            tried = await ctx.evaluation.dry_run(rules.plan, sealed.take())
+            verdict = tried.verdict
+            behaviour = {"behaviour": tried.found.behaviour} if tried.found else {}
         measured = verdict_json(verdict)
         shown = measured if request.state.uploader.admin else coarse_verdict(measured)
-        return Report(received=received_json(sealed.received), verdict=shown).response()
+        return Report(received=received_json(sealed.received), verdict=shown, **behaviour).response()
 
 
 def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:

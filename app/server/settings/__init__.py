@@ -6,8 +6,10 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.engine_address import dns_name
+from app.domain.policy import Policy
+from app.domain.rungs import Rung, rung_from, with_floor
 from app.server.settings.access import AccessSettings
-from app.server.settings.canaries import CanarySettings
+from app.server.settings.canaries import NO_FLOOR, CanarySettings
 from app.server.settings.engine import EngineSettings
 from app.server.settings.policy import PolicySettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
@@ -43,6 +45,16 @@ class Settings(
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    @property
+    def policy(self) -> Policy:
+        """Screening policy that these settings define, with the ladder's floor."""
+        policy = super().policy
+        return policy if self.ladder_floor is None else with_floor(policy, self._floor)
+
+    @property
+    def _floor(self) -> Rung | None:
+        return None if self.ladder_floor in (None, NO_FLOOR) else rung_from(self.ladder_floor)
+
     @model_validator(mode="after")
     def _guarded_or_open(self) -> "Settings":
         if not self.api_keys and self.api_keys_file is None and not self.open:
@@ -59,6 +71,9 @@ class Settings(
             raise ValueError(
                 "canaries need engines that the gateway fills: engine_resolves is not supported with them yet"
             )
+        if self.ladder_floor == NO_FLOOR and not self.canaries:
+            raise ValueError("ladder_floor 0 needs canaries: without them nothing would be corrected")
+        _ = self.policy  # raises for settings that contradict each other
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")
         return self

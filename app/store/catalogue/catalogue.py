@@ -21,7 +21,7 @@ from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, a
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
-from app.store.catalogue.naming import Claim, bind, claim_of, spelled
+from app.store.catalogue.naming import Claim, bind, claim_of, owner_conditions, spelled
 from app.store.catalogue.queries import (
     Name,
     adapter_keyed,
@@ -108,7 +108,7 @@ class Catalogue(CatalogueReader):
         """
         with self._database.writing() as connection:
             claim = claim_of(connection, name, by)
-            same = same_version(connection, name, received, parameters, *_owner_conditions(claim), failed=True)
+            same = same_version(connection, name, received, parameters, *owner_conditions(claim), failed=True)
             if ended is None:
                 return Same(same) if same else New(self._begin(connection, name, received, parameters, after, claim))
             row = version_numbered(connection, name, ended.number)
@@ -207,6 +207,21 @@ class Catalogue(CatalogueReader):
             if row.revision != asked.revision or row.state is not State.STORED:
                 return row
             return self._move(connection, row, Event.REJECT, report=report, artefact=None, **_error_columns(error))
+
+    def record_asked_again(self, asked: VersionRow, evaluation: str, report: str, *, passed: bool) -> VersionRow:
+        """Record that a published version passed or failed an evaluation, unless it is deleted or not published any more.
+
+        Returns the current row. Raises Refused if it is deleted.
+        """
+        with self._database.writing() as connection:
+            row = version_numbered(connection, asked.name, asked.number)
+            if row.state not in SERVABLE or row.artefact != asked.artefact:
+                return row
+            result = (
+                {"evaluated": evaluation, "failed_evaluation": None} if passed else {"failed_evaluation": evaluation}
+            )
+            self._set(connection, row, report=report, **result)
+            return version_numbered(connection, row.name, row.number)
 
     def free_engine_name(self, row: VersionRow, artefact: Digest) -> str:
         """Return the engine name that this artefact would get in this version now; no other version has it."""
@@ -378,14 +393,6 @@ class Catalogue(CatalogueReader):
 
 _DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
 """Columns of a deleted adapter: any uploader may take the name again."""
-
-
-def _owner_conditions(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions on the owner of equal bytes: none if the name is bound, else the claim's owner.
-
-    On a bound name, equal bytes are one version for everyone who may push to it; until it is bound, only for one owner.
-    """
-    return () if claim.bound else (versions.c.key_owner.is_not_distinct_from(claim.owner),)
 
 
 def _error_columns(error: GatewayError) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, update
+from sqlalchemy import ColumnElement, Connection, update
 
 from app.domain.api_keys import Uploader
 from app.domain.errors import NAME_TAKEN, Refused
 from app.domain.names import AdapterName
 from app.store.catalogue.queries import adapter_keyed, adapter_named
-from app.store.catalogue.tables import AdapterRecord, VersionRow, adapters
+from app.store.catalogue.tables import AdapterRecord, VersionRow, adapters, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +57,11 @@ def spelled(connection: Connection, name: AdapterName) -> AdapterRecord:
     """Set the spelling of the adapter's name and return the adapter; the caller has a claim to it."""
     connection.execute(update(adapters).where(adapters.c.name_key == name.key).values(name=name.text))
     return adapter_named(connection, name)
+
+
+def owner_conditions(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions on the owner of equal bytes: none if the name is bound, else the claim's owner.
+
+    On a bound name, equal bytes are one version for everyone who may push to it; until it is bound, only for one owner.
+    """
+    return () if claim.bound else (versions.c.key_owner.is_not_distinct_from(claim.owner),)

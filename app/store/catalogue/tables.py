@@ -29,7 +29,7 @@ from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -119,6 +119,7 @@ versions: Final = Table(
     Column("spelling", _Name(63), nullable=False, server_default=""),  # spelling of the name in this upload
     Column("evaluated", String(_HEX)),  # key of the evaluation that this artefact passed
     Column("rung", Integer),  # the ladder's rung that made it, 0: the floor
+    Column("failed_evaluation", String(_HEX)),  # key of the evaluation that it failed when it was asked again
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -200,7 +201,8 @@ class VersionRow:
     owner: the gateway that works on it or did last, if several share the catalogue. name: as this upload spelled it,
     which is the adapter's name for every version that was ever stored. key_owner: the adapter's owner if this version
     binds its name. evaluated: key of the evaluation that this artefact passed; None if its behaviour was not looked at.
-    rung: correction that made the artefact, 0 for the floor; None as `evaluated`.
+    rung: correction that made the artefact, 0 for the floor; None as `evaluated`. failed_evaluation: key of the
+    evaluation that it failed when it was asked again; it is withheld while that evaluation is in force.
     """
 
     name: AdapterName
@@ -224,6 +226,7 @@ class VersionRow:
     key_owner: str | None
     evaluated: str | None = None
     rung: int | None = None
+    failed_evaluation: str | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -279,6 +282,7 @@ def version_row(row: Row[Any]) -> VersionRow:
         key_owner=row.key_owner,
         evaluated=row.evaluated,
         rung=row.rung,
+        failed_evaluation=row.failed_evaluation,
     )
 
 

@@ -60,7 +60,7 @@ class Peers:
         self.id: Final = secrets.token_hex(8)
         self.beats: Final = BeatLog()
         self.settled = 0
-        self._parameters = parameters
+        self.parameters = parameters
         self._database: Final = Database(url, patience_s=patience_s)
         self._held: Counter[str] = Counter()
         self._claiming: Final = threading.Lock()
@@ -88,7 +88,7 @@ class Peers:
 
         Deletes gateways silent for FORGET_S, and claims that this gateway no longer holds.
         """
-        values = {"seen_at": ago(0), "settled": self.settled, "parameters": self._parameters}
+        values = {"seen_at": ago(0), "settled": self.settled, "parameters": self.parameters}
         mine = update(gateways).where(gateways.c.id == self.id).values(**values).returning(gateways.c.seen_at)
         with self._database.beside() as connection:
             kept = connection.execute(mine).scalar_one_or_none()

@@ -1,0 +1,256 @@
+"""Search for the correction that an artefact's behaviour asks for: canaries on the floor, then on stronger corrections.
+
+Each correction is an artefact of its own, made from the given one, which is what the floor left. Projecting takes out
+nested sets of directions, so that this equals correcting the upload itself, up to rounding. The engine loads a candidate
+under an engine name, which no client can ask for, and unloads it when the search's caller is done with it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
+from app.domain.digest import Digest
+from app.domain.errors import STORE_FAILED, Refused, Stage, Unavailable
+from app.domain.lora import Received
+from app.domain.verdict import Verdict
+from app.evaluate.asking import ask
+from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes, tally
+from app.evaluate.plan import Plan
+from app.evaluate.report import Asked, behaviour_json, failure
+from app.gateway.catalogue_follower import CatalogueFollower
+from app.gateway.components import Components
+from app.load.client.identity import distance, next_tokens
+from app.observe.log import event
+from app.serve.relay import Choose
+from app.store.catalogue.evaluated import Corrected
+
+NO_EFFECT: Final = 1e-6
+"""Mean difference of a next token's log-probability, in nats, up to which an adapter has no effect: the engine computes
+the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
+
+AT_ONCE: Final = 8
+"""Canaries asked at the same time while no client's request is in flight."""
+
+AT_ONCE_BESIDE: Final = 2
+"""Canaries asked at the same time beside clients' requests: docs/performance.md has what both numbers cost them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Artefact whose behaviour is looked at, loaded under an engine name.
+
+    adapter, version: for the log; version None: a dry run. name_of: returns an engine name for a corrected artefact that
+    no version has; blocking.
+    """
+
+    adapter: str
+    version: int | None
+    received: Received
+    artefact: Digest
+    engine_name: str
+    name_of: Callable[[Digest], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Result of a search. rung: the one to serve, 0 for the floor; None: no rung passes, for the reason `why`.
+
+    corrected: the artefact of that rung, if it is another than the given one. behaviour: JSON values for the report.
+    """
+
+    rung: int | None
+    corrected: Corrected | None
+    why: str
+    behaviour: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Artefact in the engine. corrected: None for the given artefact itself."""
+
+    engine_name: str
+    corrected: Corrected | None = None
+
+
+class LadderSearch:
+    """Search of the ladder for one gateway. choose: returns the engines that answer to an engine name."""
+
+    def __init__(self, components: Components, follower: CatalogueFollower, choose: Choose) -> None:
+        self._components = components
+        self._follower = follower
+        self._choose = choose
+        self._served_model: tuple[str, Mapping[Half, Tally]] | None = None  # key of the plan, and its results
+
+    async def run(self, plan: Plan, subject: Subject, held: AsyncExitStack) -> Found:
+        """Ask the canaries, and correct the artefact as far as its answers ask for.
+
+        held: keeps the corrected artefact in the store and in the engine until it is closed. Raises Unavailable:
+        ENGINE_UNAVAILABLE, CANARIES_TIMEOUT, or what storing and loading a candidate raises.
+        """
+        candidates: dict[int, _Candidate | None] = {}
+        asked: list[Asked] = []
+        served_model = await self.served_model(plan)
+        no_effect = await self._has_no_effect(subject)
+        deadline = time.monotonic() + plan.seconds
+        step = next_step(1 + len(plan.policies), {})
+        while isinstance(step, Ask):
+            if step.rung not in candidates:
+                candidates[step.rung] = await self._candidate(subject, step.rung, held)
+            result = await self._ask(plan, candidates[step.rung], step, served_model, deadline)
+            asked.append(result)
+            self._report(subject, result)
+            step = next_step(1 + len(plan.policies), {(one.rung, one.half): one.passed for one in asked})
+        rung = step.rung if isinstance(step, Serve) else None
+        behaviour = behaviour_json(plan, served_model, asked, rung, no_effect)
+        chosen = None if rung is None else candidates[rung]
+        return Found(rung, chosen.corrected if chosen else None, "" if rung is not None else failure(asked), behaviour)
+
+    async def ask_battery(self, plan: Plan, engine_name: str) -> Mapping[Half, Tally]:
+        """Put the whole battery to one model of the engine. Raises Unavailable."""
+        deadline = time.monotonic() + plan.seconds
+        return {half: await self._tally(plan, engine_name, half, deadline) for half in Half}
+
+    async def ask_served_model_again(self, plan: Plan) -> Mapping[Half, Tally] | None:
+        """Return the results of the served model, asked now; None if it does worse than when it was asked first.
+
+        Raises Unavailable.
+        """
+        before = await self.served_model(plan)
+        now = await self.ask_battery(plan, self._own_name())
+        return now if all(passes(now[half], before[half], plan.tolerance) for half in Half) else None
+
+    async def served_model(self, plan: Plan) -> Mapping[Half, Tally]:
+        """Return the results of the served model itself, which is asked once for each plan. Raises Unavailable."""
+        if self._served_model is None or self._served_model[0] != plan.key:
+            found = await self.ask_battery(plan, self._own_name())
+            self._served_model = plan.key, found
+            if failing := sum(counts.failing for counts in found.values()):
+                asked = sum(sum(counts.asked.values()) for counts in found.values())
+                why = "an adapter may fail as many of each category: python -m app canaries check lists them"
+                event("served_model_fails_canaries", logging.WARNING, failed=failing, asked=asked, why=why)
+        return self._served_model[1]
+
+    def _own_name(self) -> str:
+        """Return the engine name of the served model."""
+        c = self._components
+        return c.routing_table.resolve(c.target.name).engine_name
+
+    async def _has_no_effect(self, subject: Subject) -> bool | None:
+        """Return whether it answers fixed texts exactly as the served model; None if the engine does not tell."""
+        names = (self._own_name(), subject.engine_name)
+        try:
+            answers = [await next_tokens(self._choose(name)[0], name) for name in names]
+        except ValueError:
+            return None
+        if distance(*answers) > NO_EFFECT:
+            return False
+        self._components.metrics.without_effect()
+        why = "the engine loaded it and answers as without it: modules it does not serve, or an update of zero"
+        event("no_effect", logging.WARNING, adapter=subject.adapter, version=subject.version, why=why)
+        return True
+
+    async def _tally(self, plan: Plan, engine_name: str, half: Half, deadline: float) -> Tally:
+        engine = self._choose(engine_name)[0]
+        judged = await ask(engine, engine_name, plan.half(half), deadline, self._at_once)
+        return tally((one.canary, one.judgement) for one in judged)
+
+    def _at_once(self) -> int:
+        return AT_ONCE_BESIDE if self._components.routing_table.in_flight.total() else AT_ONCE
+
+    async def _ask(
+        self, plan: Plan, candidate: _Candidate | None, step: Ask, served_model: Mapping[Half, Tally], deadline: float
+    ) -> Asked:
+        if candidate is None:
+            return Asked(step.rung, step.half, None, passed=False)
+        counts = await self._tally(plan, candidate.engine_name, step.half, deadline)
+        good = passes(counts, served_model[step.half], plan.tolerance)
+        return Asked(step.rung, step.half, counts, good)
+
+    def _report(self, subject: Subject, result: Asked) -> None:
+        counts = result.tally or Tally()
+        self._components.metrics.asked_canaries(counts)
+        event(
+            "canaries_asked",
+            adapter=subject.adapter,
+            version=subject.version,
+            rung=result.rung,
+            half=result.half.value,
+            passed=result.passed,
+            asked=sum(counts.asked.values()),
+            complied=sum(counts.complied.values()),
+            broken=sum(counts.broken.values()),
+        )
+
+    async def _candidate(self, subject: Subject, rung: int, held: AsyncExitStack) -> _Candidate | None:
+        """Make a rung's artefact and have it loaded until `held` is closed; None if the rung leaves nothing to serve."""
+        if rung == 0:
+            return _Candidate(subject.engine_name)
+        c = self._components
+        artefact, verdict = await c.pools.screening(self._make, subject, rung)
+        if artefact is None or verdict is None:
+            return None
+        if artefact.digest == subject.artefact:  # this rung changes nothing
+            return _Candidate(subject.engine_name)
+        name = await load_candidate(c, self._follower, artefact, subject.name_of, held)
+        return _Candidate(name, Corrected(artefact.digest, verdict))
+
+    def _make(self, subject: Subject, rung: int) -> tuple[Artefact | None, Verdict | None]:
+        """Correct the given artefact as a rung says. Blocking. Raises Unavailable."""
+        c, steps = self._components, _VerdictOf()
+        c.blobs.verify(subject.artefact)
+        folder = c.blobs.path(subject.artefact)
+        try:
+            with (folder / WEIGHTS_FILE).open("rb") as weights:
+                config = (folder / CONFIG_FILE).read_bytes()
+                return c.sanitise(config, weights, subject.received, steps, rung=rung), steps.verdict
+        except Refused as error:  # what is left does not pass its own measurement: nothing to serve
+            about = {"adapter": subject.adapter, "version": subject.version, "rung": rung}
+            event("rung_refused", logging.WARNING, **about, why=str(error))
+            return None, None
+        except OSError as error:
+            raise Unavailable(STORE_FAILED, f"artefact {subject.artefact.short}: {error.strerror}") from error
+
+
+async def load_candidate(
+    components: Components,
+    follower: CatalogueFollower,
+    artefact: Artefact,
+    name_of: Callable[[Digest], str],
+    held: AsyncExitStack,
+) -> str:
+    """Store an artefact that no version names and load it into the engine, until `held` is closed.
+
+    name_of: returns its engine name; blocking. Returns that name. Raises Unavailable.
+    """
+    c, claims = components, ExitStack()
+
+    def put() -> str:
+        claims.enter_context(c.blobs.claimed(artefact.digest))
+        c.blobs.put(artefact)
+        return name_of(artefact.digest)
+
+    held.push_async_callback(c.pools.store, claims.close)
+    name = await c.pools.store(put)
+    await held.enter_async_context(follower.candidate(name, c.blobs.path(artefact.digest)))
+    await c.reconciler.ensure(name)
+    return name
+
+
+class _VerdictOf:
+    """Steps of a correction: keeps the verdict; durations belong to the stage `evaluate`."""
+
+    verdict: Verdict | None = None
+
+    def took(self, stage: Stage, seconds: float, outcome: str) -> None:
+        """See Steps."""
+
+    def validated(self) -> None:
+        """See Steps."""
+
+    def screened(self, verdict: Verdict) -> None:
+        """See Steps."""
+        self.verdict = verdict
