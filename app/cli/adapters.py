@@ -44,7 +44,8 @@ def answer_of(response: httpx.Response) -> Any:
         return response.json() if response.content else None
     try:
         error = response.json()["error"]
-        fail(f"{error['code']}: {error['message']}")
+        more = [f"{fault['code']}: {fault['message']}. {fault['what_to_do']}" for fault in error.get("details", [])[1:]]
+        fail("\n".join([f"{error['code']}: {error['message']}", *more]))
     except (ValueError, KeyError, TypeError):
         fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
 

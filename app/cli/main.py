@@ -72,11 +72,18 @@ def main() -> None:
     try:
         cli()
     except GatewayError as error:
-        fail(f"{error.message}\n{error.code.hint}")
+        fail(_explained(error))
     except OSError as error:
         fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except httpx.TransportError as error:
         fail(f"cannot reach the gateway: {error}")
+
+
+def _explained(error: GatewayError) -> str:
+    """Return an error's message and remedy; those of every fault if there are several."""
+    if len(error.details) < 2:
+        return f"{error.message}\n{error.hint}"
+    return "\n".join(f"{fault.code}: {fault.message}\n  {fault.what_to_do}" for fault in error.details)
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -231,7 +238,7 @@ def screen_directory(
     try:
         verdict = screened(directory, reference_dir, policy, dtype)
     except GatewayError as error:
-        fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
+        fail(_explained(error), EXIT[Outcome.REJECTED])
     report = verdict_json(verdict)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")

@@ -390,4 +390,4 @@ def _owner_conditions(claim: Claim) -> tuple[ColumnElement[bool], ...]:
 
 def _error_columns(error: GatewayError) -> dict[str, Any]:
     """Return the columns that hold the reason a version ended."""
-    return {"error_code": error.code.name, "error_message": error.message}
+    return {"error_code": error.code.name, "error_message": error.recorded}
