@@ -15,6 +15,7 @@ import torch
 from app.domain.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
+    BAD_TENSOR_NAME,
     NOT_FINITE,
     RANK_TOO_HIGH,
     UNKNOWN_MODULE,
@@ -25,6 +26,7 @@ from app.domain.errors import (
 )
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
 from app.domain.out_of_memory import out_of_memory
+from app.domain.spellings import Spellings
 from app.validate.config import AdapterConfig, read_config
 from app.validate.faults import Faults
 from app.validate.foreign import foreign
@@ -109,38 +111,51 @@ def _plan(
 
     config: None if it could not be read; ranks and scalings are then left unchecked. Every fault is added to `faults`.
     """
-    sides, named = _sides(entries, target, faults)
+    found, named = _sides(entries, target, faults)
     plans = []
-    for module, pair in sorted(sides.items()):
-        if len(pair) < len(Side) and not named:
+    for module, sides in sorted(found.items()):
+        if len(sides.factors) < len(Side) and not named:
             continue  # its other half is probably the tensor whose name is refused
         kind = module.rsplit(".", 1)[-1]
         with faults.collected(kind):
-            a, b = _paired(module, pair)
+            a, b = _paired(module, sides.factors)
             _check_shapes(module, a, b, target.modules[module], target.max_rank)
             if config is not None:
-                rank = _rank(module, a, config)
-                plans.append(_Plan(module, a, b, _scaling(module, rank, config, limits.max_scaling)))
+                rank = _rank(sides.written, a, config)
+                plans.append(_Plan(module, a, b, _scaling(sides.written, rank, config, limits.max_scaling)))
     return plans
 
 
-def _sides(
-    entries: tuple[TensorEntry, ...], target: TargetModel, faults: Faults
-) -> tuple[dict[str, dict[Side, TensorEntry]], bool]:
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """One module's factors. written: the module's name in the upload, which its configuration's patterns refer to."""
+
+    written: str
+    factors: dict[Side, TensorEntry]
+
+
+def _sides(entries: tuple[TensorEntry, ...], target: TargetModel, faults: Faults) -> tuple[dict[str, _Sides], bool]:
     """Return the factors by module, and whether every tensor is one; if not, the faults, or the tool they come from."""
-    sides: dict[str, dict[Side, TensorEntry]] = {}
+    sides: dict[str, _Sides] = {}
     found = Faults()
     prefix = prefix_of(entry.name for entry in entries)
+    spellings = Spellings(target.modules)
     for entry in entries:
         try:
-            module, side = parse_tensor_name(entry.name, prefix)
+            written, side = parse_tensor_name(entry.name, prefix)
         except Refused as error:
             found.add(error, reason(entry.name, prefix))
             continue
-        if module in target.modules:
-            sides.setdefault(module, {})[side] = entry
-        elif not found.again(UNKNOWN_MODULE, kind := module.rsplit(".", 1)[-1]):
-            found.add(unknown(module, target, entry.name), kind)
+        module = spellings.find(written)
+        if module is None:
+            if not found.again(UNKNOWN_MODULE, kind := written.rsplit(".", 1)[-1]):
+                found.add(unknown(written, target, entry.name), kind)
+            continue
+        one = sides.setdefault(module, _Sides(written, {}))
+        if one.written != written:
+            message = f"{one.written} and {written} are two names of one module"
+            found.add(Refused(BAD_TENSOR_NAME, message, param=entry.name, remedy=_ONE_NAME), "two names")
+        one.factors[side] = entry
     if found:
         other = foreign(entry.name for entry in entries)
         with faults.collected():
@@ -148,6 +163,9 @@ def _sides(
                 raise other
             found.raise_any()
     return sides, not found
+
+
+_ONE_NAME: Final = "Name each module in one way only, as the class that the adapter was trained on does."
 
 
 def _paired(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry, TensorEntry]:

@@ -83,7 +83,9 @@ class Pattern:
         yield Reading(None, otherwise)
 
 
-def alphas(module: str, rank: int, ranks: tuple[Pattern, int], patterns: tuple[Pattern, float]) -> tuple[Reading, ...]:
+def alphas(
+    module: str, rank: float, ranks: tuple[Pattern, float], patterns: tuple[Pattern, float]
+) -> tuple[Reading, ...]:
     """Return the readings of a module's alpha that its rank leaves possible, one for each different value.
 
     ranks, patterns: rank_pattern with r, alpha_pattern with lora_alpha. The same expression in both matches in both or in

@@ -62,6 +62,8 @@ def test_rslora_and_patterns() -> None:
 
 OFF_LISTS = ("modules_to_save", "target_parameters", "layer_replication", "rank_pattern", "alpha_pattern")
 
+NO_ITEMS: list[list[Any]] = [[] for _ in OFF_LISTS]
+
 TAKEN: list[tuple[str, Any]] = [
     ("task_type", None),
     ("lora_alpha", 16.5),
@@ -100,7 +102,7 @@ TAKEN: list[tuple[str, Any]] = [
     *[(x, ".*(a+)+$") for x in ("target_modules", "exclude_modules", "layers_pattern")],
     ("target_modules", ["(a+)+$", "q_proj\n"]),
     *[(x, None) for x in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_dropout", "inference_mode", "bias")],
-    *((x, []) for x in OFF_LISTS),
+    *zip(OFF_LISTS, NO_ITEMS, strict=True),
     ("megatron_config", {}),
     ("megatron_core", "megatron.core.tensor_parallel"),
     ("unsloth_version", "2026.9"),
@@ -147,7 +149,7 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("fan_in_fan_out", "false", BAD_CONFIG),
     *[
         ("init_lora_weights", x, UNSUPPORTED_CONFIG)
-        for x in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", 1, [])
+        for x in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", 1, ["eva"])
     ],
     *[
         (x, True, UNSUPPORTED_CONFIG)
