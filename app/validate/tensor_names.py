@@ -30,6 +30,12 @@ _REASONS: Final = (
 )
 
 
+_WITHOUT_EMBEDDINGS: Final = (
+    "Save it again without the base's own weights: save_pretrained(..., save_embedding_layers=False). PEFT adds them when "
+    "lm_head or embed_tokens is adapted."
+)
+
+
 class Side(StrEnum):
     """LoRA factor, A or B: determined by the name alone, never by the shape."""
 
@@ -47,7 +53,8 @@ def parse_tensor_name(name: str, prefix: str = PREFIX) -> tuple[str, Side]:
     readable = len(name) <= MAX_NAME_CHARS and name.startswith(prefix)
     found = _TENSOR.fullmatch(name, len(prefix)) if readable else None
     if found is None:
-        raise Refused(BAD_TENSOR_NAME, f"tensor {name[:200]!r}: {reason(name, prefix)}", param=name)
+        remedy = _WITHOUT_EMBEDDINGS if name.endswith(".base_layer.weight") else None
+        raise Refused(BAD_TENSOR_NAME, f"tensor {name[:200]!r}: {reason(name, prefix)}", param=name, remedy=remedy)
     return found[1], Side(found[2])
 
 

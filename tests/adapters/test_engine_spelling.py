@@ -34,7 +34,8 @@ CLASSES: list[tuple[str, str, str, tuple[str, ...]]] = [
 def mapper_of(module: str, name: str) -> WeightsMapper:
     """The class's own mapper, from its source: importing the class needs torchvision, which an engine for text has not."""
     source = Path(vllm.__file__).parent / "model_executor" / "models" / f"{module}.py"
-    body = next(node.body for node in ast.parse(source.read_text()).body if getattr(node, "name", "") == name)
+    classes = (node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef))
+    body = next(node.body for node in classes if node.name == name)
     (value,) = (
         node.value
         for node in body

@@ -26,6 +26,7 @@ from torch import Tensor
 from app.domain.digest import Digest, digest_of, digest_of_parts
 from app.domain.spellings import Spellings
 from app.screen.reference.checkpoint import Checkpoint, fail
+from app.screen.reference.linears import module_of
 from app.screen.reference.manifest import (
     FORMAT,
     MANIFEST,
@@ -113,31 +114,49 @@ def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> 
     """Open both checkpoints, with their modules compared by name and shape."""
     one, two = Checkpoint(base), Checkpoint(aligned)
     names = _matched(one, two)
-    for name, in_base in names.items():
-        if one.modules[in_base] != two.modules[name]:
-            ours, theirs = (f"{s.d_out} × {s.d_in}" for s in (one.modules[in_base], two.modules[name]))
-            at, there = one.where(f"{in_base}.weight"), two.where(f"{name}.weight")
-            raise fail(f"{there} is {theirs}, in the base checkpoint ({at}) it is {ours}")
     glob = options.modules
     chosen = {name: names[name] for name in sorted(names) if glob is None or fnmatchcase(name, glob)}
     if not chosen:
-        raise fail(f"{one.path}: no linear module {'found' if glob is None else f'matches {glob!r}'}")
+        raise fail(_without_modules(two, glob))
     return _Pair(one, two, chosen, options)
 
 
+def _without_modules(checkpoint: Checkpoint, glob: str | None) -> str:
+    """Return the message for a checkpoint without a module to measure."""
+    if glob is not None:
+        return f"{checkpoint.path}: no linear module matches {glob!r}"
+    if checkpoint.model_class is not None and checkpoint.model_class.transposed:
+        return f"{checkpoint.path}: its weights are transposed (Conv1D, as in GPT-2); such modules are not measured"
+    return f"{checkpoint.path}: no linear module found"
+
+
 def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
-    """Return the aligned checkpoint's modules, each with its name in the base, which may spell it otherwise."""
-    spellings = Spellings(base.modules)
-    found = {name: spellings.find(name) for name in aligned.modules}
+    """Return the aligned checkpoint's modules, each with its name in the base, which may spell it otherwise.
+
+    Modules of the layers must be the same in both. Others, such as a head for an enlarged vocabulary, are left out if they
+    are not.
+    """
+    ours, theirs = base.modules_by(aligned.model_class), aligned.modules
+    spellings = Spellings(ours)
+    found = {name: spellings.find(name) for name in theirs}
     names = {name: in_base for name, in_base in found.items() if in_base is not None}
     for has, lacks, missing in (
         (aligned, base, found.keys() - names.keys()),
-        (base, aligned, base.modules.keys() - set(names.values())),
+        (base, aligned, ours.keys() - set(names.values())),
     ):
-        for name in sorted(missing):
-            raise fail(f"{has.where(f'{name}.weight')} is not in {lacks.path}: not the same architecture")
+        for tensor in sorted(f"{name}.weight" for name in missing):
+            if module_of(tensor) is not None:
+                raise fail(f"{has.where(tensor)} is not in {lacks.path}: not the same architecture")
     if len(set(names.values())) < len(names):
         raise fail(f"{aligned.path}: two names of one module of {base.path}; keep one of them")
+    for name, in_base in list(names.items()):
+        if ours[in_base] != theirs[name]:
+            if module_of(f"{name}.weight") is None:
+                del names[name]
+                continue
+            wanted, given = (f"{s.d_out} × {s.d_in}" for s in (ours[in_base], theirs[name]))
+            at, there = base.where(f"{in_base}.weight"), aligned.where(f"{name}.weight")
+            raise fail(f"{there} is {given}, in the base checkpoint ({at}) it is {wanted}")
     return names
 
 
