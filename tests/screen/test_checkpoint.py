@@ -47,6 +47,7 @@ def test_linear_modules_of_decoder_layers_are_adaptable(tensor: str) -> None:
         "model.layers.0.mlp.experts.3.down_proj.weight",
         "model.layers.x.self_attn.q_proj.weight",
         "transformer.h.0.attn.c_attn.weight",
+        "mtp.layers.0.self_attn.q_proj.weight",
         "transformer.h.0.mlp.c_proj.weight",
         "transformer.word_embeddings.weight",
         "q_proj.weight",

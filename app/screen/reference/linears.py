@@ -26,14 +26,15 @@ LINEAR: Final = re.compile(rf"({_PART}(?:layers|blocks|h(?!\.[0-9]+\.{_PART}c_))
 """Weights of linear modules in the layers of any architecture, by name. GPT-2's `h.0…c_attn`, `c_fc` and `c_proj` may be
 transposed (Conv1D), so only the class can tell. Embeddings, heads, norms and routers are left to the class."""
 
-EXPERT: Final = re.compile(r"(?:^|\.)experts\.")
-"""Experts of a mixture: served from one tensor of three dimensions, and not measured."""
+NOT_SERVED: Final = re.compile(r"(?:^|\.)(?:experts|mtp)\.")
+"""Experts of a mixture, which are served from one tensor of three dimensions and not measured, and layers that only predict
+further tokens, on which engines load no adapter."""
 
 
 def module_of(tensor: str) -> str | None:
     """Return the linear module of a layer whose weight this tensor is, by its name alone; None if it is none."""
     found = LINEAR.fullmatch(tensor)
-    return None if found is None or EXPERT.search(tensor) else found[1]
+    return None if found is None or NOT_SERVED.search(tensor) else found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class ModelClass:
         known = self.modules.find(module)
         if known is None:
             return module_of(tensor) is not None
-        return module != tensor and known in self.linear and not EXPERT.search(tensor)
+        return module != tensor and known in self.linear and not NOT_SERVED.search(tensor)
 
 
 def model_class(checkpoint: Path) -> ModelClass | None:
@@ -59,8 +60,8 @@ def model_class(checkpoint: Path) -> ModelClass | None:
         return None
     try:
         model, tied = _on_meta(checkpoint)
-    except (ImportError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError):
-        return None
+    except (ImportError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, AssertionError):
+        return None  # a configuration that the installed class does not take: the names remain
     kinds = {name: module for name, module in model.named_modules() if name}
     linear = {name for name, module in kinds.items() if isinstance(module, nn.Linear)}
     if tied:  # the engine uses the embedding, whatever the checkpoint holds besides
