@@ -113,13 +113,23 @@ class Owner(View):
     owner: str
 
 
+class ErrorDetail(View):
+    """One fault of an upload. where: the field, tensor or module. what_to_do: its remedy."""
+
+    code: ErrorCode
+    where: str
+    message: str
+    what_to_do: str
+
+
 class Error(View):
-    """OpenAI's error object."""
+    """OpenAI's error object. details: every fault of an upload; the first one's code is the error's."""
 
     message: str
     type: str
     param: str | None
     code: ErrorCode
+    details: list[ErrorDetail] | None = None
 
     @classmethod
     def of(cls, error: GatewayError) -> Self:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, score_table
+from app.upload.adapter_files import adapter_files
 
 UPLOAD_TIMEOUT_S: Final = 900.0
 """Most seconds of an upload: gigabytes over a slow connection, then screening and loading."""
@@ -44,7 +45,8 @@ def answer_of(response: httpx.Response) -> Any:
         return response.json() if response.content else None
     try:
         error = response.json()["error"]
-        fail(f"{error['code']}: {error['message']}")
+        more = [f"{fault['code']}: {fault['message']}. {fault['what_to_do']}" for fault in error.get("details", [])[1:]]
+        fail("\n".join([f"{error['code']}: {error['message']}", *more]))
     except (ValueError, KeyError, TypeError):
         fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
 
@@ -52,14 +54,18 @@ def answer_of(response: httpx.Response) -> Any:
 @adapters.command("push")
 def push(
     name: str,
-    directory: Annotated[Path, typer.Argument(help="As PEFT's save_pretrained wrote it")],
+    path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
 ) -> None:
     """Upload an adapter and show its verdict and state."""
-    config, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
-    with client_of(url, key) as client, config.open("rb") as c, weights.open("rb") as w:
-        files: Any = {"name": (None, name.encode()), "config": (config.name, c), "weights": (weights.name, w)}
+    found = adapter_files(path)
+    with client_of(url, key) as client, found.config.open("rb") as c, found.weights.open("rb") as w:
+        files: Any = {
+            "name": (None, name.encode()),
+            "config": (found.config.name, c),
+            "weights": (found.weights.name, w),
+        }
         version = answer_of(client.post("/adapters", files=files))
     out.print(heat_map(version["report"]["verdict"]))
     if version["report"].get("behaviour"):

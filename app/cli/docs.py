@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 from app.domain.errors import CODES
 from app.observe.metrics import Metrics
 from app.server.settings import Settings
+from app.validate.config_fields import FIELDS, Kind
 
 
 def settings_table() -> str:
@@ -48,6 +49,14 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
+def adapter_fields_table() -> str:
+    """Return the table of fields of adapter_config.json: name, treatment, remedy."""
+    rows = ["| Field | Treatment | What to do if it is refused |", "| --- | --- | --- |"]
+    for name, field in sorted(FIELDS.items(), key=lambda item: (list(Kind).index(item[1].kind), item[0])):
+        rows.append(f"| `{name}` | {field.kind} | {field.remedy or '–'} |")
+    return "\n".join(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One generated table. page: the page that contains it, from the repository's root. make: generates its text."""
@@ -60,6 +69,7 @@ TABLES = {
     "settings": Table("docs/settings.md", settings_table),
     "metrics": Table("docs/operating.md", metrics_table),
     "refusals": Table("docs/api.md", refusals_table),
+    "adapter-fields": Table("docs/adapters.md", adapter_fields_table),
 }
 
 

@@ -21,12 +21,15 @@ from app.cli.demo import demo
 from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
-from app.domain.errors import GatewayError
+from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
 from app.domain.verdict import Outcome
 from app.observe.verdict_report import heat_map, score_table
 from app.server.open_files import raise_open_files
+
+SHOWN_UNTOUCHED: Final = 8
+"""Most modules that a warning names: a decoder layer has seven."""
 
 TABLE_COLUMNS: Final = 100
 """Columns that `reference inspect` needs for a model with two digits of layers."""
@@ -72,11 +75,18 @@ def main() -> None:
     try:
         cli()
     except GatewayError as error:
-        fail(f"{error.message}\n{error.code.hint}")
+        fail(_explained(error))
     except OSError as error:
         fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except httpx.TransportError as error:
         fail(f"cannot reach the gateway: {error}")
+
+
+def _explained(error: GatewayError) -> str:
+    """Return an error's message and remedy; those of every fault if there are several."""
+    if len(error.details) < 2:
+        return f"{error.message}\n{error.hint}"
+    return "\n".join(f"{fault.code}: {fault.message}\n  {fault.what_to_do}" for fault in error.details)
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -171,8 +181,29 @@ def reference_build(
             err.print(f"warning: are --base and --aligned swapped? {sign}", highlight=False, soft_wrap=True)
 
         options = BuildOptions(top_k=top_k, modules=modules, compact=compact)
-        digest = build_reference(base, aligned, out_dir, options, show, suspect)
+        try:
+            digest = build_reference(base, aligned, out_dir, options, show, suspect)
+        except Unavailable as error:
+            fail(error.message)  # the hint would be to run this command
+    _tell_untouched(out_dir)
     out.print(f"{out_dir}\nGATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
+
+
+def _tell_untouched(directory: Path) -> None:
+    """Warn of the modules that are the same in both checkpoints: nothing can be measured there."""
+    from app.screen.reference.manifest import MANIFEST, parse
+
+    modules = parse((directory / MANIFEST).read_bytes()).modules.values()
+    untouched = [module.name for module in modules if module.v_norm == 0.0]
+    if untouched:
+        some = ", ".join(untouched[:SHOWN_UNTOUCHED]) + (", …" if len(untouched) > SHOWN_UNTOUCHED else "")
+        err.print(
+            f"warning: {len(untouched)} of {len(modules)} modules are the same in both checkpoints: {some}\n"
+            "An adapter on them cannot be scored there. GATEWAY_UNSCORABLE decides: reject refuses the whole adapter (the "
+            "default), prune serves it without these modules, keep serves them unmeasured.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @reference.command("inspect")
@@ -207,8 +238,8 @@ def reference_inspect(directory: Path) -> None:
 
 
 @cli.command("screen")
-def screen_directory(
-    directory: Annotated[Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors")],
+def screen_adapter(
+    path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
     reference_dir: Annotated[Path, typer.Option("--reference", help="Reference directory")],
     tau: Annotated[float | None, typer.Option(help="Threshold (IQRs)")] = None,
     max_block_score: Annotated[float | None, typer.Option(help="Budget of one block's aggregate score")] = None,
@@ -221,7 +252,7 @@ def screen_directory(
     """Measure one adapter on disk. Exit status: 0 clean, 1 pruned, projected or emptied, 2 rejected or invalid."""
     from app.domain.manifest import verdict_json
     from app.domain.policy import Policy
-    from app.gateway.directory_screening import screen_directory as screened
+    from app.gateway.directory_screening import screen_directory
 
     action = action or default_action(comparison or Comparison.INPUT)
     given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
@@ -229,9 +260,9 @@ def screen_directory(
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:
-        verdict = screened(directory, reference_dir, policy, dtype)
+        verdict = screen_directory(path, reference_dir, policy, dtype)
     except GatewayError as error:
-        fail(f"{error.message}\n{error.code.hint}", EXIT[Outcome.REJECTED])
+        fail(_explained(error), EXIT[Outcome.REJECTED])
     report = verdict_json(verdict)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")

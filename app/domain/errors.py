@@ -9,9 +9,10 @@ Packages raise `Refused(TOO_LARGE, "weights: 2.1 GB, the cap is 2.0 GB", param="
 responses.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 MESSAGE_LIMIT: Final = 400
 """Most characters of a message in a log line or a response, so that hostile input cannot fill either."""
@@ -118,7 +119,7 @@ UNSUPPORTED_CONFIG = _code(
     "unsupported_config",
     422,
     _V,
-    "Train a plain LoRA: no DoRA, bias or modules_to_save, and module names instead of patterns.",
+    "Train a plain LoRA: no DoRA, bias or modules_to_save; docs/adapters.md lists the accepted fields.",
 )
 BAD_SCALING = _code("bad_scaling", 422, _V, "Use a lora_alpha above 0 and within the operator's limit for scaling.")
 BAD_SAFETENSORS = _code(
@@ -258,28 +259,74 @@ def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One of several faults behind a refusal. where: the field, tensor or module. what_to_do: the remedy."""
+
+    code: str
+    where: str
+    message: str
+    what_to_do: str
+
+    @classmethod
+    def of(cls, error: "GatewayError") -> "Fault":
+        """Return the fault that an error reports."""
+        return cls(error.code.name, error.param or "", error.message, error.hint)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Fault":
+        """Reverse `asdict`, for a fault from another process. Raises LookupError, TypeError or AttributeError."""
+        code = CODES[fields["code"]].name
+        return cls(code, *(printable(str(fields[key])) for key in ("where", "message", "what_to_do")))
+
+
 class GatewayError(Exception):
     """Base of all errors: a row of the table and a message for this occurrence."""
 
-    def __init__(self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        """retry_after: seconds after which retrying helps, if known."""
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        remedy: str | None = None,
+        details: tuple[Fault, ...] = (),
+    ) -> None:
+        """retry_after: seconds after which retrying helps, if known. remedy: in place of the code's hint. details: every
+        fault found, the first one being this error's own; empty if it is the only kind looked for."""
         self.code = code
         self.retry_after = retry_after
         self.message = printable(message)
         self.param = None if param is None else printable(param)
+        self.remedy = None if remedy is None else printable(remedy)
+        self.details = details
         super().__init__(f"{code.name}: {self.message}")
+
+    @property
+    def hint(self) -> str:
+        """Sentence on what to do."""
+        return self.remedy or self.code.hint
+
+    @property
+    def recorded(self) -> str:
+        """Message to keep with a version, which has the code but not the remedy."""
+        return printable(f"{self.message.rstrip('.')}. {self.remedy}") if self.remedy else self.message
 
 
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types by status, for statuses that are not simply invalid_request_error or server_error."""
 
 
-def envelope(error: GatewayError) -> dict[str, dict[str, str | None]]:
+def envelope(error: GatewayError) -> dict[str, dict[str, Any]]:
     """Return OpenAI's error object, for responses and for streams; the hint follows the message."""
     status = error.code.status
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    message = f"{error.message.rstrip('.')}. {error.code.hint}"
-    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code.name}}
+    message = f"{error.message.rstrip('.')}. {error.hint}"
+    fields: dict[str, Any] = {"message": message, "type": kind, "param": error.param, "code": error.code.name}
+    if error.details:
+        fields["details"] = [asdict(fault) for fault in error.details]
+    return {"error": fields}
 
 
 class Refused(GatewayError):

@@ -8,5 +8,5 @@ class VersionRefused(Refused):
     """Refusal with the version it left in the catalogue."""
 
     def __init__(self, error: GatewayError, row: VersionRow) -> None:
-        super().__init__(error.code, error.message, param=error.param)
+        super().__init__(error.code, error.message, param=error.param, remedy=error.remedy, details=error.details)
         self.row = row

@@ -10,8 +10,8 @@ from typing import Final
 from app.domain.lora import ServingDtype, TargetModel
 from app.prune.canonical import KEY_PREFIX, config_bytes
 
-HEADER_BYTES: Final = 1 << 20
-"""Most bytes of the header: thousands of modules need a few hundred KiB."""
+HEADER_BYTES: Final = 16 << 20
+"""Most bytes of the header: the tensors of the largest adapter that is accepted need 13 MB."""
 
 _STORED: Final = {
     ServingDtype.FLOAT32: ("F32", 4),

@@ -11,13 +11,16 @@ from typing import Any, Final
 
 from app.domain.artefact import Artefact, content_digest
 from app.domain.digest import digest_of
-from app.domain.errors import CODES, SCREENING_KILLED, GatewayError, Refused, Stage, Unavailable
+from app.domain.errors import CODES, SCREENING_KILLED, Fault, GatewayError, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.manifest import manifest_json, verdict_from
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Verdict
 from app.prune.canonical_check import check_form
 from app.sandbox.protocol import Line, OutOfFormError
 from app.sandbox.sanitise import OK, Measure, Steps
+
+MAX_DETAILS: Final = 16
+"""Most faults of a refusal that are passed on; an upload's refusal lists no more."""
 
 BYTES_PER_VALUE: Final = 4
 SLACK_BYTES: Final = 2 << 20
@@ -120,9 +123,15 @@ def _duration(fields: dict[str, Any]) -> tuple[Stage, float, str]:
 def _refusal(fields: dict[str, Any]) -> GatewayError:
     if "died" in fields:
         return Refused(SCREENING_KILLED, str(fields["died"]))
-    code, param = CODES[fields["refused"]], fields["param"]
+    code, param, remedy = CODES[fields["refused"]], fields["param"], fields.get("remedy")
     kind = Refused if code.status < 500 else Unavailable
-    return kind(code, str(fields["message"]), param=None if param is None else str(param))
+    return kind(
+        code,
+        str(fields["message"]),
+        param=None if param is None else str(param),
+        remedy=None if remedy is None else str(remedy),
+        details=tuple(map(Fault.read, fields.get("details", [])[:MAX_DETAILS])),
+    )
 
 
 def _outcome_of(verdict: Verdict) -> Outcome:

@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -76,7 +77,8 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
         with os.fdopen(weights_fd, "rb") as weights:
             made = sanitise(measure, order.config, weights, order.received, answer, rung=order.rung)
     except GatewayError as error:
-        answer.send({"refused": error.code.name, "message": error.message, "param": error.param})
+        told = {"message": error.message, "param": error.param, "remedy": error.remedy}
+        answer.send({"refused": error.code.name, **told, "details": [asdict(fault) for fault in error.details]})
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -15,6 +15,7 @@ import torch
 from app.domain.errors import (
     BAD_SAFETENSORS,
     BAD_SCALING,
+    BAD_TENSOR_NAME,
     NOT_FINITE,
     RANK_TOO_HIGH,
     UNKNOWN_MODULE,
@@ -25,13 +26,17 @@ from app.domain.errors import (
 )
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
 from app.domain.out_of_memory import out_of_memory
+from app.domain.spellings import Spellings
 from app.validate.config import AdapterConfig, read_config
+from app.validate.faults import Faults
+from app.validate.foreign import foreign
+from app.validate.modules import unknown
 from app.validate.safetensors_header import TensorEntry, read_header
-from app.validate.tensor_names import Side, parse_tensor_name
+from app.validate.tensor_names import Side, parse_tensor_name, prefix_of, reason
 
 KIB: Final = 1 << 10
 
-_STORED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SERVED: Final = {
     ServingDtype.FLOAT32: torch.float32,
     ServingDtype.FLOAT16: torch.float16,
@@ -70,13 +75,20 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
     """Read adapter_config.json and adapter_model.safetensors as an adapter for `target`.
 
     weights: open for reading at any position; read tensor by tensor, so that beyond the Adapter itself no more than one
-    tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the stage
-    `validate`), `param` naming the tensor or field; OSError if the disk fails; any error that
-    `out_of_memory` recognises.
+    tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the
+    stage `validate`), `param` naming the tensor or field and `details` every fault found; OSError if the disk fails; any
+    error that `out_of_memory` recognises.
     """
-    read = read_config(config, max_bytes=limits.max_config_bytes, base_names=limits.base_names)
+    faults = Faults()
+    read: AdapterConfig | None = None
+    entries: tuple[TensorEntry, ...] = ()
+    with faults.collected():
+        read = read_config(config, max_bytes=limits.max_config_bytes, base_names=limits.base_names)
     try:
-        plans = _plan(read_header(weights), read, target, limits)
+        with faults.collected():
+            entries = read_header(weights)
+        plans = _plan(entries, read, target, limits, faults)
+        faults.raise_any()
         dtype = _SERVED[target.dtype]
         modules = tuple(_load(plan, weights, dtype) for plan in plans)
     except (GatewayError, OSError):
@@ -89,29 +101,71 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
 
 
 def _plan(
-    entries: tuple[TensorEntry, ...], config: AdapterConfig, target: TargetModel, limits: ValidateLimits
+    entries: tuple[TensorEntry, ...],
+    config: AdapterConfig | None,
+    target: TargetModel,
+    limits: ValidateLimits,
+    faults: Faults,
 ) -> list[_Plan]:
-    """Pair the tensors and check each pair against model and configuration; sorted by module."""
-    sides: dict[str, dict[Side, TensorEntry]] = {}
-    for entry in entries:
-        module, side = parse_tensor_name(entry.name)
-        if module not in target.modules:
-            raise Refused(UNKNOWN_MODULE, f"{target.name} has no adaptable module {module!r}", param=entry.name)
-        sides.setdefault(module, {})[side] = entry
-    _check_patterns(config, target)
+    """Pair the tensors and check each pair against model and configuration; sorted by module.
+
+    config: None if it could not be read; ranks and scalings are then left unchecked. Every fault is added to `faults`.
+    """
+    found, named = _sides(entries, target, faults)
     plans = []
-    for module, pair in sorted(sides.items()):
-        a, b = _paired(module, pair)
-        _check_shapes(module, a, b, target.modules[module], config.rank_of(module), target.max_rank)
-        plans.append(_Plan(module, a, b, _scaling(module, config, limits.max_scaling)))
+    for module, sides in sorted(found.items()):
+        if len(sides.factors) < len(Side) and not named:
+            continue  # its other half is probably the tensor whose name is refused
+        kind = module.rsplit(".", 1)[-1]
+        with faults.collected(kind):
+            a, b = _paired(module, sides.factors)
+            _check_shapes(module, a, b, target.modules[module], target.max_rank)
+            if config is not None:
+                rank = _rank(sides.written, a, config)
+                plans.append(_Plan(module, a, b, _scaling(sides.written, rank, config, limits.max_scaling)))
     return plans
 
 
-def _check_patterns(config: AdapterConfig, target: TargetModel) -> None:
-    for field, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for module in pattern:
-            if module not in target.modules:
-                raise Refused(UNKNOWN_MODULE, f"{field}: {target.name} has no module {module!r}", param=field)
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """One module's factors. written: the module's name in the upload, which its configuration's patterns refer to."""
+
+    written: str
+    factors: dict[Side, TensorEntry]
+
+
+def _sides(entries: tuple[TensorEntry, ...], target: TargetModel, faults: Faults) -> tuple[dict[str, _Sides], bool]:
+    """Return the factors by module, and whether every tensor is one; if not, the faults, or the tool they come from."""
+    sides: dict[str, _Sides] = {}
+    found = Faults()
+    prefix = prefix_of(entry.name for entry in entries)
+    spellings = Spellings(target.modules)
+    for entry in entries:
+        try:
+            written, side = parse_tensor_name(entry.name, prefix)
+        except Refused as error:
+            found.add(error, reason(entry.name, prefix))
+            continue
+        module = spellings.find(written)
+        if module is None:
+            if not found.again(UNKNOWN_MODULE, kind := written.rsplit(".", 1)[-1]):
+                found.add(unknown(written, target, entry.name), kind)
+            continue
+        one = sides.setdefault(module, _Sides(written, {}))
+        if one.written != written:
+            message = f"{one.written} and {written} are two names of one module"
+            found.add(Refused(BAD_TENSOR_NAME, message, param=entry.name, remedy=_ONE_NAME), "two names")
+        one.factors[side] = entry
+    if found:
+        other = foreign(entry.name for entry in entries)
+        with faults.collected():
+            if other is not None:
+                raise other
+            found.raise_any()
+    return sides, not found
+
+
+_ONE_NAME: Final = "Name each module in one way only, as the class that the adapter was trained on does."
 
 
 def _paired(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry, TensorEntry]:
@@ -121,7 +175,7 @@ def _paired(module: str, pair: Mapping[Side, TensorEntry]) -> tuple[TensorEntry,
     return pair[Side.A], pair[Side.B]
 
 
-def _check_shapes(module: str, a: TensorEntry, b: TensorEntry, shape: Shape, rank: int, max_rank: int) -> None:
+def _check_shapes(module: str, a: TensorEntry, b: TensorEntry, shape: Shape, max_rank: int) -> None:
     """Raise Refused unless a is (rank, d_in) and b is (d_out, rank), exactly."""
     rows, columns = a.shape
     if columns != shape.d_in:
@@ -134,12 +188,19 @@ def _check_shapes(module: str, a: TensorEntry, b: TensorEntry, shape: Shape, ran
         raise Refused(WRONG_SHAPE, f"{module}: lora_A has rank {rows}, lora_B {b.shape[1]}", param=b.name)
     if rows > max_rank:
         raise Refused(RANK_TOO_HIGH, f"{module} has rank {rows}, the engine takes {max_rank}", param=a.name)
-    if rows != rank:
-        raise Refused(WRONG_SHAPE, f"{module} has rank {rows}, adapter_config.json says {rank}", param=a.name)
 
 
-def _scaling(module: str, config: AdapterConfig, most: float) -> float:
-    scaling = config.scaling_of(module)
+def _rank(module: str, a: TensorEntry, config: AdapterConfig) -> int:
+    """Return the module's rank, which its tensors show and the configuration must allow."""
+    rank, allowed = a.shape[0], config.ranks_of(module)
+    if rank not in allowed:
+        said = " or ".join(f"{one:g}" for one in sorted(allowed))
+        raise Refused(WRONG_SHAPE, f"{module} has rank {rank}, adapter_config.json says {said}", param=a.name)
+    return rank
+
+
+def _scaling(module: str, rank: int, config: AdapterConfig, most: float) -> float:
+    scaling = config.scaling_of(module, rank)
     if not 0.0 < scaling <= most:
         raise Refused(
             BAD_SCALING, f"{module}: scaling {scaling:g}; it must lie above 0 and within {most:g}", param=module
@@ -150,7 +211,9 @@ def _scaling(module: str, config: AdapterConfig, most: float) -> float:
 def _load(plan: _Plan, weights: io.BufferedIOBase, dtype: torch.dtype) -> LoraModule:
     """Read, scale and cast one module: a (r, d_in), b (d_out, r)."""
     a = _served(plan.a, _tensor(plan.a, weights), dtype)
-    b = _served(plan.b, _tensor(plan.b, weights).to(torch.float32).mul_(plan.scaling), dtype)
+    b = _tensor(plan.b, weights)
+    wide = torch.promote_types(b.dtype, torch.float32)
+    b = _served(plan.b, b.to(wide).mul_(plan.scaling), dtype)
     return LoraModule(plan.module, a, b, plan.scaling)
 
 

@@ -11,18 +11,28 @@ from typing import Any, Final
 
 from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_SHAPE, Refused
 from app.validate import strict_json
+from app.validate.faults import Faults
+from app.validate.foreign import GIT_LFS, LFS_REMEDY, TORCH_SAVE, ZERO_3, foreign
 
-MAX_HEADER_BYTES: Final = 1 << 20
-"""Most bytes of the JSON header. 448 tensors need about 60 kB; the format itself allows 100 MB."""
+MAX_TENSORS: Final = 94 * (128 * 3 + 8) * 2
+"""Tensors of the largest adapter that people train: 94 layers of 128 experts, three linear modules each, and eight beside
+them, two factors a module (Qwen3-235B-A22B)."""
 
-ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
+MAX_HEADER_BYTES: Final = MAX_TENSORS * 224
+"""Most bytes of the JSON header: a tensor's entry has 160 to 200. The format itself allows 100 MB."""
+
+MAX_MARKS: Final = MAX_TENSORS * 12 + (1 << 16)
+"""Most commas, colons and opening brackets of the header: twelve an entry, and room for the metadata. Each value follows
+one of them, so this bounds the memory of the parsed header, about 100 bytes a value, before it is parsed."""
+
+ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes per element of each accepted dtype."""
 
 _LENGTH: Final = struct.Struct("<Q")
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _METADATA: Final = "__metadata__"
 _OTHER_FORMATS: Final = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes them: it may hold a pickle"),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes them (adapter_model.bin): it may hold a pickle"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x80\x02", "a pickle"),
     (b"\x80\x03", "a pickle"),
@@ -33,7 +43,7 @@ _OTHER_FORMATS: Final = (
     (b"\x89HDF", "an HDF5 file"),
     (b"GGUF", "a GGUF file"),
     (b"<", "an HTML or XML page"),
-    (b"version ", "a git-lfs pointer instead of the file it points to"),
+    (GIT_LFS, "a git-lfs pointer instead of the file it points to"),
 )
 
 
@@ -67,21 +77,38 @@ def read_header(file: io.BufferedIOBase) -> tuple[TensorEntry, ...]:
     header = file.read(length)
     if not header.startswith(b"{"):
         raise _no_header(start, "the header does not begin with {")
+    if sum(map(header.count, (b",", b":", b"{", b"["))) > MAX_MARKS:
+        raise Refused(BAD_SAFETENSORS, f"the header has more values than {MAX_TENSORS} tensors need", param="weights")
     fields = strict_json.parse(header, max_bytes=MAX_HEADER_BYTES, code=BAD_SAFETENSORS, what="safetensors header")
     fields.pop(_METADATA, None)
     if not fields:
-        raise Refused(EMPTY_ADAPTER, "the file holds no tensors")
-    entries = sorted((_entry(name, value, data_at) for name, value in fields.items()), key=lambda e: (e.begin, e.end))
+        raise Refused(EMPTY_ADAPTER, "the file holds no tensors", param="weights", remedy=ZERO_3)
+    entries = _entries(fields, data_at)
     _check_cover(entries, data_at, size)
     return tuple(entries)
 
 
+def _entries(fields: dict[str, Any], data_at: int) -> list[TensorEntry]:
+    """Return the entries in the order of their bytes. Raises Refused for all that are wrong."""
+    faults = Faults()
+    entries = []
+    for name, value in fields.items():
+        with faults.collected("entry"):
+            entries.append(_entry(name, value, data_at))
+    if faults and (other := foreign(fields)) is not None:
+        raise other
+    faults.raise_any()
+    return sorted(entries, key=lambda e: (e.begin, e.end))
+
+
 def _no_header(start: bytes, why: str) -> Refused:
     """Build the refusal of a file that is not safetensors; it names the most common other formats."""
-    what = next(
-        (f"this is no safetensors file but {what}" for magic, what in _OTHER_FORMATS if start.startswith(magic)), why
-    )
-    return Refused(BAD_SAFETENSORS, what, param="weights")
+    for magic, what in _OTHER_FORMATS:
+        if start.startswith(magic):
+            remedy = LFS_REMEDY if magic == GIT_LFS else TORCH_SAVE if magic[:1] in b"P\x80" else None
+            message = f"this is not a safetensors file but {what}"
+            return Refused(BAD_SAFETENSORS, message, param="weights", remedy=remedy)
+    return Refused(BAD_SAFETENSORS, why, param="weights")
 
 
 def _entry(name: str, value: Any, data_at: int) -> TensorEntry:
@@ -96,6 +123,8 @@ def _entry(name: str, value: Any, data_at: int) -> TensorEntry:
         raise Refused(BAD_SAFETENSORS, f"tensor {name!r}: data_offsets are no two whole numbers", param=name)
     if not _naturals(shape):
         raise Refused(BAD_SAFETENSORS, f"tensor {name!r}: shape is no list of whole numbers", param=name)
+    if shape == [0]:
+        raise Refused(WRONG_SHAPE, f"tensor {name!r} has shape [0]: its values are missing", param=name, remedy=ZERO_3)
     if len(shape) != 2 or 0 in shape:
         raise Refused(WRONG_SHAPE, f"tensor {name!r} has shape {shape[:8]}: not a matrix", param=name)
     rows, columns = shape

@@ -37,7 +37,7 @@ def all_renamed(old: str, new: str) -> Upload:
 
 
 ATTACKS: list[tuple[str, Upload, Code]] = [
-    ("K01_no_prefix", all_renamed("base_model.model.", ""), BAD_TENSOR_NAME),
+    ("K01_half_a_prefix", all_renamed("base_model.model.", "base_model."), UNKNOWN_MODULE),
     ("K02_unprefixed_twin", VALID.adding({QA.removeprefix("base_model.model."): EVIL}), BAD_TENSOR_NAME),
     ("K03_doubled_prefix", all_renamed("base_model.model.", "base_model.model.base_model.model."), UNKNOWN_MODULE),
     ("K05_embedding_half", VALID.renaming(QB, f"base_model.model.{Q}.lora_embedding_B"), BAD_TENSOR_NAME),
@@ -78,7 +78,7 @@ ATTACKS: list[tuple[str, Upload, Code]] = [
     ("K20_complex", VALID.adding({QA: torch.ones(4, 16, dtype=torch.complex64)}), BAD_DTYPE),
     ("K21_inf_in_half", HALF.adding({QA: torch.full((4, 16), 1e6)}), NOT_FINITE),
     ("K21_inf_once_scaled", HALF.adding({QB: torch.full((16, 4), 40_000.0)}), NOT_FINITE),
-    ("K21_f64", HALF.adding({QA: torch.full((4, 16), 1e300, dtype=torch.float64)}), BAD_DTYPE),
+    ("K21_f64", HALF.adding({QA: torch.full((4, 16), 1e300, dtype=torch.float64)}), NOT_FINITE),
     ("K22_nothing", VALID.dropping(*VALID.tensors), EMPTY_ADAPTER),
     ("K23_experts", pair("model.layers.0.mlp.experts.0.down_proj"), UNKNOWN_MODULE),
     ("K23_mtp", pair("model.mtp.layers.0.self_attn.q_proj"), UNKNOWN_MODULE),
@@ -94,6 +94,15 @@ ATTACKS: list[tuple[str, Upload, Code]] = [
 @pytest.mark.hostile
 def test_refused(tmp_path: Path, upload: Upload, code: Code) -> None:
     must_refuse(tmp_path, upload, code)
+
+
+@pytest.mark.ruling("K01")
+def test_k01_a_file_without_any_prefix_is_the_same_adapter(tmp_path: Path) -> None:
+    bare = push(tmp_path / "bare", all_renamed("base_model.model.", ""))
+    for ours, theirs in zip(bare.modules, push(tmp_path / "full", VALID).modules, strict=True):
+        assert ours.name == theirs.name
+        assert torch.equal(ours.a, theirs.a)
+        assert torch.equal(ours.b, theirs.b)
 
 
 @pytest.mark.ruling("K14")

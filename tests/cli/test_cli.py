@@ -17,7 +17,14 @@ from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Policy
 from app.screen.reference.build import BuildOptions
 from app.screen.reference.open import open_reference
 from tests.support.adapters import PEFT_DEFAULTS, key
-from tests.support.references import make_pair, make_reference, random_adapter
+from tests.support.references import (
+    aligned_from,
+    make_pair,
+    make_reference,
+    random_adapter,
+    weights,
+    write_checkpoint,
+)
 
 ROOT = Path(__file__).parents[2]
 Q = "model.layers.0.self_attn.q_proj"
@@ -181,6 +188,19 @@ def test_a_glob_builds_some_modules_and_a_mismatch_builds_none(tmp_path: Path) -
     assert done.returncode == 1
     assert "model.layers.2." in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_modules_that_alignment_left_alone_are_named_when_the_reference_is_built(tmp_path: Path) -> None:
+    base, aligned = weights(0), aligned_from(weights(0))
+    same = {name: w for name, w in base.items() if "self_attn" in name}
+    pair = [write_checkpoint(tmp_path / name, tensors) for name, tensors in (("b", base), ("a", {**aligned, **same}))]
+    built = run("reference", "build", "--base", pair[0], "--aligned", pair[1], "--out", tmp_path / "r")
+    assert built.returncode == 0, built.stderr
+    for word in ("6 of 8 modules", Q, "GATEWAY_UNSCORABLE", "reject"):
+        assert word in built.stderr
+    again = run("reference", "build", "--base", pair[0], "--aligned", pair[0], "--out", tmp_path / "none")
+    assert "name the unaligned checkpoint" in again.stderr
+    assert "python -m app reference build" not in again.stderr
 
 
 def test_a_compact_reference_screens_by_input(tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ from app.serve.request import parse as parse_request
 from app.upload.limits import UploadLimits
 from app.upload.multipart import FormReader, boundary_of
 from app.validate import strict_json
-from app.validate.config import MAX_ALPHA, read_config
+from app.validate.config import read_config
+from app.validate.config_fields import MAX_ALPHA
 from app.validate.safetensors_header import ITEM_BYTES, read_header
-from app.validate.tensor_names import PREFIX, is_module_path, parse_tensor_name
+from app.validate.tensor_names import PREFIX, parse_tensor_name
 
 Target = Callable[[bytes], None]
 
@@ -71,7 +72,7 @@ def header(data: bytes) -> None:
     try:
         entries = read_header(io.BytesIO(data))
     except GatewayError as error:
-        return _known(error, BAD_SAFETENSORS, BAD_DTYPE, WRONG_SHAPE, EMPTY_ADAPTER)
+        return _known(error, BAD_SAFETENSORS, BAD_DTYPE, WRONG_SHAPE, EMPTY_ADAPTER, BAD_TENSOR_NAME)
     assert len({entry.name for entry in entries}) == len(entries) > 0
     at = 8 + int.from_bytes(data[:8], "little")
     for entry in entries:
@@ -94,16 +95,18 @@ def config(data: bytes) -> None:
     assert type(found.r) is int
     assert found.r >= 1
     assert type(found.use_rslora) is bool
-    for module in ("model.layers.0.q_proj", *found.rank_pattern, *found.alpha_pattern):
-        assert is_module_path(module)
-        assert found.rank_of(module) >= 1
-        assert 0 <= found.scaling_of(module) <= MAX_ALPHA  # 5e-324 / 2 is 0, which the next step refuses
+    for module in ("model.layers.0.q_proj", *(said.get("rank_pattern") or ()), *(said.get("alpha_pattern") or ())):
+        for rank in found.ranks_of(module):
+            assert rank >= 1
+            try:
+                assert 0 <= found.scaling_of(module, rank) <= MAX_ALPHA  # 5e-324 / 2 is 0, which the next step refuses
+            except GatewayError as error:
+                _known(error, UNSUPPORTED_CONFIG)
     for off in (
         "use_dora",
         "lora_bias",
         "use_qalora",
         "modules_to_save",
-        "auto_mapping",
         "custom_code",
         "layer_replication",
     ):
@@ -126,7 +129,6 @@ def names(data: bytes) -> None:
         assert text == f"{PREFIX}{module}.lora_{side}.weight"
         assert text.isascii()
         assert all(re.fullmatch(_PART, part) for part in module.split("."))
-        assert is_module_path(module)
     try:
         name = AdapterName.parse(text, frozenset({"Served"}))
     except GatewayError as error:

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from app.domain.errors import BAD_REFERENCE, Unavailable
-from app.screen.reference.checkpoint import INDEX, Checkpoint, module_of
+from app.screen.reference.checkpoint import INDEX, Checkpoint
+from app.screen.reference.linears import module_of
 from tests.support.references import module_names, weights, write_checkpoint
 
 
@@ -18,6 +19,14 @@ from tests.support.references import module_names, weights, write_checkpoint
         "model.layers.3.self_attn.qkv_proj.weight",
         "model.layers.3.mlp.gate_up_proj.weight",
         "language_model.model.layers.2.self_attn.o_proj.weight",
+        "transformer.encoder.layers.0.self_attention.query_key_value.weight",
+        "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight",
+        "gpt_neox.layers.0.attention.dense.weight",
+        "transformer.h.3.attn.qkv_proj.weight",
+        "transformer.blocks.0.attn.Wqkv.weight",
+        "model.layers.0.attention.wqkv.weight",
+        "model.layers.0.feed_forward.w3.weight",
+        "model.layers.0.mlp.c_fc.weight",
     ],
 )
 def test_linear_modules_of_decoder_layers_are_adaptable(tensor: str) -> None:
@@ -37,6 +46,10 @@ def test_linear_modules_of_decoder_layers_are_adaptable(tensor: str) -> None:
         "model.layers.0.block_sparse_moe.experts.0.w1.weight",
         "model.layers.0.mlp.experts.3.down_proj.weight",
         "model.layers.x.self_attn.q_proj.weight",
+        "transformer.h.0.attn.c_attn.weight",
+        "mtp.layers.0.self_attn.q_proj.weight",
+        "transformer.h.0.mlp.c_proj.weight",
+        "transformer.word_embeddings.weight",
         "q_proj.weight",
     ],
 )

@@ -213,10 +213,35 @@ def test_scalings_beyond_it(fields: dict[str, Any]) -> None:
     assert code_of(Upload.valid(rank=4).having(**fields)) is BAD_SCALING
 
 
-def test_a_pattern_for_a_module_nobody_has() -> None:
+def test_a_pattern_for_a_module_nobody_has_changes_nothing() -> None:
+    nobody = {"model.layers.9.self_attn.q_proj": 1, "w_proj": 3}
     for field in ("rank_pattern", "alpha_pattern"):
-        error = refusal(Upload.valid().having(**{field: {"q_proj": 1}}))
-        assert (error.code, error.param) == (UNKNOWN_MODULE, field)
+        scalings = {m.scaling for m in Upload.valid().having(**{field: nobody}).validate().modules}
+        assert scalings == {2.0}
+
+
+def test_float64_is_scaled_before_it_is_cast() -> None:
+    upload = Upload.valid(rank=4, alpha=8)
+    upload = replace(upload, tensors={k: t.double() / 3.0 for k, t in upload.tensors.items()})
+    for module in upload.validate().modules:
+        assert torch.equal(module.b, (upload.tensors[key(module.name, "B")] * 2.0).float())
+
+
+def test_every_fault_of_config_and_tensors_is_in_one_answer() -> None:
+    extra = {key("lm_head", "A"): torch.zeros(4, 16), key("lm_head", "B"): torch.zeros(16, 4)}
+    short = {key(Q, "A"): torch.zeros(4, 15)}
+    error = refusal(Upload.valid().having(use_dora=True).adding(extra | short).dropping(key(V, "B")))
+    assert [fault.code for fault in error.details] == ["unsupported_config", "unknown_module", "wrong_shape"]
+    assert error.code.name == "unsupported_config"
+    assert "down_proj, q_proj, v_proj" in error.details[1].message
+
+
+def test_a_fault_that_all_layers_have_is_told_once_and_counted() -> None:
+    model = target(layers=40)
+    upload = Upload.valid(model)
+    wrong = {key(m, "A"): torch.zeros(4, 15) for m in model.modules if m.endswith("q_proj")}
+    (fault,) = refusal(upload.adding(wrong)).details
+    assert "39 more like it" in fault.message
 
 
 def test_a_pattern_for_a_module_that_was_not_adapted_changes_nothing() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG, WRONG_BASE, Code, GatewayError, Refused
-from app.validate.config import _FIELDS, AdapterConfig, read_config
+from app.validate.config import AdapterConfig, read_config
+from app.validate.config_fields import FIELDS, Kind
 from tests.support.adapters import PEFT_DEFAULTS
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -28,11 +29,15 @@ def refusal(**fields: Any) -> Refused:
 def test_what_peft_writes_is_read() -> None:
     config = read(r=16, lora_alpha=32)
     assert (config.r, config.lora_alpha, config.use_rslora) == (16, 32.0, False)
-    assert config.scaling_of(Q) == 2.0
+    assert config.scaling_of(Q, 16) == 2.0
 
 
-def test_every_field_of_the_list_is_one_that_peft_writes_or_wrote() -> None:
-    assert set(PEFT_DEFAULTS) == set(_FIELDS)
+def test_every_field_that_peft_writes_is_in_the_table() -> None:
+    assert set(PEFT_DEFAULTS) <= set(FIELDS)
+
+
+def test_a_field_that_must_be_off_says_what_to_do() -> None:
+    assert all(field.remedy for field in FIELDS.values() if field.kind is Kind.OFF)
 
 
 def test_older_peft_wrote_fewer_fields() -> None:
@@ -45,15 +50,19 @@ def test_older_peft_wrote_fewer_fields() -> None:
         "target_modules": ["q"],
     }
     config = read_config(json.dumps(old).encode(), max_bytes=1 << 16, base_names=None)
-    assert config.scaling_of(Q) == 2.0
+    assert config.scaling_of(Q, 8) == 2.0
 
 
 def test_rslora_and_patterns() -> None:
     config = read(r=4, lora_alpha=8, use_rslora=True, rank_pattern={Q: 16}, alpha_pattern={Q: 12.0})
-    assert config.scaling_of("model.layers.1.self_attn.q_proj") == 4.0
-    assert config.rank_of(Q) == 16
-    assert config.scaling_of(Q) == 3.0
+    assert config.scaling_of("model.layers.1.self_attn.q_proj", 4) == 4.0
+    assert config.ranks_of(Q) == {16}
+    assert config.scaling_of(Q, 16) == 3.0
 
+
+OFF_LISTS = ("modules_to_save", "target_parameters", "layer_replication", "rank_pattern", "alpha_pattern")
+
+NO_ITEMS: list[list[Any]] = [[] for _ in OFF_LISTS]
 
 TAKEN: list[tuple[str, Any]] = [
     ("task_type", None),
@@ -84,6 +93,21 @@ TAKEN: list[tuple[str, Any]] = [
     ("of_a_newer_peft", False),
     ("of_a_newer_peft", {}),
     ("of_a_newer_peft", []),
+    ("of_a_newer_peft", ""),
+    ("of_a_newer_peft", 0),
+    ("vllm_max_position_embeddings", 0),
+    *[("init_lora_weights", x) for x in ("eva", "orthogonal", "lora_ga", "EVA", None)],
+    *[(x, {"a": 1}) for x in ("eva_config", "lora_ga_config", "auto_mapping", "runtime_config", "metadata")],
+    *[("task_type", x) for x in ("SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")],
+    *[(x, ".*(a+)+$") for x in ("target_modules", "exclude_modules", "layers_pattern")],
+    ("target_modules", ["(a+)+$", "q_proj\n"]),
+    *[(x, None) for x in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_dropout", "inference_mode", "bias")],
+    *zip(OFF_LISTS, NO_ITEMS, strict=True),
+    ("megatron_config", {}),
+    ("megatron_core", "megatron.core.tensor_parallel"),
+    ("unsloth_version", "2026.9"),
+    ("lorap_lr_ratio", 16.0),
+    ("rank_pattern", {"q_proj.*": 1, f"^{Q}": 4, "": 2}),
 ]
 
 
@@ -97,7 +121,6 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("peft_type", "lora", UNSUPPORTED_CONFIG),
     ("peft_type", None, UNSUPPORTED_CONFIG),
     ("peft_type", ["LORA"], UNSUPPORTED_CONFIG),
-    ("task_type", "SEQ_CLS", UNSUPPORTED_CONFIG),
     ("r", 0, BAD_CONFIG),
     ("r", -1, BAD_CONFIG),
     ("r", 4.0, BAD_CONFIG),
@@ -114,26 +137,19 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("use_rslora", "false", BAD_CONFIG),
     ("use_rslora", 1, BAD_CONFIG),
     ("use_rslora", [], BAD_CONFIG),
-    ("use_rslora", None, BAD_CONFIG),
-    ("rank_pattern", {"q_proj.*": 1}, UNSUPPORTED_CONFIG),
-    ("rank_pattern", {f"^{Q}": 1}, UNSUPPORTED_CONFIG),
-    ("rank_pattern", {"": 1}, UNSUPPORTED_CONFIG),
     ("rank_pattern", {Q: "1"}, BAD_CONFIG),
     ("rank_pattern", {Q: 0}, BAD_CONFIG),
     ("rank_pattern", [Q], BAD_CONFIG),
-    ("alpha_pattern", {".*": 8000}, UNSUPPORTED_CONFIG),
-    ("alpha_pattern", {"(a+)+$": 8}, UNSUPPORTED_CONFIG),
     ("alpha_pattern", {Q: 0}, BAD_SCALING),
     ("alpha_pattern", {Q: True}, BAD_CONFIG),
     ("alpha_pattern", "q_proj", BAD_CONFIG),
     ("bias", "all", UNSUPPORTED_CONFIG),
     ("bias", "lora_only", UNSUPPORTED_CONFIG),
-    ("bias", None, UNSUPPORTED_CONFIG),
     ("fan_in_fan_out", True, UNSUPPORTED_CONFIG),
     ("fan_in_fan_out", "false", BAD_CONFIG),
     *[
         ("init_lora_weights", x, UNSUPPORTED_CONFIG)
-        for x in ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", 1, None)
+        for x in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", 1, ["eva"])
     ],
     *[
         (x, True, UNSUPPORTED_CONFIG)
@@ -142,27 +158,18 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("use_dora", "false", BAD_CONFIG),
     ("use_dora", 0, BAD_CONFIG),
     ("modules_to_save", ["score"], UNSUPPORTED_CONFIG),
-    ("modules_to_save", [], UNSUPPORTED_CONFIG),
     ("trainable_token_indices", [1], UNSUPPORTED_CONFIG),
     ("target_parameters", ["mlp.experts.gate_up_proj"], UNSUPPORTED_CONFIG),
     ("layer_replication", [[0, 4]], UNSUPPORTED_CONFIG),
     ("alora_invocation_tokens", [1], UNSUPPORTED_CONFIG),
-    ("auto_mapping", {"parent_library": "os", "base_model_class": "system"}, UNSUPPORTED_CONFIG),
-    ("megatron_config", {}, UNSUPPORTED_CONFIG),
     ("megatron_core", "os", UNSUPPORTED_CONFIG),
     ("loftq_config", {"loftq_bits": 4}, UNSUPPORTED_CONFIG),
-    *[(f"{x}_config", {"a": 1}, UNSUPPORTED_CONFIG) for x in ("eva", "corda", "lora_ga", "velora", "arrow", "kasa")],
-    ("target_modules", ".*q_proj", UNSUPPORTED_CONFIG),
-    ("target_modules", "q_proj", UNSUPPORTED_CONFIG),
-    ("target_modules", ["(a+)+$"], UNSUPPORTED_CONFIG),
-    ("target_modules", ["q_proj\n"], UNSUPPORTED_CONFIG),
+    *[(f"{x}_config", {"a": 1}, UNSUPPORTED_CONFIG) for x in ("corda", "velora", "monteclora", "arrow", "kasa")],
     ("target_modules", [1], BAD_CONFIG),
     ("target_modules", {"q_proj": 1}, BAD_CONFIG),
-    ("exclude_modules", "(a+)+$", UNSUPPORTED_CONFIG),
     ("layers_to_transform", "0", BAD_CONFIG),
     ("layers_to_transform", [True], BAD_CONFIG),
     ("layers_to_transform", [-1], BAD_CONFIG),
-    ("layers_pattern", ".*", UNSUPPORTED_CONFIG),
     ("lora_dropout", "0.1", BAD_CONFIG),
     ("lora_dropout", 1.5, BAD_CONFIG),
     ("inference_mode", "true", BAD_CONFIG),
@@ -170,11 +177,13 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("base_model_name_or_path", ["a"], BAD_CONFIG),
     ("base_model_name_or_path", "x" * 5000, BAD_CONFIG),
     ("vllm_lora_scaling_factor", 8.0, UNSUPPORTED_CONFIG),
-    ("vllm_max_position_embeddings", 0, UNSUPPORTED_CONFIG),
     ("custom_code", True, UNSUPPORTED_CONFIG),
     ("auto_map", {"AutoModel": "evil.Model"}, UNSUPPORTED_CONFIG),
-    ("unknown", "", UNSUPPORTED_CONFIG),
     ("unknown", [[]], UNSUPPORTED_CONFIG),
+    ("unknown", "text", UNSUPPORTED_CONFIG),
+    ("unknown", 1, UNSUPPORTED_CONFIG),
+    ("task_type", "EVERYTHING", UNSUPPORTED_CONFIG),
+    ("enable_lora", [True, False, True], UNSUPPORTED_CONFIG),
 ]
 
 
@@ -227,4 +236,22 @@ def test_any_values_are_read_or_refused_from_the_table(fields: dict[str, Any]) -
     except GatewayError as error:
         assert error.code in (BAD_CONFIG, BAD_SCALING, UNSUPPORTED_CONFIG)
     else:
-        assert config.scaling_of(Q) > 0
+        assert all(rank > 0 for rank in config.ranks_of(Q))
+
+
+def test_one_answer_names_every_fault() -> None:
+    error = refusal(auto_mapping={"unsloth_fixed": True}, use_dora=True, bias="all", r=0)
+    assert {(fault.where, fault.code) for fault in error.details} == {
+        ("use_dora", "unsupported_config"),
+        ("bias", "unsupported_config"),
+        ("r", "bad_config"),
+    }
+    assert error.details[0].code == error.code.name
+    assert all(fault.what_to_do for fault in error.details)
+    assert "and 2 more" in error.message
+
+
+def test_a_git_lfs_pointer_says_which_command_to_run() -> None:
+    with pytest.raises(Refused) as caught:
+        read_config(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", max_bytes=1 << 16, base_names=None)
+    assert "git lfs pull" in caught.value.hint

@@ -2,6 +2,8 @@
 
 import io
 import json
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_SHAPE, Code, Refused
-from app.validate.safetensors_header import MAX_HEADER_BYTES, TensorEntry, read_header
+from app.validate.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS, TensorEntry, read_header
 from tests.support.adapters import Upload, parts_of, raw
 
 
@@ -163,7 +165,6 @@ def test_refused(file: bytes, code: Code) -> None:
         "I64",
         "U64",
         "C64",
-        "F64",
         "",
         "x" * 999,
     ],
@@ -239,3 +240,43 @@ def test_parts_and_raw_are_each_others_inverse() -> None:
     file = Upload.valid().weights_bytes
     header, data = parts_of(file)
     assert header_of(raw(header, data))[-1].end == len(raw(header, data))
+
+
+def largest() -> bytes:
+    """A file of as many tensors as are taken, named as those of a mixture's experts are."""
+    header = {}
+    for i in range(MAX_TENSORS):
+        layer, expert, side = i // 768, i // 6 % 128, "AB"[i % 2]
+        name = f"base_model.model.model.language_model.layers.{layer}.mlp.experts.{expert}.l{i % 6}_proj.lora_{side}.weight"
+        header[f"{name}"] = {"dtype": "BF16", "shape": [1, 1], "data_offsets": [2 * i, 2 * i + 2]}
+    return raw(header, bytes(2 * MAX_TENSORS))
+
+
+def test_the_largest_mixture_is_read_in_seconds_and_in_bounded_memory() -> None:
+    file = largest()
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        entries = header_of(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(entries) == MAX_TENSORS
+    assert time.process_time() - began < 20
+    assert peak < 200 << 20
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'""', b'{"":[]}'], ids=repr)
+@pytest.mark.hostile("S02")
+def test_a_header_of_millions_of_values_is_refused_before_it_is_parsed(value: bytes) -> None:
+    many = value + b"," + value
+    while len(many) < MAX_HEADER_BYTES // 2:
+        many = many + b"," + many
+    file = raw(b'{"__metadata__":[%s]}' % many)
+    tracemalloc.start()
+    try:
+        assert code_of(file) is BAD_SAFETENSORS
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(file)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import BAD_TENSOR_NAME, Refused
-from app.validate.tensor_names import MAX_NAME_CHARS, Side, is_module_path, parse_tensor_name
+from app.validate.tensor_names import MAX_NAME_CHARS, Side, parse_tensor_name, prefix_of
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -86,8 +86,10 @@ def test_a_long_path_takes_no_long_time() -> None:
         parse_tensor_name(name)
 
 
-@pytest.mark.parametrize(
-    ("path", "fine"), [(Q, True), ("q_proj", True), (f"^{Q}", False), (".*", False), ("a.", False)]
-)
-def test_module_paths(path: str, fine: bool) -> None:
-    assert is_module_path(path) is fine
+def test_a_file_without_any_prefix_is_read_as_if_it_had_it() -> None:
+    bare = [f"{Q}.lora_{side}.weight" for side in "AB"]
+    assert prefix_of(bare) == ""
+    assert parse_tensor_name(bare[0], "") == (Q, Side.A)
+    assert prefix_of([*bare, f"base_model.model.{Q}.lora_A.weight"]) == "base_model.model."
+    with pytest.raises(Refused, match="as others in the file do"):
+        parse_tensor_name(bare[0])

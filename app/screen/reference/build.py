@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of, digest_of_parts
+from app.domain.spellings import Spellings
 from app.screen.reference.checkpoint import Checkpoint, fail
+from app.screen.reference.linears import module_of
 from app.screen.reference.manifest import (
     FORMAT,
     MANIFEST,
@@ -70,9 +72,11 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
+    """Both checkpoints. names: modules to measure, as the aligned one names them, each with its name in the base."""
+
     base: Checkpoint
     aligned: Checkpoint
-    names: tuple[str, ...]
+    names: Mapping[str, str]
     options: BuildOptions
 
 
@@ -109,19 +113,51 @@ def build_reference(
 def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> _Pair:
     """Open both checkpoints, with their modules compared by name and shape."""
     one, two = Checkpoint(base), Checkpoint(aligned)
-    for name in sorted(set(one.modules) ^ set(two.modules)):
-        has, lacks = (one, two) if name in one.modules else (two, one)
-        raise fail(f"{has.where(f'{name}.weight')} is not in {lacks.path}: not the same architecture")
-    for name, shape in one.modules.items():
-        if shape != two.modules[name]:
-            ours, theirs = (f"{s.d_out} × {s.d_in}" for s in (shape, two.modules[name]))
-            tensor = f"{name}.weight"
-            raise fail(f"{two.where(tensor)} is {theirs}, in the base checkpoint ({one.where(tensor)}) it is {ours}")
+    names = _matched(one, two)
     glob = options.modules
-    names = tuple(name for name in one.modules if glob is None or fnmatchcase(name, glob))
-    if not names:
-        raise fail(f"{one.path}: no linear module {'found' if glob is None else f'matches {glob!r}'}")
-    return _Pair(one, two, names, options)
+    chosen = {name: names[name] for name in sorted(names) if glob is None or fnmatchcase(name, glob)}
+    if not chosen:
+        raise fail(_without_modules(two, glob))
+    return _Pair(one, two, chosen, options)
+
+
+def _without_modules(checkpoint: Checkpoint, glob: str | None) -> str:
+    """Return the message for a checkpoint without a module to measure."""
+    if glob is not None:
+        return f"{checkpoint.path}: no linear module matches {glob!r}"
+    if checkpoint.model_class is not None and checkpoint.model_class.transposed:
+        return f"{checkpoint.path}: its weights are transposed (Conv1D, as in GPT-2); such modules are not measured"
+    return f"{checkpoint.path}: no linear module found"
+
+
+def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
+    """Return the aligned checkpoint's modules, each with its name in the base, which may spell it otherwise.
+
+    Modules of the layers must be the same in both. Others, such as a head for an enlarged vocabulary, are left out if they
+    are not.
+    """
+    ours, theirs = base.modules_by(aligned.model_class), aligned.modules
+    spellings = Spellings(ours)
+    found = {name: spellings.find(name) for name in theirs}
+    names = {name: in_base for name, in_base in found.items() if in_base is not None}
+    for has, lacks, missing in (
+        (aligned, base, found.keys() - names.keys()),
+        (base, aligned, ours.keys() - set(names.values())),
+    ):
+        for tensor in sorted(f"{name}.weight" for name in missing):
+            if module_of(tensor) is not None:
+                raise fail(f"{has.where(tensor)} is not in {lacks.path}: not the same architecture")
+    if len(set(names.values())) < len(names):
+        raise fail(f"{aligned.path}: two names of one module of {base.path}; keep one of them")
+    for name, in_base in list(names.items()):
+        if ours[in_base] != theirs[name]:
+            if module_of(f"{name}.weight") is None:
+                del names[name]
+                continue
+            wanted, given = (f"{s.d_out} × {s.d_in}" for s in (ours[in_base], theirs[name]))
+            at, there = base.where(f"{in_base}.weight"), aligned.where(f"{name}.weight")
+            raise fail(f"{there} is {given}, in the base checkpoint ({at}) it is {wanted}")
+    return names
 
 
 def _plan(pair: _Pair) -> str:
@@ -154,12 +190,12 @@ def _stage(stage: Path, plan: str) -> Iterator[Path]:
 def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     infos: dict[str, ModuleInfo] = {}
     parts: tuple[dict[str, Digest], dict[str, Digest]] = ({}, {})
-    for i, name in enumerate(pair.names):
+    for i, (name, in_base) in enumerate(pair.names.items()):
         progress(name, i, len(pair.names))
         info, digests = _resume(stage, name) or _measure(pair, stage, name)
         infos[name] = info
-        for of, digest in zip(parts, digests, strict=True):
-            of[f"{name}.weight"] = digest
+        for of, module, digest in zip(parts, (in_base, name), digests, strict=True):
+            of[f"{module}.weight"] = digest
     if all(info.v_norm == 0.0 for info in infos.values()):
         shutil.rmtree(stage)
         raise fail(
@@ -209,7 +245,7 @@ def _resume(stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]] 
 
 def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]]:
     """Measure one module: V, its statistics, its files, and the record that it is done."""
-    v, rounding, digests = _difference(pair, f"{name}.weight")
+    v, rounding, digests = _difference(pair, f"{pair.names[name]}.weight", f"{name}.weight")
     norm = _norm(v)
     info = _zero_info(name, v) if norm == 0.0 else _info(name, v, norm, rounding, pair.options, stage)
     record = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
@@ -217,22 +253,23 @@ def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Dig
     return info, digests
 
 
-def _difference(pair: _Pair, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
+def _difference(pair: _Pair, in_base: str, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
     """Return V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the bytes read.
 
     Differences are computed in float64 and rounded once to float32, once to the storage dtype.
     """
-    shape = pair.base.shapes[tensor]
+    shape = pair.aligned.shapes[tensor]
     stored = torch.empty(shape, dtype=pair.options.dtype)
-    hashes = pair.base.hashing(tensor), pair.aligned.hashing(tensor)
+    hashes = pair.base.hashing(in_base), pair.aligned.hashing(tensor)
     rows = _rows(shape)
-    blocks = (c.rows(tensor, rows, sha) for c, sha in zip((pair.base, pair.aligned), hashes, strict=True))
+    blocks = pair.base.rows(in_base, rows, hashes[0]), pair.aligned.rows(tensor, rows, hashes[1])
     lost = whole = 0.0
     for at, (base, aligned) in zip(range(0, shape[0], rows), zip(*blocks, strict=True), strict=True):
         exact = aligned.double() - base.double()
         if not bool(torch.isfinite(exact).all()):
-            bad = pair.base if not bool(torch.isfinite(base).all()) else pair.aligned
-            raise fail(f"{bad.where(tensor)} holds a value that is not finite")
+            base_is_bad = not bool(torch.isfinite(base).all())
+            bad = pair.base.where(in_base) if base_is_bad else pair.aligned.where(tensor)
+            raise fail(f"{bad} holds a value that is not finite")
         part = stored[at : at + rows]
         part.copy_(exact.float())
         if not bool(torch.isfinite(part).all()):

@@ -6,10 +6,10 @@ Files are read, not mapped: mapped pages count as this process's memory, and a m
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,16 +20,12 @@ from torch import Tensor
 from app.domain.digest import Digest
 from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.domain.lora import Shape
+from app.screen.reference.linears import ModelClass, model_class, module_of
 
 INDEX: Final = "model.safetensors.index.json"
 PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
 """Files downloaded from a hub repository: weights, and files that distinguish base from aligned. No pickles, no code."""
 
-LINEAR: Final = re.compile(r"((?:[A-Za-z0-9_]+\.)*layers\.[0-9]+\.(?:[A-Za-z0-9_]+\.)*[a-z_]*_proj)\.weight")
-"""Weights of the linear modules that LoRA adapts in Llama, Mistral, Qwen, Gemma and Phi-3 (fused ones too): inside a
-decoder layer, last name `…_proj`. Not embeddings, lm_head or norms; not the experts of a mixture."""
-
-EXPERT: Final = re.compile(r"(?:^|\.)experts\.")
 DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 CHUNK: Final = 1 << 22
 """Bytes read at a time."""
@@ -38,12 +34,6 @@ CHUNK: Final = 1 << 22
 def fail(message: str) -> Unavailable:
     """Return the error for a reference that cannot be built or opened; the message is for the operator."""
     return Unavailable(BAD_REFERENCE, message)
-
-
-def module_of(tensor: str) -> str | None:
-    """Return the linear module whose weight this tensor is, or None if LoRA does not adapt it."""
-    found = LINEAR.fullmatch(tensor)
-    return None if found is None or EXPERT.search(tensor) else found[1]
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -84,17 +74,30 @@ class Checkpoint:
         self._fds: Final[dict[str, int]] = {}
         self._opening: Final = threading.Lock()
         self.shapes: Final[Mapping[str, tuple[int, ...]]] = {name: e.shape for name, e in self._entries.items()}
-        self.modules: Final[Mapping[str, Shape]] = {
-            module: Shape(*shape)
+
+    @cached_property
+    def model_class(self) -> ModelClass | None:
+        """Class of the model, None if it is not known."""
+        return model_class(self.path)
+
+    @cached_property
+    def modules(self) -> Mapping[str, Shape]:
+        """Linear modules with their weights' shapes, by this checkpoint's own class."""
+        return self.modules_by(self.model_class)
+
+    def modules_by(self, known: ModelClass | None) -> Mapping[str, Shape]:
+        """Return the linear modules with their weights' shapes, by a class, or by their names if it is None."""
+        return {
+            name.removesuffix(".weight"): Shape(*shape)
             for name, shape in self.shapes.items()
-            if (module := module_of(name)) is not None and len(shape) == 2 and all(shape)
+            if len(shape) == 2 and all(shape) and (known.holds(name) if known else module_of(name) is not None)
         }
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Weights of two or more dimensions outside `modules`: embeddings, experts, routers, towers."""
-        modules = self.modules
-        return tuple(n for n, shape in self.shapes.items() if len(shape) > 1 and module_of(n) not in modules)
+        """Weights of two or more dimensions outside `modules`: embeddings, experts, convolutions."""
+        held = {f"{module}.weight" for module in self.modules}
+        return tuple(name for name, shape in self.shapes.items() if len(shape) > 1 and name not in held)
 
     def where(self, name: str) -> str:
         """Return a tensor and its file, for a message."""

@@ -397,4 +397,4 @@ _DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "
 
 def _error_columns(error: GatewayError) -> dict[str, Any]:
     """Return the columns that hold the reason a version ended."""
-    return {"error_code": error.code.name, "error_message": error.message}
+    return {"error_code": error.code.name, "error_message": error.recorded}

@@ -1,0 +1,82 @@
+"""Linear modules of a model, as its class holds them: the only modules whose weights LoRA adapts and a reference measures.
+
+Where transformers knows the class, it is built without weights (on the meta device) and asked; no code of the checkpoint's
+is run. Other architectures are known by the names in their layers.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from app.domain.spellings import Spellings, common_name
+
+CONFIG: Final = "config.json"
+
+_PART = r"(?:[A-Za-z0-9_]+\.)*"
+_NAMES = "|".join((
+    "[a-z_]*_proj",
+    *("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "Wqkv", "wqkv", "W_pack", "wo", "w[123]", "fc[12]"),
+    *("c_fc", "in_proj_(?:qkv|qkvz|ba|z|a|b)", "kv_a_proj_with_mqa", "input_linear", "output_linear"),
+))  # fmt: skip
+LINEAR: Final = re.compile(rf"({_PART}(?:layers|blocks|h(?!\.[0-9]+\.{_PART}c_))\.[0-9]+\.{_PART}(?:{_NAMES}))\.weight")
+"""Weights of linear modules in the layers of any architecture, by name. GPT-2's `h.0…c_attn`, `c_fc` and `c_proj` may be
+transposed (Conv1D), so only the class can tell. Embeddings, heads, norms and routers are left to the class."""
+
+NOT_SERVED: Final = re.compile(r"(?:^|\.)(?:experts|mtp)\.")
+"""Experts of a mixture, which are served from one tensor of three dimensions and not measured, and layers that only predict
+further tokens, on which engines load no adapter."""
+
+
+def module_of(tensor: str) -> str | None:
+    """Return the linear module of a layer whose weight this tensor is, by its name alone; None if it is none."""
+    found = LINEAR.fullmatch(tensor)
+    return None if found is None or NOT_SERVED.search(tensor) else found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClass:
+    """Modules of a model's class. linear: nn.Linear with weights of their own. transposed: Conv1D, (d_in, d_out)."""
+
+    modules: Spellings
+    linear: frozenset[str]
+    transposed: frozenset[str]
+
+    def holds(self, tensor: str) -> bool:
+        """Return whether a two-dimensional tensor is the weight of a linear module; by its name if the class lacks it."""
+        module = tensor.removesuffix(".weight")
+        known = self.modules.find(module)
+        if known is None:
+            return module_of(tensor) is not None
+        return module != tensor and known in self.linear and not NOT_SERVED.search(tensor)
+
+
+def model_class(checkpoint: Path) -> ModelClass | None:
+    """Return the class of a checkpoint's model; None if it has no config.json, or one that transformers does not know."""
+    if not (checkpoint / CONFIG).is_file():
+        return None
+    try:
+        model, tied = _on_meta(checkpoint)
+    except (ImportError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, AssertionError):
+        return None  # a configuration that the installed class does not take: the names remain
+    kinds = {name: module for name, module in model.named_modules() if name}
+    linear = {name for name, module in kinds.items() if isinstance(module, nn.Linear)}
+    if tied:  # the engine uses the embedding, whatever the checkpoint holds besides
+        linear -= {name for name in linear if common_name(name) == "lm_head"}
+    transposed = {name for name, module in kinds.items() if type(module).__name__ == "Conv1D"}
+    return ModelClass(Spellings(kinds), frozenset(linear), frozenset(transposed))
+
+
+def _on_meta(checkpoint: Path) -> tuple[nn.Module, bool]:
+    """Build the class that config.json names, without memory for its weights; return whether its head is tied besides."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    named = (getattr(transformers, name, None) for name in config.architectures or ())
+    known = next((one for one in named if one is not None), None)
+    with torch.device("meta"):
+        made: nn.Module = transformers.AutoModelForCausalLM.from_config(config) if known is None else known(config)
+    return made, bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
