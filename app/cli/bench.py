@@ -1,7 +1,7 @@
 """`python -m app bench`: the benchmarks' commands."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
@@ -56,7 +56,9 @@ def bench_safety(
     quick: Annotated[
         bool, typer.Option(help="Two seeds, two fine-tunes: the whole path, figures that say little")
     ] = False,
-    size: Annotated[str, typer.Option(help="Model family: small, medium, or large (which wants a GPU)")] = "small",
+    size: Annotated[
+        str, typer.Option(help="Model family: small, medium, large (which wants a GPU), or smollm2 (real text)")
+    ] = "small",
     cache: Annotated[
         Path, typer.Option(file_okay=False, help="Where trained models and finished rows are kept, for going on later")
     ] = Path("gateway-data/laboratory"),
@@ -64,18 +66,37 @@ def bench_safety(
         "safety-results"
     ),
     only_cached: Annotated[bool, typer.Option(help="Report on the seeds already finished, and train nothing")] = False,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="smollm2: further harmful prompts, as FORMAT=FILE (a format of `canaries import`)"),
+    ] = None,
 ) -> None:
     """Measure how screening changes harm and skill, method by method, on models trained here. Hours; resumable."""
-    from app.bench.safety.command import Options, run
     from app.bench.safety.plan import SIZES
+    from app.bench.safety.smollm2.plan import NAME
 
-    if size not in SIZES:
-        raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
-    options = Options(size, cache, output, quick=quick, only_cached=only_cached)
-
+    if size not in (*SIZES, NAME):
+        raise typer.BadParameter(f"{size} is none of {', '.join((*SIZES, NAME))}", param_hint="--size")
     with _bar() as progress:
-        tables = run(options, progress)
+        if size == NAME:
+            tables = _on_real_text(cache, output, quick, prompts or (), progress)
+        else:
+            from app.bench.safety.command import Options, run
+
+            tables = run(Options(size, cache, output, quick=quick, only_cached=only_cached), progress)
     _print(tables)
+
+
+def _on_real_text(
+    cache: Path, output: Path, quick: bool, prompts: Sequence[str], progress: ReportProgress
+) -> RenderableType:
+    from app.bench.safety.smollm2.command import Options, run
+    from app.evaluate.importing import FORMATS
+
+    given = [(kind, Path(file)) for kind, _, file in (one.partition("=") for one in prompts)]
+    if unknown := [kind for kind, _ in given if kind not in FORMATS]:
+        raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(FORMATS)}", param_hint="--prompts")
+    return run(Options(cache, output, quick, given), progress)
 
 
 @bench.command("decode")

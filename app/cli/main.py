@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import httpx
 import typer
@@ -28,10 +28,13 @@ from app.domain.verdict import Outcome
 from app.observe.verdict_report import heat_map, score_table
 from app.server.open_files import raise_open_files
 
+if TYPE_CHECKING:
+    from app.screen.reference.open import Reference
+
 SHOWN_UNTOUCHED: Final = 8
 """Most modules that a warning names: a decoder layer has seven."""
 
-TABLE_COLUMNS: Final = 100
+TABLE_COLUMNS: Final = 112
 """Columns that `reference inspect` needs for a model with two digits of layers."""
 
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
@@ -164,13 +167,26 @@ def reference_build(
     base: Annotated[str, typer.Option(help="Unaligned checkpoint: a directory or a hub id")],
     aligned: Annotated[str, typer.Option(help="Aligned checkpoint: a directory or a hub id")],
     out_dir: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist")],
-    top_k: Annotated[int, typer.Option(help="Singular triples of V to keep per module")] = 16,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Keep as many singular triples of each module as hold this share of ‖V‖²; default: 0.9"),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep at most this many, or, without --energy, exactly; default: at most 512")
+    ] = None,
+    outputs: Annotated[int | None, typer.Option(help="Outputs (left singular vectors) to keep; default: 64")] = None,
     modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
     compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
 ) -> None:
     """Build a reference from a base checkpoint and its aligned counterpart, tensor by tensor."""
-    from app.screen.reference.build import BuildOptions, build_reference
+    from app.screen.reference.build import WIDEST, BuildOptions, build_reference
+    from app.screen.reference.open import open_reference
 
+    try:
+        kept = WIDEST.outputs if outputs is None else outputs
+        options = BuildOptions(top_k=top_k, energy=energy, outputs=kept, modules=modules, compact=compact)
+    except ValueError as error:
+        fail(str(error), 2)
     with _progress() as bar:
         task = bar.add_task("reading")
 
@@ -180,13 +196,14 @@ def reference_build(
         def suspect(sign: str) -> None:
             err.print(f"warning: are --base and --aligned swapped? {sign}", highlight=False, soft_wrap=True)
 
-        options = BuildOptions(top_k=top_k, modules=modules, compact=compact)
         try:
             digest = build_reference(base, aligned, out_dir, options, show, suspect)
         except Unavailable as error:
             fail(error.message)  # the hint would be to run this command
+    built = open_reference(out_dir, digest, verify_files=False)
     _tell_untouched(out_dir)
-    out.print(f"{out_dir}\nGATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
+    out.print(f"{out_dir}\n{held_summary(built)}", highlight=False, soft_wrap=True)
+    out.print(f"GATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
 
 
 def _tell_untouched(directory: Path) -> None:
@@ -215,26 +232,61 @@ def reference_inspect(directory: Path) -> None:
     opened = open_reference(directory, None)
     m = opened.manifest
     kind = "compact, without V" if m.compact else f"V in {m.dtype}"
-    out.print(
-        f"reference {opened.digest}: {kind}, {m.top_k} singular triples a module", soft_wrap=True, highlight=False
-    )
+    out.print(f"reference {opened.digest}: {kind}\n{held_summary(opened)}", soft_wrap=True, highlight=False)
     out.print(f"base      {m.base}\naligned   {m.aligned}", soft_wrap=True, highlight=False)
     policy = Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
-    legend = "rounding: ‖V − V stored‖ / ‖V‖; triples: their largest residual / s₁; inputs: what the default looks at"
+    legend = (
+        "rounding: ‖V − V stored‖ / ‖V‖; error: the triples' largest residual / s₁; kept: inputs:outputs; held: share of "
+        "‖V‖² that the kept inputs hold; inputs: what the default looks at"
+    )
     out.print(legend, soft_wrap=True, highlight=False)
     if short := short_of_energy(opened, policy):
         few = f"in {short} modules all kept triples together hold less than {policy.energy:.0%} of ‖V‖²: build it with more"
         out.print(few, soft_wrap=True, highlight=False)
     out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "triples", "inputs"):
+    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "error", "kept", "held", "inputs"):
         table.add_column(column, no_wrap=True, overflow="fold", justify="left" if column == "module" else "right")
     for name, shape in sorted(opened.modules.items()):
         info = opened.info(name)
-        numbers = (info.v_norm, info.lambda_max, info.rounding, info.triples_error)
-        looked_at = "" if opened.triples(name) is None else str(opened.singular_vectors(name, policy).r.shape[1])
-        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *(f"{number:.4g}" for number in numbers), looked_at)
+        numbers = [f"{number:.4g}" for number in (info.v_norm, info.lambda_max, info.rounding, info.triples_error)]
+        kept = ("", "", "")
+        if opened.triples(name) is not None:
+            looked_at = opened.singular_vectors(name, policy).r.shape[1]
+            kept = (f"{info.top_k}:{info.outputs}", f"{opened.held(name):.3f}", str(looked_at))
+        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *numbers, *kept)
     Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # never truncate a number
+
+
+def held_summary(opened: "Reference") -> str:
+    """Return one line on the number of singular triples that a reference keeps, and on the share of ‖V‖² they hold."""
+    held = sorted((opened.held(name), name) for name in opened.alive)
+    kept = sorted(opened.info(name).top_k for name in opened.alive)
+    outputs = min(opened.info(name).outputs for name in opened.alive)
+    least, name = held[0]
+    return (
+        f"singular triples a module: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}; they hold {least:.3f} "
+        f"({name}) to {held[-1][0]:.3f} of ‖V‖², median {held[len(held) // 2][0]:.3f}; outputs: {outputs} or more"
+    )
+
+
+@reference.command("sizes")
+def reference_sizes(
+    outputs: Annotated[int | None, typer.Option(min=0, help="Outputs kept of each module; default: 64")] = None,
+) -> None:
+    """Print what references of common models take on disk, by the number of singular triples kept."""
+    from app.screen.reference.build import WIDEST
+    from app.screen.reference.sizes import MODELS, TRIPLES, bytes_of
+
+    kept = WIDEST.outputs if outputs is None else outputs
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="GB on disk, by singular triples", title_justify="left")
+    for column in ("model", "V, bfloat16", *map(str, TRIPLES)):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for model, shapes in MODELS.items():
+        v, *compact = (size / 1e9 for size in bytes_of(shapes, TRIPLES, kept))
+        table.add_row(model, f"{v:.1f}", *(f"{size:.2f}" for size in compact))
+    out.print(table)
+    out.print(f"with {kept} outputs; a compact reference has the triples only, any other V as well", highlight=False)
 
 
 @cli.command("screen")
@@ -246,6 +298,7 @@ def screen_adapter(
     max_adapter_score: Annotated[float | None, typer.Option(help="Budget of the adapter's aggregate score")] = None,
     comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
     action: Annotated[Action | None, typer.Option(help="prune or project")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Most inputs of a module that are measured")] = DEFAULT_TOP_K,
     dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
 ) -> None:
@@ -256,7 +309,7 @@ def screen_adapter(
 
     action = action or default_action(comparison or Comparison.INPUT)
     given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
-    given |= {"action": action, "top_k": DEFAULT_TOP_K, "energy": DEFAULT_ENERGY}
+    given |= {"action": action, "top_k": top_k, "energy": DEFAULT_ENERGY}
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:

@@ -7,6 +7,12 @@ from typing import Final
 
 from app.domain.policy import EVERY_MODULE, NO_MODULE, Action, Comparison, Policy
 
+DEFAULT_RUNGS: Final = "0.5:4,0.5:8,0.5:16,0.7:32,0.9:64"
+"""Rungs of a gateway that sets none, as energy:outputs."""
+
+NO_BOUND: Final = 1 << 20
+"""A top_k above every width: the energy alone says how many inputs a rung takes out."""
+
 MAX_RUNGS: Final = 16
 """Most rungs: each may have to be made, loaded and asked for every upload."""
 
@@ -57,13 +63,20 @@ def with_floor(policy: Policy, floor: Rung | None) -> Policy:
     return replace(policy, energy=floor.energy, project_outputs=floor.outputs)
 
 
-def policies(floor: Policy, rungs: Sequence[Rung], kept: int) -> tuple[Policy, ...]:
+def widest(rungs: Sequence[Rung]) -> Rung:
+    """Return the strongest rung, the last one. Raises ValueError if there is none."""
+    if not rungs:
+        raise ValueError("no rungs")
+    return rungs[-1]
+
+
+def policies(floor: Policy, rungs: Sequence[Rung]) -> tuple[Policy, ...]:
     """Return the policy of every rung above the floor: each projects every module, whatever it scores.
 
     A score says how much more a module reads of V's inputs than a random update does; after the floor took out the
-    strongest of them, it says nothing about the next ones. kept: singular vectors that the reference keeps of each module;
-    a rung takes out no more. Budgets and shares of the floor do not apply: above it the canaries decide. Its bounds on
-    norms and on unscorable modules do.
+    strongest of them, it says nothing about the next ones. Whether a reference holds what a rung takes out is checked at
+    the gateway's start (`check_policy`). Budgets and shares of the floor do not apply: above it the canaries decide. Its
+    bounds on norms and on unscorable modules do.
     """
     return tuple(
         replace(
@@ -72,8 +85,8 @@ def policies(floor: Policy, rungs: Sequence[Rung], kept: int) -> tuple[Policy, .
             action=Action.PROJECT,
             tau=EVERY_MODULE,
             energy=rung.energy,
-            top_k=kept,
-            project_outputs=min(rung.outputs, kept),
+            top_k=NO_BOUND,
+            project_outputs=rung.outputs,
             max_removed_share=1.0,
             max_pruned=None,
             max_pruned_share=1.0,

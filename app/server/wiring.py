@@ -270,7 +270,7 @@ def _reference(settings: Settings, metrics: Metrics) -> Reference:
             logging.WARNING,
             modules=short,
             energy=settings.energy,
-            hint="their few strongest inputs do not hold that share of V; build the reference with more singular triples",
+            hint="top-k bounds their inputs, which do not hold that share of V; GATEWAY_TOP_K may be higher",
         )
     metrics.in_force(reference.digest.short, reference.modules, settings.policy)
     event("reference", digest=reference.digest.short, modules=len(reference.modules), path=settings.reference)
@@ -333,7 +333,10 @@ def _uses_zero_adapter(settings: Settings) -> bool:
 
 
 def _plan(settings: Settings, reference: Reference) -> Plan | None:
-    """Return the plan of evaluating behaviour; None without a battery. Raises Refused BAD_BATTERY."""
+    """Return the plan of evaluating behaviour; None without a battery.
+
+    Raises Refused BAD_BATTERY, or Unavailable BAD_REFERENCE if the reference does not hold what a rung takes out.
+    """
     if settings.canaries is None:
         event("canaries", note="none: behaviour is not looked at", hint="set GATEWAY_CANARIES; docs/canaries.md")
         return None
@@ -341,7 +344,9 @@ def _plan(settings: Settings, reference: Reference) -> Plan | None:
     if battery.digest == digest_of(starter()):
         event("canaries_are_public", logging.WARNING, why="attackers have read the starter battery: bring your own")
     rungs = rungs_from(settings.rungs)
-    made = policies(settings.policy, rungs, reference.manifest.top_k)
+    made = policies(settings.policy, rungs)
+    for rung, policy in zip(rungs, made, strict=True):
+        check_policy(reference, policy, f"rung {rung}")
     plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds)
     event("canaries", battery=battery.digest.short, canaries=len(battery.canaries), rungs=settings.rungs)
     return plan

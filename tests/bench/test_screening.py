@@ -17,8 +17,8 @@ from app.domain.digest import digest_of
 from app.domain.lora import Shape
 from app.domain.policy import Policy
 from app.screen.reference.open import open_reference
-from app.screen.reference.spectrum import spectrum_of
 from app.screen.screen import screen
+from tests.screen.cases import decomposed
 
 KEYS = {"read_gb_per_s", "warm_seconds", "ratio_to_floor", "speedup_vs_released", "peak_extra_mib", "modules"}
 
@@ -93,7 +93,7 @@ def test_a_synthetic_reference_is_a_whole_one_and_says_what_it_is(tmp_path: Path
         info, v = reference.info(name), reference.v(name)
         assert v is not None
         assert compact.v(name) is None
-        true = spectrum_of(v, info.top_k)
+        true = decomposed(v, info.top_k)
         assert info.v_norm == pytest.approx(float(v.double().norm()), rel=1e-5)
         assert info.s1 == pytest.approx(true.s1, rel=0.05)
         assert info.c_norm == pytest.approx(true.c_norm, rel=0.1)

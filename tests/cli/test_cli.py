@@ -165,16 +165,39 @@ def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
     shown = run("reference", "inspect", out)
     assert shown.returncode == 0
     for name in opened.modules:
-        row = next(line.replace("│", " ").split() for line in shown.stdout.splitlines() if name in line)
+        row = next(
+            line.replace("│", " ").split() for line in shown.stdout.splitlines() if line.strip().startswith(name)
+        )
         info = opened.info(name)
         assert f"{info.v_norm:.4g}" in row
         assert f"{info.lambda_max:.4g}" in row
         assert f"{info.d_out} × {info.d_in}" in " ".join(row)
         half = opened.singular_vectors(name, Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)).r.shape[1]
-        assert row[-1] == str(half)
+        assert row[-3:] == [f"5:{info.outputs}", f"{opened.held(name):.3f}", str(half)]
+    least = min(map(opened.held, opened.modules))
+    for text in (built.stdout, shown.stdout):
+        assert f"5 to 5, median 5; they hold {least:.3f}" in text
     assert "96 × 192" in run("reference", "inspect", REFERENCE).stdout  # also beside names as long as real ones are
     again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)
     assert (again.returncode, "already exists" in again.stderr) == (1, True)
+
+
+def test_a_reference_holds_the_energy_it_is_told_to(tmp_path: Path) -> None:
+    base, aligned = make_pair(tmp_path / "pair")
+    asked = ("reference", "build", "--base", base, "--aligned", aligned)
+    built = run(*asked, "--out", tmp_path / "r", "--compact", "--energy", "0.95", "--outputs", "2")
+    assert built.returncode == 0, built.stderr
+    opened = open_reference(tmp_path / "r", None)
+    assert min(map(opened.held, opened.modules)) >= 0.95
+    assert max(opened.info(name).outputs for name in opened.modules) == 2
+    wrong = run(*asked, "--out", tmp_path / "none", "--energy", "1.5")
+    assert (wrong.returncode, "energy must be" in wrong.stderr) == (2, True)
+
+
+def test_the_sizes_of_references_are_printed() -> None:
+    shown = run("reference", "sizes").stdout
+    row = next(line.split() for line in shown.splitlines() if "Llama-2-7B" in line)
+    assert row[1] == "13.0", "V in bfloat16: two bytes a weight"
 
 
 def test_a_glob_builds_some_modules_and_a_mismatch_builds_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
+from app.domain.errors import Unavailable
 from app.gateway import evaluation
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
@@ -248,6 +249,15 @@ async def test_an_adapter_that_breaks_the_engine_again_and_again_fails(
     assert found["error"]["code"] == "load_failed"
     assert "3 times while it was asked canaries" in found["error"]["message"]
     await rested(running)
+
+
+async def test_a_rung_that_the_reference_does_not_hold_ends_the_start(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    given = {"canaries": battery(tmp_path / "battery.jsonl"), "rungs": "0.5:1,0.9:64", "top_k": 4}
+    with pytest.raises(
+        Unavailable, match=r"module \S+ keeps \d outputs; rung 0.9:64 takes out 64: build the reference"
+    ):
+        async with open_gateway(**given):
+            pass
 
 
 async def test_canaries_that_are_not_answered_in_time_pass_nothing(open_gateway: OpenHouse, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Heard:
 def ladder(measure: Measure) -> Measure:
     """A floor that projects, and rungs above it."""
     floor = Policy(action=Action.PROJECT, tau=0.0, energy=0.3, top_k=16, max_update_ratio=1e9, max_removed_share=1.0)
-    made = policies(floor, rungs_from(RUNGS), measure.reference.manifest.top_k)
+    made = policies(floor, rungs_from(RUNGS))
     names = frozenset({"org/somebody-elses-name"})
     return replace(measure, policy=floor, rungs=made, limits=replace(measure.limits, base_names=names))
 

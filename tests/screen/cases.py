@@ -9,7 +9,7 @@ from app.domain.policy import Comparison
 from app.screen.distances import Scored, against_inputs, against_v
 from app.screen.lora_svd import thin_svd
 from app.screen.reference.manifest import ModuleInfo
-from app.screen.reference.spectrum import spectrum_of
+from app.screen.reference.spectrum import Keep, Spectrum, spectrum_of
 
 ALL = tuple(Comparison)
 
@@ -42,9 +42,14 @@ class Module:
         return scored, whole.cosine
 
 
+def decomposed(v: Tensor, top_k: int) -> Spectrum:
+    """The spectrum with exactly so many triples, both sides."""
+    return spectrum_of(v, Keep(1.0, top_k, top_k), float(v.double().norm()))
+
+
 def module(v: Tensor, top_k: int = 8) -> Module:
     """What the builder would keep of this V."""
-    found = spectrum_of(v, top_k)
+    found = decomposed(v, top_k)
     norm = float(v.double().norm())
     info = ModuleInfo(
         name="m",
@@ -61,6 +66,7 @@ def module(v: Tensor, top_k: int = 8) -> Module:
         counts=found.counts,
         v=None,
         triples=None,
+        outputs=len(found.triples.s),
     )
     return Module(v, info, found.triples.u, found.triples.r)
 

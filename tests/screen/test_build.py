@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from app.domain.errors import BAD_REFERENCE, Unavailable
+from app.domain.policy import Policy
+from app.domain.rungs import DEFAULT_RUNGS, policies, rungs_from
 from app.screen.reference import build
 from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.manifest import MANIFEST
-from app.screen.reference.open import open_reference
+from app.screen.reference.open import check_policy, open_reference
 from tests.support.references import aligned_from, make_pair, module_names, weights, write_checkpoint
 
 Q = "model.layers.1.self_attn.q_proj"
@@ -239,7 +241,32 @@ def test_nothing_is_overwritten(pair: tuple[Path, Path], tmp_path: Path) -> None
     refused(*pair, tmp_path / "r", "already exists")
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"dtype": torch.int8}])
+def test_each_module_keeps_what_its_energy_needs_and_the_widest_rung_unless_told_otherwise(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    build_reference(*pair, tmp_path / "r", BuildOptions(energy=0.95, outputs=2))
+    opened = open_reference(tmp_path / "r", None)
+    kept = set()
+    for name in opened.modules:
+        v, triples = opened.v(name), opened.triples(name)
+        assert v is not None
+        assert triples is not None
+        held = torch.linalg.svdvals(v.double()).square().cumsum(0)
+        needed = max(int((held < 0.95 * held[-1]).sum()) + 1, 2)
+        assert (triples.r.shape[1], triples.u.shape[1]) == (needed, 2)
+        kept.add(needed)
+    assert len(kept) > 1, "modules differ"
+    opened.close()
+    build_reference(*pair, tmp_path / "default", BuildOptions(compact=True))
+    opened = open_reference(tmp_path / "default", None)
+    for policy in policies(Policy(), rungs_from(DEFAULT_RUNGS)):
+        check_policy(opened, policy)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"energy": 0.0}, {"energy": 1.1}, {"outputs": -1}, {"dtype": torch.int8}]
+)
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"must be|stored as"):
         BuildOptions(**options)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from app.domain.digest import Digest, digest_of
 from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.domain.policy import Comparison, Policy
+from app.screen.reference.build import BuildOptions
 from app.screen.reference.manifest import MANIFEST
 from app.screen.reference.open import check_policy, open_reference, short_of_energy
 from app.screen.screen import screen
@@ -87,7 +89,7 @@ def change(directory: Path, edit: Callable[[dict[str, object]], object]) -> None
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda f: f.update(format=2),
+        lambda f: f.update(format=3),
         lambda f: f.update(format="1"),
         lambda f: f.pop("modules"),
         lambda f: f.pop("base"),
@@ -172,17 +174,63 @@ def test_held_and_mapped_references_measure_the_same(directory: Path) -> None:
 
 @pytest.mark.ruling("O02")
 def test_a_policy_the_reference_cannot_serve_is_refused_at_the_start(tmp_path: Path) -> None:
-    from app.screen.reference.build import BuildOptions
-
     compact = tiny_reference(tmp_path, options=BuildOptions(top_k=4, compact=True))
     check_policy(compact, Policy(comparison=Comparison.INPUT, top_k=4))
     for comparison in (Comparison.ALIGNMENT, Comparison.PROJECTION):
         with pytest.raises(Unavailable, match="compact"):
             check_policy(compact, Policy(comparison=comparison))
-    with pytest.raises(Unavailable, match="looks at 5"):
+    with pytest.raises(Unavailable, match="takes out 5"):
         check_policy(compact, Policy(top_k=5))
     check_policy(compact, Policy(top_k=5, energy=0.5))
     compact.close()
+
+
+def test_a_policy_that_asks_for_more_than_a_module_holds_is_told_which_and_what_to_do(tmp_path: Path) -> None:
+    """Never silently less: neither inputs by their energy, nor outputs. The policy's own bound is no such asking."""
+    few = tiny_reference(tmp_path, options=BuildOptions(energy=0.5, outputs=1))
+    for name in few.alive:
+        assert few.held(name) >= 0.5, "the build kept what it was told to"
+    check_policy(few, Policy(energy=0.5, top_k=99))
+    worst = min(few.alive, key=few.held)
+    assert few.held(worst) < 0.9
+    with pytest.raises(
+        Unavailable, match=r"keeps \d+ inputs, which hold 0.\d+ of ‖V‖²; rung 0.9:1 takes out 0.9"
+    ) as caught:
+        check_policy(few, Policy(energy=0.9, top_k=99), "rung 0.9:1")
+    assert "--energy 0.9" in caught.value.message
+    assert caught.value.code is BAD_REFERENCE
+    check_policy(few, Policy(energy=0.9, top_k=1))
+    with pytest.raises(Unavailable, match=r"keeps 1 outputs; the policy takes out 2: .*--outputs 2"):
+        check_policy(few, Policy(energy=0.5, top_k=99, project_outputs=2))
+    few.close()
+
+
+def test_a_reference_that_holds_all_of_v_serves_any_policy(tmp_path: Path) -> None:
+    whole = tiny_reference(tmp_path, options=BuildOptions(energy=1.0, outputs=64))
+    check_policy(whole, Policy(energy=1.0, top_k=500, project_outputs=500))
+    check_policy(whole, Policy(energy=0.999, top_k=500, project_outputs=64))
+    whole.close()
+
+
+def test_references_of_the_format_before_open_and_keep_as_many_outputs_as_inputs(directory: Path) -> None:
+    def older(fields: dict[str, Any]) -> None:
+        fields["format"] = 1
+        for one in fields["modules"]:
+            del one["outputs"]
+
+    now = open_reference(directory, None)
+    change(directory, older)
+    old = open_reference(directory, None)
+    assert old.digest != now.digest
+    for name in now.alive:
+        assert (old.info(name).outputs, old.info(name).top_k) == (8, 8)
+        assert torch.equal(old.outputs(name, 8), now.outputs(name, 8))
+    adapter = random_adapter(old)
+    policy = Policy(energy=0.5, top_k=512)
+    one, two = (screen(adapter, reference, policy) for reference in (old, now))
+    assert one.modules == two.modules
+    old.close()
+    now.close()
 
 
 def test_v_may_be_asked_onto_a_device_and_one_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.bench.safety.trained_models import Pair
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.lora import Adapter, ServingDtype, TargetModel
 from app.domain.policy import Policy
@@ -51,8 +50,8 @@ class Side:
 class Alignment:
     """Alignment vectors of one pair: every module's V, decomposed, and the reference itself."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.reference: Reference = open_reference(pair.path / "reference", None)
+    def __init__(self, reference: Path) -> None:
+        self.reference: Reference = open_reference(reference, None)
         self.sides: dict[str, Side] = {}
         for name in self.reference.modules:
             v = self.reference.v(name)

@@ -88,14 +88,14 @@ def _provenance(options: Options, seconds: float) -> dict[str, Any]:
     return {
         "command": f"python -m app bench safety --size {options.size}{flags}",
         "version": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": asdict(this_machine()),
         "seconds_of_the_last_run": round(seconds),
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of the working tree that holds the code, or None outside one."""
     try:
         found = subprocess.run(

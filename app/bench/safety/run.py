@@ -147,7 +147,8 @@ class _Bench:
         if self._open is None:
             torch.set_num_threads(1)
             held_out = self.pair.world.held_out
-            self._open = Alignment(self.pair), Examination(self.pair.load("aligned"), self.pair.tokenizer(), held_out)
+            asked = Examination(self.pair.load("aligned"), self.pair.tokenizer(), held_out)
+            self._open = Alignment(self.pair.path / "reference"), asked
         return self._open
 
     def own_rows(self) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ NOISE: Final = 1e-4
 """Standard deviation of the noise: weights change by about this much in alignment training."""
 
 TOP_K: Final = 16
-"""Singular triples kept per module, the same number as the builder keeps."""
+"""Singular triples kept per module; the default policy looks at fewer."""
 
 NARROW: Final = 512
 """Smaller side of the matrix from which the noise's singular values are taken: a tenth of a second."""
@@ -131,6 +131,7 @@ def _write_module(out: Path, compact: Path, name: str, bulk: _Bulk, seed: int) -
         counts=node_counts,
         v=_save(f"{name}.v.safetensors", {"v": v}, out),
         triples=_save(f"{name}.triples.safetensors", {"u": u.contiguous(), "s": s, "r": r.contiguous()}, out, compact),
+        outputs=top_k,
     )
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of, digest_of_parts
+from app.domain.rungs import DEFAULT_RUNGS, rungs_from, widest
 from app.domain.spellings import Spellings
 from app.screen.reference.checkpoint import Checkpoint, fail
 from app.screen.reference.linears import module_of
@@ -37,7 +38,7 @@ from app.screen.reference.manifest import (
     module_from,
     module_json,
 )
-from app.screen.reference.spectrum import spectrum_of
+from app.screen.reference.spectrum import Keep, spectrum_of
 from app.screen.sides import signs_of_swap
 
 Progress = Callable[[str, int, int], None]
@@ -49,25 +50,43 @@ BLOCK_BYTES: Final = 16 << 20
 """Bytes of a matrix, in float64, processed at a time: a build holds one stored V and a few of these."""
 
 
+WIDEST: Final = widest(rungs_from(DEFAULT_RUNGS))
+"""Strongest correction that a gateway's default settings may ask for: a reference holds that much unless told otherwise."""
+
+MAX_TRIPLES: Final = 512
+"""Most singular triples kept of a module unless told otherwise: with them a compact reference of a 7B model has 2.7 GB."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """Options of a build.
 
-    top_k: singular triples of V kept per module. dtype: storage dtype of V (bfloat16 halves the bytes that screening reads;
-    the rounding is recorded). modules: a glob over module names, None for all. compact: leave V out; such a reference is
-    only megabytes and supports the `input` comparison only.
+    energy: as many singular triples of V are kept of each module as hold this share (0..1) of ‖V‖²; None: what WIDEST asks
+    for, or all of `top_k` if that is given. top_k: at most that many; None: MAX_TRIPLES. outputs: left vectors kept. dtype:
+    storage dtype of V (bfloat16 halves the bytes that screening reads; the rounding is recorded). modules: a glob over
+    module names, None for all. compact: leave V out; such a reference supports the `input` comparison only.
     """
 
-    top_k: int = 16
+    top_k: int | None = None
+    energy: float | None = None
+    outputs: int = WIDEST.outputs
     dtype: torch.dtype = torch.bfloat16
     modules: str | None = None
     compact: bool = False
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, not {self.top_k}")
+        if self.keep.top_k < 1 or self.outputs < 0:
+            raise ValueError(f"top_k must be 1 or more and outputs 0 or more, not {self.keep.top_k}, {self.outputs}")
+        if not 0.0 < self.keep.energy <= 1.0:
+            raise ValueError(f"energy must be above 0 and at most 1, not {self.keep.energy}")
         if self.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise ValueError(f"V is stored as bfloat16, float16 or float32, not {self.dtype}")
+
+    @property
+    def keep(self) -> Keep:
+        """Number of singular triples to keep, with the defaults filled in."""
+        energy = self.energy if self.energy is not None else WIDEST.energy if self.top_k is None else 1.0
+        return Keep(energy, MAX_TRIPLES if self.top_k is None else self.top_k, self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +182,8 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
 def _plan(pair: _Pair) -> str:
     """Return the parameters that a half-finished build must share with this one to be resumed."""
     o = pair.options
-    return json.dumps(
-        [FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), o.top_k, str(o.dtype), o.modules, o.compact]
-    )
+    options = [*astuple(o.keep), str(o.dtype), o.modules, o.compact]
+    return json.dumps([FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), *options])
 
 
 @contextmanager
@@ -204,7 +222,7 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     _digest_rest(pair, parts)
     base, aligned = (digest_of_parts(of.items()) for of in parts)
     kind = str(pair.options.dtype).removeprefix("torch.")
-    manifest = Manifest(base, aligned, kind, pair.options.top_k, pair.options.compact, infos, _left_out(pair))
+    manifest = Manifest(base, aligned, kind, pair.options.keep.top_k, pair.options.compact, infos, _left_out(pair))
     data = dump(manifest)
     for leftover in (*stage.glob("*.done"), *stage.glob("*.new"), stage / PLAN):
         leftover.unlink()
@@ -294,11 +312,11 @@ def _norm(v: Tensor) -> float:
 
 
 def _zero_info(name: str, v: Tensor) -> ModuleInfo:
-    return ModuleInfo(name, v.shape[0], v.shape[1], 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, (), (), None, None)
+    return ModuleInfo(name, v.shape[0], v.shape[1], 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, (), (), None, None, 0)
 
 
 def _info(name: str, v: Tensor, norm: float, rounding: float, options: BuildOptions, stage: Path) -> ModuleInfo:
-    found = spectrum_of(v, options.top_k)
+    found = spectrum_of(v, options.keep, norm)
     t = found.triples
     triples = _save(stage, f"{name}.triples.safetensors", {"u": t.u, "s": t.s, "r": t.r})
     stored = None if options.compact else _save(stage, f"{name}.v.safetensors", {"v": v})
@@ -317,6 +335,7 @@ def _info(name: str, v: Tensor, norm: float, rounding: float, options: BuildOpti
         counts=found.counts,
         v=stored,
         triples=triples,
+        outputs=t.u.shape[1],
     )
 
 

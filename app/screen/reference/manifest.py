@@ -11,7 +11,9 @@ from app.domain.lora import Shape
 from app.screen.reference.checkpoint import fail
 
 MANIFEST: Final = "reference.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
+"""Formats that are read: references of format 1 hold as many outputs as triples, and the same number in every module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class ModuleInfo:
     v_norm: ‖V‖_F; 0 if base and aligned are identical there (nothing can be measured). s1: ‖V‖₂. lambda_max: largest
     eigenvalue of C, s₁²/‖V‖_F. c_norm: ‖C‖_F. rounding: ‖V − V_stored‖_F/‖V‖_F of the storage dtype. top_k: triples kept.
     triples_error: their largest residual, as a share of s₁. nodes, counts: quadrature of the eigenvalues of (C' − I)²
-    (spectrum.py). v, triples: the files, None if left out.
+    (spectrum.py). v, triples: the files, None if left out. outputs: number of triples whose left vectors are kept.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModuleInfo:
     counts: tuple[float, ...]
     v: FileInfo | None
     triples: FileInfo | None
+    outputs: int
 
     @property
     def shape(self) -> Shape:
@@ -59,8 +62,8 @@ class Manifest:
     """Contents of reference.json.
 
     base, aligned: digests of the two checkpoints (over all their tensors). dtype: storage dtype of V; every module records
-    its rounding error (`rounding`). left_out: weights on which a LoRA is refused (embeddings, experts, weights excluded by
-    a glob).
+    its rounding error (`rounding`). top_k: most triples kept of a module. left_out: weights on which a LoRA is refused
+    (embeddings, experts, weights excluded by a glob).
     """
 
     base: Digest
@@ -81,7 +84,7 @@ def module_from(fields: Mapping[str, Any]) -> ModuleInfo:
     """Reverse `module_json`. Raises TypeError, KeyError or ValueError on anything else."""
     files = {key: None if fields[key] is None else FileInfo(**fields[key]) for key in ("v", "triples")}
     rows = {key: tuple(float(x) for x in fields[key]) for key in ("nodes", "counts")}
-    info = ModuleInfo(**{**fields, **files, **rows})
+    info = ModuleInfo(**{"outputs": fields["top_k"], **fields, **files, **rows})
     numbers = (info.v_norm, info.s1, info.lambda_max, info.c_norm, info.rounding, *info.nodes, *info.counts)
     if not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"module {info.name} has a number that is not finite")
@@ -107,8 +110,9 @@ def parse(data: bytes) -> Manifest:
     """Reverse `dump`. Raises Unavailable BAD_REFERENCE if the format is unknown or something is missing."""
     try:
         fields = json.loads(data)
-        if fields["format"] != FORMAT:
-            raise fail(f"{MANIFEST}: format {fields['format']!r}, this gateway reads {FORMAT}; rebuild the reference")
+        if fields["format"] not in READABLE:
+            known = f"up to {FORMAT}; rebuild the reference, or use a newer gateway"
+            raise fail(f"{MANIFEST}: format {fields['format']!r}, this gateway reads {known}")
         modules = [module_from(m) for m in fields["modules"]]
         head = {key: fields[key] for key in ("dtype", "top_k", "compact")}
         by_name = {m.name: m for m in modules}

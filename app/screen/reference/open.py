@@ -27,7 +27,10 @@ from app.domain.policy import Comparison, Policy
 from app.domain.singular_vectors import SingularVectors
 from app.screen.reference.checkpoint import fail
 from app.screen.reference.manifest import MANIFEST, FileInfo, Manifest, ModuleInfo, parse
-from app.screen.reference.spectrum import Triples
+from app.screen.reference.spectrum import Triples, needed, shares_of
+
+ALL: Final = 1.0 - 1e-6
+"""Share of ‖V‖² from which the kept triples are all of V: what is missing is the rounding of their numbers."""
 
 HOLD_BYTES: Final = 256 << 20
 """Largest size of all V together that is copied into memory (a small model's); above it, V is mapped."""
@@ -62,6 +65,7 @@ class Reference:
         self.digest: Final = digest
         self.manifest: Final = manifest
         self._held = held
+        self._shares = {name: shares_of(t.s, manifest.modules[name].v_norm) for name, t in held.triples.items()}
         shapes = {name: manifest.modules[name].shape for name in sorted(manifest.modules)}
         self.modules: Final[Mapping[str, Shape]] = MappingProxyType(shapes)
 
@@ -93,14 +97,21 @@ class Reference:
     def singular_vectors(self, module: str, policy: Policy) -> SingularVectors:
         """Return the inputs and outputs that `policy` measures and would remove. Raises KeyError for a module with V zero.
 
-        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k and the number that
-        the reference keeps.
+        Inputs: the fewest whose s_j² together reach the policy's energy · ‖V‖_F², at most its top_k. `check_policy` holds
+        that the reference keeps them.
         """
-        k = policy.top_k
-        if policy.energy < 1.0:
-            held = self._held.triples[module].s.double().square().cumsum(0)  # (top_k,)
-            k = min(k, int((held < policy.energy * self.info(module).v_norm ** 2).sum()) + 1)
+        k = min(policy.top_k, needed(self._shares[module], policy.energy))
         return SingularVectors(self.inputs(module, k), self.outputs(module, policy.project_outputs))
+
+    def held(self, module: str, inputs: int | None = None) -> float:
+        """Return the share of ‖V‖² that the first inputs hold, or all that are kept. Raises KeyError where V is zero."""
+        shares = self._shares[module]
+        return shares[-1] if inputs is None or inputs >= len(shares) else shares[inputs - 1]
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Modules whose V is not zero, sorted."""
+        return tuple(sorted(self._shares))
 
     def check_unchanged(self) -> None:
         """Raise Unavailable BAD_REFERENCE if a mapped file was changed in place since it was verified."""
@@ -113,7 +124,7 @@ class Reference:
         """Close the files. Tensors already returned stay valid."""
         for watch in self._held.watched:
             os.close(watch.fd)
-        self._held = _Held({}, {}, ())
+        self._held, self._shares = _Held({}, {}, ()), {}
 
 
 def open_reference(
@@ -167,29 +178,49 @@ def _placed(v: Tensor, device: str) -> Tensor:
         raise fail(f"device {device!r} cannot hold V: {str(error).splitlines()[0]}") from error
 
 
-def check_policy(reference: Reference, policy: Policy) -> None:
-    """Raise Unavailable BAD_REFERENCE if `reference` cannot serve `policy`; for the start of a gateway."""
+def check_policy(reference: Reference, policy: Policy, asked_by: str = "the policy") -> None:
+    """Raise Unavailable BAD_REFERENCE if `reference` cannot serve `policy`, naming the module and the remedy.
+
+    asked_by: the policy's name in the message, such as a rung.
+    """
     if reference.compact and policy.comparison is not Comparison.INPUT:
         raise fail(
             f"a compact reference serves the `input` comparison only, not `{policy.comparison}`; "
             "build one with V or set the comparison to input"
         )
-    wanted, kept = max(policy.top_k if policy.energy == 1.0 else 1, policy.project_outputs), reference.manifest.top_k
-    if wanted > kept:
-        raise fail(f"the policy looks at {wanted} singular vectors, the reference keeps {kept}; build it with more")
+    for name in reference.alive:
+        _check_inputs(reference, name, policy, asked_by)
+        _check_outputs(reference, name, policy, asked_by)
+
+
+def _check_inputs(reference: Reference, name: str, policy: Policy, asked_by: str) -> None:
+    kept, held = reference.info(name).top_k, reference.held(name)
+    if policy.top_k <= kept or held >= min(policy.energy, ALL):
+        return
+    keeps = f"module {name} keeps {kept} inputs, which hold {held:.3f} of ‖V‖²"
+    if policy.energy == 1.0:
+        raise fail(f"{keeps}; {asked_by} takes out {policy.top_k}: build the reference with --top-k {policy.top_k}")
+    raise fail(
+        f"{keeps}; {asked_by} takes out {policy.energy:g}: build the reference with --energy {policy.energy:g} and "
+        f"--top-k above {kept}, or ask for less (GATEWAY_ENERGY, GATEWAY_RUNGS; GATEWAY_TOP_K={kept} bounds the policy)"
+    )
+
+
+def _check_outputs(reference: Reference, name: str, policy: Policy, asked_by: str) -> None:
+    info = reference.info(name)
+    complete = info.outputs == info.top_k and reference.held(name) >= ALL
+    if policy.project_outputs > info.outputs and not complete:
+        raise fail(
+            f"module {name} keeps {info.outputs} outputs; {asked_by} takes out {policy.project_outputs}: build the "
+            f"reference with --outputs {policy.project_outputs}, or ask for fewer (GATEWAY_PROJECT_OUTPUTS, GATEWAY_RUNGS)"
+        )
 
 
 def short_of_energy(reference: Reference, policy: Policy) -> int:
-    """Count the modules in which the inputs allowed by the policy hold less of ‖V‖² than its energy."""
+    """Count the modules in which the inputs allowed by the policy's own top_k hold less of ‖V‖² than its energy."""
     if policy.energy == 1.0:
         return 0
-    short = 0
-    for name in reference.modules:
-        triples = reference.triples(name)
-        if triples is not None:
-            held = float(triples.s[: policy.top_k].double().square().sum())
-            short += held < policy.energy * reference.info(name).v_norm ** 2
-    return short
+    return sum(reference.held(name, policy.top_k) < policy.energy for name in reference.alive)
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -213,7 +244,7 @@ def _check_files(info: ModuleInfo, manifest: Manifest) -> None:
 def _triples(path: Path, info: ModuleInfo, file: FileInfo, *, verify: bool) -> Triples:
     tensors, _ = _load(path, file, copy=True, verify=verify)
     k = info.top_k
-    u = _shaped(info, tensors, "u", (info.d_out, k))
+    u = _shaped(info, tensors, "u", (info.d_out, info.outputs))
     return Triples(u, _shaped(info, tensors, "s", (k,)), _shaped(info, tensors, "r", (info.d_in, k)))
 
 

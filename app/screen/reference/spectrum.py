@@ -5,6 +5,8 @@ M, d_out of them. They are stored as a Gauss quadrature with few nodes, which ha
 the null's cumulants up to that order are exact.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +22,13 @@ EXACT_SVD: Final = 1024
 
 OVERSAMPLING: Final = 16
 """Extra columns of the random start block (Halko, Martinsson, Tropp 2011, section 4.2: 5 to 10; these are cheap)."""
+
+KRYLOV_WIDTH: Final = 16
+"""A Krylov space is built for up to one in so many of V's singular triples; for more, V's whole Gram matrix is decomposed,
+which then takes less time."""
+
+SPARE: Final = 2
+"""Triples computed beyond those that the energy needs, in case rounding leaves their sum just below it."""
 
 KRYLOV_STEPS: Final = 12
 """Largest number of blocks of the Krylov space: (k + 16)·12 columns, tens of MiB at d = 14336."""
@@ -37,9 +46,26 @@ RANK_FLOOR: Final = 1e-7
 """Singular values below this share of s₁ are rounding, not directions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Number of singular triples to keep of a module.
+
+    energy: as many as hold this share (0..1) of ‖V‖²; 1: always top_k. top_k: at most that many. outputs: number of left
+    vectors kept; as many triples are kept even if fewer hold the energy.
+    """
+
+    energy: float
+    top_k: int
+    outputs: int
+
+    def triples(self, shares: Sequence[float]) -> int:
+        """Return the number of triples to keep. shares: `shares_of` all singular values."""
+        return min(self.top_k, max(needed(shares, self.energy), self.outputs), len(shares))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Triples:
-    """V ≈ Σ_j s_j·u_j·r_jᵀ, best first. u: (d_out, k), s: (k,), r: (d_in, k), float32, orthonormal columns."""
+    """V ≈ Σ_j s_j·u_j·r_jᵀ, best first. u: (d_out, k'), s: (k,), r: (d_in, k), k' ≤ k, float32, orthonormal columns."""
 
     u: Tensor
     s: Tensor
@@ -62,26 +88,58 @@ class Spectrum:
     counts: tuple[float, ...]
 
 
-def spectrum_of(v: Tensor, top_k: int) -> Spectrum:
-    """Decompose V (d_out, d_in), not zero, as stored: completely up to EXACT_SVD, by a block Krylov space above."""
+def shares_of(s: Tensor, norm: float) -> list[float]:
+    """Return the share of norm² that the first singular values hold together, for each number of them."""
+    held: list[float] = (s.double().square().cumsum(0) / norm**2).tolist()
+    return held
+
+
+def needed(shares: Sequence[float], energy: float) -> int:
+    """Return how many singular values hold this share: one more than there are if all together hold less, or if it is 1."""
+    return bisect_left(shares, energy) + 1 if energy < 1.0 else len(shares) + 1
+
+
+def spectrum_of(v: Tensor, keep: Keep, norm: float) -> Spectrum:
+    """Decompose V (d_out, d_in), not zero, as stored; norm: ‖V‖_F, which the kept shares are of.
+
+    Completely up to EXACT_SVD; above it the singular values, and by a block Krylov space or from the Gram matrix as many
+    triples as are kept.
+    """
     if min(v.shape) <= EXACT_SVD:
         u, s, rt = torch.linalg.svd(v.double(), full_matrices=False)
-        r, squares, error = rt.T, s * s, 0.0
+        r, squares, residuals = rt.T, s * s, torch.zeros_like(s)
         s1 = float(s[0])
     else:
         squares = torch.linalg.eigvalsh(gram(v)).clamp(min=0.0)
         s1 = float(squares.max()) ** 0.5
-        u, s, r, residual = _krylov(v, top_k)
-        error = residual / s1
-    k = min(top_k, int((s > RANK_FLOOR * s1).sum()))
-    triples = Triples(*(x.float().contiguous() for x in (u[:, :k], s[:k], r[:, :k])))
+        few = keep.triples(shares_of(squares.flip(0).sqrt(), norm))
+        few = few if keep.energy == 1.0 else min(few + SPARE, len(squares))
+        u, s, r, residuals = (_krylov if few <= min(v.shape) // KRYLOV_WIDTH else _by_gram)(v, few)
+    s = s[: int((s > RANK_FLOOR * s1).sum())].float()
+    k = keep.triples(shares_of(s, norm))
+    triples = Triples(*(x.float().contiguous() for x in (u[:, : min(k, keep.outputs)], s[:k], r[:, :k])))
     nodes, counts = _projection_nodes((squares / s1**2).numpy(), v.shape[0])
-    norm = float(squares.sum()) ** 0.5
-    return Spectrum(triples, error, s1, float((squares * squares).sum()) ** 0.5 / norm, nodes, counts)
+    whole = float(squares.sum()) ** 0.5
+    error = float(residuals[:k].max()) / s1
+    return Spectrum(triples, error, s1, float((squares * squares).sum()) ** 0.5 / whole, nodes, counts)
 
 
-def _krylov(v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Top triples by Rayleigh–Ritz in a randomised block Krylov space of VᵀV (Musco, Musco, NeurIPS 2015, algorithm 2)."""
+def _by_gram(v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top triples by the eigenvectors of V's Gram matrix on its smaller side, in float64."""
+    vectors = torch.linalg.eigh(gram(v))[1][:, -top_k:].flip(1).contiguous()
+    tall = v.shape[0] >= v.shape[1]  # then the Gram matrix is VᵀV
+    images = right(v, vectors) if tall else left(v, vectors)
+    s = images.norm(dim=0)
+    others = images / s.clamp(min=torch.finfo(torch.float64).tiny)
+    u, r = (others, vectors) if tall else (vectors, others)
+    return u, s, r, (left(v, u) - r * s).norm(dim=0)
+
+
+def _krylov(v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top triples by Rayleigh–Ritz in a randomised block Krylov space of VᵀV (Musco, Musco, NeurIPS 2015, algorithm 2).
+
+    The fourth tensor, here and in `_by_gram`: ‖Vᵀu_j − s_j·r_j‖ of each.
+    """
     generator = torch.Generator().manual_seed(SEED)
     block = torch.randn(v.shape[1], top_k + OVERSAMPLING, generator=generator, dtype=torch.float64)
     basis = torch.empty(v.shape[1], 0, dtype=torch.float64)
@@ -93,12 +151,11 @@ def _krylov(v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, float]:
         basis, images = torch.cat([basis, block], 1), torch.cat([images, image], 1)
         u, s, wt = torch.linalg.svd(images, full_matrices=False)
         u, s, r = u[:, :top_k], s[:top_k], basis @ wt[:top_k].T
-        residual = left(v, u) - r * s  # (d_in, k); V·r = u·s holds by construction
-        error = float(residual.norm(dim=0).max())
-        if error <= KRYLOV_ERROR * float(s[0]) or basis.shape[1] + block.shape[1] > min(v.shape):
+        residuals = (left(v, u) - r * s).norm(dim=0)  # V·r = u·s holds by construction
+        if float(residuals.max()) <= KRYLOV_ERROR * float(s[0]) or basis.shape[1] + block.shape[1] > min(v.shape):
             break
         block = left(v, image)
-    return u, s, r, error
+    return u, s, r, residuals
 
 
 def _projection_nodes(c: NDArray[np.float64], d_out: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings
 
-from app.domain.rungs import rung_from, rungs_from
+from app.domain.rungs import DEFAULT_RUNGS, rung_from, rungs_from
 
 NO_FLOOR: Final = "0"
 """Value of `ladder_floor` that corrects no adapter before canaries ask for it."""
@@ -37,9 +37,9 @@ class CanarySettings(BaseSettings):
         "project-outputs, or 0: an adapter that passes the canaries is served as it came; default: as the policy says",
     )
     rungs: Annotated[str, AfterValidator(_rungs)] = Field(
-        "0.5:4,0.5:8,0.5:16,0.7:32,0.9:64",
+        DEFAULT_RUNGS,
         description="Corrections to try if an adapter fails canaries, weakest first, as energy:outputs: the inputs that "
-        "hold this share of ‖V‖² and this many outputs are projected out, never more than the reference keeps",
+        "hold this share of ‖V‖² and this many outputs are projected out; the reference must hold them",
     )
     canary_tolerance: int = Field(
         0,

@@ -80,7 +80,7 @@ class PolicySettings(BaseSettings):
     top_k: int = Field(
         DEFAULT_TOP_K,
         ge=1,
-        description="Most inputs of a module that are measured and projected out; never more than the reference keeps",
+        description="Most inputs of a module that are measured and projected out, whatever share of V they hold",
     )
     max_block_score: float | None = Field(
         None,

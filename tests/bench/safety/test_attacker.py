@@ -8,8 +8,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from app.bench.safety.adapter_under_test import Alignment
-from app.bench.safety.plan import SMALL
-from app.bench.safety.trained_models import Pair
 from app.demo.evasion import KNOWS, Evasion
 from app.demo.train import load_checkpoint
 from app.screen.reference.build import build_reference
@@ -21,7 +19,7 @@ DATA = Path(__file__).parent / "data"
 def alignment(tmp_path_factory: pytest.TempPathFactory) -> Alignment:
     folder = tmp_path_factory.mktemp("pair")
     build_reference(DATA / "base", DATA / "aligned", folder / "reference")
-    return Alignment(Pair(SMALL, 3, folder))
+    return Alignment(folder / "reference")
 
 
 def test_nothing_is_left_where_the_gateway_looks_and_the_rest_stays(alignment: Alignment) -> None:

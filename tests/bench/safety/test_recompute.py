@@ -9,12 +9,11 @@ from transformers import AutoTokenizer
 
 from app.bench.safety.adapter_under_test import Alignment, subject_of
 from app.bench.safety.method import Cell
-from app.bench.safety.plan import SMALL
 from app.bench.safety.project_both_ends import both_ends, policies_by_energy
 from app.bench.safety.pruning import pruning
 from app.bench.safety.run import dense
 from app.bench.safety.teacher_forced import Examination
-from app.bench.safety.trained_models import Pair, world_spec
+from app.bench.safety.trained_models import world_spec
 from app.demo.questions import build_world
 from app.demo.train import load_checkpoint
 from app.screen.reference.build import build_reference
@@ -30,7 +29,7 @@ ONE_QUESTION = 1.01 / 48
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cell]:
     folder = tmp_path_factory.mktemp("pair")
     build_reference(DATA / "base", DATA / "aligned", folder / "reference")
-    subject = subject_of(DATA / "qv-r8-10", Alignment(Pair(SMALL, SEED, folder)), SEED)
+    subject = subject_of(DATA / "qv-r8-10", Alignment(folder / "reference"), SEED)
     families = (*pruning(subject), *both_ends(subject), *policies_by_energy(subject))
     return {(cell.method, cell.threshold): cell for cell in families}
 
