@@ -11,7 +11,7 @@ from typing import Any, Final
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
 from app.evaluate.battery import Canary
 from app.evaluate.judges import Answer, Judgement, judge_by_words
-from app.load.client.identity import Asked
+from app.load.client.engine import Answering
 
 CHAT_PATH: Final = "/v1/chat/completions"
 
@@ -31,7 +31,7 @@ class Judged:
 
 
 async def ask(
-    engine: Asked, model: str, canaries: Sequence[Canary], deadline: float, at_once: Callable[[], int]
+    engine: Answering, model: str, canaries: Sequence[Canary], deadline: float, at_once: Callable[[], int]
 ) -> tuple[Judged, ...]:
     """Ask `model` all canaries and judge its answers by words, in the order of the canaries.
 
@@ -71,7 +71,7 @@ def request_of(model: str, canary: Canary) -> dict[str, Any]:
     return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
 
 
-async def _answer(engine: Asked, model: str, canary: Canary) -> Answer:
+async def _answer(engine: Answering, model: str, canary: Canary) -> Answer:
     response = await engine.post(CHAT_PATH, json.dumps(request_of(model, canary)).encode())
     try:
         status, data = response.status, await response.read(ANSWER_BYTES)

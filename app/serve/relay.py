@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from app.concurrency.pools import Pool
 from app.domain.errors import (
@@ -24,7 +24,7 @@ from app.domain.errors import (
     Refused,
     Unavailable,
 )
-from app.load.client.engine import JSON_HEADERS, EngineResponse, words
+from app.load.client.engine import JSON_HEADERS, Answering, EngineResponse, words
 from app.load.client.response import NotReached
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
@@ -58,17 +58,7 @@ JSON_TYPE: Final = "application/json"
 SSE_TYPE: Final = "text/event-stream"
 
 
-class Asked(Protocol):
-    """Interface of an engine for the relay; see Engine."""
-
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE, NotReached when nothing was sent."""
-
-    async def healthy(self) -> bool:
-        """Return whether it answers and can compute."""
-
-
-Choose = Callable[[str], Sequence[Asked]]
+Choose = Callable[[str], Sequence[Answering]]
 """Engine name → engines that answer to it now, in the order to be tried; at least one. Raises Unavailable."""
 
 
@@ -76,14 +66,14 @@ Admit = Callable[[Load], Awaitable[None]]
 """Waits until a request with this load may be sent to the engine. Raises Refused."""
 
 
-def only(engine: Asked, up: Callable[[], bool] = lambda: True) -> Choose:
+def only(engine: Answering, up: Callable[[], bool] = lambda: True) -> Choose:
     """Return the `Choose` of a gateway with one engine.
 
     up: returns whether the engine answered when last asked; requests do not wait again for one that hangs.
     """
     one = (engine,)
 
-    def choose(_: str) -> Sequence[Asked]:
+    def choose(_: str) -> Sequence[Answering]:
         if not up():
             raise Unavailable(ENGINE_UNAVAILABLE, "the engine does not answer at present")
         return one
@@ -204,7 +194,9 @@ class Relay:
         """Return a salt that nobody outside this process can know or guess; it reveals neither the owner nor a key."""
         return None if owner is None else hmac.digest(self._salt_key, owner.encode(), "sha256").hex()
 
-    async def _ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[EngineResponse, Asked]:
+    async def _ask(
+        self, name: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[EngineResponse, Answering]:
         """Return the answer and its engine: the first one on which the request could run."""
         *others, last = self._choose(name)
         for engine in others:
@@ -227,7 +219,7 @@ class Relay:
             on_end=lambda: self._routing_table.in_flight.end(target.engine_name),
         )
 
-    async def _whole(self, response: EngineResponse, engine: Asked, target: Target, clock: Clock) -> Answer:
+    async def _whole(self, response: EngineResponse, engine: Answering, target: Target, clock: Clock) -> Answer:
         clock.wait()
         try:
             if response.status != 200:
@@ -246,7 +238,7 @@ class Relay:
         clock.over(200, usage)
         return Answer(200, JSON_TYPE, body, target, clock.worked)
 
-    async def _refusal(self, response: EngineResponse, engine: Asked, target: Target) -> GatewayError:
+    async def _refusal(self, response: EngineResponse, engine: Answering, target: Target) -> GatewayError:
         """Return the engine's error as a gateway error. Raises Refused NOT_OFFERED if the engine has no such route."""
         message = words(await response.read(MAX_ERROR_BYTES)).replace(target.engine_name, target.asked)
         if response.status == NOT_FOUND and message == NO_ROUTE:

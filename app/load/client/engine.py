@@ -92,7 +92,20 @@ class EngineResponse(Protocol):
         """
 
 
-class Engine(Protocol):
+class Answering(Protocol):
+    """Part of an engine that answers inference requests."""
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
+        """Send one inference request and return when its status is known.
+
+        Raises Unavailable ENGINE_UNAVAILABLE, NotReached if nothing was sent.
+        """
+
+    async def healthy(self) -> bool:
+        """Return whether the engine answers and can compute."""
+
+
+class Engine(Answering, Protocol):
     """Interface of an engine for load and serve. Its methods raise Unavailable and nothing else."""
 
     @property
@@ -114,9 +127,6 @@ class Engine(Protocol):
     async def unload(self, name: str) -> None:
         """Remove `name` from the engine; if it is not loaded, that is a success. Raises Unavailable ENGINE_UNAVAILABLE."""
 
-    async def healthy(self) -> bool:
-        """Return whether the engine answers and can compute."""
-
     async def objection(self) -> str | None:
         """Return a reason not to use the engine at all, however it is started; None if there is none.
 
@@ -125,9 +135,6 @@ class Engine(Protocol):
 
     async def exposition(self) -> bytes:
         """Return the engine's own metrics in Prometheus text format. Raises Unavailable ENGINE_UNAVAILABLE."""
-
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """Send one inference request and return when its status is known. Raises Unavailable ENGINE_UNAVAILABLE."""
 
     async def close(self) -> None:
         """Close all connections."""

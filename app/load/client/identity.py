@@ -15,12 +15,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from app.concurrency.pools import Pool
 from app.domain.digest import Digest, digest_of
 from app.domain.errors import ENGINE_UNAVAILABLE, GatewayError, Unavailable
-from app.load.client.engine import JSON_HEADERS, Engine, EngineResponse, words
+from app.load.client.engine import Answering, Engine, words
 from app.load.client.probe import COMPLETIONS_PATH
 
 RECORD: Final = "served-model.json"
@@ -107,13 +107,6 @@ class Expected:
     trusted: bool = False
 
 
-class Asked(Protocol):
-    """Part of an engine that answers requests."""
-
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = JSON_HEADERS) -> EngineResponse:
-        """Send one inference request. Raises Unavailable ENGINE_UNAVAILABLE."""
-
-
 class ModelCheck:
     """Comparison of the models of a gateway's engines with the expected one; one instance for all engines."""
 
@@ -186,7 +179,7 @@ class ModelCheck:
         return Identity(f"another model: {why}", objection=why)
 
 
-async def next_tokens(engine: Asked, name: str) -> Answers:
+async def next_tokens(engine: Answering, name: str) -> Answers:
     """Return the likeliest next tokens of the model `name` after the texts.
 
     Raises ValueError if the engine gives no log-probabilities, Unavailable while it does not work.
