@@ -25,7 +25,7 @@ from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
 from app.domain.verdict import Outcome
-from app.observe.verdict_report import heat_map, score_table
+from app.observe.verdict_report import heat_map, notes, score_table
 from app.server.open_files import raise_open_files
 
 if TYPE_CHECKING:
@@ -317,6 +317,8 @@ def screen_adapter(
     except GatewayError as error:
         fail(_explained(error), EXIT[Outcome.REJECTED])
     report = verdict_json(verdict)
+    for note in notes(report):
+        err.print(f"note: {note}", highlight=False, soft_wrap=True)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:

@@ -14,6 +14,8 @@ _PREFIXES: Final = (
     ("model.language_model.", _TEXT),
     ("language_model.model.", _TEXT),
     ("backbone.", _TEXT),
+    ("model.vision_tower.vision_model.", "vision_tower."),  # a level that transformers 5 leaves out
+    ("vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.", "vision_tower."),
     ("model.visual.", "visual."),
     ("model.multi_modal_projector.", "multi_modal_projector."),

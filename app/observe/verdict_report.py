@@ -12,6 +12,7 @@ from rich.text import Text
 from app.domain.policy import shown_tau
 
 SHADES: Final = ("green", "yellow", "red")
+_TOWER = re.compile(r"(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
 
 
@@ -19,6 +20,19 @@ def place(module: str) -> tuple[int, str]:
     """Return (block number, last name) of a module path; (-1, the whole path) if the module is in no block."""
     found = _BLOCK.search(module)
     return (int(found[1]), found[2].rsplit(".", 1)[-1]) if found else (-1, module)
+
+
+def notes(verdict: Mapping[str, Any]) -> list[str]:
+    """Return remarks on an adapter that is served without the effect its owner may expect."""
+    modules = verdict["modules"]
+    found = []
+    if modules and all(m["update_norm"] == 0.0 for m in modules):
+        found.append("the update is zero in every module: the adapter has no effect; training did not change lora_B")
+    if tower := sum(_TOWER.match(m["name"]) is not None for m in modules):
+        found.append(
+            f"{tower} modules are outside the language model: vLLM needs --enable-tower-connector-lora for them"
+        )
+    return found
 
 
 def heat_map(verdict: Mapping[str, Any]) -> RenderableType:

@@ -11,6 +11,10 @@ MAX_FAULTS: Final = 16
 """Most faults that one refusal lists: an upload of thousands of tensors may have as many."""
 
 
+MESSAGE_CHARS: Final = 280
+"""Most characters of the first fault in the message for all, so that there is room for the number of the others."""
+
+
 @dataclass(slots=True)
 class _Seen:
     first: Refused
@@ -22,6 +26,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._seen: dict[object, _Seen] = {}
+        self._unlisted = 0
 
     def __bool__(self) -> bool:
         """Return whether there is any fault."""
@@ -29,17 +34,23 @@ class Faults:
 
     def add(self, error: Refused, kind: object = None) -> None:
         """Add a fault, or those that another refusal lists. kind: faults of equal kind are counted, not repeated."""
-        if kind is None:
-            self._seen[object()] = _Seen(error)
-        elif not self.again(error.code, kind):
-            self._seen[error.code.name, kind] = _Seen(error)
+        key = object() if kind is None else (error.code.name, kind)
+        if not self._counted(key):
+            self._seen[key] = _Seen(error.with_traceback(None))
 
     def again(self, code: Code, kind: object) -> bool:
-        """Count one more fault of a kind that was added before; return False if there was none."""
-        seen = self._seen.get((code.name, kind))
+        """Count one more fault if it need not be described: there is one of its kind, or the list is full."""
+        return self._counted((code.name, kind))
+
+    def _counted(self, key: object) -> bool:
+        seen = self._seen.get(key)
         if seen is not None:
             seen.count += 1
-        return seen is not None
+        elif len(self._seen) < MAX_FAULTS:
+            return False
+        else:
+            self._unlisted += 1
+        return True
 
     @contextmanager
     def collected(self, kind: object = None) -> Iterator[None]:
@@ -55,10 +66,12 @@ class Faults:
             return
         listed = [fault for seen in self._seen.values() for fault in _listed(seen)]
         first = next(iter(self._seen.values())).first
-        message = listed[0].message
-        if len(listed) > 1:
+        if len(self._seen) == 1 and first.details:
+            raise first
+        message, more = listed[0].message, len(listed) - 1 + self._unlisted
+        if more:
             others = ", ".join(dict.fromkeys(fault.where for fault in listed[1:4]))
-            message = f"{message}; and {len(listed) - 1} more: {others}{', …' if len(listed) > 4 else ''}"
+            message = f"{message[:MESSAGE_CHARS]}; and {more} more: {others}{', …' if more > 3 else ''}"
         raise Refused(first.code, message, param=first.param, remedy=first.remedy, details=tuple(listed[:MAX_FAULTS]))
 
 

@@ -1,6 +1,7 @@
 """POST /adapters and its kin, over everything but the engine."""
 
 import asyncio
+import json
 
 import pytest
 from safetensors.torch import load_file
@@ -25,6 +26,25 @@ async def test_an_upload_is_screened_stored_loaded_and_served(running: Running) 
     status, text = await chat(running, "first")
     assert status == 200
     assert '"model":"first"' in text
+
+
+async def test_a_refusal_lists_every_fault_with_its_remedy(running: Running) -> None:
+    parts = form("first")
+    config = json.loads(parts["config"][1]) | {"use_dora": True, "bias": "all"}
+    parts["config"] = ("adapter_config.json", json.dumps(config).encode())
+    parts["weights"] = ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\n")
+    answer = await running.http.post("/adapters", files=parts)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "unsupported_config")
+    assert {(fault["where"], fault["code"]) for fault in error["details"]} == {
+        ("use_dora", "unsupported_config"),
+        ("bias", "unsupported_config"),
+        ("weights", "bad_safetensors"),
+    }
+    assert "git lfs pull" in next(fault["what_to_do"] for fault in error["details"] if fault["where"] == "weights")
+    again = (await running.http.post("/adapters", files=parts)).json()["error"]
+    assert again["code"] == error["code"]
+    assert error["details"][0]["what_to_do"] in again["message"]
 
 
 async def test_only_the_store_is_ever_named_to_the_engine(running: Running) -> None:

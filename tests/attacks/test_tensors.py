@@ -1,5 +1,6 @@
 """Tensor names and values (hostile.md K)."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_k01_a_file_without_any_prefix_is_the_same_adapter(tmp_path: Path) -> No
         assert ours.name == theirs.name
         assert torch.equal(ours.a, theirs.a)
         assert torch.equal(ours.b, theirs.b)
+
+
+@pytest.mark.hostile("K09")
+def test_k09_thousands_of_strange_modules_take_no_long_time(tmp_path: Path) -> None:
+    """Each has another last name: naming the nearest module of a thousand for each would take minutes."""
+    large = Upload.valid(target(layers=300))
+    strange = {key(f"model.layers.0.x{i}", side): torch.ones(1, 1) for i in range(5000) for side in "AB"}
+    began = time.process_time()
+    error = must_refuse(tmp_path, large.adding(strange), UNKNOWN_MODULE)
+    assert time.process_time() - began < 10
+    assert len(error.details) == 16
+    assert "and 9983 more" in error.message
 
 
 @pytest.mark.ruling("K14")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from app.demo.assets import REFERENCE
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Policy
@@ -238,3 +238,13 @@ def test_the_version_is_told() -> None:
     from app import __version__
 
     assert run("--version").stdout == f"lora-gateway {__version__}\n"
+
+
+def test_an_adapter_without_effect_is_said_to_have_none(reference: Path, tmp_path: Path) -> None:
+    adapter = write(tmp_path / "a", reference)
+    weights_file = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights_file)
+    save_file({name: torch.zeros_like(t) if "lora_B" in name else t for name, t in tensors.items()}, weights_file)
+    done = run("screen", *PRUNING, adapter, "--reference", reference, "--json")
+    assert (done.returncode, json.loads(done.stdout)["outcome"]) == (0, "clean")
+    assert "note: the update is zero in every module" in done.stderr

@@ -17,6 +17,7 @@ def test_a_decoders_modules_are_found_by_any_spelling(model: str, upload: str) -
     ("one", "other"),
     [
         ("model.vision_tower.blocks.0.qkv", "vision_tower.blocks.0.qkv"),
+        ("model.vision_tower.encoder.layers.0.mlp.fc1", "vision_tower.vision_model.encoder.layers.0.mlp.fc1"),
         ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv"),
         ("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_1"),
         ("lm_head", "language_model.lm_head"),

@@ -134,3 +134,26 @@ def test_a_refusal_comes_through(fields: dict[str, Any], expected: GatewayError)
 def test_a_refusal_that_is_none_is_out_of_form(fields: dict[str, Any]) -> None:
     with pytest.raises(OutOfFormError):
         read([(fields, b"")])
+
+
+FAULT = {"code": "wrong_shape", "where": "q_proj", "message": "m", "what_to_do": "w"}
+
+
+def refused(**fields: Any) -> Frame:
+    return {"refused": "bad_config", "message": "why", "param": None, **fields}, b""
+
+
+def test_a_refusals_faults_and_remedy_come_through() -> None:
+    with pytest.raises(Refused) as caught:
+        read([refused(remedy="do this", details=[FAULT | {"where": "q\x1b[2J"}] * 40)])
+    assert caught.value.hint == "do this"
+    assert len(caught.value.details) == 16
+    assert caught.value.details[0].where.isprintable()
+
+
+@pytest.mark.parametrize(
+    "details", [1, [1], [{}], [FAULT | {"code": "made_up"}], {"a": 1}, [FAULT | {"code": []}]], ids=repr
+)
+def test_faults_out_of_form(details: Any) -> None:
+    with pytest.raises(OutOfFormError):
+        read([refused(details=details)])
