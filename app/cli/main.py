@@ -37,6 +37,9 @@ SHOWN_UNTOUCHED: Final = 8
 TABLE_COLUMNS: Final = 112
 """Columns that `reference inspect` needs for a model with two digits of layers."""
 
+SHARES: Final = (0.2, 0.5, 0.7, 0.8, 0.9)
+"""Shares of ‖V‖² for which `reference inspect` says how many singular triples modules need."""
+
 EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
 """Exit status of `screen`."""
 
@@ -259,15 +262,24 @@ def reference_inspect(directory: Path) -> None:
 
 
 def held_summary(opened: "Reference") -> str:
-    """Return one line on the number of singular triples that a reference keeps, and on the share of ‖V‖² they hold."""
+    """Return what a reference keeps: singular triples, the share of ‖V‖² they hold, and the number that shares need."""
     held = sorted((opened.held(name), name) for name in opened.alive)
     kept = sorted(opened.info(name).top_k for name in opened.alive)
     outputs = min(opened.info(name).outputs for name in opened.alive)
     least, name = held[0]
     return (
         f"singular triples a module: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}; they hold {least:.3f} "
-        f"({name}) to {held[-1][0]:.3f} of ‖V‖², median {held[len(held) // 2][0]:.3f}; outputs: {outputs} or more"
+        f"({name}) to {held[-1][0]:.3f} of ‖V‖², median {held[len(held) // 2][0]:.3f}; outputs: {outputs} or more\n"
+        f"needed, median and most: {'; '.join(_needed(opened, energy) for energy in SHARES)}"
     )
+
+
+def _needed(opened: "Reference", energy: float) -> str:
+    counts = [opened.needs(name, energy) for name in opened.alive]
+    known = sorted(count for count in counts if count is not None)
+    if len(known) < len(counts):
+        return f"{energy:g}: more than is kept in {len(counts) - len(known)} modules"
+    return f"{energy:g}: {known[len(known) // 2]}, {known[-1]}"
 
 
 @reference.command("sizes")

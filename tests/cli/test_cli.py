@@ -177,6 +177,8 @@ def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
     least = min(map(opened.held, opened.modules))
     for text in (built.stdout, shown.stdout):
         assert f"5 to 5, median 5; they hold {least:.3f}" in text
+        most = max(opened.needs(name, 0.8) or 99 for name in opened.modules)
+        assert f"; 0.8: {most}, {most}; 0.9:" in text
     assert "96 × 192" in run("reference", "inspect", REFERENCE).stdout  # also beside names as long as real ones are
     again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)
     assert (again.returncode, "already exists" in again.stderr) == (1, True)

@@ -108,6 +108,11 @@ class Reference:
         shares = self._shares[module]
         return shares[-1] if inputs is None or inputs >= len(shares) else shares[inputs - 1]
 
+    def needs(self, module: str, energy: float) -> int | None:
+        """Return how many inputs hold this share (below 1) of ‖V‖²; None if all that are kept hold less."""
+        shares = self._shares[module]
+        return needed(shares, energy) if shares[-1] >= energy else None
+
     @property
     def alive(self) -> tuple[str, ...]:
         """Modules whose V is not zero, sorted."""
