@@ -202,7 +202,9 @@ PATTERNS: Final = (
 )
 
 MODULES: Final = (
-    Case("R11", "llama", "lm_head in target_modules"),
+    Case("R11", "llama", "Llama 2: lm_head in target_modules"),
+    Case("R12", "llama", "Llama 3: the same", {"lora_alpha": 64, "target_modules": ["lm_head", "q_proj"]}),
+    Case("R13", "llama", "Mistral: the same", {"lora_alpha": 64}, ("lm_head", "down_proj")),
     Case("N19", "llama", "LoRA on lm_head", kinds=("lm_head",)),
     _spelled("R50", "gemma3", "MedGemma: the tower's q, k, v too", OLD, NEW, kinds=(*LLAMA, "k_proj", "v_proj")),
     _spelled("P07", "gemma3", "today's names, language model only", OLD, NEW),
@@ -275,6 +277,7 @@ MODULES: Final = (
         )
         for name, what, theirs, kind in (
             ("R82", "ChatGLM 6B", "transformer.layers.", "attention.query_key_value"),
+            ("R83", "FinGPT's ChatGLM 6B", "transformer.layers.", "attention.query_key_value"),
             ("R85", "Baichuan2", "model.layers.", "self_attn.W_pack"),
             ("R90", "CodeGen", "transformer.h.", "attn.qkv_proj"),
             ("N48", "experts by module name", "model.layers.", "mlp.experts.3.w1"),

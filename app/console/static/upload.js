@@ -61,7 +61,8 @@ function ended(status, body) {
   } else {
     stopped();
     const error = body?.error;
-    say(error ? `Refused: ${error.code}` : "No answer", [error ? error.message : CUT_OFF], "alert", links);
+    const others = (error?.details ?? []).slice(1).map((fault) => `${fault.message}. ${fault.what_to_do}`);
+    say(error ? `Refused: ${error.code}` : "No answer", [error ? error.message : CUT_OFF, ...others], "alert", links);
   }
   byId("result").scrollIntoView({ block: "nearest" });
 }
