@@ -310,9 +310,12 @@ class GatewayError(Exception):
 
     @property
     def recorded(self) -> str:
-        """Message to keep with a version, which has the code but not the remedy."""
-        return printable(f"{self.message.rstrip('.')}. {self.remedy}") if self.remedy else self.message
+        """Message to keep with a version, followed by the remedy if it has one of its own; see `recall`."""
+        return f"{self.message.rstrip('.')}{BEFORE_REMEDY}{self.remedy}" if self.remedy else self.message
 
+
+BEFORE_REMEDY: Final = ".\n"
+"""Separator of message and remedy in a recorded error. `printable` removes it from both."""
 
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types by status, for statuses that are not simply invalid_request_error or server_error."""
@@ -335,3 +338,9 @@ class Refused(GatewayError):
 
 class Unavailable(GatewayError):
     """Error that is not the caller's fault (5xx)."""
+
+
+def recall(code: Code, recorded: str) -> GatewayError:
+    """Return the error that was recorded with a version: Refused, or Unavailable for a server's code."""
+    message, _, remedy = recorded.partition(BEFORE_REMEDY)
+    return (Refused if code.status < 500 else Unavailable)(code, message, remedy=remedy or None)

@@ -3,10 +3,20 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from app.domain.errors import CANARIES_TIMEOUT, CODES, LOAD_FAILED, VERSION_NOT_READY, Refused, Stage, Unavailable
+from app.domain.errors import (
+    CANARIES_TIMEOUT,
+    CODES,
+    LOAD_FAILED,
+    VERSION_NOT_READY,
+    Refused,
+    Stage,
+    Unavailable,
+    recall,
+)
 from app.domain.version_state import SERVABLE, State
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
@@ -38,6 +48,7 @@ class Publishing:
         self._garbage = garbage
         self._evaluation = evaluation
         self._one_at_a_time = asyncio.Lock()
+        self._changes: set[asyncio.Future[None]] = set()  # recorded in the catalogue, and not in force yet
         self._loading: dict[Key, asyncio.Task[None]] = {}  # started by a reconcile pass, which must not wait for them
 
     async def load(self, row: VersionRow) -> VersionRow:
@@ -101,6 +112,14 @@ class Publishing:
         if every:
             self._garbage.start_if_due()
 
+    async def in_force(self) -> None:
+        """Wait until all changes are in force that the catalogue may show by now.
+
+        To be called between reading the catalogue and answering: what an answer shows as served is served from then on.
+        """
+        if self._changes:
+            await asyncio.wait(tuple(self._changes))
+
     async def stop(self) -> None:
         """Cancel evaluations; their versions stay `stored`."""
         for task in self._loading.values():
@@ -121,8 +140,9 @@ class Publishing:
                 await recalled.enter_async_context(self._follower.recalled(wanted))
                 if wanted.engine_name is not None:
                     await c.reconciler.ensure(wanted.engine_name)
-            row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, c.evaluation)
-            await self._follower.refresh()
+            with self._change():
+                row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, c.evaluation)
+                await self._follower.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
 
@@ -139,6 +159,17 @@ class Publishing:
         event("deleted", adapter=name, versions=len(rows))
 
     # ---- internals -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Mark a change from before it is recorded until it is in force."""
+        done = asyncio.get_running_loop().create_future()
+        self._changes.add(done)
+        try:
+            yield
+        finally:
+            self._changes.remove(done)
+            done.set_result(None)
 
     def _load_in_background(self, row: VersionRow) -> None:
         if row.key not in self._loading and (self._evaluation is None or self._evaluation.may_start(row)):
@@ -181,7 +212,7 @@ class Publishing:
             return await self.load(now)
         if now.state is State.FAILED:
             code = CODES.get(now.error_code or "", LOAD_FAILED)
-            raise VersionRefused(Unavailable(code, now.error_message or error.message), now) from error
+            raise VersionRefused(recall(code, now.error_message or error.message), now) from error
         event("load_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
         return now
 
@@ -194,8 +225,9 @@ class Publishing:
                 return await self.load(current)
             if self._evaluation is not None and self._evaluation.is_due(current):
                 return current  # begun again meanwhile: the next pass evaluates it
-            published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.evaluation)
-            await self._follower.refresh()
+            with self._change():
+                published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.evaluation)
+                await self._follower.refresh()
         c.progress.report(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)
         return published

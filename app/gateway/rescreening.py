@@ -22,6 +22,7 @@ from app.domain.errors import (
     GatewayError,
     Refused,
     printable,
+    recall,
 )
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
@@ -135,7 +136,7 @@ class Rescreening:
         same = components.catalogue.find_same(name, chosen.received, components.parameters)
         if same is not None and same.state is State.REJECTED:  # it would be rejected again
             code = CODES.get(same.error_code or "", REJECTED)
-            raise VersionRefused(Refused(code, same.error_message or "it was refused before"), same)
+            raise VersionRefused(recall(code, same.error_message or "it was refused before"), same)
         return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True))
 
     def _upload(self, source: _Source) -> SealedUpload:

@@ -22,6 +22,7 @@ from app.domain.errors import (
     Refused,
     Stage,
     Unavailable,
+    recall,
 )
 from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
@@ -315,5 +316,4 @@ def _known_refusal(row: VersionRow) -> VersionRefused | None:
 def _refusal(row: VersionRow) -> VersionRefused:
     """Return the error to report for a version that was rejected or failed."""
     code = CODES.get(row.error_code or "", SCREENING_FAILED)
-    kind = Refused if code.status < 500 else Unavailable
-    return VersionRefused(kind(code, row.error_message or "it failed before"), row)
+    return VersionRefused(recall(code, row.error_message or "it failed before"), row)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.domain.errors import NO_SPACE, SCREENING_KILLED, SCREENING_TIMEOUT, Code, Refused, Unavailable
-from app.domain.version_state import IN_FLIGHT
+from app.domain.version_state import IN_FLIGHT, State
 from tests.support.gateway import OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
@@ -47,6 +47,31 @@ async def test_a_slow_look_at_the_catalogue_never_undoes_a_later_one(
     assert (await running.http.delete("/adapters/goes")).status_code == 204
     assert (await rolling).status_code == 200
     assert await chat(running, "goes") == 404
+
+
+async def test_what_is_shown_as_served_is_served(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue knows of a publication before requests do: whoever reads it then is answered when they know, too."""
+    uploads = running.gateway.context.uploads
+    follower, catalogue = uploads.publishing._follower, uploads.components.catalogue
+    refresh, recorded, slow = follower.refresh, asyncio.Event(), asyncio.Event()
+
+    async def refreshed() -> None:
+        if any(row.state is State.READY for row in await asyncio.to_thread(catalogue.versions, "style")):
+            recorded.set()
+            await slow.wait()
+        await refresh()
+
+    monkeypatch.setattr(follower, "refresh", refreshed)
+    upload = asyncio.create_task(running.http.post("/adapters", files=form("style")))
+    await asyncio.wait_for(recorded.wait(), STUCK_S)
+    reading = asyncio.create_task(running.http.get("/adapters/style"))
+    done, _ = await asyncio.wait({reading}, timeout=0.3)
+    if done:
+        assert reading.result().json()["active_version"] is None or await chat(running, "style") == 200
+    slow.set()
+    assert (await reading).json()["active_version"] == 1
+    assert await chat(running, "style") == 200
+    assert (await upload).status_code == 201
 
 
 async def test_equal_bad_uploads_at_the_same_moment_are_all_refused(open_gateway: OpenHouse) -> None:

@@ -161,8 +161,10 @@ async def version(name: str, number: Number, request: Request, ctx: Ctx) -> Resp
 
 
 async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Response:
-    """Make a view and its JSON, both in a thread."""
-    return await ctx.uploads.components.pools.reading(lambda: view(ctx.uploads, *which).response())
+    """Make a view and its JSON, both in a thread; what it shows as served is served when this returns."""
+    response = await ctx.uploads.components.pools.reading(lambda: view(ctx.uploads, *which).response())
+    await ctx.uploads.publishing.in_force()
+    return response
 
 
 @router.post("/adapters/{name}/rollback", response_model=Version)
