@@ -64,17 +64,23 @@ def bench_safety(
         "safety-results"
     ),
     only_cached: Annotated[bool, typer.Option(help="Report on the seeds already finished, and train nothing")] = False,
+    canaries: Annotated[
+        bool, typer.Option("--canaries", help="The gateway with canaries against adversaries, instead of the methods")
+    ] = False,
 ) -> None:
     """Measure how screening changes harm and skill, method by method, on models trained here. Hours; resumable."""
+    from app.bench.canaries.command import run as run_canaries
     from app.bench.safety.command import Options, run
     from app.bench.safety.plan import SIZES
 
     if size not in SIZES:
         raise typer.BadParameter(f"{size} is none of {', '.join(SIZES)}", param_hint="--size")
-    options = Options(size, cache, output, quick=quick, only_cached=only_cached)
+    if canaries and size != "small":
+        raise typer.BadParameter("only the small models are measured with canaries", param_hint="--size")
+    options = Options(size, cache, output, quick=quick, only_cached=only_cached, canaries=canaries)
 
     with _bar() as progress:
-        tables = run(options, progress)
+        tables = (run_canaries if canaries else run)(options, progress)
     _print(tables)
 
 
