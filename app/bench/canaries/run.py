@@ -28,11 +28,16 @@ def rows_of(plan: Plan, cache: Cache, progress: ReportProgress, *, only_cached: 
     """
     laboratories = _Laboratories(plan, cache, progress)
     for entry, seed, split in plan.steps:
-        key = (MEASURED, plan.size, seed, split, ALIGNED if entry is None else entry.name)
+        key = key_of(plan, entry, seed, split)
         if only_cached and not cache.has(KIND, key):
             continue
         folder = cache.folder(KIND, key, partial(laboratories.write, entry=entry, seed=seed, split=split))
         yield from map(row_from, json.loads((folder / ROWS).read_text(encoding="utf-8")))
+
+
+def key_of(plan: Plan, entry: Entry | None, seed: int, split: Split) -> tuple[Any, ...]:
+    """Return the cache's key of an adapter's rows; None: the aligned model's."""
+    return MEASURED, plan.size, seed, split, ALIGNED if entry is None else entry.name
 
 
 class _Laboratories:
