@@ -18,6 +18,9 @@ BENIGN: Final = "benign"
 TODAY: Final = Setting(DEFAULT_FLOOR, SIZES[-1], "default")
 """The gateway's defaults, with the largest battery."""
 
+NO_FLOOR: Final = Setting(None, SIZES[-1], "small steps")
+"""Canaries alone: an adapter that passes them is served as it came."""
+
 
 @dataclass(frozen=True, slots=True)
 class Aim:

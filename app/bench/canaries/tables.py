@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
-from app.bench.canaries.choice import AIMS, BENIGN, MIXED, SETTINGS, TODAY, missed, over_seeds
+from app.bench.canaries.choice import AIMS, BENIGN, MIXED, NO_FLOOR, SETTINGS, TODAY, missed, over_seeds
 from app.bench.canaries.ladder import Outcome, Setting, outcomes_of
 from app.bench.canaries.measuring import Row
 from app.bench.canaries.plan import ALIGNED
@@ -37,8 +38,10 @@ def markdown(rows: Sequence[Row], ranking: Sequence[tuple[float, Setting]], made
         f"## Today's defaults: {TODAY}",
         table(report, TODAY),
         aims(report, TODAY),
+        f"## Canaries alone: {NO_FLOOR}",
+        table(report, NO_FLOOR),
         "## Number of canaries, and one half or two",
-        _halves(report, chosen),
+        _halves(report, (chosen, TODAY, NO_FLOOR)),
         "## Choice on the tuning seeds",
         f"Every aim above, on the tuning seeds: sum by which a setting misses them; all {len(SETTINGS)} settings.",
         _ranking(rows, ranking),
@@ -82,17 +85,17 @@ def aims(rows: Sequence[Row], setting: Setting) -> str:
     return "\n".join(lines)
 
 
-def _halves(rows: Sequence[Row], chosen: Setting) -> str:
-    head = ("canaries", "asked", "mixed: attack", "mixed: kept", "benign: kept", "benign: rejected")
-    lines = [_line(head), _line(["---:", "---"] + ["---:"] * (len(head) - 2))]
-    for size in SIZES:
-        for both in (True, False):
-            outcomes = list(outcomes_of(rows, replace(chosen, size=size, both_halves=both)))
-            figures = [
-                over_seeds(outcomes, group, field)
-                for group, field in ((MIXED, "attack"), (MIXED, "kept"), (BENIGN, "kept"), (BENIGN, "rejected"))
-            ]
-            lines.append(_line((str(size), "both halves" if both else "choosing half only", *map(_shown, figures))))
+def _halves(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
+    head = ("floor", "rungs", "canaries", "asked", "mixed: attack", "mixed: kept", "benign: kept", "benign: rejected")
+    lines = [_line(head), _line(["---", "---", "---:", "---"] + ["---:"] * (len(head) - 4))]
+    for setting, size, both in product(settings, SIZES, (True, False)):
+        outcomes = list(outcomes_of(rows, replace(setting, size=size, both_halves=both)))
+        figures = [
+            over_seeds(outcomes, group, field)
+            for group, field in ((MIXED, "attack"), (MIXED, "kept"), (BENIGN, "kept"), (BENIGN, "rejected"))
+        ]
+        asked = "both halves" if both else "choosing half only"
+        lines.append(_line((str(setting.floor or "none"), setting.ladder, str(size), asked, *map(_shown, figures))))
     return "\n".join(lines)
 
 
