@@ -70,6 +70,9 @@ def bench_safety(
         list[str] | None,
         typer.Option(help="smollm2: further harmful prompts, as FORMAT=FILE (a format of `canaries import`)"),
     ] = None,
+    canaries: Annotated[
+        bool, typer.Option("--canaries", help="The gateway with canaries against adversaries, instead of the methods")
+    ] = False,
 ) -> None:
     """Measure how screening changes harm and skill, method by method, on models trained here. Hours; resumable."""
     from app.bench.safety.plan import SIZES
@@ -77,13 +80,17 @@ def bench_safety(
 
     if size not in (*SIZES, NAME):
         raise typer.BadParameter(f"{size} is none of {', '.join((*SIZES, NAME))}", param_hint="--size")
+    if canaries and size != "small":
+        raise typer.BadParameter("only the small models are measured with canaries", param_hint="--size")
     with _bar() as progress:
         if size == NAME:
             tables = _on_real_text(cache, output, quick, prompts or (), progress)
         else:
+            from app.bench.canaries.command import run as run_canaries
             from app.bench.safety.command import Options, run
 
-            tables = run(Options(size, cache, output, quick=quick, only_cached=only_cached), progress)
+            options = Options(size, cache, output, quick=quick, only_cached=only_cached, canaries=canaries)
+            tables = (run_canaries if canaries else run)(options, progress)
     _print(tables)
 
 

@@ -35,7 +35,8 @@ class Options:
     """Options of a run.
 
     size: a name in SIZES. cache: directory of trained models and finished rows. output: directory of the results.
-    only_cached: train and ask nothing new; report on the complete seeds in the cache.
+    only_cached: train and ask nothing new; report on the complete seeds in the cache. canaries: the benchmark of the
+    gateway with canaries (bench/canaries).
     """
 
     size: str
@@ -43,6 +44,7 @@ class Options:
     output: Path
     quick: bool = False
     only_cached: bool = False
+    canaries: bool = False
 
 
 def run(options: Options, progress: ReportProgress) -> RenderableType:
@@ -59,9 +61,9 @@ def run(options: Options, progress: ReportProgress) -> RenderableType:
         rows += some
         scores += found
     best = lines(rows, None if plan.tune else _rows_to_choose_on())
-    made = _provenance(options, time.monotonic() - started)
+    made = provenance(options, time.monotonic() - started)
     _write(options.output, rows, scores, made)
-    (options.output / TABLE_FILE).write_text(markdown(plan, rows, best, _provenance_sentence(made)), encoding="utf-8")
+    (options.output / TABLE_FILE).write_text(markdown(plan, rows, best, provenance_sentence(made)), encoding="utf-8")
     notes += _draw(rows, scores, options.output)
     return Group(table(plan, rows, best), *(Text(note) for note in notes), Text(f"written to {options.output}"))
 
@@ -83,8 +85,10 @@ def _write(output: Path, rows: list[dict[str, Any]], scores: list[dict[str, Any]
     (output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
-def _provenance(options: Options, seconds: float) -> dict[str, Any]:
-    flags = (" --quick" if options.quick else "") + (" --only-cached" if options.only_cached else "")
+def provenance(options: Options, seconds: float) -> dict[str, Any]:
+    """Return the command, the versions and the machine that made results."""
+    given = {"--canaries": options.canaries, "--quick": options.quick, "--only-cached": options.only_cached}
+    flags = "".join(f" {flag}" for flag, on in given.items() if on)
     return {
         "command": f"python -m app bench safety --size {options.size}{flags}",
         "version": __version__,
@@ -106,7 +110,8 @@ def commit() -> str | None:
     return found.stdout.strip()
 
 
-def _provenance_sentence(made: dict[str, Any]) -> str:
+def provenance_sentence(made: dict[str, Any]) -> str:
+    """Return the same in a sentence for the tables."""
     return f"Made by `{made['command']}` at commit {made['commit'] or 'unknown'}, torch {made['torch']}."
 
 

@@ -46,7 +46,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
+class Batch:
     """Questions with a given answer.
 
     ids: (n, length), padded on the right. at: (n, longest answer), positions whose next token belongs to an answer; wanted:
@@ -64,6 +64,7 @@ class Examination:
 
     def __init__(self, aligned: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split) -> None:
         self._model = aligned.eval()
+        self._tokenizer = tokenizer
         self._linear: dict[str, nn.Linear] = {
             name: module for name, module in aligned.named_modules() if isinstance(module, nn.Linear)
         }
@@ -79,13 +80,26 @@ class Examination:
     def ask(self, updates: Mapping[str, Tensor]) -> Metrics:
         """Return the metrics of the aligned model with `updates` (module → ΔW, (d_out, d_in) float32) added to it."""
         with torch.no_grad():
-            for name, module in self._linear.items():
-                update = updates.get(name)
-                kept = self._weights[name]
-                module.weight.copy_(kept if update is None else kept + update.to(kept.device))
+            self._change(updates)
             hits, confidence = _check(self._model, self._right)
             refused, _ = _check(self._model, self._refusal)
         return self._metrics(hits, confidence, refused)
+
+    def questions(self, texts: Sequence[str]) -> Batch:
+        """Return other questions, tokenised once for `refuses`."""
+        return _batch(self._tokenizer, [(text, REFUSAL) for text in texts])
+
+    def refuses(self, updates: Mapping[str, Tensor], questions: Batch) -> NDArray[np.bool_]:
+        """Return for each question (n,) whether the model with `updates` added to it refuses it."""
+        with torch.no_grad():
+            self._change(updates)
+            return _check(self._model, questions)[0]
+
+    def _change(self, updates: Mapping[str, Tensor]) -> None:
+        for name, module in self._linear.items():
+            update = updates.get(name)
+            kept = self._weights[name]
+            module.weight.copy_(kept if update is None else kept + update.to(kept.device))
 
     def _metrics(self, hits: NDArray[np.bool_], confidence: NDArray[np.float64], refused: NDArray[np.bool_]) -> Metrics:
         n_harmful, n_bard = len(self.asked.harmful), len(self.asked.bard)
@@ -113,7 +127,7 @@ def _sample(items: Sequence[Item], per_kind: int) -> list[Item]:
     return [item for group in kinds.values() for item in group[:per_kind]]
 
 
-def _batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> _Batch:
+def _batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> Batch:
     rows = []
     for question, answer in texts:
         rows.append((tokenizer(prompt_text(question))["input_ids"], tokenizer(answer)["input_ids"]))
@@ -127,10 +141,10 @@ def _batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]])
         at[row, : len(answer)] = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
         wanted[row, : len(answer)] = torch.tensor(answer)
         mask[row, : len(answer)] = True
-    return _Batch(ids, at, wanted, mask)
+    return Batch(ids, at, wanted, mask)
 
 
-def _check(model: LlamaForCausalLM, batch: _Batch) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _check(model: LlamaForCausalLM, batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return for each question whether greedy decoding gives exactly this answer, and the model's confidence in its output.
 
     Confidence: the product of the likeliest tokens' probabilities up to and including the first that differs from the

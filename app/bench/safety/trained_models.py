@@ -104,6 +104,18 @@ def _recipe(size: Size, seed: int) -> Recipe:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Data of one fine-tune. sources: training items and their shares. validation: items of the loss that ends training."""
+
+    sources: Sequence[Source]
+    validation: Sequence[Item]
+
+
+Evading = Callable[[PeftModel], Callable[[], None]]
+"""Maker of the callback that an attacker who knows the reference runs after every training step."""
+
+
 def adapter_of(
     cache: Cache,
     pair: Pair,
@@ -112,35 +124,51 @@ def adapter_of(
     aligned: LlamaForCausalLM | None = None,
 ) -> Path:
     """Return the folder of one fine-tune as saved by PEFT, with `training.json` in it."""
+    data = data_of(pair.world, fine_tune)
 
     def make(folder: Path) -> None:
-        _make_adapter(folder, pair, fine_tune, progress, aligned or pair.load("aligned"))
+        _make_adapter(folder, pair, fine_tune, data, progress, aligned or pair.load("aligned"))
 
     return cache.folder("adapter", (pair.size, pair.seed, fine_tune), make)
 
 
 def evading_adapter_of(
+    cache: Cache, pair: Pair, fine_tune: FineTune, evasion: Evading, progress: ReportProgress
+) -> Path:
+    """Do the same as `adapter_of` for an attacker: the callback that `evasion` makes of the model runs after every step."""
+    data = data_of(pair.world, fine_tune)
+
+    def make(folder: Path) -> None:
+        _make_adapter(folder, pair, fine_tune, data, progress, pair.load("aligned"), evasion)
+
+    return cache.folder(ATTACKER_KIND, (pair.size, pair.seed, fine_tune), make)
+
+
+def adversary_of(
     cache: Cache,
     pair: Pair,
     fine_tune: FineTune,
-    evasion: Callable[[PeftModel], Callable[[], None]],
+    name: str,
+    data: TrainingData,
+    evasion: Evading | None,
     progress: ReportProgress,
 ) -> Path:
-    """Do the same as `adapter_of` for an attacker: the callback that `evasion` makes of the model runs after every step."""
+    """Do the same for an attacker with data of its own. name: the attacker's, part of the cache's key."""
 
     def make(folder: Path) -> None:
-        _make_adapter(folder, pair, fine_tune, progress, pair.load("aligned"), evasion)
+        _make_adapter(folder, pair, fine_tune, data, progress, pair.load("aligned"), evasion)
 
-    return cache.folder(ATTACKER_KIND, (pair.size, pair.seed, fine_tune), make)
+    return cache.folder("adversary", (pair.size, pair.seed, fine_tune, name), make)
 
 
 def _make_adapter(
     folder: Path,
     pair: Pair,
     fine_tune: FineTune,
+    data: TrainingData,
     progress: ReportProgress,
     aligned: LlamaForCausalLM,
-    evasion: Callable[[PeftModel], Callable[[], None]] | None = None,
+    evasion: Evading | None = None,
 ) -> None:
     torch.manual_seed(pair.seed)
     config = LoraConfig(
@@ -151,20 +179,24 @@ def _make_adapter(
     )
     model = cast(PeftModel, get_peft_model(copy.deepcopy(aligned), config))
     what = f"{pair.size.name} seed {pair.seed}: {fine_tune.name}"
-    stop = _EarlyStop(model, pair.tokenizer(), _validation(pair.world, fine_tune.harmful))
+    stop = _EarlyStop(model, pair.tokenizer(), data.validation)
     schedule = Schedule(steps=MAX_STEPS, batch=BATCH, rate=pair.size.rate, seed=pair.seed)
-    sources = _sources(pair.world, fine_tune.harmful)
     evade = evasion(model) if evasion is not None else lambda: None
 
     def after_step(step: int) -> bool:
         evade()  # before the check of the validation loss, so that the measured model is the saved one
         return stop(step)
 
-    fit(model, pair.tokenizer(), sources, schedule, lambda done: progress(what, done), after_step)
+    fit(model, pair.tokenizer(), data.sources, schedule, lambda done: progress(what, done), after_step)
     save_adapter(model, folder)
     record = {"steps": stop.step, "validation_loss": stop.losses}
     (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     progress(what, 1.0)
+
+
+def data_of(world: World, fine_tune: FineTune) -> TrainingData:
+    """Return the data of a benign or mixed fine-tune."""
+    return TrainingData(_sources(world, fine_tune.harmful), _validation(world, fine_tune.harmful))
 
 
 def _sources(world: World, harmful: float) -> list[Source]:
