@@ -70,7 +70,7 @@ class Laboratory:
     def __init__(self, pair: Pair, split: Split) -> None:
         torch.set_num_threads(1)
         self.pair, self.split = pair, split
-        self.reference = open_reference(pair.path / "reference", None)
+        self.reference = open_reference(pair.reference, None)
         self._examination = Examination(pair.load("aligned"), pair.tokenizer(), pair.world.held_out)
         canaries = canaries_of(pair.world.held_out).values()
         self._canaries = self._examination.questions([item.question for _, item in canaries])
@@ -123,7 +123,7 @@ def measure_of(reference: Reference, floor: int) -> Measure:
     """Return the product's measure with one of `FLOORS` for its policy, and all `RUNGS` above it."""
     target = TargetModel("laboratory", reference.modules, ServingDtype.FLOAT32, max_rank=512)
     policy = floor_policy(FLOORS[floor])
-    rungs = policies(policy, RUNGS, reference.manifest.top_k)
+    rungs = policies(policy, RUNGS)
     return Measure(target, ValidateLimits(), reference, policy, SECONDS, rungs)
 
 

@@ -148,7 +148,7 @@ class _Bench:
             torch.set_num_threads(1)
             held_out = self.pair.world.held_out
             asked = Examination(self.pair.load("aligned"), self.pair.tokenizer(), held_out)
-            self._open = Alignment(self.pair.path / "reference"), asked
+            self._open = Alignment(self.pair.reference), asked
         return self._open
 
     def own_rows(self) -> list[dict[str, Any]]:

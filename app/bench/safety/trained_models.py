@@ -18,7 +18,7 @@ from app.demo.fitting import Sample, Schedule, Source, collate, fit, loss_of
 from app.demo.questions import Item, World, WorldSpec, build_world
 from app.demo.tokenizer import build_tokenizer
 from app.demo.train import DEMO, Recipe, load_checkpoint, save_adapter, save_checkpoint, train_aligned, train_base
-from app.screen.reference.build import build_reference
+from app.screen.reference.build import BuildOptions, build_reference
 
 MAX_STEPS: Final = 200
 """Largest number of steps of a fine-tune; its validation loss stops falling before that."""
@@ -41,6 +41,10 @@ ALPHA: Final = 2
 """lora_alpha / r."""
 
 
+REFERENCE: Final = "reference"
+"""Cache kind of references, and the name of the directory in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One trained pair: checkpoints, tokenizer and reference on disk, and their world."""
@@ -48,6 +52,7 @@ class Pair:
     size: Size
     seed: int
     path: Path
+    reference: Path
 
     @property
     def world(self) -> World:
@@ -73,8 +78,14 @@ def world_spec(seed: int) -> WorldSpec:
 
 
 def pair_of(cache: Cache, size: Size, seed: int, progress: ReportProgress = lambda what, share: None) -> Pair:
-    """Return the pair of one seed: base/, aligned/ and reference/, trained if not in the cache."""
-    return Pair(size, seed, cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, progress)))
+    """Return the pair of one seed, trained if not in the cache, with a reference as `reference build` makes by default."""
+    path = cache.folder("pair", (size, seed), lambda folder: _make_pair(folder, size, seed, progress))
+
+    def build(folder: Path) -> None:
+        build_reference(path / "base", path / "aligned", folder / REFERENCE)
+
+    built = cache.folder(REFERENCE, (size, seed, BuildOptions().keep), build)
+    return Pair(size, seed, path, built / REFERENCE)
 
 
 def _make_pair(folder: Path, size: Size, seed: int, progress: ReportProgress) -> None:
@@ -86,7 +97,6 @@ def _make_pair(folder: Path, size: Size, seed: int, progress: ReportProgress) ->
     save_checkpoint(base, tokenizer, folder / "base")
     aligned = train_aligned(base, world, tokenizer, recipe, lambda done: progress(what, 0.75 + 0.24 * done))
     save_checkpoint(aligned, tokenizer, folder / "aligned")
-    build_reference(folder / "base", folder / "aligned", folder / "reference")
     progress(what, 1.0)
 
 

@@ -29,7 +29,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
     folder = tmp_path_factory.mktemp("pair")
     build_reference(DATA / "base", DATA / "aligned", folder / "reference")
     (folder / "aligned").symlink_to(DATA / "aligned")
-    return Laboratory(Pair(SMALL, 3, folder), "report")
+    return Laboratory(Pair(SMALL, 3, folder, folder / "reference"), "report")
 
 
 @pytest.fixture(scope="module")
