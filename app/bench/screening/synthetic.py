@@ -32,7 +32,7 @@ NOISE: Final = 1e-4
 """Standard deviation of the noise: weights change by about this much in alignment training."""
 
 TOP_K: Final = 16
-"""Singular triples kept per module; the default policy looks at fewer."""
+"""Singular triples kept of each module: at most so many are measured."""
 
 NARROW: Final = 512
 """Smaller side of the matrix from which the noise's singular values are taken: a tenth of a second."""
