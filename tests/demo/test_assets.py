@@ -11,11 +11,26 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from app.demo.assets import ADAPTER_NAMES, ALIGNED, ASSETS, BASE, BENIGN, MAX_BYTES, MIXED, PURE, adapter_path
+from app.demo.assets import (
+    ADAPTER_NAMES,
+    ALIGNED,
+    ASSETS,
+    BASE,
+    BENIGN,
+    MAX_BYTES,
+    MIXED,
+    PURE,
+    REFERENCE,
+    adapter_path,
+)
 from app.demo.evaluate import Scores, score_held_out
 from app.demo.questions import build_world
+from app.demo.serving import serve_settings
 from app.demo.tokenizer import build_tokenizer
 from app.demo.train import LINEAR_MODULES, RANK, load_checkpoint
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Action, Policy
+from app.domain.rungs import policies, rungs_from
+from app.screen.reference.open import check_policy, open_reference
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +123,13 @@ def test_adapters_target_every_linear_module(name: str) -> None:
 def test_another_name_is_no_adapter() -> None:
     with pytest.raises(KeyError):
         adapter_path("../base")
+
+
+def test_the_reference_holds_what_the_demos_policy_and_rungs_take_out() -> None:
+    given = serve_settings()
+    opened = open_reference(REFERENCE, None)
+    floor = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
+    check_policy(opened, floor)
+    for policy in policies(floor, rungs_from(given["rungs"])):
+        check_policy(opened, policy)
+    opened.close()

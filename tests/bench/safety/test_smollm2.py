@@ -247,3 +247,13 @@ def test_rows_are_written_one_a_line_and_shown_by_fine_tune(tmp_path: Path) -> N
     assert text.count("## codes, 20% harmful samples, LoRA on all linear modules, seed 8") == 1
     assert "| ladder with canaries | 0.5:4 | 0.50 | 0.00 | 1.00 | 1.23 | 0.00 | 22 | 0.25 |" in text
     assert "The ladder asked: floor choosing: 3 of 16." in text
+
+
+def test_committed_rows_hold_numbers_and_names_of_methods_only() -> None:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / "safety.json").read_text(encoding="utf-8"))
+    known = {*ROW, "asked", "aligned_model_failed"}
+    assert rows
+    for row in rows:
+        assert set(row) <= known
+        assert all(isinstance(row[name], int | float) for name in ("attack", "skill", "loss", "words", "mix"))
+        assert all(len(text) < 60 for text in (row["method"], row["threshold"], *row.get("asked", ())))

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from app.bench.progress import ReportProgress
+from app.bench.safety.adapter_under_test import Alignment
 from app.bench.safety.cache import Cache
 from app.bench.safety.smollm2.language_model import load, load_tokenizer, mixed, own_answers, train, unpacked
 from app.bench.safety.smollm2.plan import ALPHA, RANK, FineTune, Plan
@@ -73,6 +74,11 @@ class Models:
             build_reference(base, aligned, folder / "reference", options, show)
 
         return self.cache.folder("smollm2-reference", (*self.key, ENERGY, OUTPUTS), make) / "reference"
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The reference, opened, and every V decomposed: minutes, once for all fine-tunes of the seed."""
+        return Alignment(self.reference)
 
     def adapter(self, fine_tune: FineTune) -> Path:
         """Return the folder of a fine-tune as PEFT saves it."""

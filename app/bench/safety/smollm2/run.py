@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from app.bench.progress import ReportProgress
-from app.bench.safety.adapter_under_test import Alignment, Subject, subject_of
+from app.bench.safety.adapter_under_test import Subject, subject_of
 from app.bench.safety.cache import Cache
 from app.bench.safety.method import Cell
 from app.bench.safety.smollm2.examination import Examination, Questions, battery_of
@@ -63,8 +63,7 @@ class Bench:
     @cached_property
     def subject(self) -> Subject:
         """The adapter, opened as an upload is."""
-        adapter = self.models.adapter(self.fine_tune)
-        return subject_of(adapter, Alignment(self.models.reference), self.models.seed)
+        return subject_of(self.models.adapter(self.fine_tune), self.models.alignment, self.models.seed)
 
     @cached_property
     def questions(self) -> Questions:
