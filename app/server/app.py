@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -148,10 +149,22 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         yield
 
 
+def in_terminal() -> bool:
+    """Return whether the process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _reloading(gateway: Gateway) -> Iterator[None]:
-    """Reload the battery on SIGHUP for the duration of the context. Only a process's main thread receives signals."""
-    if threading.current_thread() is not threading.main_thread():
+    """Reload the battery on SIGHUP for the duration of the context. Only a process's main thread receives signals.
+
+    In a terminal SIGHUP says that the terminal was closed, and ends the gateway.
+    """
+    if in_terminal() or threading.current_thread() is not threading.main_thread():
         yield
         return
     loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()

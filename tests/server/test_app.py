@@ -1,6 +1,10 @@
 """The composition root: the order of middleware, and that whatever was started is stopped."""
 
 import asyncio
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -118,3 +122,18 @@ async def test_an_engine_that_does_not_start_is_no_reason_not_to_serve() -> None
     async with started(parts.gateway):
         assert "auditor.start" in parts.told
     assert parts.stopped == STOPS
+
+
+def test_in_a_terminal_sighup_says_that_the_terminal_was_closed() -> None:
+    """A gateway that was started by hand ends with its terminal; a service reads its battery again."""
+    code = "from app.server.app import in_terminal; print(in_terminal())"
+    for opened, expected in ((pty.openpty, "True"), (None, "False")):
+        ends = opened() if opened else ()
+        command = [sys.executable, "-c", code]
+        if ends:  # a new session takes the first terminal that it opens
+            name = os.ttyname(ends[1])
+            command[2] = f"import os; os.open({name!r}, os.O_RDWR)\n{code}"
+        told = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True, timeout=120)
+        assert told.stdout.strip() == expected
+        for end in ends:
+            os.close(end)
