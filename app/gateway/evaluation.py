@@ -6,6 +6,7 @@ beginning.
 
 import asyncio
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from app.domain.digest import Digest, digest_of
+from app.concurrency.turns import Turns
+from app.domain.artefact import Artefact
+from app.domain.digest import Digest
 from app.domain.errors import CANARIES_FAILED, ENGINE_UNAVAILABLE, LOAD_FAILED, Refused, Stage, Unavailable
 from app.domain.manifest import verdict_json
 from app.domain.verdict import Verdict
@@ -29,7 +32,7 @@ from app.gateway.upload_steps import UploadSteps
 from app.gateway.version_refused import VersionRefused
 from app.serve.relay import Choose
 from app.store.catalogue.tables import VersionRow
-from app.upload.receive import SealedUpload
+from app.upload.receive import PendingUpload, SealedUpload
 
 BREAKS: Final = 3
 """Times that the engine may fail while a version is asked; then the version fails, since it may be what breaks the
@@ -44,6 +47,10 @@ DRY_RUN: Final = "dry-run"
 """First part of the engine name of an artefact that is only tried, in the place of an adapter's name."""
 
 
+RECHECK: Final = "recheck"
+"""Holder of turns for versions that are asked again; the others are owners of adapters, and callers of dry runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class DryRun:
     """Result of measuring and asking an upload that is not stored.
@@ -56,7 +63,7 @@ class DryRun:
 
 
 class Evaluation:
-    """Use case of evaluating artefacts, one at a time: serving must not suffer from it.
+    """Use case of evaluating artefacts, one at a time: serving must not suffer from it. Owners take turns.
 
     choose: returns the engines that answer to an engine name.
     """
@@ -65,7 +72,7 @@ class Evaluation:
         self._components = components
         self._follower = follower
         self._search = LadderSearch(components, follower, choose)
-        self._one_at_a_time = asyncio.Lock()
+        self._turns = Turns()
         self._running: dict[tuple[Key, int], asyncio.Task[VersionRow]] = {}
         self._breaks: Counter[tuple[Key, int]] = Counter()
         self._retry_at: dict[tuple[Key, int], float] = {}
@@ -98,7 +105,7 @@ class Evaluation:
 
         Raises Unavailable.
         """
-        async with self._one_at_a_time:
+        async with self._turns.turn(RECHECK):
             return await self._search.ask_served_model_again(plan)
 
     async def run_again(self, plan: Plan, row: VersionRow, served_model: Mapping[Half, Tally]) -> VersionRow:
@@ -109,7 +116,7 @@ class Evaluation:
         """
         assert row.engine_name is not None
         c = self._components
-        async with self._one_at_a_time, AsyncExitStack() as held:
+        async with self._turns.turn(RECHECK), AsyncExitStack() as held:
             if row.artefact is not None and row.engine_name not in c.desired.state.adapters:
                 await held.enter_async_context(self._follower.candidate(row.engine_name, c.blobs.path(row.artefact)))
                 await c.reconciler.ensure(row.engine_name)
@@ -122,29 +129,26 @@ class Evaluation:
         behaviour = asked_again_json(plan, tallies, passed)
         return await c.pools.store(self._record_again, row, plan.key, behaviour, passed)
 
-    async def dry_run(self, plan: Plan, upload: SealedUpload) -> DryRun:
-        """Measure and correct an upload as if it were to be stored, and search the ladder for it. Takes the upload.
+    async def dry_run(self, plan: Plan, upload: PendingUpload, holder: str) -> DryRun:
+        """Measure and correct an upload as if it were to be stored, and search the ladder for it.
 
-        Raises Refused as Uploads.measure, and Unavailable.
+        holder: the caller; the upload holds its place among the uploads until its turn comes. Raises Refused as
+        Uploads.measure, and Unavailable.
         """
-        c, steps = self._components, UploadSteps(self._components, None)
-
-        def make() -> Any:
-            with upload:
-                return c.sanitise(upload.config, upload.weights.file, upload.received, steps)
-
-        artefact = await asyncio.shield(c.pools.screening.start(make))
-        if artefact is None:
-            return DryRun(steps.verdict, None)
-        token = digest_of(repr((time.time_ns(), id(upload))).encode()).hex[:12]
-
-        def name_of(digest: Digest) -> str:
-            return f"{DRY_RUN}@{digest.hex[:12]}-{token}"
-
-        async with self._one_at_a_time, AsyncExitStack() as held:
-            name = await load_candidate(c, self._follower, artefact, name_of, held)
-            subject = Subject(DRY_RUN, None, upload.received, artefact.digest, name, name_of)
+        async with self._turns.turn(("caller", holder)), AsyncExitStack() as held:
+            steps, sealed = UploadSteps(self._components, None), upload.take()
+            artefact = await asyncio.shield(self._components.pools.screening.start(self._sanitised, sealed, steps))
+            if artefact is None:
+                return DryRun(steps.verdict, None)
+            name_of = partial(_dry_run_name, token=secrets.token_hex(6))
+            name = await load_candidate(self._components, self._follower, artefact, name_of, held)
+            subject = Subject(DRY_RUN, None, sealed.received, artefact.digest, name, name_of)
             return DryRun(steps.verdict, await self._search.run(plan, subject, held))
+
+    def _sanitised(self, upload: SealedUpload, steps: UploadSteps) -> Artefact | None:
+        """Screen an upload, and correct it as the floor does. Blocking; closes the upload."""
+        with upload:
+            return self._components.sanitise(upload.config, upload.weights.file, upload.received, steps)
 
     async def stop(self) -> None:
         """Cancel the evaluations; their versions stay `stored`."""
@@ -165,7 +169,8 @@ class Evaluation:
         self._retry_at.pop(at, None)
 
     async def _run(self, row: VersionRow) -> VersionRow:
-        async with self._one_at_a_time:
+        adapter = await self._components.pools.store(self._components.catalogue.adapter, row.name)
+        async with self._turns.turn(("owner", adapter.key_owner)):
             fields = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
             try:
                 with self._components.metrics.stage(Stage.EVALUATE, **fields):
@@ -233,3 +238,8 @@ class Evaluation:
         if verdict is not None:
             report |= {"verdict": verdict_json(verdict), "floor": report["verdict"]}
         return json.dumps({**report, "behaviour": behaviour}, allow_nan=False)
+
+
+def _dry_run_name(digest: Digest, token: str) -> str:
+    """Return an engine name for an artefact of one dry run."""
+    return f"{DRY_RUN}@{digest.hex[:12]}-{token}"

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from app.domain.coarse import coarse
 from app.domain.names import AdapterName
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.tables import VersionRow
+from tests.support.canaries import REFUSAL, RUNGS, battery
 from tests.support.gateway import SERVED, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
 
 KEYS = {
     "alice": new_key("alice", [Role.UPLOAD, Role.CHAT]),
@@ -243,3 +245,37 @@ async def test_cached_prompts_are_shared_among_the_keys_of_one_owner_only(
 async def test_an_open_gateway_salts_nothing(open_gateway: OpenHouse) -> None:
     async with open_gateway(api_keys="", open=True) as running:
         assert await salt(running, "alice", "completions") is None
+
+
+async def test_one_owners_queue_of_evaluations_is_nobody_elses(
+    open_gateway: OpenHouse, keys: Path, tmp_path: Path
+) -> None:
+    """Adapters are asked canaries one at a time: who has many waiting waits for them, and another owner for one."""
+    asked = list[str]()
+
+    def says(_: str, body: Mapping[str, Any]) -> str:
+        asked.append(body["model"])
+        return REFUSAL
+
+    given = {"api_keys_file": keys, "canaries": battery(tmp_path / "battery.jsonl"), "rungs": RUNGS, "top_k": 4}
+    async with open_gateway(**given) as running:
+        running.simulator.says = says
+        evaluation = running.gateway.context.evaluation
+        assert evaluation is not None
+        async with evaluation._turns.turn("the test"):  # until all wait
+            for who, name, seed in (*(("alice", f"a{n}", n) for n in range(4)), ("bob", "b", 9)):
+                assert (await push_stored(running, who, name, seed)).status_code == 202
+            async with asyncio.timeout(STUCK_S):
+                while sum(map(len, evaluation._turns._waiting.values())) < 5:
+                    await asyncio.sleep(0.02)
+        async with asyncio.timeout(STUCK_S):
+            for name in ("a0", "a1", "a2", "a3", "b"):
+                while (await ask(running, "ops", "GET", f"/adapters/{name}")).json()["active_version"] is None:
+                    await asyncio.sleep(0.02)
+    order = list(dict.fromkeys(name.partition("@")[0] for name in asked if "@" in name))
+    assert (len(order), order.index("b") <= 2) == (5, True), order
+
+
+async def push_stored(running: Running, who: str, name: str, seed: int) -> httpx.Response:
+    """Pushed without waiting for the engine: it is evaluated in the background."""
+    return await ask(running, who, "POST", "/adapters", files=form(name, seed), params={"wait": "false"})

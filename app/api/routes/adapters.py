@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from app.api.access.rules import guarded
 from app.api.bodies import body_of
-from app.api.dependencies import Context, context
+from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import body
 from app.api.schemas import Adapter, AdapterPage, Error, NewOwner, Owner, Report, Version, View, Warmed, WarmEngine
 from app.api.views import adapters_page, one_adapter, one_version
@@ -121,7 +121,7 @@ async def dry_run(
         elif ctx.evaluation is None or rules.plan is None:
             raise Refused(BAD_REQUEST, "this gateway has no canaries (GATEWAY_CANARIES)", param="canaries")
         else:
-            tried = await ctx.evaluation.dry_run(rules.plan, sealed.take())
+            tried = await ctx.evaluation.dry_run(rules.plan, sealed, holder_of(request))
             verdict = tried.verdict
             behaviour = {"behaviour": tried.found.behaviour} if tried.found else {}
         measured = verdict_json(verdict)
