@@ -35,7 +35,8 @@ class Report(View):
     """Files as received, the verdict about them, and the behaviour on canaries, as the release that measured them wrote it.
 
     behaviour: absent if none was looked at. asked_again: canaries asked of the published version later. floor: verdict
-    about the upload, if canaries asked for a stronger correction; `verdict` is then that of the correction.
+    about the upload, if canaries asked for a stronger correction; `verdict` is then that of the correction. remarks: what
+    the adapter may not do although it is served; absent if there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -45,6 +46,7 @@ class Report(View):
     behaviour: dict[str, Any] = {}
     floor: dict[str, Any] = {}
     asked_again: dict[str, Any] = {}
+    remarks: list[str] = []
 
 
 class InEngine(View):

@@ -1,12 +1,15 @@
 """Views: catalogue rows as response models."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from app.api.schemas import Adapter, AdapterPage, InEngine, Report, Version, VersionError
 from app.domain.coarse import coarse_report
 from app.domain.version_state import SERVABLE, State
 from app.gateway.uploads import Uploads
+from app.observe.verdict_report import notes
 from app.store.catalogue.tables import AdapterRow, VersionRow
 
 
@@ -38,7 +41,13 @@ def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, w
         return view
     measured = json.loads(report)
     shown = Report.model_validate(measured if whole else coarse_report(measured))
-    return view.model_copy(update={"report": shown})
+    return view.model_copy(update={"report": shown.model_copy(update=remarks_on(measured.get("verdict", {})))})
+
+
+def remarks_on(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report's part `remarks` about a verdict as JSON values; empty if there is nothing to remark."""
+    found = notes(verdict) if verdict.get("modules") else []
+    return {"remarks": found} if found else {}
 
 
 def _in_engine(uploads: Uploads, engine_name: str) -> InEngine:

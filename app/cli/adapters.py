@@ -70,6 +70,8 @@ def push(
     out.print(heat_map(version["report"]["verdict"]))
     if version["report"].get("behaviour"):
         out.print(ladder_table(version["report"]["behaviour"]))
+    for remark in version["report"].get("remarks", ()):
+        out.print(f"note: {remark}", highlight=False)
     out.print(_line(version), highlight=False)
 
 

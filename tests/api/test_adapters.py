@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from tests.support.gateway import SERVED, OpenHouse, Running, form
 
@@ -26,6 +26,19 @@ async def test_an_upload_is_screened_stored_loaded_and_served(running: Running) 
     status, text = await chat(running, "first")
     assert status == 200
     assert '"model":"first"' in text
+
+
+async def test_an_adapter_without_effect_is_served_with_a_remark(running: Running) -> None:
+    """lora_B all zero: training had no effect, and nobody would see it in the answers."""
+    parts = form("nothing")
+    tensors = {name: value * ("lora_A" in name) for name, value in load(parts["weights"][1]).items()}
+    parts["weights"] = ("adapter_model.safetensors", save(tensors))
+    answer = await running.http.post("/adapters", files=parts)
+    assert answer.status_code == 201, answer.text
+    (remark,) = answer.json()["report"]["remarks"]
+    assert "zero" in remark
+    assert (await running.http.post("/screen", files=parts)).json()["remarks"] == [remark]
+    assert "remarks" not in (await running.http.post("/adapters", files=form("first"))).json()["report"]
 
 
 async def test_a_refusal_lists_every_fault_with_its_remedy(running: Running) -> None:

@@ -12,7 +12,7 @@ from app.api.bodies import body_of
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import body
 from app.api.schemas import Adapter, AdapterPage, Error, NewOwner, Owner, Report, Version, View, Warmed, WarmEngine
-from app.api.views import adapters_page, one_adapter, one_version
+from app.api.views import adapters_page, one_adapter, one_version, remarks_on
 from app.domain.api_keys import check_owner
 from app.domain.coarse import coarse_verdict
 from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage
@@ -126,7 +126,8 @@ async def dry_run(
             behaviour = {"behaviour": tried.found.behaviour} if tried.found else {}
         measured = verdict_json(verdict)
         shown = measured if request.state.uploader.admin else coarse_verdict(measured)
-        return Report(received=received_json(sealed.received), verdict=shown, **behaviour).response()
+        received = received_json(sealed.received)
+        return Report(received=received, verdict=shown, **behaviour, **remarks_on(measured)).response()
 
 
 def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
