@@ -82,6 +82,8 @@ def bench_safety(
         raise typer.BadParameter(f"{size} is none of {', '.join((*SIZES, NAME))}", param_hint="--size")
     if canaries and size != "small":
         raise typer.BadParameter("only the small models are measured with canaries", param_hint="--size")
+    if only_cached and size == NAME:
+        raise typer.BadParameter(f"{NAME} writes its results after every row", param_hint="--only-cached")
     with _bar() as progress:
         if size == NAME:
             tables = _on_real_text(cache, output, quick, prompts or (), progress)
