@@ -314,8 +314,11 @@ class GatewayError(Exception):
         return f"{self.message.rstrip('.')}{BEFORE_REMEDY}{self.remedy}" if self.remedy else self.message
 
 
-BEFORE_REMEDY: Final = ".\n"
-"""Separator of message and remedy in a recorded error. `printable` removes it from both."""
+BEFORE_REMEDY: Final = ". To do: "
+"""Separator of message and remedy in a recorded error."""
+
+RECORDED_LIMIT: Final = 2 * MESSAGE_LIMIT + len(BEFORE_REMEDY)
+"""Most characters of a recorded error."""
 
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types by status, for statuses that are not simply invalid_request_error or server_error."""
@@ -342,5 +345,5 @@ class Unavailable(GatewayError):
 
 def recall(code: Code, recorded: str) -> GatewayError:
     """Return the error that was recorded with a version: Refused, or Unavailable for a server's code."""
-    message, _, remedy = recorded.partition(BEFORE_REMEDY)
+    message, _, remedy = recorded.rpartition(BEFORE_REMEDY) if BEFORE_REMEDY in recorded else (recorded, "", "")
     return (Refused if code.status < 500 else Unavailable)(code, message, remedy=remedy or None)

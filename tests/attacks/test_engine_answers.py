@@ -242,11 +242,12 @@ def honest(bench: Bench, seed: int) -> Upload:
 
 
 def crafted(bench: Bench, kind: str, seed: int) -> Upload:
-    """One of the attacks' kinds on every module, sized as it is once it was cast."""
+    """One of the attacks' kinds on every module that alignment changed, sized as it is once it was cast."""
     draw, g = random.Random(seed), torch.Generator().manual_seed(seed)
     at, size = draw.uniform(-1.0, 1.0), draw.choice(SIZES)
     factors = {}
-    for name, shape in sorted(bench.measure.target.modules.items()):
+    for name in bench.measure.reference.alive:
+        shape = bench.measure.target.modules[name]
         harm = (  # whole sixteenths: exact as subnormal numbers
             torch.randint(-7, 8, (shape.d_out, 2), generator=g).double() / 16.0,
             torch.randint(-64, 65, (2, shape.d_in), generator=g).double() / 16.0,
@@ -292,7 +293,8 @@ def report(found: Mapping[str, Compared], rounding: float) -> None:
     for kind in (HONEST, GROUPS, *KINDS):
         of = [one for name, one in found.items() if name.startswith(kind)]
         worst = (
-            max(values, default=0.0) for values in zip(*((o.effect, o.strays, o.changed) for o in of), strict=True)
+            max(values, default=0.0)
+            for values in ([o.effect for o in of], [o.strays for o in of], [o.changed for o in of])
         )
         print("{:14} {:5}  effect {:.3f}  strays {:.4f}  changed {:.4f}".format(kind, len(of), *worst))
 

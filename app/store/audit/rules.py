@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
-from app.domain.errors import CODES, MESSAGE_LIMIT, printable
+from app.domain.errors import CODES, RECORDED_LIMIT, printable
 from app.domain.verdict import Reason
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
@@ -165,7 +165,7 @@ def _refusal(at: str, row: VersionSeen) -> Findings:
         return
     if row.state == State.REJECTED and code.status >= 500:
         yield Finding("I12", at, f"rejected for what is not the caller's fault: {code.name}")
-    if printable(row.error_message) != row.error_message or len(row.error_message) > MESSAGE_LIMIT:
+    if printable(row.error_message, RECORDED_LIMIT) != row.error_message:
         yield Finding("I12", at, "its error message is not fit to be shown")
     if row.state == State.REJECTED and row.outcome == "rejected" and not row.report:
         yield Finding("I12", at, "rejected by a verdict, without a report")
