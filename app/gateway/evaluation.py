@@ -126,8 +126,9 @@ class Evaluation:
                 passed = all(passes(tallies[half], served_model[half], plan.tolerance) for half in Half)
                 if passed:
                     break
-        behaviour = asked_again_json(plan, tallies, passed)
-        return await c.pools.store(self._record_again, row, plan.key, behaviour, passed)
+            behaviour = asked_again_json(plan, tallies, passed)
+            # While the engine holds it: a version that passes stays there.
+            return await c.pools.store(self._record_again, row, plan.key, behaviour, passed)
 
     async def dry_run(self, plan: Plan, upload: PendingUpload, holder: str) -> DryRun:
         """Measure and correct an upload as if it were to be stored, and search the ladder for it.

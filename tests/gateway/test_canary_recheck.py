@@ -50,10 +50,10 @@ async def metric(running: Running, line: str) -> bool:
     return line in (await running.http.get("/metrics")).text.splitlines()
 
 
-async def until_served(running: Running) -> None:
+async def until_served(running: Running, model: str = "style") -> None:
     """Until a gateway that was just started knows that the engine holds it."""
     async with asyncio.timeout(STUCK_S):
-        while await chat(running) != 200:
+        while await chat(running, model) != 200:
             await asyncio.sleep(0.05)
 
 
@@ -110,6 +110,7 @@ async def test_one_that_fails_is_withheld_and_the_version_before_can_be_rolled_b
         assert await chat(running) != 200, "not silently answered by another version or the served model"
         assert await metric(running, "gateway_versions_withheld 1.0")
         await rested(running, [Promise("style", 1), Promise("style", 2)])
+        await until_served(running, "style@1")
         assert (await running.http.post("/adapters/style/rollback")).status_code == 200
         assert await chat(running) == 200
         back = await running.http.post("/adapters/style/rollback", params={"to": 2})
@@ -118,7 +119,7 @@ async def test_one_that_fails_is_withheld_and_the_version_before_can_be_rolled_b
     async with open_gateway(**given(tmp_path, number=20)) as running:  # the engine was mended
         running.simulator.says = harmful_below(0)
         await until_asked_again(running, passed=True, number=2)
-        assert await chat(running, "style@2") == 200
+        await until_served(running, "style@2")
         await rested(running, [Promise("style", 1), Promise("style", 2)])
 
 
