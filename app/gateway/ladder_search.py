@@ -33,10 +33,11 @@ NO_EFFECT: Final = 1e-6
 the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
 
 AT_ONCE: Final = 8
-"""Canaries asked at the same time while no client's request is in flight."""
+"""Canaries asked at the same time while no client's request is in flight. docs/performance.md has what they cost chats."""
 
-AT_ONCE_BESIDE: Final = 2
-"""Canaries asked at the same time beside clients' requests: docs/performance.md has what both numbers cost them."""
+AT_ONCE_BESIDE: Final = 4
+"""Canaries asked at the same time beside clients' requests: half as many, so that a token waits for less. With two, an
+upload beside four chats on a CPU took minutes."""
 
 
 @dataclass(frozen=True, slots=True)
