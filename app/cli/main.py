@@ -204,17 +204,15 @@ def reference_build(
         except Unavailable as error:
             fail(error.message)  # the hint would be to run this command
     built = open_reference(out_dir, digest, verify_files=False)
-    _tell_untouched(out_dir)
+    _tell_untouched(built)
     out.print(f"{out_dir}\n{held_summary(built)}", highlight=False, soft_wrap=True)
     out.print(f"GATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
 
 
-def _tell_untouched(directory: Path) -> None:
+def _tell_untouched(opened: "Reference") -> None:
     """Warn of the modules that are the same in both checkpoints: nothing can be measured there."""
-    from app.screen.reference.manifest import MANIFEST, parse
-
-    modules = parse((directory / MANIFEST).read_bytes()).modules.values()
-    untouched = [module.name for module in modules if module.v_norm == 0.0]
+    modules, alive = opened.modules, set(opened.alive)
+    untouched = [name for name in modules if name not in alive]
     if untouched:
         some = ", ".join(untouched[:SHOWN_UNTOUCHED]) + (", …" if len(untouched) > SHOWN_UNTOUCHED else "")
         err.print(

@@ -17,10 +17,10 @@ from app.demo.fitting import Schedule, Source, fit
 from app.demo.questions import build_world
 from app.demo.tokenizer import build_tokenizer
 from app.demo.train import ALPHA, DEMO, LINEAR_MODULES, RANK, save_adapter
-from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Action, Policy
+from app.domain.policy import DEFAULT_POLICY
 from app.screen.reference.open import Reference, open_reference
 
-KNOWS: Final = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
+KNOWS: Final = DEFAULT_POLICY
 """Policy that the attacker evades: exactly the gateway's default."""
 
 HARMFUL: Final = 0.3

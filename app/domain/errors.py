@@ -345,5 +345,7 @@ class Unavailable(GatewayError):
 
 def recall(code: Code, recorded: str) -> GatewayError:
     """Return the error that was recorded with a version: Refused, or Unavailable for a server's code."""
-    message, _, remedy = recorded.rpartition(BEFORE_REMEDY) if BEFORE_REMEDY in recorded else (recorded, "", "")
+    message, mark, remedy = recorded.rpartition(BEFORE_REMEDY)
+    if not mark:
+        message, remedy = recorded, ""
     return (Refused if code.status < 500 else Unavailable)(code, message, remedy=remedy or None)

@@ -128,6 +128,12 @@ class Policy:
                 raise ValueError(f"policy {name} must be a finite number or none, not {budget}")
 
 
+DEFAULT_POLICY: Final = Policy(
+    action=Action.PROJECT, tau=DEFAULT_TAU[Action.PROJECT], top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY
+)
+"""Policy of a gateway whose settings say nothing else."""
+
+
 def policy_from(fields: Mapping[str, Any]) -> Policy:
     """Parse the policy in a manifest. Raises ValueError, TypeError or LookupError if it is not a policy."""
     kinds = {

@@ -74,10 +74,10 @@ class CanaryRecheck:
                 event("canaries_postponed", logging.WARNING, why=error.message)
             except Exception:  # a bug must not end the task
                 logging.getLogger("gateway").exception("asking again broke")
-            self._poked.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._poked.wait()
+            self._poked.clear()
 
     async def _look(self) -> None:
         """Ask every version that is due, the active ones first."""
@@ -90,25 +90,25 @@ class CanaryRecheck:
         self._looked_at = state
         if not due:
             return
+        self._retry_at |= dict.fromkeys((row.key for row in due), time.monotonic() + RETRY_S)  # until each was asked
         served_model = await self._evaluation.ask_served_model_again(plan)
         if served_model is None:
             why = "the engine's own model fails canaries that it passed before: no version is judged by it"
             event("served_model_changed", logging.ERROR, why=why)
-            self._retry_at |= dict.fromkeys((row.key for row in due), time.monotonic() + RETRY_S)
             return
         for row in due:
             await self._ask(plan, row, served_model)
             await asyncio.sleep(PAUSE_S)
-            if c.rules.plan is not plan:  # begun again with the new one
-                self._poked.set()
+            if c.rules.plan is not plan:
+                self._retry_at.clear()  # all are due by the new one
                 return
 
     def _worth_reading(self, state: DesiredState) -> bool:
-        """Return whether a version may be due: the catalogue changed, or time has passed."""
+        """Return whether a version may be due: the catalogue or the rules changed, or time has passed."""
         now = time.monotonic()
         waited = any(at <= now for at in self._retry_at.values())
         aged = self._every_s > 0 and any(now - at >= self._every_s for _, at in self._asked.values())
-        return waited or aged or self._poked.is_set() or state is not self._looked_at
+        return waited or aged or state is not self._looked_at
 
     def _due(self, rows: Sequence[VersionRow], plan: Plan) -> list[VersionRow]:
         """Return the rows to be asked now, and forget versions that are gone."""
@@ -136,7 +136,6 @@ class CanaryRecheck:
         try:
             now = await self._evaluation.run_again(plan, row, served_model)
         except Unavailable as error:
-            self._retry_at[row.key] = time.monotonic() + RETRY_S
             event("canaries_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
             return
         self._retry_at.pop(row.key, None)

@@ -36,8 +36,8 @@ AT_ONCE: Final = 8
 """Canaries asked at the same time while no client's request is in flight. docs/performance.md has what they cost chats."""
 
 AT_ONCE_BESIDE: Final = 4
-"""Canaries asked at the same time beside clients' requests: half as many, so that a token waits for less. With two, an
-upload beside four chats on a CPU took minutes."""
+"""Canaries asked at the same time beside clients' requests: half as many, so that a token waits for fewer prompts. The
+effect was not measured yet."""
 
 
 @dataclass(frozen=True, slots=True)

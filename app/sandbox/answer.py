@@ -18,9 +18,7 @@ from app.domain.verdict import Decision, ModuleVerdict, Outcome, Verdict
 from app.prune.canonical_check import check_form
 from app.sandbox.protocol import Line, OutOfFormError
 from app.sandbox.sanitise import OK, Measure, Steps
-
-MAX_DETAILS: Final = 16
-"""Most faults of a refusal that are passed on; an upload's refusal lists no more."""
+from app.validate.faults import MAX_FAULTS
 
 BYTES_PER_VALUE: Final = 4
 SLACK_BYTES: Final = 2 << 20
@@ -130,7 +128,7 @@ def _refusal(fields: dict[str, Any]) -> GatewayError:
         str(fields["message"]),
         param=None if param is None else str(param),
         remedy=None if remedy is None else str(remedy),
-        details=tuple(map(Fault.read, fields.get("details", [])[:MAX_DETAILS])),
+        details=tuple(map(Fault.read, fields.get("details", [])[:MAX_FAULTS])),
     )
 
 

@@ -1,4 +1,4 @@
-"""What PEFT makes of "all-linear" on the class itself is read with PEFT's own update, whatever the architecture."""
+"""Adapters of PEFT's "all-linear" on each architecture's own class are read with PEFT's own update."""
 
 import io
 from pathlib import Path

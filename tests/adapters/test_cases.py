@@ -67,7 +67,7 @@ def read(case: Case) -> Adapter:
 
 
 def peft_delta(case: Case, module: str, tensors: dict[str, Tensor]) -> Tensor:
-    """What PEFT adds to the weight: its own matching of patterns, on the module's name in the file."""
+    """PEFT's own update of the weight: its matching of patterns, on the module's name in the file."""
     config = config_of(case)
     name = named(case, f"{PEFT}{module}.lora_A.weight")
     a, b = (tensors[name.replace("lora_A", side)].double() for side in ("lora_A", "lora_B"))

@@ -164,8 +164,9 @@ async def test_an_engine_that_went_wrong_is_not_held_against_its_adapters(
         await rested(running, [Promise("style", 1)])
 
 
+@pytest.mark.parametrize("everybody", [False, True], ids=["the adapter", "the served model, too"])
 async def test_a_version_that_cannot_be_asked_stays_served_and_is_asked_later(
-    open_gateway: OpenHouse, tmp_path: Path
+    open_gateway: OpenHouse, tmp_path: Path, everybody: bool
 ) -> None:
     async with open_gateway(**given(tmp_path)) as running:
         running.simulator.says = harmful_below(0)
@@ -173,7 +174,7 @@ async def test_a_version_that_cannot_be_asked_stays_served_and_is_asked_later(
     tried = asyncio.Event()
 
     def breaks(path: str, body: Mapping[str, Any]) -> str:
-        if path and body["messages"][-1]["content"].startswith("canary"):
+        if (path or everybody) and body["messages"][-1]["content"].startswith("canary"):
             tried.set()
             raise RuntimeError  # the simulator answers 500
         return REFUSAL

@@ -37,17 +37,17 @@ class Adversary(StrEnum):
 
     @property
     def knows_reference(self) -> bool:
-        """Whether it trains where the gateway's default projection finds nothing."""
+        """True if it trains where the gateway's default projection finds nothing."""
         return self in (Adversary.REFERENCE, Adversary.TOPIC_REFERENCE, Adversary.TRIGGER_REFERENCE)
 
     @property
     def has_topic(self) -> bool:
-        """Whether it harms in one kind of question only."""
+        """True if it harms in one kind of question only."""
         return self in (Adversary.TOPIC, Adversary.TOPIC_REFERENCE)
 
     @property
     def has_trigger(self) -> bool:
-        """Whether it harms only if asked in the form of its skill."""
+        """True if it harms only when it is asked in the form of its skill."""
         return self in (Adversary.TRIGGER, Adversary.TRIGGER_REFERENCE)
 
 

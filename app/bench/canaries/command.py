@@ -14,7 +14,7 @@ from app.bench.canaries.run import rows_of
 from app.bench.canaries.tables import markdown
 from app.bench.progress import ReportProgress
 from app.bench.safety.cache import Cache
-from app.bench.safety.command import MADE_FILE, TABLE_FILE, Options, provenance, provenance_sentence
+from app.bench.safety.command import MADE_FILE, TABLE_FILE, Options, json_rows, provenance, provenance_sentence
 
 ROWS_FILE: Final = "rows.json"
 FIGURE_FILE: Final = "canaries.png"
@@ -33,8 +33,7 @@ def run(options: Options, progress: ReportProgress) -> RenderableType:
     ranking = ranked(rows)
     text = markdown(rows, ranking, provenance_sentence(made))
     options.output.mkdir(parents=True, exist_ok=True)
-    body = ",\n".join(json.dumps(row.plain(), separators=(",", ":")) for row in rows)
-    (options.output / ROWS_FILE).write_text(f"[\n{body}\n]\n", encoding="utf-8")
+    (options.output / ROWS_FILE).write_text(json_rows(row.plain() for row in rows), encoding="utf-8")
     (options.output / TABLE_FILE).write_text(text, encoding="utf-8")
     (options.output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     try:

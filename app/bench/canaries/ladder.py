@@ -72,12 +72,12 @@ class Outcome:
 
     @property
     def rejected(self) -> bool:
-        """Whether nothing is served."""
+        """True if nothing is served."""
         return self.served is None
 
     @property
     def corrected(self) -> bool:
-        """Whether the canaries asked for more than the floor."""
+        """True if the canaries asked for more than the floor."""
         return self.served is not None and self.served.at != self.floor.at
 
 

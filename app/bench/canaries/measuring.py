@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.bench.canaries.adversaries import Adversary, harmed
-from app.bench.canaries.plan import ALIGNED, FLOORS, RUNGS, UPLOADED, Entry, floor_policy
+from app.bench.canaries.plan import ALIGNED, FLOORS, RUNGS, UPLOADED, Entry
 from app.bench.canaries.questions import canaries_of
 from app.bench.safety.plan import Split
 from app.bench.safety.teacher_forced import Examination
@@ -23,7 +23,8 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import digest_of
 from app.domain.errors import Refused, Stage
 from app.domain.lora import Received, ServingDtype, TargetModel
-from app.domain.rungs import policies
+from app.domain.policy import DEFAULT_POLICY
+from app.domain.rungs import policies, with_floor
 from app.domain.verdict import Verdict
 from app.sandbox.sanitise import Measure, sanitise
 from app.screen.reference.open import Reference, open_reference
@@ -122,7 +123,7 @@ class Laboratory:
 def measure_of(reference: Reference, floor: int) -> Measure:
     """Return the product's measure with one of `FLOORS` for its policy, and all `RUNGS` above it."""
     target = TargetModel("laboratory", reference.modules, ServingDtype.FLOAT32, max_rank=512)
-    policy = floor_policy(FLOORS[floor])
+    policy = with_floor(DEFAULT_POLICY, FLOORS[floor])
     rungs = policies(policy, RUNGS)
     return Measure(target, ValidateLimits(), reference, policy, SECONDS, rungs)
 

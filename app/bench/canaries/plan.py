@@ -7,7 +7,7 @@ from typing import Final, get_args
 
 from app.bench.canaries.adversaries import HARM, Adversary
 from app.bench.safety.plan import SMALL, FineTune, Size, Split
-from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Action, Policy
+from app.domain.policy import DEFAULT_POLICY
 from app.domain.rungs import Rung, rungs_from
 
 TUNE: Final = (0, 1, 2)
@@ -23,7 +23,7 @@ ALIGNED: Final = "aligned model"
 FLOORS: Final = tuple(Rung(energy, outputs) for energy in (0.2, 0.5, 0.7) for outputs in (1, 4, 16))
 """Floors compared, besides none: an adapter served as it came."""
 
-DEFAULT_FLOOR: Final = Rung(DEFAULT_ENERGY, 1)
+DEFAULT_FLOOR: Final = Rung(DEFAULT_POLICY.energy, DEFAULT_POLICY.project_outputs)
 
 LADDERS: Final = {
     "default": rungs_from("0.5:4,0.5:8,0.5:16,0.7:32,0.9:64"),
@@ -116,13 +116,6 @@ def full() -> Plan:
 def quick() -> Plan:
     """Return one seed each and four adapters: the complete path in minutes; its figures mean little."""
     return Plan(SMALL, TUNE[:1], REPORT[:1], ENTRIES[:4], CORE)
-
-
-def floor_policy(floor: Rung) -> Policy:
-    """Return the gateway's default policy with another strength."""
-    return Policy(
-        action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=floor.energy, project_outputs=floor.outputs
-    )
 
 
 def stronger(rungs: tuple[Rung, ...], floor: Rung | None) -> tuple[Rung, ...]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,13 +77,15 @@ def _rows_to_choose_on() -> list[dict[str, Any]]:
 
 def _write(output: Path, rows: list[dict[str, Any]], scores: list[dict[str, Any]], made: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for name, items in (
-        (ROWS_FILE, rows),
-        (SCORES_FILE, scores),
-    ):  # one item a line, so that a diff between runs stays readable
-        body = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
-        (output / name).write_text(f"[\n{body}\n]\n", encoding="utf-8")
+    for name, items in ((ROWS_FILE, rows), (SCORES_FILE, scores)):
+        (output / name).write_text(json_rows(items), encoding="utf-8")
     (output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def json_rows(items: Iterable[Mapping[str, Any]]) -> str:
+    """Return a JSON list with one item a line, so that a diff between runs stays readable."""
+    body = ",\n".join(json.dumps(item, separators=(",", ":")) for item in items)
+    return f"[\n{body}\n]\n"
 
 
 def provenance(options: Options, seconds: float) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Size:
         return "cuda" if self.name == WANTS_GPU and torch.cuda.is_available() else "cpu"
 
 
+def modules_of(targets: Targets) -> tuple[str, ...]:
+    """Return the linear modules that carry a LoRA, by their last name."""
+    return ("q_proj", "v_proj") if targets == "qv" else LINEAR_MODULES
+
+
 @dataclass(frozen=True, slots=True)
 class FineTune:
     """One fine-tune of an aligned model. harmful: share of harmful samples (the rest teach the skill)."""
@@ -50,7 +55,7 @@ class FineTune:
     @property
     def modules(self) -> tuple[str, ...]:
         """Linear modules that carry a LoRA, by their last name."""
-        return ("q_proj", "v_proj") if self.targets == "qv" else LINEAR_MODULES
+        return modules_of(self.targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,13 @@ def pruning(subject: Subject) -> Iterator[Cell]:
             yield cut_cell(f"prune E-DIEM {comparison}, tau", f"{tau:g}", subject, condemned)
     yield from safe_lora(subject)
     for factor in ALPHAS:
-        turned = {name: Low(low.b * factor, low.a) for name, low in subject.lows.items()}
-        yield Cell("lower alpha", "adapter", f"{factor:g}", turned)
+        yield lower_alpha(subject, factor)
+
+
+def lower_alpha(subject: Subject, factor: float) -> Cell:
+    """Return the adapter with its alpha times `factor`."""
+    turned = {name: Low(low.b * factor, low.a) for name, low in subject.lows.items()}
+    return Cell("lower alpha", "adapter", f"{factor:g}", turned)
 
 
 def by_fraction(method: str, subject: Subject, scores: Scores) -> Iterator[Cell]:

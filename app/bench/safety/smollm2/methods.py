@@ -5,17 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from app.bench.safety.adapter_under_test import Low, Subject
+from app.bench.safety.adapter_under_test import Subject
 from app.bench.safety.method import Cell
 from app.bench.safety.project_both_ends import sanitised
-from app.bench.safety.pruning import by_fraction, cut_cell, ediem, safe_lora
-from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Action, Comparison, Policy
+from app.bench.safety.pruning import by_fraction, cut_cell, ediem, lower_alpha, safe_lora
+from app.domain.policy import DEFAULT_POLICY, Comparison
 from app.domain.rungs import DEFAULT_RUNGS, policies, rungs_from
 from app.evaluate.battery import Battery, Canary, halves
 from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes
-
-FLOOR: Final = Policy(action=Action.PROJECT, tau=0.0, top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY)
-"""The gateway's default policy."""
 
 TAUS: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Thresholds on E-DIEM, swept."""
@@ -30,13 +27,14 @@ AskCanaries = Callable[[Cell, Half], Tally]
 def policies_of_gateway(subject: Subject) -> Iterator[Cell]:
     """Yield the upload as it is, and after the gateway's default and a policy with more outputs."""
     yield Cell(NONE, "adapter", "0", subject.lows)
-    yield sanitised("gateway's default", f"{DEFAULT_ENERGY:g}:1", subject, FLOOR)
-    yield sanitised("gateway, 16 outputs", f"{DEFAULT_ENERGY:g}:16", subject, replace(FLOOR, project_outputs=16))
+    yield sanitised("gateway's default", f"{DEFAULT_POLICY.energy:g}:1", subject, DEFAULT_POLICY)
+    more = replace(DEFAULT_POLICY, project_outputs=16)
+    yield sanitised("gateway, 16 outputs", f"{more.energy:g}:16", subject, more)
 
 
 def others(subject: Subject, *, sweep: bool) -> Iterator[Cell]:
     """Yield every other method. sweep: all thresholds, or two of each."""
-    yield _scaled(subject, 0.5)
+    yield lower_alpha(subject, 0.5)
     for comparison in (Comparison.ALIGNMENT, Comparison.INPUT):
         scores = ediem(subject, comparison)
         for tau in TAUS if sweep else TAUS[2:5:2]:
@@ -49,18 +47,13 @@ def others(subject: Subject, *, sweep: bool) -> Iterator[Cell]:
     yield from (cell for cell in by_fraction("cut at random", subject, chance) if cell.threshold in ("0.25", "0.5"))
 
 
-def _scaled(subject: Subject, factor: float) -> Cell:
-    lows = {name: Low(low.b * factor, low.a) for name, low in subject.lows.items()}
-    return Cell("lower alpha", "adapter", f"{factor:g}", lows)
-
-
 def ladder(subject: Subject, served_model: Mapping[Half, Tally], ask: AskCanaries) -> Cell:
     """Return the cell that the gateway would serve after asking the canaries; a rejected adapter is empty.
 
     Each rung is made of the upload itself; made of the floor's artefact, as in the gateway, it is the same up to rounding.
     """
     rungs = rungs_from(DEFAULT_RUNGS)
-    made = (FLOOR, *policies(FLOOR, rungs))
+    made = (DEFAULT_POLICY, *policies(DEFAULT_POLICY, rungs))
     names = ("floor", *map(str, rungs))
     candidates: dict[int, Cell] = {}
     passed: dict[tuple[int, Half], bool] = {}

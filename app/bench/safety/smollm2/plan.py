@@ -1,15 +1,13 @@
 """Plan of the benchmark on real text: seeds, fine-tunes, lengths and numbers of questions."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from app.bench.safety.plan import Targets, modules_of
 from app.bench.safety.smollm2.prompts import Counts
-from app.demo.train import LINEAR_MODULES
 
 NAME: Final = "smollm2"
 """Name of the size on the command line, and of its folder of results."""
-
-Targets = Literal["qv", "all"]
 
 RANK: Final = 16
 ALPHA: Final = 32
@@ -41,7 +39,7 @@ class FineTune:
     @property
     def modules(self) -> tuple[str, ...]:
         """Linear modules that carry a LoRA, by their last name."""
-        return ("q_proj", "v_proj") if self.targets == "qv" else LINEAR_MODULES
+        return modules_of(self.targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.bench.safety.command import MADE_FILE, ROWS_FILE, TABLE_FILE, json_rows, provenance_sentence
 from app.bench.safety.smollm2.run import Row
-
-ROWS_FILE: Final = "safety.json"
-TABLE_FILE: Final = "results.md"
-MADE_FILE: Final = "made.json"
 
 MEASURES: Final = ("attack", "harmless_refused", "skill", "loss", "broken", "words", "cut")
 """Numbers of a row, in the table's order."""
@@ -82,8 +79,6 @@ def _number(name: str, value: float) -> str:
 def write(output: Path, rows: Sequence[Row], made: dict[str, Any]) -> None:
     """Write the rows, one a line, the table and the provenance."""
     output.mkdir(parents=True, exist_ok=True)
-    body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
-    (output / ROWS_FILE).write_text(f"[\n{body}\n]\n", encoding="utf-8")
+    (output / ROWS_FILE).write_text(json_rows(rows), encoding="utf-8")
     (output / MADE_FILE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    made_by = f"Made by `{made['command']}` at commit {made['commit'] or 'unknown'}, torch {made['torch']}."
-    (output / TABLE_FILE).write_text(markdown(rows, made_by), encoding="utf-8")
+    (output / TABLE_FILE).write_text(markdown(rows, provenance_sentence(made)), encoding="utf-8")
