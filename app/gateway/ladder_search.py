@@ -33,11 +33,11 @@ NO_EFFECT: Final = 1e-6
 the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
 
 AT_ONCE: Final = 8
-"""Canaries asked at the same time while no client's request is in flight. docs/performance.md has what they cost chats."""
+"""Canaries asked at the same time while no client's request is in flight, and at most."""
 
-AT_ONCE_BESIDE: Final = 4
-"""Canaries asked at the same time beside clients' requests: half as many, so that a token waits for fewer prompts. The
-effect was not measured yet."""
+CHATS_PER_CANARY: Final = 4
+"""Clients' requests in flight for each canary asked beside them, at least one canary: what canaries add to the engine's
+batch bounds what they cost a chat. docs/performance.md has the cost with one canary, two and four beside four chats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,11 @@ class _Candidate:
 
     engine_name: str
     corrected: Corrected | None = None
+
+
+def at_once(in_flight: int) -> int:
+    """Return the number of canaries to ask at the same time. in_flight: clients' requests."""
+    return max(1, min(AT_ONCE, in_flight // CHATS_PER_CANARY)) if in_flight else AT_ONCE
 
 
 class LadderSearch:
@@ -160,7 +165,7 @@ class LadderSearch:
         return tally((one.canary, one.judgement) for one in judged)
 
     def _at_once(self) -> int:
-        return AT_ONCE_BESIDE if self._components.routing_table.in_flight.total() else AT_ONCE
+        return at_once(self._components.routing_table.in_flight.total())
 
     async def _ask(
         self, plan: Plan, candidate: _Candidate | None, step: Ask, served_model: Mapping[Half, Tally], deadline: float

@@ -39,7 +39,7 @@ OPEN_FILES: Final = 64
 """Descriptors a child may open beyond those it inherits: two for each file of the reference, which stays mapped."""
 
 NICENESS: Final = 10
-"""Niceness: under contention a ninth of the share of a process of niceness 0; otherwise no limit."""
+"""Niceness: under contention a ninth of the share of a process of niceness 0 in the same session; otherwise no limit."""
 
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
@@ -91,15 +91,11 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
 
 
 def give_way() -> None:
-    """Lower this process's CPU priority below chat: below the engine and the gateway.
+    """Lower this process's CPU priority below the gateway's and the engine's.
 
-    Linux first divides processors between sessions (autogroups), whatever the niceness of their processes, so this process
-    gets its own session with a small share; without autogroups, as in a container, niceness counts.
+    It stays in the gateway's session. A session of its own with a lower autogroup priority was starved on Linux 6.18:
+    beside an engine that kept all processors busy it got 0.1 % of one, and no upload ended.
     """
-    with suppress(OSError):  # it already leads a session
-        os.setsid()
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
     os.nice(NICENESS)
 
 

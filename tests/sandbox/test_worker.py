@@ -360,12 +360,10 @@ def test_steps_that_raise_end_the_child(bad: Sandbox, upload: Upload, tmp_path: 
 
 
 def test_a_child_leaves_the_processors_to_chat(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    """Its session is none of the gateway's, because Linux shares processors between sessions first."""
+    """It yields to the gateway, whose session's share it uses: no engine that is always busy can starve it."""
     with InFlight(bad, upload, tmp_path / "one") as one:
         until(lambda: len(children(worker_pid(bad))) == 1)
         (child,) = children(worker_pid(bad))
         assert os.getpriority(os.PRIO_PROCESS, child) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-        assert os.getsid(child) == worker_pid(bad)
-        share = Path(f"/proc/{child}/autogroup")
-        assert not share.exists() or share.read_text().strip().endswith(f"nice {NICENESS}")
+        assert os.getsid(child) == os.getsid(0)
         one.finished()
