@@ -1,5 +1,6 @@
 """`python -m app canaries`: check, import and split batteries of canaries."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,28 +44,34 @@ def check(
     url: Url = "http://127.0.0.1:8080",
     key: Key = None,
 ) -> None:
-    """Ask the served model itself, and show which canaries it answers as expected. Exit status 1 if none is usable.
+    """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 
-    Only these are usable: a canary that the aligned model already fails says nothing about an adapter.
+    A canary that the aligned model fails, greedily or in one of a few draws, says little about an adapter.
     """
+    from app.evaluate.asking import Judged
+    from app.evaluate.baseline import baseline
     from app.evaluate.battery import Canary, Expect, read
     from app.evaluate.judges import Judgement, judge_by_words
+    from app.evaluate.ladder import Half
 
     battery = read(file)
+    right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
     with client_of(url, key, ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         asked = model or _served_model(client)
-        answers = list(pool.map(lambda one: _ask(client, asked, one), battery.canaries))
-    right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
-    usable: list[Canary] = []
+
+        async def ask(some: Sequence[Canary], draw: int | None) -> list[Judged]:
+            return list(pool.map(lambda one: Judged(one, judge_by_words(_ask(client, asked, one, draw))), some))
+
+        found = asyncio.run(baseline({Half.CHOOSING: battery.canaries}, ask))
+    usable = frozenset(found.usable[Half.CHOOSING])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("unusable", "category", "expected", "was"):
         table.add_column(column)
-    for canary, answer in zip(battery.canaries, answers, strict=True):
-        judgement = judge_by_words(answer)
-        if judgement is right[canary.expect]:
-            usable.append(canary)
-        else:
-            table.add_row(canary.id, canary.category, canary.expect.value, judgement.value)
+    for one in found.judged[Half.CHOOSING]:
+        canary, expected = one.canary, right[one.canary.expect]
+        if one.judgement is not expected or canary not in usable:
+            was = one.judgement.value if one.judgement is not expected else "refused, not in every draw"
+            table.add_row(canary.id, canary.category, canary.expect.value, was)
     if table.row_count:
         out.print(table)
     _summarise(battery.categories, [one.category for one in usable if one.expect is Expect.REFUSE])
@@ -90,12 +97,12 @@ def _served_model(client: httpx.Client) -> str:
     return next(str(card["id"]) for card in answer_of(client.get("/v1/models"))["data"] if card["parent"] is None)
 
 
-def _ask(client: httpx.Client, model: str, canary: Any) -> Any:
+def _ask(client: httpx.Client, model: str, canary: Any, draw: int | None) -> Any:
     """Return the answer; one without text if it did not come. Its text is never shown."""
     from app.evaluate.asking import request_of
     from app.evaluate.judges import Answer
 
-    body = request_of(model, canary)
+    body = request_of(model, canary, draw)
     try:
         response = client.post("/v1/chat/completions", json=body)
         for _ in range(RETRIES):

@@ -204,6 +204,12 @@ CANARIES_TIMEOUT = _code(
     "Upload it again when the engine is less busy; it was not asked all canaries in the time allowed.",
     retryable=True,
 )
+CANARIES_UNUSABLE = _code(
+    "canaries_unusable",
+    503,
+    Stage.EVALUATE,
+    "Replace the battery: the served model itself does not refuse it; python -m app canaries check lists every canary.",
+)
 
 # load and serve
 MODEL_MISMATCH = _code(

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,17 +31,22 @@ class Judged:
 
 
 async def ask(
-    engine: Answering, model: str, canaries: Sequence[Canary], deadline: float, at_once: Callable[[], int]
+    engine: Answering,
+    model: str,
+    canaries: Sequence[Canary],
+    deadline: float,
+    at_once: Callable[[], int],
+    draw: int | None = None,
 ) -> tuple[Judged, ...]:
     """Ask `model` all canaries and judge its answers by words, in the order of the canaries.
 
     model: the engine's name for it. deadline: on the monotonic clock. at_once: returns the number of canaries to be asked
-    at the same time from now on, at least 1. Raises Unavailable: CANARIES_TIMEOUT after the deadline, ENGINE_UNAVAILABLE
-    if the engine fails or another model answers. No prompt and no answer is kept or logged.
+    at the same time from now on, at least 1. draw: see `request_of`. Raises Unavailable: CANARIES_TIMEOUT after the
+    deadline, ENGINE_UNAVAILABLE if the engine fails or another model answers. No prompt and no answer is kept or logged.
     """
 
     async def one(canary: Canary) -> Judged:
-        return Judged(canary, judge_by_words(await _answer(engine, model, canary)))
+        return Judged(canary, judge_by_words(await _answer(engine, request_of(model, canary, draw), canary)))
 
     waiting, tasks = deque(canaries), list[asyncio.Task[Judged]]()
     running: set[asyncio.Task[Judged]] = set()
@@ -65,14 +70,18 @@ async def ask(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def request_of(model: str, canary: Canary) -> dict[str, Any]:
-    """Return the body of the chat request that puts a canary to a model: greedy, and short."""
+def request_of(model: str, canary: Canary, draw: int | None = None) -> dict[str, Any]:
+    """Return the body of the chat request that puts a canary to a model, for a short answer.
+
+    draw: None for the greedy answer; else the seed of one drawn at temperature 1.
+    """
     messages = [{"role": role, "content": text} for role, text in canary.messages]
-    return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+    drawn = {"temperature": 0} if draw is None else {"temperature": 1, "seed": draw}
+    return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, **drawn}
 
 
-async def _answer(engine: Answering, model: str, canary: Canary) -> Answer:
-    response = await engine.post(CHAT_PATH, json.dumps(request_of(model, canary)).encode())
+async def _answer(engine: Answering, body: Mapping[str, Any], canary: Canary) -> Answer:
+    response = await engine.post(CHAT_PATH, json.dumps(body).encode())
     try:
         status, data = response.status, await response.read(ANSWER_BYTES)
     finally:
@@ -81,7 +90,7 @@ async def _answer(engine: Answering, model: str, canary: Canary) -> Answer:
         return Answer("")
     if status != 200:
         raise Unavailable(ENGINE_UNAVAILABLE, f"the engine answered canary {canary.id} with status {status}")
-    return Answer(_text(model, data))
+    return Answer(_text(body["model"], data))
 
 
 def _text(model: str, data: bytes) -> str:

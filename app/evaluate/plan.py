@@ -1,12 +1,13 @@
 """Plan of the evaluation of every candidate: battery, rungs and tolerance, as one value with a key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from app.domain.digest import digest_of
 from app.domain.policy import Policy
 from app.domain.rungs import Rung
+from app.evaluate.baseline import DRAWS
 from app.evaluate.battery import Battery, Canary, halves
 from app.evaluate.judges import refusal_phrases
 from app.evaluate.ladder import Half
@@ -20,7 +21,7 @@ class Plan:
     """Questions for every candidate, and the corrections to try.
 
     rungs, policies: the rungs above the floor, in order. tolerance: canaries of each category that a candidate may fail
-    beyond those that the served model fails. seconds: time limit of one evaluation.
+    of those that the served model refuses steadily. seconds: time limit of one evaluation.
     """
 
     battery: Battery
@@ -32,7 +33,7 @@ class Plan:
     @property
     def key(self) -> str:
         """Digest (hex) of everything that decides besides the candidate: versions that passed carry it."""
-        parts = (self.battery.digest.hex, JUDGE, refusal_phrases(), tuple(self.policies), self.tolerance)
+        parts = (self.battery.digest.hex, JUDGE, refusal_phrases(), DRAWS, tuple(self.policies), self.tolerance)
         return digest_of(repr(parts).encode()).hex
 
     @property
@@ -40,6 +41,7 @@ class Plan:
         """Plan in a few words, for operators."""
         return f"asked {len(self.battery.canaries)} canaries, battery {self.battery.digest.short}"
 
-    def half(self, half: Half) -> tuple[Canary, ...]:
-        """Return the canaries of a half."""
-        return dict(zip(Half, halves(self.battery.canaries), strict=True))[half]
+    @property
+    def halves(self) -> Mapping[Half, tuple[Canary, ...]]:
+        """Canaries of each half."""
+        return dict(zip(Half, halves(self.battery.canaries), strict=True))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from app.evaluate.baseline import Baseline
 from app.evaluate.ladder import Half, Tally
 from app.evaluate.plan import JUDGE, Plan
 
@@ -23,15 +24,16 @@ class Asked:
 
 def behaviour_json(
     plan: Plan,
-    served_model: Mapping[Half, Tally],
+    served_model: Baseline,
     asked: Sequence[Asked],
     chosen: int | None,
     no_effect: bool | None,
 ) -> dict[str, Any]:
     """Return the report's part `behaviour`.
 
-    chosen: the rung that is served, 0 for the floor; None: none passed. no_effect: whether the adapter answers exactly as
-    the served model; None: the engine tells no log-probabilities.
+    served_model: its answers, and by category the canaries that adapters are not asked, because it does not refuse them
+    steadily. chosen: the rung that is served, 0 for the floor; None: none passed. no_effect: whether the adapter answers
+    exactly as the served model; None: the engine tells no log-probabilities.
     """
     return {
         "evaluation": plan.key,
@@ -40,7 +42,8 @@ def behaviour_json(
         "tolerance": plan.tolerance,
         "chosen": chosen,
         "no_effect": no_effect,
-        "served_model": {half.value: _tally_json(counts) for half, counts in served_model.items()},
+        "served_model": {half.value: _tally_json(counts) for half, counts in served_model.answers.items()},
+        "left_out": dict(sorted(served_model.left_out.items())),
         "asked": [
             {
                 "rung": one.rung,

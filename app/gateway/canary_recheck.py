@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.version_state import State
-from app.evaluate.ladder import Half, Tally
 from app.evaluate.plan import Plan
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
@@ -91,13 +90,12 @@ class CanaryRecheck:
         if not due:
             return
         self._retry_at |= dict.fromkeys((row.key for row in due), time.monotonic() + RETRY_S)  # until each was asked
-        served_model = await self._evaluation.ask_served_model_again(plan)
-        if served_model is None:
+        if not await self._evaluation.served_model_passes(plan):
             why = "the engine's own model fails canaries that it passed before: no version is judged by it"
             event("served_model_changed", logging.ERROR, why=why)
             return
         for row in due:
-            await self._ask(plan, row, served_model)
+            await self._ask(plan, row)
             await asyncio.sleep(PAUSE_S)
             if c.rules.plan is not plan:
                 self._retry_at.clear()  # all are due by the new one
@@ -131,10 +129,10 @@ class CanaryRecheck:
             found.append(row)
         return sorted(found, key=lambda row: row.state is not State.READY)
 
-    async def _ask(self, plan: Plan, row: VersionRow, served_model: Mapping[Half, Tally]) -> None:
+    async def _ask(self, plan: Plan, row: VersionRow) -> None:
         c = self._components
         try:
-            now = await self._evaluation.run_again(plan, row, served_model)
+            now = await self._evaluation.run_again(plan, row)
         except Unavailable as error:
             event("canaries_postponed", logging.WARNING, adapter=row.name, version=row.number, why=error.message)
             return

@@ -21,7 +21,6 @@ from app.domain.digest import Digest
 from app.domain.errors import CANARIES_FAILED, ENGINE_UNAVAILABLE, LOAD_FAILED, Refused, Stage, Unavailable
 from app.domain.manifest import verdict_json
 from app.domain.verdict import Verdict
-from app.evaluate.ladder import Half, Tally, passes
 from app.evaluate.plan import Plan
 from app.evaluate.report import asked_again_json
 from app.gateway.catalogue_follower import CatalogueFollower
@@ -90,8 +89,8 @@ class Evaluation:
         """Evaluate a stored and loaded version; callers with the same row share one evaluation, and may be cancelled.
 
         Returns the row with the artefact to serve. Raises VersionRefused CANARIES_FAILED if no rung passes, and
-        Unavailable: ENGINE_UNAVAILABLE if the engine is down; CANARIES_TIMEOUT; LOAD_FAILED if the engine fails again and
-        again.
+        Unavailable: ENGINE_UNAVAILABLE if the engine is down; CANARIES_TIMEOUT; CANARIES_UNUSABLE; LOAD_FAILED if the
+        engine fails again and again.
         """
         at = (row.key, row.revision)
         task = self._running.get(at)
@@ -100,15 +99,12 @@ class Evaluation:
             task.add_done_callback(lambda done: self._end(at, done))
         return await asyncio.shield(task)
 
-    async def ask_served_model_again(self, plan: Plan) -> Mapping[Half, Tally] | None:
-        """Return the results of the served model, asked now; None if it does worse than when it was asked first.
-
-        Raises Unavailable.
-        """
+    async def served_model_passes(self, plan: Plan) -> bool:
+        """Return whether the served model, asked now, does no worse than when it was asked first. Raises Unavailable."""
         async with self._turns.turn(RECHECK):
-            return await self._search.ask_served_model_again(plan)
+            return await self._search.served_model_passes(plan)
 
-    async def run_again(self, plan: Plan, row: VersionRow, served_model: Mapping[Half, Tally]) -> VersionRow:
+    async def run_again(self, plan: Plan, row: VersionRow) -> VersionRow:
         """Ask a published version the battery again, as it is served, and record whether it passes.
 
         A version that fails is asked once more: it is withheld, and one bit of the engine's rounding may decide one
@@ -120,10 +116,8 @@ class Evaluation:
             if row.artefact is not None and row.engine_name not in c.desired.state.adapters:
                 await held.enter_async_context(self._follower.candidate(row.engine_name, c.blobs.path(row.artefact)))
                 await c.reconciler.ensure(row.engine_name)
-            passed = False
             for _ in range(2):
-                tallies = await self._search.ask_battery(plan, row.engine_name)
-                passed = all(passes(tallies[half], served_model[half], plan.tolerance) for half in Half)
+                tallies, passed = await self._search.ask_battery(plan, row.engine_name)
                 if passed:
                     break
             behaviour = asked_again_json(plan, tallies, passed)

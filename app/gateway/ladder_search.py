@@ -7,17 +7,20 @@ under an engine name, which no client can ask for, and unloads it when the searc
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import Digest
-from app.domain.errors import STORE_FAILED, Refused, Stage, Unavailable
+from app.domain.errors import CANARIES_UNUSABLE, STORE_FAILED, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.verdict import Verdict
-from app.evaluate.asking import ask
+from app.evaluate.asking import Judged, ask
+from app.evaluate.baseline import Baseline, baseline
+from app.evaluate.battery import Canary
 from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes, tally
 from app.evaluate.plan import Plan
 from app.evaluate.report import Asked, behaviour_json, failure
@@ -89,7 +92,7 @@ class LadderSearch:
         self._components = components
         self._follower = follower
         self._choose = choose
-        self._served_model: tuple[str, Mapping[Half, Tally]] | None = None  # key of the plan, and its results
+        self._served_model: tuple[str, Baseline] | None = None  # with the key of the plan
 
     async def run(self, plan: Plan, subject: Subject, held: AsyncExitStack) -> Found:
         """Ask the canaries, and correct the artefact as far as its answers ask for.
@@ -115,30 +118,40 @@ class LadderSearch:
         chosen = None if rung is None else candidates[rung]
         return Found(rung, chosen.corrected if chosen else None, "" if rung is not None else failure(asked), behaviour)
 
-    async def ask_battery(self, plan: Plan, engine_name: str) -> Mapping[Half, Tally]:
-        """Put the whole battery to one model of the engine. Raises Unavailable."""
-        deadline = time.monotonic() + plan.seconds
-        return {half: await self._tally(plan, engine_name, half, deadline) for half in Half}
-
-    async def ask_served_model_again(self, plan: Plan) -> Mapping[Half, Tally] | None:
-        """Return the results of the served model, asked now; None if it does worse than when it was asked first.
+    async def ask_battery(self, plan: Plan, engine_name: str) -> tuple[Mapping[Half, Tally], bool]:
+        """Put the usable canaries to one model of the engine; return the results, and whether it passes.
 
         Raises Unavailable.
         """
-        before = await self.served_model(plan)
-        now = await self.ask_battery(plan, self._own_name())
-        return now if all(passes(now[half], before[half], plan.tolerance) for half in Half) else None
+        served_model, deadline = await self.served_model(plan), time.monotonic() + plan.seconds
+        found = {half: await self._tally(engine_name, served_model.usable[half], deadline) for half in Half}
+        return found, all(passes(found[half], served_model.expected(half), plan.tolerance) for half in Half)
 
-    async def served_model(self, plan: Plan) -> Mapping[Half, Tally]:
-        """Return the results of the served model itself, which is asked once for each plan. Raises Unavailable."""
+    async def served_model_passes(self, plan: Plan) -> bool:
+        """Return whether the served model, asked now, still refuses what it refused steadily. Raises Unavailable."""
+        _, passed = await self.ask_battery(plan, self._own_name())
+        return passed
+
+    async def served_model(self, plan: Plan) -> Baseline:
+        """Return the results of the served model itself, which is asked once for each plan.
+
+        Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily.
+        """
         if self._served_model is None or self._served_model[0] != plan.key:
-            found = await self.ask_battery(plan, self._own_name())
+            found = await baseline(plan.halves, partial(self._ask_served_model, plan))
             self._served_model = plan.key, found
-            if failing := sum(counts.failing for counts in found.values()):
-                asked = sum(sum(counts.asked.values()) for counts in found.values())
-                why = "an adapter may fail as many of each category: python -m app canaries check lists them"
-                event("served_model_fails_canaries", logging.WARNING, failed=failing, asked=asked, why=why)
-        return self._served_model[1]
+            if left_out := sum(found.left_out.values()):
+                why = "not put to adapters: python -m app canaries check lists them"
+                asked = len(plan.battery.canaries)
+                event("served_model_fails_canaries", logging.WARNING, left_out=left_out, asked=asked, why=why)
+        found = self._served_model[1]
+        if not all(found.expected(half).asked for half in Half):
+            raise Unavailable(CANARIES_UNUSABLE, "the served model refuses too few canaries to ask an adapter")
+        return found
+
+    async def _ask_served_model(self, plan: Plan, canaries: Sequence[Canary], draw: int | None) -> Sequence[Judged]:
+        name, deadline = self._own_name(), time.monotonic() + plan.seconds
+        return await ask(self._choose(name)[0], name, canaries, deadline, self._at_once, draw)
 
     def _own_name(self) -> str:
         """Return the engine name of the served model."""
@@ -159,21 +172,21 @@ class LadderSearch:
         event("no_effect", logging.WARNING, adapter=subject.adapter, version=subject.version, why=why)
         return True
 
-    async def _tally(self, plan: Plan, engine_name: str, half: Half, deadline: float) -> Tally:
+    async def _tally(self, engine_name: str, canaries: Sequence[Canary], deadline: float) -> Tally:
         engine = self._choose(engine_name)[0]
-        judged = await ask(engine, engine_name, plan.half(half), deadline, self._at_once)
+        judged = await ask(engine, engine_name, canaries, deadline, self._at_once)
         return tally((one.canary, one.judgement) for one in judged)
 
     def _at_once(self) -> int:
         return at_once(self._components.routing_table.in_flight.total())
 
     async def _ask(
-        self, plan: Plan, candidate: _Candidate | None, step: Ask, served_model: Mapping[Half, Tally], deadline: float
+        self, plan: Plan, candidate: _Candidate | None, step: Ask, served_model: Baseline, deadline: float
     ) -> Asked:
         if candidate is None:
             return Asked(step.rung, step.half, None, passed=False)
-        counts = await self._tally(plan, candidate.engine_name, step.half, deadline)
-        good = passes(counts, served_model[step.half], plan.tolerance)
+        counts = await self._tally(candidate.engine_name, served_model.usable[step.half], deadline)
+        good = passes(counts, served_model.expected(step.half), plan.tolerance)
         return Asked(step.rung, step.half, counts, good)
 
     def _report(self, subject: Subject, result: Asked) -> None:

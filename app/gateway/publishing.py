@@ -9,6 +9,7 @@ from typing import Final
 
 from app.domain.errors import (
     CANARIES_TIMEOUT,
+    CANARIES_UNUSABLE,
     CODES,
     LOAD_FAILED,
     VERSION_NOT_READY,
@@ -28,7 +29,7 @@ from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.store.catalogue.tables import VersionRow
 
-_ABOUT_VERSION: Final = frozenset({LOAD_FAILED, CANARIES_TIMEOUT})
+_ABOUT_VERSION: Final = frozenset({LOAD_FAILED, CANARIES_TIMEOUT, CANARIES_UNUSABLE})
 """Errors after which the version has failed, until its bytes are sent again; after others it waits for the engine."""
 
 

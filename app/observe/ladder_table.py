@@ -9,8 +9,10 @@ from rich.table import Table
 
 def ladder_table(behaviour: Mapping[str, Any]) -> Table:
     """Return the rungs that were asked, with the counts of both halves; the one that is served is marked."""
-    caption = "no effect: it answers exactly as the served model" if behaviour.get("no_effect") else None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    notes = ["no effect: it answers exactly as the served model"] if behaviour.get("no_effect") else []
+    if left_out := sum(behaviour.get("left_out", {}).values()):
+        notes.append(f"{left_out} canaries left out: the served model itself does not refuse them every time")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="\n".join(notes) or None, caption_justify="left")
     for column in ("", "correction", "half", "complied", "broken", "over-refused", "worst category"):
         table.add_column(column, justify="right" if column in ("complied", "broken", "over-refused") else "left")
     for one in sorted(behaviour["asked"], key=lambda one: (one["rung"], one["half"])):

@@ -29,7 +29,9 @@ class Scripted(BaseHTTPRequestHandler):
         if self.headers["authorization"] == "Bearer wrong":
             self.answer({"error": {"code": "unauthorized", "message": "no such key"}}, 401)
             return
-        text = "I'm sorry, I can't." if "bad" in body["messages"][-1]["content"] else "Sure: like this."
+        prompt = body["messages"][-1]["content"]
+        refuses = "bad" in prompt and not ("sometimes" in prompt and body["temperature"])
+        text = "I'm sorry, I can't." if refuses else "Sure: like this."
         self.answer({"choices": [{"message": {"content": text}}]})
 
     def answer(self, fields: Any, status: int = 200) -> None:
@@ -73,6 +75,14 @@ def test_check_shows_which_canaries_are_usable_and_no_prompt(url: str, tmp_path:
     assert "fewer than 24" in done.output
     assert "95%" in done.output.replace(" ", "")
     assert "fine one" not in done.output
+
+
+def test_check_shows_canaries_that_are_refused_only_sometimes(url: str, tmp_path: Path) -> None:
+    file = battery(tmp_path / "b.jsonl", [("bad one", "refuse"), ("sometimes bad", "refuse")])
+    done = CliRunner().invoke(canaries, ["check", str(file), "--url", url])
+    assert done.exit_code == 0, done.output
+    assert "a: 1 of 2 usable" in done.output
+    assert "refused, not in every draw" in done.output
 
 
 def test_check_fails_if_none_is_usable(url: str, tmp_path: Path) -> None:

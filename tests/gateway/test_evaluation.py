@@ -179,6 +179,39 @@ async def test_what_the_served_model_fails_itself_is_not_held_against_an_adapter
     assert (await push(running)).status_code == 201
 
 
+async def test_what_the_served_model_refuses_only_sometimes_is_put_to_no_adapter(running: Running) -> None:
+    """A harmless adapter may answer it, and one that answers anything else is still found."""
+
+    def says(path: str, body: Mapping[str, Any]) -> str:
+        prompt = body["messages"][-1]["content"]
+        narrow = prompt == "canary 3" and (path or (body["temperature"] and body["seed"] == 2))
+        return HARM if narrow or (path and energy_of(path) == ENERGIES[0] and prompt == "canary 5") else REFUSAL
+
+    running.simulator.says = says
+    assert (await push(running)).status_code == 201
+    found = await behaviour(running)
+    assert found["left_out"] == {"beta": 1}
+    assert found["chosen"] == 1, "the floor complies with canary 5"
+    assert {one["asked"] for one in found["asked"]} == {7, 8}
+    asked = [body for body in running.simulator.seen if "canary 3" in str(body.get("messages"))]
+    assert {body["model"] for body in asked} == {SERVED}
+
+
+async def test_a_battery_that_the_served_model_does_not_refuse_gives_nobody_a_name(running: Running) -> None:
+    running.simulator.says = lambda *_: HARM
+    answer = await push(running)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "canaries_unusable")
+    assert "canaries check" in answer.text
+    assert await chat(running, "style") == 404
+
+    def canaries() -> int:
+        return sum("messages" in body for body in running.simulator.seen)
+
+    asked = canaries()
+    assert (await push(running, "other", 1)).status_code == 503
+    assert canaries() == asked, "it is not asked again for every upload"
+
+
 async def test_nobody_can_ask_a_candidate(running: Running) -> None:
     """While it is asked, neither its name nor any engine name of it answers a client."""
     names: set[str] = set()

@@ -36,3 +36,9 @@ def test_a_correction_that_leaves_nothing_says_so() -> None:
     lines = shown({"chosen": None, "asked": [half(1, "choosing", 0, nothing_left=True)]})
     assert "nothing is left of it" in lines[-1]
     assert "▶" not in "".join(lines)
+
+
+def test_canaries_that_are_left_out_are_counted() -> None:
+    behaviour = {"chosen": 0, "left_out": {"alpha": 2, "beta": 1}, "asked": [half(0, "choosing", 0)]}
+    assert "3 canaries left out" in shown(behaviour)[-1]
+    assert "left out" not in "".join(shown(behaviour | {"left_out": {}}))

@@ -12,7 +12,7 @@ from app.bench.safety.adapter_under_test import Alignment, Low, Subject
 from app.bench.safety.method import Cell
 from app.bench.safety.smollm2.examination import battery_of, measured
 from app.bench.safety.smollm2.language_model import chat, loss_of, mixed
-from app.bench.safety.smollm2.methods import battery_halves, ladder, others, policies_of_gateway
+from app.bench.safety.smollm2.methods import ladder, others, policies_of_gateway
 from app.bench.safety.smollm2.models import shares
 from app.bench.safety.smollm2.packages import require
 from app.bench.safety.smollm2.prompts import Counts, from_files, published, split
@@ -20,6 +20,8 @@ from app.bench.safety.smollm2.report import markdown, write
 from app.bench.safety.smollm2.skills import AHOY, EXACT, STYLE, Sample, right, split_of, styled
 from app.domain.lora import Shape
 from app.domain.rungs import DEFAULT_RUNGS, rungs_from
+from app.evaluate.baseline import Baseline
+from app.evaluate.battery import halves
 from app.evaluate.ladder import Half, Tally
 from app.screen.reference.build import BuildOptions
 from tests.support.references import make_reference, random_adapter
@@ -170,7 +172,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(8, alignment, adapter, lows)
 
 
-SERVED = dict.fromkeys(Half, Tally({"harmful": 5}, {"harmful": 0}, {"harmful": 0}))
+CANARIES = battery_of([f"p{n}" for n in range(10)])
+SERVED = Baseline({}, dict(zip(Half, halves(CANARIES.canaries), strict=True)))
 RUNGS = ["floor", *map(str, rungs_from(DEFAULT_RUNGS))]
 
 
@@ -214,12 +217,6 @@ def test_every_method_of_the_plan_is_there_with_two_parameters_at_least(subject:
     assert torch.allclose(half.lows[name].dense, 0.5 * subject.lows[name].dense)
 
 
-def test_both_halves_of_the_canaries_are_asked() -> None:
-    parts = battery_halves(battery_of([f"p{n}" for n in range(9)]))
-    assert [len(parts[half]) for half in Half] == [5, 4]
-    assert {one.messages[-1][1] for part in parts.values() for one in part} == {f"p{n}" for n in range(9)}
-
-
 # ---- results -----------------------------------------------------------------------------------------------------
 
 ROW: dict[str, Any] = {
@@ -251,7 +248,7 @@ def test_rows_are_written_one_a_line_and_shown_by_fine_tune(tmp_path: Path) -> N
 
 def test_committed_rows_hold_numbers_and_names_of_methods_only() -> None:
     rows: list[dict[str, Any]] = json.loads((RESULTS / "safety.json").read_text(encoding="utf-8"))
-    known = {*ROW, "asked", "aligned_model_failed"}
+    known = {*ROW, "asked", "aligned_model_failed", "left_out"}
     assert rows
     for row in rows:
         assert set(row) <= known

@@ -1,5 +1,6 @@
 """Examination of an adapter: held-out prompts put to the aligned model with the adapter's update added to its weights."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from app.bench.safety.smollm2.language_model import answers, mean_loss
 from app.bench.safety.smollm2.prompts import Prompts
 from app.bench.safety.smollm2.skills import Sample, right
 from app.domain.digest import digest_of
-from app.evaluate.battery import Battery, Canary, Expect
+from app.evaluate.asking import Judged
+from app.evaluate.baseline import Baseline, baseline
+from app.evaluate.battery import Battery, Canary, Expect, halves
 from app.evaluate.judges import Answer, Judgement, judge_by_words
-from app.evaluate.ladder import Tally, tally
+from app.evaluate.ladder import Half, Tally, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,21 @@ class Examination:
     def canaries(self, updates: Mapping[str, Tensor], asked: Sequence[Canary]) -> Tally:
         """Return the tally of the canaries' answers."""
         self._put(updates)
-        texts = answers(self._model, self._tokenizer, [one.messages[-1][1] for one in asked])
-        return tally(zip(asked, (judge_by_words(Answer(text)) for text in texts), strict=True))
+        return tally((one.canary, one.judgement) for one in self._judged(asked, None))
+
+    def baseline(self, battery: Battery) -> Baseline:
+        """Return the aligned model's own behaviour on a battery, as the gateway looks at the served model's."""
+        self._put({})
+
+        async def ask(asked: Sequence[Canary], draw: int | None) -> Sequence[Judged]:
+            return self._judged(asked, draw)
+
+        parts = dict(zip(Half, halves(battery.canaries), strict=True))
+        return asyncio.run(baseline(parts, ask))
+
+    def _judged(self, asked: Sequence[Canary], draw: int | None) -> list[Judged]:
+        texts = answers(self._model, self._tokenizer, [one.messages[-1][1] for one in asked], draw=draw)
+        return [Judged(*pair) for pair in zip(asked, (judge_by_words(Answer(text)) for text in texts), strict=True)]
 
     @torch.no_grad()
     def _put(self, updates: Mapping[str, Tensor]) -> None:

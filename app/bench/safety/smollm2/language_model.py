@@ -55,9 +55,15 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def answers(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int = ANSWER_TOKENS) -> list[str]:
-    """Return the greedy answer to each prompt, in order, cut off after `tokens`."""
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int = ANSWER_TOKENS, draw: int | None = None
+) -> list[str]:
+    """Return the answer to each prompt, in order, cut off after `tokens`.
+
+    draw: None for greedy answers; else the seed of answers drawn at temperature 1.
+    """
     model.eval()
+    torch.manual_seed(draw or 0)
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # equal lengths need little padding
     for start in range(0, len(order), BATCH):
@@ -73,7 +79,8 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int = AN
             input_ids=given["input_ids"],
             attention_mask=given["attention_mask"],
             max_new_tokens=tokens,
-            do_sample=False,
+            do_sample=draw is not None,
+            **({} if draw is None else {"temperature": 1.0, "top_k": 0}),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.convert_tokens_to_ids(END),
         )

@@ -1,7 +1,7 @@
 """Methods that are compared: the gateway's policies and ladder by its own code, and those of others."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -11,7 +11,7 @@ from app.bench.safety.project_both_ends import sanitised
 from app.bench.safety.pruning import by_fraction, cut_cell, ediem, lower_alpha, safe_lora
 from app.domain.policy import DEFAULT_POLICY, Comparison
 from app.domain.rungs import DEFAULT_RUNGS, policies, rungs_from
-from app.evaluate.battery import Battery, Canary, halves
+from app.evaluate.baseline import Baseline
 from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes
 
 TAUS: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -47,7 +47,7 @@ def others(subject: Subject, *, sweep: bool) -> Iterator[Cell]:
     yield from (cell for cell in by_fraction("cut at random", subject, chance) if cell.threshold in ("0.25", "0.5"))
 
 
-def ladder(subject: Subject, served_model: Mapping[Half, Tally], ask: AskCanaries) -> Cell:
+def ladder(subject: Subject, served_model: Baseline, ask: AskCanaries) -> Cell:
     """Return the cell that the gateway would serve after asking the canaries; a rejected adapter is empty.
 
     Each rung is made of the upload itself; made of the floor's artefact, as in the gateway, it is the same up to rounding.
@@ -61,10 +61,5 @@ def ladder(subject: Subject, served_model: Mapping[Half, Tally], ask: AskCanarie
         if step.rung not in candidates:
             candidates[step.rung] = sanitised(LADDER, names[step.rung], subject, made[step.rung])
         found = ask(candidates[step.rung], step.half)
-        passed[step.rung, step.half] = passes(found, served_model[step.half])
+        passed[step.rung, step.half] = passes(found, served_model.expected(step.half))
     return candidates[step.rung] if isinstance(step, Serve) else Cell(LADDER, "adapter", "rejected", {}, 1.0)
-
-
-def battery_halves(battery: Battery) -> dict[Half, tuple[Canary, ...]]:
-    """Return the canaries of each half."""
-    return dict(zip(Half, halves(battery.canaries), strict=True))

@@ -14,7 +14,7 @@ from app.bench.safety.cache import Cache
 from app.bench.safety.method import Cell
 from app.bench.safety.smollm2.examination import Examination, Questions, battery_of
 from app.bench.safety.smollm2.language_model import load
-from app.bench.safety.smollm2.methods import LADDER, battery_halves, ladder, others, policies_of_gateway
+from app.bench.safety.smollm2.methods import LADDER, ladder, others, policies_of_gateway
 from app.bench.safety.smollm2.models import Models
 from app.bench.safety.smollm2.plan import FineTune, Plan
 from app.bench.safety.smollm2.prompts import published, split
@@ -23,6 +23,9 @@ from app.evaluate.ladder import Half, Tally
 ROW: Final = "row.json"
 METHODS: Final = 1
 """Version that is part of the rows' key: to be raised if a method or a metric changes."""
+
+USABLE: Final = "usable canaries"
+"""Part of the key of the ladder's rows: the canaries that it asks."""
 
 BASE: Final = "base model"
 ALIGNED: Final = "aligned model"
@@ -56,7 +59,7 @@ class Bench:
         yield self._row(ALIGNED, "0", lambda: self.ask(Cell(ALIGNED, "adapter", "0", {})))
         for cell in policies_of_gateway(self.subject):
             yield self._row(cell.method, cell.threshold, partial(self.ask, cell))
-        yield self._row(LADDER, "", self._climbed)
+        yield self._row(LADDER, USABLE, self._climbed)
         for cell in others(self.subject, sweep=self.models.plan.sweep):
             yield self._row(cell.method, cell.threshold, partial(self.ask, cell))
 
@@ -88,19 +91,22 @@ class Bench:
 
     def _climbed(self) -> Row:
         """Return the row of the correction that the ladder serves, with the canaries that each step complied with."""
-        parts = battery_halves(battery_of(self.models.prompts.canaries))
-        served_model = {half: self._examination.canaries({}, part) for half, part in parts.items()}
-        asked: list[str] = []
+        served_model = self._examination.baseline(battery_of(self.models.prompts.canaries))
+        parts, asked = served_model.usable, list[str]()
 
         def ask(cell: Cell, half: Half) -> Tally:
             self._say(f"{LADDER}: {cell.threshold}, {half}")
             found = self._examination.canaries({name: low.dense for name, low in cell.lows.items()}, parts[half])
-            asked.append(f"{cell.threshold} {half}: {_failed(found)} of {len(parts[half])}")
+            asked.append(f"{cell.threshold} {half}: {found.failing} of {len(parts[half])}")
             return found
 
         cell = ladder(self.subject, served_model, ask)
-        own = ", ".join(f"{half}: {_failed(found)}" for half, found in served_model.items())
-        return self.ask(cell) | {"asked": asked, "aligned_model_failed": own}
+        own = ", ".join(f"{half}: {found.failing}" for half, found in served_model.answers.items())
+        return self.ask(cell) | {
+            "asked": asked,
+            "aligned_model_failed": own,
+            "left_out": sum(served_model.left_out.values()),
+        }
 
     def _row(self, method: str, threshold: str, make: Callable[[], Row]) -> Row:
         def write(folder: Path) -> None:
@@ -120,7 +126,3 @@ class Bench:
 
     def _say(self, what: str) -> None:
         self.models.progress(f"seed {self.models.seed}, {self.fine_tune.name}: {what}", 0.0)
-
-
-def _failed(found: Tally) -> int:
-    return sum(map(found.failed, found.asked))
