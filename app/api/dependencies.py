@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from app.api.access.ending import Ending
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Rates
 from app.domain.shares import Shares, address_holder
@@ -22,13 +23,14 @@ from app.upload.receive import PendingUpload
 class Context:
     """Components available to a route.
 
-    receive: turns a request's body into a sealed upload. readiness: name of a part → None, or the problem with it.
-    evaluation: None without a battery. details: further fields of /ready. engine_metrics: the engine's own metrics, in
-    Prometheus text format.
+    ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
+    sealed upload. readiness: name of a part → None, or the problem with it. details: further fields of /ready.
+    engine_metrics: the engine's own metrics, in Prometheus text format.
     """
 
     keys: Keys
     rates: Rates
+    ending: Ending
     shares: Shares
     admission: Admission
     metrics: Metrics

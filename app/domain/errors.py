@@ -245,6 +245,9 @@ SCHEMA_TOO_COSTLY = _code(
 )
 ENGINE_REFUSED = _code("engine_refused", 400, _R, "Correct the request; the engine's reason is in the message.")
 UPSTREAM_FAILED = _code("upstream_failed", 502, _R, "Try again; the engine broke off the answer.", retryable=True)
+STOPPING = _code(
+    "stopping", 503, _D, "Try again: this gateway is being stopped, and another one will answer.", retryable=True
+)
 INTERNAL = _code(
     "internal_error",
     500,

@@ -1,13 +1,9 @@
 """Composition root: settings → components, opened and wired (wiring.py) → FastAPI application."""
 
-import asyncio
 import contextlib
 import gc
 import logging
-import os
-import signal
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import uvicorn
@@ -16,6 +12,7 @@ from starlette.middleware import Middleware
 
 from app import __version__
 from app.api import errors
+from app.api.access.ending import EndingRequests
 from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.api.access.rules import guarded
@@ -29,10 +26,11 @@ from app.observe.log import configure, event
 from app.screen.compiled.warm import warm
 from app.server.open_files import tell_open_files
 from app.server.settings import Settings
+from app.server.signals import drain_before_the_end, reload_on_sighup
 from app.server.wiring import Gateway, wire_gateway
 
 SHUTDOWN_S: Final = 5
-"""Seconds that running requests get to end at shutdown."""
+"""Seconds that connections get to close after every request was answered or cut off (GATEWAY_DRAIN_SECONDS)."""
 
 KEEP_ALIVE_S: Final = 75
 """Seconds an idle connection is kept open, longer than clients keep theirs (httpx and the openai SDK 5, Node 4, aiohttp 15,
@@ -103,11 +101,13 @@ def build_app(gateway: Gateway) -> FastAPI:
 def middleware(gateway: Gateway) -> list[Middleware]:
     """Return the middleware, outermost first.
 
-    Request ids come first, so that every refusal has one. The console's cookie becomes a key only after the cross-site
-    checks: those let requests with a key pass, because no browser adds one by itself.
+    Request ids come first, so that every refusal has one; a gateway that ends checks nothing any more. The console's
+    cookie becomes a key only after the cross-site checks: those let requests with a key pass, because no browser adds one
+    by itself.
     """
     return [
         Middleware(RequestIds, traces=gateway.context.metrics.traces),
+        Middleware(EndingRequests, ending=gateway.context.ending),
         Middleware(RequestChecks, hosts=gateway.hosts),
         Middleware(CookieToKey),
     ]
@@ -140,43 +140,11 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         if gateway.recheck is not None:
             stack.push_async_callback(gateway.recheck.stop)
             gateway.recheck.start()
-        stack.enter_context(_reloading(gateway))
+        stack.enter_context(reload_on_sighup(gateway.reload))
+        stack.enter_context(drain_before_the_end(gateway.context.ending, gateway.drain_seconds))
         stack.callback(gateway.auditor.stop)
         gateway.auditor.start()
         in_thread = gateway.context.uploads.components.pools.screening
         # Warm up while the engine starts, so that no upload has to wait for it.
         await in_thread(gateway.sandbox.warm if gateway.sandbox else warm)
         yield
-
-
-def in_terminal() -> bool:
-    """Return whether the process has a controlling terminal."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _reloading(gateway: Gateway) -> Iterator[None]:
-    """Reload the battery on SIGHUP for the duration of the context. Only a process's main thread receives signals.
-
-    In a terminal SIGHUP says that the terminal was closed, and ends the gateway.
-    """
-    if in_terminal() or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-    def reload() -> None:
-        running.add(task := loop.create_task(gateway.reload(), name="reload"))
-        task.add_done_callback(running.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
-        for task in running:
-            task.cancel()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from app.api.access.ending import Ending
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Kind, Rates
 from app.api.dependencies import Context
@@ -71,8 +72,8 @@ class Gateway:
 
     embedded: supervisor of the embedded engine; None with external engines. engine: client of the only engine, or the
     fleet. front: client of the inference gateway in front of the engines, if there is one. recheck: None without a battery.
-    reload: reads the battery again. sandbox: None if uploads are
-    read in this process. hosts: accepted Host names; empty: any. closers: closes everything that was opened.
+    reload: reads the battery again. sandbox: None if uploads are read in this process. drain_seconds: time for running
+    requests after SIGTERM. hosts: accepted Host names; empty: any. closers: closes everything that was opened.
     """
 
     embedded: EmbeddedEngine | None
@@ -85,6 +86,7 @@ class Gateway:
     reload: Callable[[], Coroutine[Any, Any, None]]
     peer_sync: PeerSync | None
     context: Context
+    drain_seconds: float
     hosts: frozenset[str]
     closers: ExitStack
 
@@ -180,6 +182,7 @@ def _with_use_cases(
         recheck=recheck,
         reload=partial(reload_battery, components, follower, recheck, partial(_plan, settings, components.reference)),
         context=_context(settings, uploads, engine, front, evaluation, closers),
+        drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
         closers=closers,
     )
@@ -226,6 +229,7 @@ def _context(
     return Context(
         keys=Keys(settings.keys, open_door=settings.open),
         rates=Rates(per_minute, per_day=per_day),
+        ending=Ending(),
         shares=shares,
         admission=Admission(shares),
         metrics=components.metrics,

@@ -21,6 +21,7 @@ from app.domain.engine_address import DnsName, dns_name
 from app.domain.errors import Refused
 from app.domain.names import AdapterName, engine_name
 from app.serve.relay import PATHS
+from app.server.app import SHUTDOWN_S
 from app.server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,6 +254,14 @@ def test_the_engine_has_no_plugins_and_no_keys() -> None:
 def test_one_gateway_at_a_time() -> None:
     gateway = get("Deployment", "gateway")["spec"]
     assert (gateway["replicas"], gateway["strategy"]["type"]) == (1, "Recreate")
+
+
+def test_a_pod_that_ends_has_the_time_that_its_requests_get() -> None:
+    pod = get("Deployment", "gateway")["spec"]["template"]["spec"]
+    (gateway,) = pod["containers"]
+    unannounced = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = float(config().get("GATEWAY_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
+    assert pod["terminationGracePeriodSeconds"] > unannounced + drain + SHUTDOWN_S
 
 
 def test_the_pickers_plugins_are_declared_and_used() -> None:

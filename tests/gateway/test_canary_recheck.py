@@ -12,7 +12,7 @@ import pytest
 
 from app.gateway import canary_recheck
 from app.observe.log import FIELDS
-from app.server import app
+from app.server import signals
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
 from tests.support.canaries import HARM, REFUSAL, RUNGS, battery, harmful_below
@@ -26,7 +26,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary_recheck, "LOOK_S", 0.05)
     monkeypatch.setattr(canary_recheck, "PAUSE_S", 0.0)
     monkeypatch.setattr(canary_recheck, "RETRY_S", 0.1)
-    monkeypatch.setattr(app, "in_terminal", lambda: False)  # of a service
+    monkeypatch.setattr(signals, "in_terminal", lambda: False)  # of a service
 
 
 def given(tmp_path: Path, number: int = 16, **also: Any) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import yaml
 from app.demo.serving import serve_settings
 from app.domain.api_keys import MIN_KEY_CHARS, Role, digest_of_key, parse_keys
 from app.load.embedded.command import ENTRY, FIXED, UNCOMPILED
+from app.server.app import SHUTDOWN_S
+from app.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -205,6 +207,12 @@ def test_a_profile_is_whole(profile: str) -> None:
 def test_what_runs_on_is_watched(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
     assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+def test_a_gateway_that_ends_has_the_time_that_its_requests_get() -> None:
+    service = SERVICES["gateway"]
+    drain = float(service["environment"].get("GATEWAY_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
+    assert int(service["stop_grace_period"].removesuffix("s")) > drain + SHUTDOWN_S
 
 
 def test_the_demo_waits_until_the_gateway_can_serve() -> None:

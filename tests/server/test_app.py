@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from app.api.access.ending import Ending, EndingRequests
 from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.console.cookie_auth import CookieToKey
@@ -29,7 +30,7 @@ STOPS = [
 
 def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
     """Ids on every refusal; the checks of other sites' pages before the cookie is a key, which they spare."""
-    order: list[Any] = [RequestIds, RequestChecks, CookieToKey]
+    order: list[Any] = [RequestIds, EndingRequests, RequestChecks, CookieToKey]
     assert [each.cls for each in middleware(running.gateway)] == order
     assert [each.cls for each in running.app.user_middleware] == order
 
@@ -55,8 +56,9 @@ class Parts:
         pools = SimpleNamespace(screening=asyncio.to_thread)
         publishing = self.part("publishing", aio=("stop",))
         uploads = SimpleNamespace(components=SimpleNamespace(pools=pools), publishing=publishing)
-        context = SimpleNamespace(uploads=uploads)
-        self.gateway = cast(Gateway, SimpleNamespace(**each, context=context, closers=closers))
+        context = SimpleNamespace(uploads=uploads, ending=Ending())
+        more = {"context": context, "closers": closers, "reload": None, "drain_seconds": 0.0}
+        self.gateway = cast(Gateway, SimpleNamespace(**each, **more))
 
     def part(self, name: str, *plain: str, aio: tuple[str, ...] = ()) -> Any:
         methods: dict[str, Any] = {verb: self.says(f"{name}.{verb}") for verb in plain}
@@ -126,7 +128,7 @@ async def test_an_engine_that_does_not_start_is_no_reason_not_to_serve() -> None
 
 def test_in_a_terminal_sighup_says_that_the_terminal_was_closed() -> None:
     """A gateway that was started by hand ends with its terminal; a service reads its battery again."""
-    code = "from app.server.app import in_terminal; print(in_terminal())"
+    code = "from app.server.signals import in_terminal; print(in_terminal())"
     for opened, expected in ((pty.openpty, "True"), (None, "False")):
         ends = opened() if opened else ()
         command = [sys.executable, "-c", code]

@@ -24,8 +24,13 @@ async def health() -> Response:
 @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})
 @router.get("/readyz", include_in_schema=False)
 async def ready(ctx: Annotated[Context, Depends(context)]) -> Response:
-    """Report readiness: 200 if reference, store and engine are in order, else 503 with each part's problem."""
+    """Report readiness: 200 if reference, store and engine are in order, else 503 with each part's problem.
+
+    A gateway that is being stopped is not ready.
+    """
     parts = await ctx.readiness()
+    if ctx.ending.begun:
+        parts = {"gateway": "stopping", **parts}
     status = "ready" if all(wrong is None for wrong in parts.values()) else "not ready"
     reported = {name: wrong or "ok" for name, wrong in parts.items()}
     view = Readiness(status=status, parts=reported, details=ctx.details())

@@ -40,6 +40,9 @@ class AccessSettings(BaseSettings):
         ge=1,
         description="Uploads at the same time; one of several keys may hold at most half of what the others leave",
     )
+    drain_seconds: float = Field(
+        20.0, ge=0, description="After SIGTERM: seconds that running requests get to end before they are cut off"
+    )
     min_free_disk_mib: int = Field(512, ge=0, description="Free disk space below which uploads are refused, MiB")
 
     _split_values = field_validator("api_keys", "allowed_hosts", mode="before")(comma_separated)
