@@ -12,7 +12,7 @@ from app.server.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
-PAGES: Final = (README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES: Final = (README, *sorted((ROOT / "docs").glob("*.md")))
 TEXTS: Final = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 ALL: Final = "\n".join(TEXTS.values())
 
