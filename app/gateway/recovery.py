@@ -22,12 +22,13 @@ def recover(components: Components, follower: CatalogueFollower, garbage: Garbag
         raise Refused(RESERVED_NAME, why)
     refuse_a_lost_catalogue(components)
     recovered = catalogue.recover()
-    for row in recovered.to_load:
-        if row.emptied:  # needs no engine
-            catalogue.activate(row.name, row.number)
+    emptied = [row for row in recovered.to_load if row.emptied]
+    for row in emptied:  # they need no engine
+        catalogue.activate(row.name, row.number)
     follower.follow()
     garbage.forget_uploads()  # repeated after the first reconcile pass
-    event("recovered", interrupted=len(recovered.interrupted), to_load=len(recovered.to_load))
+    to_load = len(recovered.to_load) - len(emptied)
+    event("recovered", interrupted=len(recovered.interrupted), to_load=to_load, emptied=len(emptied))
 
 
 async def take_over(components: Components, garbage: GarbageCollector) -> None:

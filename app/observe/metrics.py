@@ -96,7 +96,10 @@ class Counted(Protocol):
 class Metrics:
     """Metrics of one gateway in a registry of their own, so that two gateways in one process do not mix."""
 
-    def __init__(self, max_adapters: int = MAX_ADAPTERS, traces: Traces = NO_TRACES) -> None:
+    def __init__(
+        self, max_adapters: int = MAX_ADAPTERS, traces: Traces = NO_TRACES, *, log_requests: bool = True
+    ) -> None:
+        """log_requests: whether every inference request is logged, as the stage `serve`."""
         self.traces = traces
         self.registry = r = Registry()
         self.uploads = metric_definitions.Uploads(r)
@@ -105,6 +108,7 @@ class Metrics:
         self.fleet = metric_definitions.Fleet(r)
         self.requests = metric_definitions.Requests(r)
         self.gateway = metric_definitions.Gateway(r)
+        self._log_requests = log_requests
         self._labels = AdapterLabels(max_adapters)
         self._lock = threading.Lock()  # a late request must not recreate series that were removed
         self._block_width = 1
@@ -192,9 +196,13 @@ class Metrics:
 
     def took(self, stage: Stage, seconds: float, outcome: str, **fields: object) -> None:
         """Record a stage that was timed elsewhere."""
+        self._took(stage, seconds, outcome, logged=True, **fields)
+
+    def _took(self, stage: Stage, seconds: float, outcome: str, *, logged: bool, **fields: object) -> None:
         self.screening.stage_seconds.labels(stage.value).observe(seconds)
         self.traces.stage(stage, seconds, outcome, fields)
-        event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
+        if logged:
+            event("stage", logging.INFO, stage=stage.value, **fields, seconds=round(seconds, 6), outcome=outcome)
 
     def refused(self, error: GatewayError) -> None:
         """Count one refusal."""
@@ -308,7 +316,8 @@ class Metrics:
                 if isinstance(count, int) and count > 0:
                     self.requests.tokens.labels(name, kind).inc(count)
         whose = {"adapter": target.adapter, "version": target.version, "digest": target.digest}
-        self.took(Stage.SERVE, seconds, str(status), **whose)
+        tokens = {name: (usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")}
+        self._took(Stage.SERVE, seconds, str(status), logged=self._log_requests, **whose, **tokens)
 
     def failed(self, target: Labelled, code: str) -> None:
         """Count a failed request. code: the error's code, or `client_gone`."""

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import logging
+import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -45,17 +47,38 @@ def run(settings: Settings) -> None:
     gateway = wire_gateway(settings)
     if gateway.context.keys.open_door:
         event("open_door", logging.WARNING, note="no API keys: everyone who reaches this port may do everything")
-    event("listening", url=f"http://{settings.host}:{settings.port}", data=settings.data, model=settings.served_name)
     app = build_app(gateway)
     gc.collect()  # objects that exist now are exempt from later collections: see gc.freeze, and docs/performance.md
     gc.freeze()
-    uvicorn.run(app, host=settings.host, port=settings.port, **server_options(gateway))
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, **server_options(gateway))
+    server = _Server(config, settings)
+    with contextlib.suppress(KeyboardInterrupt):  # SIGINT, raised again after the shutdown
+        server.run()
+    if not server.started:  # logged: the address is in use, say
+        sys.exit(1)
+
+
+class _Server(uvicorn.Server):
+    """HTTP server that logs its address once it listens there."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then log the address; for port 0 the one that was chosen."""
+        await super().startup(sockets)
+        if self.started:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            event("listening", url=url, data=self._settings.data, model=self._settings.served_name)
 
 
 def server_options(gateway: Gateway) -> dict[str, Any]:
     """Return uvicorn's options besides the address."""
     return {
         "log_level": "warning",
+        "log_config": None,  # log.configure has set its loggers up
         "access_log": False,
         "http": wire(gateway.context.metrics, gateway.context.shares),
         "ws": "none",
@@ -121,6 +144,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
     does not start.
     """
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(event, "stopped")
         stack.enter_context(gateway.closers)
         if gateway.embedded is not None:
             stack.push_async_callback(gateway.embedded.stop)

@@ -104,7 +104,8 @@ def wire_gateway(settings: Settings) -> Gateway:
 
 
 def _wire(settings: Settings, closers: ExitStack) -> Gateway:
-    metrics = Metrics(traces=closers.enter_context(closing(open_traces(settings.otlp_endpoint))))
+    traces = closers.enter_context(closing(open_traces(settings.otlp_endpoint)))
+    metrics = Metrics(traces=traces, log_requests=settings.log_requests)
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
     plan = _plan(settings, reference)

@@ -21,12 +21,13 @@ def stop(begin=[0.0]):
     gc.collect()
     return time.perf_counter() - begin[0]
 
-def served(app, **options):
+def served(server):
     frozen = stop()
     gc.unfreeze()
     print(json.dumps({"frozen": frozen, "whole": stop()}))
+    server.started = True
 
-uvicorn.run = served
+uvicorn.Server.run = served
 run(Settings(**json.loads(sys.argv[1])))
 """
 """A gateway that ends where it would begin to serve, and tells how long a full collection stops it, and would have."""

@@ -108,7 +108,7 @@ async def test_an_answer_that_runs_ends_as_it_would_and_nothing_new_begins(
         assert answer.json()["choices"][0]["finish_reason"] == "length"
         assert (await streamed).text.endswith("data: [DONE]\n\n")
         log = await gateway.ended()
-    assert "drained cut_off=0" in log
+    assert "event=drained cut_off=0" in log
     assert "Traceback" not in log
 
 
@@ -136,7 +136,7 @@ async def test_what_takes_too_long_is_cut_off_and_told(
         watched = await watching
         assert (watched.status_code, watched.text) == (200, ": watching\n\n")
         log = await gateway.ended()
-    assert "drained cut_off=2" in log
+    assert "event=drained cut_off=2" in log
     assert "Traceback" not in log
     async with asyncio.timeout(STUCK_S):
         while simulator.running:
@@ -159,4 +159,8 @@ async def test_a_second_signal_does_not_wait(simulator: Simulator, tiny_referenc
 async def test_an_idle_gateway_ends_at_once(simulator: Simulator, tiny_reference_dir: Path, tmp_path: Path) -> None:
     async with served(simulator, tiny_reference_dir, tmp_path, LONG_S) as gateway:
         gateway.process.send_signal(signal.SIGINT)
-        assert "stopping signal=SIGINT" in await gateway.ended()
+        log = await gateway.ended()
+    assert f"event=listening url={str(gateway.http.base_url).rstrip('/')} " in log
+    assert "event=stopping signal=SIGINT" in log
+    assert log.splitlines()[-1].endswith("event=stopped")
+    assert all(line.startswith("time=2") for line in log.splitlines())

@@ -9,6 +9,7 @@ from fastapi import Request
 from app.api.access.rate_limits import Kind
 from app.api.dependencies import context_of
 from app.domain.api_keys import NOBODY, Role
+from app.observe.request_id import KEY_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ async def guarded(request: Request) -> None:
         return
     key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
     request.state.key = key.name
+    KEY_NAME.set(key.name)
     request.state.uploader = NOBODY if ctx.keys.open_door else key.uploader
     if rule.rate is not None:
         ctx.rates.take(key.name, rule.rate)

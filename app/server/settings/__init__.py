@@ -26,7 +26,11 @@ class LogSettings(BaseSettings):
         description="OpenTelemetry collector that receives traces (OTLP over HTTP, `http://host:4318`); needs the extra "
         "`otel`",
     )
-    log: Literal["json", "console"] = Field("console", description="Log format: json or console")
+    log: Literal["json", "console"] = Field("console", description="Log format: json, or console for logfmt")
+    log_requests: bool = Field(
+        True,
+        description="Log a line for each inference request: adapter, version, status, seconds, tokens, key; no text",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged: debug, info, warning or error"
     )
