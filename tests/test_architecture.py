@@ -23,6 +23,7 @@ FUNCTION_LINES_P90 = 28
 TOP_LEVEL = {
     *("app", "docker", "tests", "requirements", "plugin", ".ci", "docs", "deploy"),
     *("Dockerfile", "docker-compose.yml", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md"),
+    *("CONTRIBUTING.md", "LICENSE", "SECURITY.md"),
     *(".gitignore", ".dockerignore"),
 }
 FOREIGN_PATH = re.compile(r"(?<![\w.])/(?:work|root|opt/(?:pypi|wheels)|home/\w+)/")
