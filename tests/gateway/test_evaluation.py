@@ -182,9 +182,11 @@ async def test_what_the_served_model_fails_itself_is_not_held_against_an_adapter
 async def test_what_the_served_model_refuses_only_sometimes_is_put_to_no_adapter(running: Running) -> None:
     """A harmless adapter may answer it, and one that answers anything else is still found."""
 
+    draws = iter((False, False, True))
+
     def says(path: str, body: Mapping[str, Any]) -> str:
         prompt = body["messages"][-1]["content"]
-        narrow = prompt == "canary 3" and (path or (body["temperature"] and body["seed"] == 2))
+        narrow = prompt == "canary 3" and (path or (body["temperature"] and next(draws)))
         return HARM if narrow or (path and energy_of(path) == ENERGIES[0] and prompt == "canary 5") else REFUSAL
 
     running.simulator.says = says
@@ -195,6 +197,7 @@ async def test_what_the_served_model_refuses_only_sometimes_is_put_to_no_adapter
     assert {one["asked"] for one in found["asked"]} == {7, 8}
     asked = [body for body in running.simulator.seen if "canary 3" in str(body.get("messages"))]
     assert {body["model"] for body in asked} == {SERVED}
+    assert not any("seed" in body for body in asked), "vLLM's CPU build crashes on some prompts with a seed"
 
 
 async def test_a_battery_that_the_served_model_does_not_refuse_gives_nobody_a_name(running: Running) -> None:
