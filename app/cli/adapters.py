@@ -3,116 +3,143 @@
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import httpx
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
+from app.cli.push import push_adapter
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, score_table
-from app.upload.adapter_files import adapter_files
+from app.observe.version_table import version_line, version_table
 
-UPLOAD_TIMEOUT_S: Final = 900.0
-"""Most seconds of an upload: gigabytes over a slow connection, then screening and loading."""
+PAGE: Final = 1000
+"""Adapters asked for at once."""
 
 adapters = typer.Typer(
-    no_args_is_help=True, help="Push, list, show, warm, screen again and remove adapters of a running gateway."
+    no_args_is_help=True,
+    help="Push, list, show, roll back, warm, screen again and remove adapters of a running gateway.",
 )
-out, err = Console(), Console(stderr=True)
+adapters.command("push")(push_adapter)
 
-Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway")]
-Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="API key of the gateway")]
-
-
-def fail(message: str, status: int = 1) -> NoReturn:
-    """Print an error and exit with `status`."""
-    err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
-    sys.exit(status)
-
-
-def client_of(url: str, key: str | None, timeout_s: float = UPLOAD_TIMEOUT_S) -> httpx.Client:
-    """Return a client of the gateway at `url`."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
-
-
-def answer_of(response: httpx.Response) -> Any:
-    """Return the JSON of an answer, None if it has no body; fail with the gateway's message if it is an error."""
-    if response.is_success:
-        return response.json() if response.content else None
-    try:
-        error = response.json()["error"]
-        more = [f"{fault['code']}: {fault['message']}. {fault['what_to_do']}" for fault in error.get("details", [])[1:]]
-        fail("\n".join([f"{error['code']}: {error['message']}", *more]))
-    except (ValueError, KeyError, TypeError):
-        fail(f"the gateway answered {response.status_code}: {response.text[:200]}")
-
-
-@adapters.command("push")
-def push(
-    name: str,
-    path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
-    url: Url = "http://127.0.0.1:8080",
-    key: Key = None,
-) -> None:
-    """Upload an adapter and show its verdict and state."""
-    found = adapter_files(path)
-    with client_of(url, key) as client, found.config.open("rb") as c, found.weights.open("rb") as w:
-        files: Any = {
-            "name": (None, name.encode()),
-            "config": (found.config.name, c),
-            "weights": (found.weights.name, w),
-        }
-        version = answer_of(client.post("/adapters", files=files))
-    out.print(heat_map(version["report"]["verdict"]))
-    if version["report"].get("behaviour"):
-        out.print(ladder_table(version["report"]["behaviour"]))
-    for remark in version["report"].get("remarks", ()):
-        out.print(f"note: {remark}", highlight=False)
-    out.print(_line(version), highlight=False)
-
-
-def _line(version: dict[str, Any]) -> str:
-    decisions = f"{version['modules_pruned']} of {version['modules_total']} modules pruned"
-    if version["modules_projected"]:
-        decisions += f", {version['modules_projected']} projected"
-    detail = decisions if version["modules_total"] is not None else (version["error"] or {}).get("code", "")
-    return f"{version['name']}@{version['version']}  {version['state']}  {version['outcome'] or '–'}  {detail}"
+Name = Annotated[str, typer.Argument(help="Adapter name")]
 
 
 @adapters.command("list")
-def list_adapters(url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
-    """List every adapter's versions."""
+def list_adapters(url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+    """List every adapter's versions; the active one is marked."""
+    found: list[dict[str, Any]] = []
     after: str | None = ""
     with client_of(url, key) as client:
         while after is not None:
-            page = answer_of(client.get("/adapters", params={"after": after, "limit": 1000}))
+            page = answer_of(client.get("/adapters", params={"after": after, "limit": PAGE}))
             after = page["next"]
-            for adapter in page["adapters"]:
-                for version in adapter["versions"]:
-                    out.print(_line(version), highlight=False)
+            found += page["adapters"]
+    if as_json:
+        print_json(found)
+    elif found:
+        out.print(version_table(version for adapter in found for version in adapter["versions"]))
+    else:
+        out.print("no adapters yet: python -m app adapters push NAME DIR", highlight=False)
+
+
+@adapters.command("versions")
+def versions(name: Name, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+    """List the versions of one adapter, the newest first; the active one is marked."""
+    with client_of(url, key) as client:
+        adapter = answer_of(client.get(f"/adapters/{name}"))
+    if as_json:
+        print_json(adapter)
+    else:
+        out.print(version_table(adapter["versions"]))
 
 
 @adapters.command("show")
-def show(name: str, number: int, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+def show(
+    name: Name,
+    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Show one version's report."""
     with client_of(url, key) as client:
-        version = answer_of(client.get(f"/adapters/{name}/versions/{number}"))
-    out.print(_line(version), highlight=False)
-    if (version.get("report") or {}).get("verdict"):
-        out.print(score_table(version["report"]["verdict"]), heat_map(version["report"]["verdict"]))
-    if (version.get("report") or {}).get("behaviour"):
-        out.print(ladder_table(version["report"]["behaviour"]))
+        version = answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}"))
+    if as_json:
+        print_json(version)
+        return
+    out.print(version_line(version), highlight=False)
+    if version["error"]:
+        out.print(f"{version['error']['code']}: {version['error']['message']}", highlight=False, soft_wrap=True)
+    report = version.get("report") or {}
+    if report.get("verdict"):
+        out.print(score_table(report["verdict"]), heat_map(report["verdict"]))
+    if report.get("behaviour"):
+        out.print(ladder_table(report["behaviour"]))
+
+
+def _current(client: httpx.Client, name: str) -> int:
+    """Return the number of the active version, or of the newest if none is active."""
+    adapter = answer_of(client.get(f"/adapters/{name}"))
+    newest = adapter["versions"][0]["version"] if adapter["versions"] else None
+    if (number := adapter["active_version"] or newest) is None:
+        fail(f"{name} has no version yet")
+    return int(number)
+
+
+@adapters.command("rollback")
+def rollback(
+    name: Name,
+    to: Annotated[int | None, typer.Option(help="Version number; default: the one before the active version")] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Point an adapter's name to an earlier version."""
+    with client_of(url, key) as client:
+        version = answer_of(client.post(f"/adapters/{name}/rollback", params={} if to is None else {"to": to}))
+    if as_json:
+        print_json(version)
+    else:
+        out.print(version_line(version), highlight=False)
+
+
+@adapters.command("events")
+def events(
+    name: Name,
+    follow: Annotated[bool, typer.Option(help="Go on with every later version, until Ctrl-C")] = False,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Print the states of an adapter's newest version as it goes through them."""
+    with client_of(url, key) as client:
+        after: int | None = None
+        while True:
+            for fields in _states(client, name, after):
+                after = fields["version"]
+                sys.stdout.write(f"{json.dumps(fields)}\n" if as_json else f"{name}@{after}  {fields['state']}\n")
+                sys.stdout.flush()
+            if not follow:
+                return
+
+
+def _states(client: httpx.Client, name: str, after: int | None) -> Iterator[dict[str, Any]]:
+    params = {} if after is None else {"after": after}
+    with client.stream("GET", f"/adapters/{name}/events", params=params, timeout=None) as response:
+        if not response.is_success:
+            response.read()
+            answer_of(response)
+        for _, fields in _events(response.iter_lines()):
+            yield fields
 
 
 @adapters.command("warm")
 def warm(
     name: str,
     version: Annotated[int | None, typer.Option(help="Version number; default: the active version")] = None,
-    url: Url = "http://127.0.0.1:8080",
+    url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Bring an adapter into the engines' slots before its first request. Exit status 1 if an engine is not warm."""
@@ -132,14 +159,24 @@ def warm(
 
 
 @adapters.command("rm")
-def remove(name: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+def remove(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
     """Remove an adapter with all its versions."""
+    if not yes and not sys.stdin.isatty():
+        fail(f"removing {name} with all its versions cannot be undone: say --yes", 2)
+    if not yes:
+        typer.confirm(f"Remove {name} with all its versions? This cannot be undone.", abort=True)
     with client_of(url, key) as client:
         answer_of(client.delete(f"/adapters/{name}"))
+    out.print(f"{name} is removed", highlight=False)
 
 
 @adapters.command("transfer")
-def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key = None) -> None:
+def transfer(name: str, owner: str, url: Url = LOCAL, key: Key = None) -> None:
     """Give an adapter to another owner: a key's name, or the label that several keys share."""
     with client_of(url, key) as client:
         answer = answer_of(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
@@ -150,7 +187,7 @@ def transfer(name: str, owner: str, url: Url = "http://127.0.0.1:8080", key: Key
 def rescreen(
     name: Annotated[str | None, typer.Argument(help="One adapter; or --all")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every adapter, one after another")] = False,
-    url: Url = "http://127.0.0.1:8080",
+    url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Screen kept uploads again by the current policy and reference, and serve the resulting versions.
@@ -161,7 +198,7 @@ def rescreen(
         fail("name one adapter, or ask for --all", 2)
     with client_of(url, key) as client:
         if name is not None:
-            out.print(_line(answer_of(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
+            out.print(version_line(answer_of(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
             return
         counts = _rescreen_all(client)
     out.print(", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items()), highlight=False)
@@ -178,10 +215,10 @@ def _rescreen_all(client: httpx.Client) -> dict[str, int]:
         for kind, fields in _events(response.iter_lines()):
             if kind == "done":
                 return fields
-            detail = fields["error"]["message"] if fields["error"] else _line(fields["version"])
+            detail = fields["error"]["message"] if fields["error"] else version_line(fields["version"])
             line = f"{fields['name']}  {fields['result'].replace('_', ' ')}  {detail}"
             out.print(line, soft_wrap=True, highlight=False, markup=False)
-    fail("the gateway broke off")
+    return fail("the gateway broke off")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from app.cli.adapters import Key, Url, answer_of, client_of, fail
+from app.cli.client import LOCAL, Key, Url, answer_of, client_of, fail, out
 
 ANSWER_S: Final = 60.0
 """Most seconds of one answer; then it counts as broken."""
@@ -29,7 +28,6 @@ ENOUGH: Final = 24
 """Canaries that must be refused and are usable, below which the interval they buy is wide: see `bound`."""
 
 canaries = typer.Typer(no_args_is_help=True, help="Check, import and split batteries of canaries (docs/canaries.md).")
-out = Console()
 
 
 def bound(asked: int) -> float:
@@ -41,7 +39,7 @@ def bound(asked: int) -> float:
 def check(
     file: Annotated[Path, typer.Argument(help="Battery, JSON lines; starter: the one that comes with the gateway")],
     model: Annotated[str | None, typer.Option(help="Model to ask; default: the served model")] = None,
-    url: Url = "http://127.0.0.1:8080",
+    url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.

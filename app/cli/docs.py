@@ -20,11 +20,12 @@ def settings_table() -> str:
     rows = ["| Setting | Default | Meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         flag = f"`GATEWAY_{name.upper()}`, `--{name.replace('_', '-')}`"
-        rows.append(f"| {flag} | {_default(field)} | {field.description} |")
+        rows.append(f"| {flag} | {default_of(field)} | {field.description} |")
     return "\n".join(rows)
 
 
-def _default(field: FieldInfo) -> str:
+def default_of(field: FieldInfo) -> str:
+    """Return the default of a setting as it is shown: code, `must be set`, or – for none."""
     value = field.default
     if value is PydanticUndefined:
         return "must be set"

@@ -1,18 +1,19 @@
-"""`python -m app keys`: command that creates an API key."""
+"""`python -m app keys`: make, list and revoke API keys of a keys file."""
 
+import stat
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.table import Table
 
-from app.domain.api_keys import Role, new_key
+from app.cli.client import Json, fail, out, print_json
+from app.domain.api_keys import Key as StoredKey
+from app.domain.api_keys import Role, new_key, parse_keys
 
-keys = typer.Typer(no_args_is_help=True, help="Make API keys.")
-
-
-@keys.callback()
-def _group() -> None:
-    """Group the subcommands: without this callback typer would drop the name `new`, the only one."""
+keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
 
 @keys.command("new")
@@ -36,3 +37,43 @@ def new(
         raise typer.Exit(2) from error
     typer.echo(f"The key, shown this once: {key}", err=True)
     sys.stdout.write(f"{stored.line}\n")
+
+
+KeysFile = Annotated[
+    Path, typer.Argument(envvar="GATEWAY_API_KEYS_FILE", help="Keys file; default: that of GATEWAY_API_KEYS_FILE")
+]
+
+
+@keys.command("list")
+def list_keys(file: KeysFile, as_json: Json = False) -> None:
+    """List the keys of a file: names, roles and owners. Keys themselves are not in it."""
+    found = _read(file)
+    if as_json:
+        print_json([{"name": one.name, "roles": sorted(one.roles), "owner": one.owner or one.name} for one in found])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "roles", "owner"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(one.name, ", ".join(sorted(one.roles)), one.owner or one.name)
+    out.print(table)
+
+
+@keys.command("revoke")
+def revoke(file: KeysFile, name: Annotated[str, typer.Option(help="Name of the key")]) -> None:
+    """Take a key out of a file. A gateway reads the file at its start: restart it."""
+    if name not in {one.name for one in _read(file)}:
+        fail(f"{file} has no key {name}")
+    kept = [line for line in file.read_text(encoding="utf-8").splitlines() if line.split()[:1] != [name]]
+    written = file.with_name(f".{file.name}.new")
+    written.touch(mode=stat.S_IMODE(file.stat().st_mode), exist_ok=False)
+    written.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    written.replace(file)
+    out.print(f"{name} is revoked from the next start of the gateway on", highlight=False)
+
+
+def _read(file: Path) -> tuple[StoredKey, ...]:
+    try:
+        return parse_keys(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return fail(f"{file}: {error}")

@@ -1,4 +1,4 @@
-"""Main program of the command line: python -m app serve | reference | screen | adapters | keys | store | demo | bench."""
+"""Main program of the command line: python -m app serve | status | chat | adapters | screen | reference | …."""
 
 import json
 import sys
@@ -14,10 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app import __version__
-from app.cli.adapters import adapters, err, fail, out
+from app.cli.adapters import adapters
 from app.cli.bench import bench
 from app.cli.canaries import canaries
+from app.cli.client import AS_IT_CAME, CHANGED, REJECTED, err, fail, out
 from app.cli.demo import demo
+from app.cli.gateway import chat, status
 from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
@@ -40,12 +42,11 @@ TABLE_COLUMNS: Final = 112
 SHARES: Final = (0.2, 0.5, 0.7, 0.8, 0.9)
 """Shares of ‖V‖² for which `reference inspect` says how many singular triples modules need."""
 
-EXIT = {Outcome.CLEAN: 0, Outcome.PRUNED: 1, Outcome.PROJECTED: 1, Outcome.EMPTIED: 1, Outcome.REJECTED: 2}
+EXIT = dict.fromkeys(Outcome, CHANGED) | {Outcome.CLEAN: AS_IT_CAME, Outcome.REJECTED: REJECTED}
 """Exit status of `screen`."""
 
 cli = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Screens LoRA adapters in front of vLLM.",
 )
@@ -58,6 +59,8 @@ cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")
 cli.add_typer(canaries, name="canaries")
 store.command("move")(move_command)
+cli.command("status")(status)
+cli.command("chat")(chat)
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,7 +88,9 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except httpx.TransportError as error:
-        fail(f"cannot reach the gateway: {error}")
+        fail(f"cannot reach the gateway at {error.request.url.copy_with(path='')}: {error}")
+    except httpx.InvalidURL as error:
+        fail(f"the gateway's address is not a URL: {error}")
 
 
 def _explained(error: GatewayError) -> str:
@@ -95,10 +100,23 @@ def _explained(error: GatewayError) -> str:
     return "\n".join(f"{fault.code}: {fault.message}\n  {fault.what_to_do}" for fault in error.details)
 
 
-@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _print_settings(wanted: bool) -> None:
+    if wanted:
+        from app.cli.settings_help import settings_help
+
+        out.print(settings_help())
+        raise typer.Exit
+
+
+@cli.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
 def serve(
     context: typer.Context,
     demo: Annotated[bool, typer.Option(help="The demo's model and reference, open, on loopback only")] = False,
+    _: Annotated[
+        bool, typer.Option("--help", callback=_print_settings, is_eager=True, help="Show every setting and exit")
+    ] = False,
 ) -> None:
     """Run the gateway. Each setting is a flag (--max-loras 8) or a variable (GATEWAY_MAX_LORAS=8); see docs/settings.md."""
     from app.server.app import run
@@ -312,7 +330,7 @@ def screen_adapter(
     dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
 ) -> None:
-    """Measure one adapter on disk. Exit status: 0 clean, 1 pruned, projected or emptied, 2 rejected or invalid."""
+    """Measure one adapter on disk. Exit status: 0 clean, 3 pruned, projected or emptied, 2 rejected or invalid."""
     from app.domain.manifest import verdict_json
     from app.domain.policy import Policy
     from app.gateway.directory_screening import screen_directory

@@ -11,9 +11,17 @@ from rich.text import Text
 
 from app.domain.policy import shown_tau
 
+WORST_SHOWN: Final = 8
+"""Modules that a rejection names."""
+
 SHADES: Final = ("green", "yellow", "red")
 _TOWER = re.compile(r"(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key under which layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def place(module: str) -> tuple[int, str]:
@@ -69,6 +77,22 @@ def _cell(module: Mapping[str, Any] | None, comparison: str, tau: float) -> Text
     return Text(f"{shown}{cut}", style=style)
 
 
+def worst_modules(verdict: Mapping[str, Any]) -> RenderableType:
+    """Return a table of the condemned modules with the highest deciding scores."""
+    comparison = verdict["policy"]["comparison"]
+    condemned = [m for m in verdict["modules"] if m["decision"] != "keep"]
+    worst = sorted(condemned, key=lambda m: -(m["scores"].get(comparison) or 0.0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("module", overflow="fold")
+    table.add_column(f"E-DIEM ({comparison})", justify="right", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    for m in worst[:WORST_SHOWN]:
+        table.add_row(m["name"], _number(m["scores"].get(comparison)), m["reason"])
+    if len(worst) > WORST_SHOWN:
+        table.add_row(f"… and {len(worst) - WORST_SHOWN} more", "", "")
+    return table
+
+
 def score_table(verdict: Mapping[str, Any]) -> RenderableType:
     """Return a table with one row per module: every comparison's score, norms, cosine, decision and reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -76,7 +100,7 @@ def score_table(verdict: Mapping[str, Any]) -> RenderableType:
     for column in ("projection", "alignment", "input", "cosine", "‖ΔW‖ / ‖V‖"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("decision", no_wrap=True)
-    for m in verdict["modules"]:
+    for m in sorted(verdict["modules"], key=lambda m: natural(m["name"])):
         scores = [_number(m["scores"].get(name)) for name in ("projection", "alignment", "input")]
         ratio = m["update_norm"] / m["v_norm"] if m["v_norm"] and m["update_norm"] is not None else None
         norms = [_number(m["safe_lora_cosine"], 3), _number(ratio, 3)]

@@ -82,9 +82,9 @@ def test_clean_is_0_and_every_number_of_the_json_stands_in_the_table(reference: 
     assert "safe" not in table.stdout.lower().replace("safe_lora", "")
 
 
-def test_pruned_is_1(reference: Path, tmp_path: Path) -> None:
+def test_changed_is_3(reference: Path, tmp_path: Path) -> None:
     done = run("screen", *PRUNING, write(tmp_path / "a", reference, planted=[Q]), "--reference", reference, "--json")
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     report = json.loads(done.stdout)
     assert report["outcome"] == "pruned"
     assert [m["name"] for m in report["modules"] if m["decision"] == "prune"] == [Q]

@@ -1,7 +1,10 @@
 """`serve`'s flags are the settings, and nothing else."""
 
+import json
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +65,37 @@ def test_a_client_without_files_or_gateway_is_told_so() -> None:
         assert ran.returncode == 1
         assert ran.stderr.startswith("error: ")
         assert "Traceback" not in ran.stderr
+
+
+def test_the_help_of_serve_has_every_setting_with_its_default() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "app", "serve", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = {words[0]: line for line in ran.stdout.splitlines() if (words := line.split())}
+    assert all(f"--{name.replace('_', '-')}" in lines for name in Settings.model_fields)
+    assert "[8080]" in lines["--port"]
+    assert "[must be set]" in ran.stdout
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+
+    def keys(*args: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "app", "keys", *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    lines = [keys("new", "--name", name, "--role", "upload").stdout for name in ("ci", "ci-2")]
+    file.write_text("# ours\n" + "".join(lines))
+    file.chmod(0o640)
+    listed = json.loads(keys("list", str(file), "--json").stdout)
+    assert [(one["name"], one["roles"], one["owner"]) for one in listed] == [
+        ("ci", ["upload"], "ci"),
+        ("ci-2", ["upload"], "ci-2"),
+    ]
+    assert keys("revoke", str(file), "--name", "ci").returncode == 0
+    assert file.read_text() == "# ours\n" + lines[1]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    again = keys("revoke", str(file), "--name", "ci")
+    assert (again.returncode, "has no key ci" in again.stderr) == (1, True)
+    file.write_text("nonsense")
+    assert "line 1" in keys("list", str(file)).stderr

@@ -9,6 +9,7 @@ import pytest_asyncio
 from typer.testing import CliRunner
 
 from app.cli import adapters as remote
+from app.cli.client import out
 from app.domain.api_keys import Role, new_key
 from app.gateway import warm_up as warming
 from tests.support.gateway import SERVED, OpenHouse, Running, form, gateway
@@ -141,7 +142,7 @@ def test_the_command_says_how_long_each_engine_took(
     made = httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
     monkeypatch.setattr(remote, "client_of", lambda *_: made)
     printed: list[str] = []
-    monkeypatch.setattr(remote.out, "print", lambda line, **_: printed.append(line))
+    monkeypatch.setattr(out, "print", lambda line, **_: printed.append(line))
     result = CliRunner().invoke(remote.adapters, ["warm", "bard", "--version", "3"])
     assert result.exit_code == exit_code
     assert printed == [f"bard@3  engine 1  {'warm after 250 ms' if error is None else 'it broke'}"]

@@ -1,0 +1,102 @@
+"""`python -m app adapters push`: upload of one adapter, with its progress, verdict and exit status."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import httpx
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from app.cli.client import (
+    AS_IT_CAME,
+    CHANGED,
+    LOCAL,
+    NOT_ASKED,
+    OURS,
+    REJECTED,
+    Json,
+    Key,
+    Url,
+    answer_of,
+    client_of,
+    err,
+    out,
+    print_json,
+)
+from app.observe.ladder_table import ladder_table
+from app.observe.verdict_report import heat_map, worst_modules
+from app.observe.version_table import version_line
+from app.upload.adapter_files import AdapterFiles, adapter_files
+
+
+def push_adapter(
+    name: Annotated[str, typer.Argument(help="Adapter name")],
+    path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Upload an adapter and show its verdict and state.
+
+    Exit status: 0 served as it came, 3 changed, 2 rejected or invalid, 1 if the gateway could not be asked.
+    """
+    found = adapter_files(path)
+    with client_of(url, key) as client:
+        response = _sent(client, name, found)
+    if as_json:
+        print_json(response.json())
+        sys.exit(_status(response))
+    if not response.is_success:
+        _show_rejection(response)
+        answer_of(response, _status(response))
+    version = response.json()
+    report = version["report"]
+    out.print(heat_map(report["verdict"]))
+    if report.get("behaviour"):
+        out.print(ladder_table(report["behaviour"]))
+    for remark in report.get("remarks", ()):
+        out.print(f"note: {remark}", highlight=False)
+    out.print(version_line(version), highlight=False)
+    sys.exit(_status(response))
+
+
+def _sent(client: httpx.Client, name: str, found: AdapterFiles) -> httpx.Response:
+    """Send the upload; a terminal shows how far it is, and how fast."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with (
+        Progress(
+            TextColumn("{task.description}"), *columns, console=err, transient=True, disable=not err.is_terminal
+        ) as bar,
+        found.config.open("rb") as config,
+        bar.open(found.weights, "rb", description=found.weights.name) as weights,
+    ):
+        files: dict[str, tuple[str | None, bytes | BinaryIO]] = {
+            "name": (None, name.encode()),
+            "config": (found.config.name, config),
+            "weights": (found.weights.name, weights),
+        }
+        return client.post("/adapters", files=files)
+
+
+def _status(response: httpx.Response) -> int:
+    """Return the exit status that says what became of the upload."""
+    if not response.is_success:
+        return NOT_ASKED if response.status_code in OURS or response.status_code >= 500 else REJECTED
+    version = response.json()
+    return AS_IT_CAME if version["outcome"] == "clean" and not version["rung"] else CHANGED
+
+
+def _show_rejection(response: httpx.Response) -> None:
+    """Print the report of a version that was rejected, if there is one: its worst modules, or the ladder."""
+    try:
+        version: Any = response.json()["version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    report = version.get("report") or {}
+    if report.get("behaviour"):
+        out.print(ladder_table(report["behaviour"]))
+    elif report.get("verdict"):
+        out.print(worst_modules(report["verdict"]))
+    shown = f"python -m app adapters show {version['name']} {version['version']}"
+    out.print(f"the whole report: {shown}", highlight=False, soft_wrap=True)

@@ -1,0 +1,165 @@
+"""`adapters`, `status` and `chat` as a user runs them, against a gateway over the simulated engine."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest_asyncio
+import uvicorn
+
+from app.cli.client import AS_IT_CAME, CHANGED, NOT_ASKED, REJECTED
+from tests.support.gateway import KEY, OpenHouse, Running, form
+from tests.support.waiting import STUCK_S
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Commands against a gateway that listens."""
+
+    running: Running
+    address: str
+    folder: Path
+
+    async def __call__(self, *args: str, columns: int | None = None, typed: str = "") -> Done:
+        env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        env |= {"GATEWAY_URL": self.address, "GATEWAY_API_KEY": KEY} | ({"COLUMNS": str(columns)} if columns else {})
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", *args), stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=ROOT
+        )
+        async with asyncio.timeout(STUCK_S):
+            out, err = await process.communicate(typed.encode())
+        assert process.returncode is not None
+        assert "Traceback" not in err.decode()
+        return Done(process.returncode, out.decode(), err.decode())
+
+    def adapter(self, name: str, seed: int = 0) -> str:
+        """Directory of a valid adapter."""
+        folder = self.folder / name
+        folder.mkdir()
+        for part in ("config", "weights"):
+            file, data = form(name, seed)[part]
+            (folder / file).write_bytes(data)
+        return str(folder)
+
+
+async def listening(running: Running, folder: Path) -> AsyncIterator[Shell]:
+    server = uvicorn.Server(uvicorn.Config(running.app, lifespan="off", log_level="warning"))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        serving = asyncio.create_task(server.serve([bound]))
+        yield Shell(running, f"127.0.0.1:{bound.getsockname()[1]}", folder)  # no scheme: http
+        server.should_exit = True
+        await serving
+
+
+@pytest_asyncio.fixture
+async def shell(open_gateway: OpenHouse, tmp_path: Path) -> AsyncIterator[Shell]:
+    async with open_gateway(tau=1e6) as running:
+        async for made in listening(running, tmp_path):
+            yield made
+
+
+async def test_an_adapter_from_its_first_push_to_its_removal(shell: Shell) -> None:
+    empty = await shell("adapters", "list")
+    assert (empty.status, "no adapters yet" in empty.out) == (0, True)
+    first = await shell("adapters", "push", "style", shell.adapter("a"))
+    assert (first.status, first.out.splitlines()[-1].split()[:3]) == (AS_IT_CAME, ["style@1", "ready", "clean"])
+    second = await shell("adapters", "push", "style", shell.adapter("b", seed=1), "--json")
+    assert (second.status, json.loads(second.out)["version"]) == (AS_IT_CAME, 2)
+    listed = await shell("adapters", "versions", "style")
+    assert [line.split()[:2] for line in listed.out.splitlines() if "@" in line] == [
+        ["▶", "style@2"],
+        ["style@1", "retired"],
+    ]
+    assert "outcome" in listed.out
+    shown, older = await shell("adapters", "show", "style", "--json"), await shell("adapters", "show", "style", "1")
+    assert json.loads(shown.out)["version"] == 2
+    assert older.out.startswith("style@1 ")
+    back = await shell("adapters", "rollback", "style")
+    assert (back.status, back.out.split()[0]) == (0, "style@1")
+    assert json.loads((await shell("adapters", "show", "style", "--json")).out)["version"] == 1
+    assert [line.split()[-1] for line in (await shell("adapters", "events", "style")).out.splitlines()][-1] == "ready"
+    kept = await shell("adapters", "rm", "style")
+    assert (kept.status, "--yes" in kept.err) == (2, True)
+    assert (await shell.running.http.get("/adapters/style")).status_code == 200
+    assert (await shell("adapters", "rm", "style", "--yes")).status == 0
+    assert (await shell.running.http.get("/adapters/style")).status_code == 404
+
+
+async def test_the_exit_status_of_a_push_says_what_became_of_it(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    async with open_gateway(tau=-1e6, max_pruned_share=1.0) as running:
+        async for shell in listening(running, tmp_path):
+            changed = await shell("adapters", "push", "style", shell.adapter("a"))
+            assert (changed.status, "modules pruned" in changed.out) == (CHANGED, True)
+            (tmp_path / "a" / "adapter_config.json").write_text("{")
+            invalid = await shell("adapters", "push", "style", str(tmp_path / "a"))
+            assert (invalid.status, "bad_config" in invalid.err) == (REJECTED, True)
+
+
+async def test_a_rejected_push_says_why_which_modules_and_where_the_report_is(
+    open_gateway: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_gateway(tau=-1e6, max_pruned_share=0.1) as running:
+        async for shell in listening(running, tmp_path):
+            done = await shell("adapters", "push", "style", shell.adapter("a"))
+            assert done.status == REJECTED
+            assert done.err.startswith("error: rejected: ")
+            assert "model.layers.0." in done.out
+            command = done.out.splitlines()[-1].partition("python -m app ")[2].split()
+            report = await shell(*command)
+            assert report.status == 0
+            assert "rejected" in report.out
+
+
+async def test_a_gateway_that_cannot_be_asked_is_named(shell: Shell) -> None:
+    for args in (("adapters", "list"), ("adapters", "push", "x", shell.adapter("a")), ("status",)):
+        done = await shell(*args, "--url", "127.0.0.1:1")
+        assert (done.status, "http://127.0.0.1:1" in done.err) == (NOT_ASKED, True)
+    wrong = await shell("adapters", "push", "x", str(shell.folder / "a"), "--key", "another-key-than-theirs")
+    assert (wrong.status, "unauthorized" in wrong.err) == (NOT_ASKED, True)
+
+
+async def test_tables_hold_in_80_columns_and_are_not_cut_in_a_pipe(shell: Shell) -> None:
+    name = "an-adapter-with-a-name-as-long-as-" + "x" * 20
+    assert (await shell("adapters", "push", name, shell.adapter("a"))).status == 0
+    narrow = await shell("adapters", "show", name, columns=80)
+    assert max(map(len, narrow.out.splitlines())) <= 80
+    report = json.loads((await shell("adapters", "show", name, "--json", columns=40)).out)["report"]["verdict"]
+    for module in report["modules"]:
+        assert f"{module['scores']['input']:.2f}" in narrow.out
+    piped = await shell("adapters", "list")
+    assert f"{name}@1" in piped.out
+
+
+async def test_status_and_chat(shell: Shell) -> None:
+    await shell("adapters", "push", "style", shell.adapter("a"))
+    status = await shell("status")
+    assert status.status == 0
+    assert status.out.startswith("ready\n")
+    assert "style" in status.out
+    one = await shell("chat", "style", "hello")
+    assert (one.status, one.out.strip()) == (0, "t0 t1 t2 t3 t4")
+    more = await shell("chat", "style", "--system", "be brief", typed="hello\nand more\n")
+    assert more.status == 0
+    assert len(more.out.splitlines()) == 2
+    talk = shell.running.simulator.seen[-1]["messages"]
+    assert [message["role"] for message in talk] == ["system", "user", "assistant", "user"]
+    missing = await shell("chat", "nobody", "hello")
+    assert (missing.status, "model_not_found" in missing.err) == (1, True)
