@@ -178,6 +178,12 @@ class Health(View):
     status: Literal["ok"]
 
 
+class GatewayVersion(View):
+    """Version of the gateway."""
+
+    version: str
+
+
 class Readiness(View):
     """Parts of the gateway, each `ok` or its problem, and details about the served model."""
 

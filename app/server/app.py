@@ -5,12 +5,13 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import uvicorn
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import errors
@@ -33,6 +34,14 @@ from app.server.wiring import Gateway, wire_gateway
 
 SHUTDOWN_S: Final = 5
 """Seconds that connections get to close after every request was answered or cut off (GATEWAY_DRAIN_SECONDS)."""
+
+CORS: Final[Mapping[str, Any]] = {
+    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_headers": ["*"],  # OpenAI's SDKs send a dozen of their own
+    "expose_headers": ["*"],
+    "allow_credentials": False,
+}
+"""Rules for pages of allowed origins: everything but cookies, since a key is needed all the same."""
 
 KEEP_ALIVE_S: Final = 75
 """Seconds an idle connection is kept open, longer than clients keep theirs (httpx and the openai SDK 5, Node 4, aiohttp 15,
@@ -126,12 +135,14 @@ def middleware(gateway: Gateway) -> list[Middleware]:
 
     Request ids come first, so that every refusal has one; a gateway that ends checks nothing any more. The console's
     cookie becomes a key only after the cross-site checks: those let requests with a key pass, because no browser adds one
-    by itself.
+    by itself. Pages of allowed origins come with a key and get no cookie.
     """
+    cors = [Middleware(CORSMiddleware, allow_origins=sorted(gateway.origins), **CORS)] if gateway.origins else []
     return [
         Middleware(RequestIds, traces=gateway.context.metrics.traces),
+        *cors,
         Middleware(EndingRequests, ending=gateway.context.ending),
-        Middleware(RequestChecks, hosts=gateway.hosts),
+        Middleware(RequestChecks, hosts=gateway.hosts, origins=gateway.origins),
         Middleware(CookieToKey),
     ]
 

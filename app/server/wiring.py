@@ -73,7 +73,8 @@ class Gateway:
     embedded: supervisor of the embedded engine; None with external engines. engine: client of the only engine, or the
     fleet. front: client of the inference gateway in front of the engines, if there is one. recheck: None without a battery.
     reload: reads the battery again. sandbox: None if uploads are read in this process. drain_seconds: time for running
-    requests after SIGTERM. hosts: accepted Host names; empty: any. closers: closes everything that was opened.
+    requests after SIGTERM. hosts: accepted Host names; empty: any. origins: those of pages
+    that may call the API. closers: closes everything that was opened.
     """
 
     embedded: EmbeddedEngine | None
@@ -88,6 +89,7 @@ class Gateway:
     context: Context
     drain_seconds: float
     hosts: frozenset[str]
+    origins: frozenset[str]
     closers: ExitStack
 
 
@@ -185,6 +187,7 @@ def _with_use_cases(
         context=_context(settings, uploads, engine, front, evaluation, closers),
         drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
+        origins=settings.allowed_origins,
         closers=closers,
     )
 

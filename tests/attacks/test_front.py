@@ -144,7 +144,7 @@ PATHS = [
     "/sleep",
     "/pause",
     "/collective_rpc",
-    "/v1/chat/completions/",
+    "/v1/chat/completions//",
     "/V1/CHAT/COMPLETIONS",
     "/v1/chat/completions;x=1",
     "/docs",

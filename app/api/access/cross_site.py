@@ -23,13 +23,17 @@ of this machine."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def check_site(method: str, headers: Headers, hosts: Collection[str]) -> None:
-    """Refuse a request that another site's page made a browser send. hosts: names the operator allows; empty: any.
+def check_site(method: str, headers: Headers, hosts: Collection[str], allowed: Collection[str] = ()) -> None:
+    """Refuse a request that another site's page made a browser send.
+
+    hosts: names the operator allows; empty: any. allowed: origins whose pages may send requests.
 
     Requests with a bearer token pass: a browser does not add one by itself, unlike a cookie or a password. Raises Refused
     CROSS_SITE.
     """
     if method not in UNSAFE or headers.get("authorization", "").lower().startswith("bearer "):
+        return
+    if allowed and headers.getlist("origin") and set(headers.getlist("origin")) <= set(allowed):
         return
     fetch_sites, origins = headers.getlist("sec-fetch-site"), headers.getlist("origin")
     if fetch_sites:

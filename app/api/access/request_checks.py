@@ -7,7 +7,7 @@ differently (`//`, `%2f`, dot segments) is therefore not found, for every caller
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -28,6 +28,9 @@ _AMBIGUOUS = re.compile(rb"%(?:2[fF]|5[cC]|2[eE]|25|[01][0-9A-Fa-f]|7[fF]|[89A-F
 """Percent-encoded slash, backslash, dot, percent, control or non-ASCII character; or a percent sign encoding nothing."""
 
 
+API: Final = b"/v1/"
+"""Prefix of the paths that may end with a slash."""
+
 SINGLE: Final = frozenset(
     {
         *(b"authorization", b"content-length", b"content-type", b"cookie", b"origin", b"sec-fetch-site"),
@@ -42,11 +45,12 @@ it reads itself."""
 class RequestChecks:
     """ASGI middleware that refuses malformed and cross-site requests before routing.
 
-    hosts: names accepted (lower case, no port); empty: every well-formed one.
+    hosts: names accepted (lower case, no port); empty: every well-formed one. origins: those whose pages may call the API.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] = (), origins: Collection[str] = ()) -> None:
         self._app = app
+        self._origins = frozenset(origins)
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +74,9 @@ class RequestChecks:
         path = scope.get("raw_path") or scope["path"].encode()
         if not _PATH.fullmatch(path) or _AMBIGUOUS.search(path) or {b".", b".."} & set(path.split(b"/")):
             raise Refused(NOT_FOUND, f"the path {path[:80].decode('latin-1')!r} is not in plain form")
-        check_site(scope["method"], Headers(scope=scope), self._hosts)
+        if path.startswith(API) and path.endswith(b"/"):  # as clients that join URLs ask; vLLM redirects them
+            scope["path"], scope["raw_path"] = scope["path"].rstrip("/"), path.rstrip(b"/")
+        check_site(scope["method"], Headers(scope=scope), self._hosts, self._origins)
         codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
         if any(value.strip().lower() not in (b"", b"identity") for value in codings):
             raise Refused(UNSUPPORTED_ENCODING, "the body has a Content-Encoding", param="content-encoding")

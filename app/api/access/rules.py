@@ -34,6 +34,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/healthz"): PUBLIC,
     ("GET", "/ready"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
+    ("GET", "/version"): _for(*Role),
     ("GET", "/metrics"): _for(Role.METRICS),
     ("GET", "/metrics/engine"): _for(Role.METRICS),
     ("GET", "/resolve/{model}"): _for(Role.ENGINE),

@@ -1,14 +1,15 @@
-"""Operators' routes: /health, /ready, /metrics and /metrics/engine."""
+"""Operators' routes: /health, /ready, /version, /metrics and /metrics/engine."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from app import __version__
 from app.api.access.rules import guarded
 from app.api.dependencies import Context, context
 from app.api.openapi import text
-from app.api.schemas import Health, Readiness
+from app.api.schemas import GatewayVersion, Health, Readiness
 from app.observe.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
@@ -19,6 +20,12 @@ router = APIRouter(tags=["operations"])
 async def health() -> Response:
     """Report that the process answers. Does not check the engine: /ready does."""
     return Health(status="ok").response()
+
+
+@router.get("/version", dependencies=[Depends(guarded)], response_model=GatewayVersion)
+async def version() -> Response:
+    """Return the gateway's own version."""
+    return GatewayVersion(version=__version__).response()
 
 
 @router.get("/ready", response_model=Readiness, responses={503: {"model": Readiness}})

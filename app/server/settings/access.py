@@ -1,13 +1,16 @@
 """Settings of access: the address to listen on, keys, rates, and limits of uploads."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from app.domain.api_keys import Key, key_for_all, parse_keys
 from app.server.settings.parts import comma_separated
+
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
 class AccessSettings(BaseSettings):
@@ -28,6 +31,11 @@ class AccessSettings(BaseSettings):
         description="Accepted Host names, comma-separated, without port; default: any well-formed name, or only the "
         "names of loopback if an open gateway listens there",
     )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Origins such as https://chat.example.org, comma-separated, whose pages may call the API from a "
+        "browser, with a key (CORS); default: none",
+    )
     uploads_per_minute: int = Field(60, ge=0, description="Uploads of one key in a minute; 0: no limit")
     screens_per_minute: int = Field(60, ge=0, description="Dry runs (POST /screen) of one key in a minute; 0: no limit")
     screens_per_day: int = Field(
@@ -45,7 +53,16 @@ class AccessSettings(BaseSettings):
     )
     min_free_disk_mib: int = Field(512, ge=0, description="Free disk space below which uploads are refused, MiB")
 
-    _split_values = field_validator("api_keys", "allowed_hosts", mode="before")(comma_separated)
+    _split_values = field_validator("api_keys", "allowed_hosts", "allowed_origins", mode="before")(comma_separated)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        if wrong := [one for one in value if not _ORIGIN.fullmatch(one)]:
+            raise ValueError(
+                f"{wrong[0][:80]!r} is not an origin such as https://chat.example.org or http://localhost:3000"
+            )
+        return value
 
     @field_validator("api_keys")
     @classmethod
