@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
+from app.cli.main import _flags
 from app.server.settings import Settings
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running
 
@@ -59,7 +60,7 @@ async def test_by_default_no_page_is_allowed(running: Running) -> None:
 @pytest.mark.parametrize("wrong", ["*", "chat.example.org", "https://chat.example.org/", "null", "https://*.org"])
 def test_only_whole_origins_are_settings(wrong: str) -> None:
     with pytest.raises(ValidationError, match="is not an origin"):
-        Settings(model="m", reference="r", api_keys=KEY, allowed_origins=wrong)
+        Settings(**_flags(["--model", "m", "--reference", "r", "--api-keys", KEY, "--allowed-origins", wrong]))
 
 
 async def test_a_path_of_the_api_may_end_with_a_slash_and_no_other(running: Running) -> None:
