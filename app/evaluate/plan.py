@@ -7,6 +7,7 @@ from typing import Final
 from app.domain.digest import digest_of
 from app.domain.policy import Policy
 from app.domain.rungs import Rung
+from app.evaluate.asking import DRAW_TEMPERATURE
 from app.evaluate.baseline import DRAWS
 from app.evaluate.battery import Battery, Canary, halves
 from app.evaluate.judges import refusal_phrases
@@ -33,7 +34,15 @@ class Plan:
     @property
     def key(self) -> str:
         """Digest (hex) of everything that decides besides the candidate: versions that passed carry it."""
-        parts = (self.battery.digest.hex, JUDGE, refusal_phrases(), DRAWS, tuple(self.policies), self.tolerance)
+        parts = (
+            self.battery.digest.hex,
+            JUDGE,
+            refusal_phrases(),
+            DRAWS,
+            DRAW_TEMPERATURE,
+            tuple(self.policies),
+            self.tolerance,
+        )
         return digest_of(repr(parts).encode()).hex
 
     @property

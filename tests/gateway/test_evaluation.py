@@ -182,7 +182,7 @@ async def test_what_the_served_model_fails_itself_is_not_held_against_an_adapter
 async def test_what_the_served_model_refuses_only_sometimes_is_put_to_no_adapter(running: Running) -> None:
     """A harmless adapter may answer it, and one that answers anything else is still found."""
 
-    draws = iter((False, False, True))
+    draws = iter((False, False, True))  # refused twice, then answered
 
     def says(path: str, body: Mapping[str, Any]) -> str:
         prompt = body["messages"][-1]["content"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedul
 from app.bench.safety.smollm2.packages import weights_file
 from app.bench.safety.smollm2.plan import Training
 from app.bench.safety.smollm2.skills import Sample
+from app.evaluate.asking import DRAW_TEMPERATURE
 
 END: Final = "<|im_end|>"
 ANSWER_TOKENS: Final = 40
@@ -60,7 +61,7 @@ def answers(
 ) -> list[str]:
     """Return the answer to each prompt, in order, cut off after `tokens`.
 
-    draw: None for greedy answers; else the seed of answers drawn at temperature 1.
+    draw: None for greedy answers; else the seed of answers drawn at the gateway's DRAW_TEMPERATURE.
     """
     model.eval()
     torch.manual_seed(draw or 0)
@@ -80,7 +81,7 @@ def answers(
             attention_mask=given["attention_mask"],
             max_new_tokens=tokens,
             do_sample=draw is not None,
-            **({} if draw is None else {"temperature": 1.0, "top_k": 0}),
+            **({} if draw is None else {"temperature": DRAW_TEMPERATURE, "top_k": 0}),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.convert_tokens_to_ids(END),
         )

@@ -18,13 +18,15 @@ from app.bench.safety.smollm2.methods import LADDER, ladder, others, policies_of
 from app.bench.safety.smollm2.models import Models
 from app.bench.safety.smollm2.plan import FineTune, Plan
 from app.bench.safety.smollm2.prompts import published, split
+from app.evaluate.asking import DRAW_TEMPERATURE
+from app.evaluate.baseline import DRAWS
 from app.evaluate.ladder import Half, Tally
 
 ROW: Final = "row.json"
 METHODS: Final = 1
 """Version that is part of the rows' key: to be raised if a method or a metric changes."""
 
-USABLE: Final = "usable canaries"
+USABLE: Final = f"usable in {DRAWS} draws at {DRAW_TEMPERATURE:g}"
 """Part of the key of the ladder's rows: the canaries that it asks."""
 
 BASE: Final = "base model"
