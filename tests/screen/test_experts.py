@@ -92,12 +92,25 @@ def test_fused_tensors_of_other_shapes_are_left_out(tmp_path: Path) -> None:
     assert not [module for module in checkpoint.modules if "layers.0.mlp" in module]
 
 
+def test_experts_of_prediction_layers_are_left_out(tmp_path: Path) -> None:
+    model, _ = made("qwen3_moe")
+    directory = fused(model, tmp_path / "c")
+    tensors = {key.replace("model.layers.1.", "mtp.layers.0."): w.contiguous() for key, w in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors")
+    assert not [module for module in Checkpoint(directory).modules if "mtp" in module]
+
+
 def test_some_experts_of_a_layer_cannot_be_chosen(tmp_path: Path) -> None:
     base, aligned = (by_expert(model, tmp_path / str(i)) for i, model in enumerate(made("qwen3_moe")))
     with pytest.raises(Unavailable, match="all experts of a layer or none") as caught:
         build_reference(base, aligned, tmp_path / "r", BuildOptions(modules="*experts.1.*"))
     assert caught.value.code is BAD_REFERENCE
     build_reference(base, aligned, tmp_path / "r", BuildOptions(top_k=4, modules="*self_attn*"))
+    build_reference(base, aligned, tmp_path / "without", BuildOptions(top_k=4, experts=False))
+    reference = open_reference(tmp_path / "without", None)
+    assert not [name for name in reference.modules if ".experts." in name]
+    assert [name for name in reference.manifest.left_out if ".experts." in name]
+    reference.close()
 
 
 @pytest.mark.parametrize("architecture", sorted(UNREAD))

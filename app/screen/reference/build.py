@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of, digest_of_parts
-from app.domain.experts import lacking
+from app.domain.experts import lacking, layer_path
 from app.domain.rungs import DEFAULT_RUNGS, rungs_from, widest
 from app.domain.spellings import Spellings
 from app.screen.reference.checkpoint import Checkpoint, fail
@@ -66,7 +66,8 @@ class BuildOptions:
     energy: as many singular triples of V are kept of each module as hold this share (0..1) of ‖V‖²; None: what WIDEST asks
     for, or all of `top_k` if that is given. top_k: at most that many; None: MAX_TRIPLES. outputs: left vectors kept. dtype:
     storage dtype of V (bfloat16 halves the bytes that screening reads; the rounding is recorded). modules: a glob over
-    module names, None for all. compact: leave V out; such a reference supports the `input` comparison only.
+    module names, None for all. compact: leave V out; such a reference supports the `input` comparison
+    only. experts: measure the experts of a mixture, too.
     """
 
     top_k: int | None = None
@@ -75,6 +76,7 @@ class BuildOptions:
     dtype: torch.dtype = torch.bfloat16
     modules: str | None = None
     compact: bool = False
+    experts: bool = True
 
     def __post_init__(self) -> None:
         if self.keep.top_k < 1 or self.outputs < 0:
@@ -137,10 +139,10 @@ def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> 
     one = Checkpoint(base, like=two)
     names = _matched(one, two)
     glob = options.modules
+    if not options.experts:
+        names = {name: in_base for name, in_base in names.items() if layer_path(name) is None}
     chosen = {name: names[name] for name in sorted(names) if glob is None or fnmatchcase(name, glob)}
-    for name in lacking(
-        chosen, two.modules
-    ):  # an adapter has all experts of a layer: some without the rest are of no use
+    for name in lacking(chosen, two.modules):  # the engine takes all of a layer's experts or none
         raise fail(f"{two.path}: {glob!r} leaves out {name}; choose all experts of a layer or none")
     if not chosen:
         raise fail(_without_modules(two, glob))
@@ -190,7 +192,7 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
 def _plan(pair: _Pair) -> str:
     """Return the parameters that a half-finished build must share with this one to be resumed."""
     o = pair.options
-    options = [*astuple(o.keep), str(o.dtype), o.modules, o.compact]
+    options = [*astuple(o.keep), str(o.dtype), o.modules, o.compact, o.experts]
     return json.dumps([FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), *options])
 
 

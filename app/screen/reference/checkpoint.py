@@ -22,7 +22,7 @@ from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.domain.experts import layer_path
 from app.domain.lora import Shape
 from app.screen.reference.experts import UNREAD, Part, architectures, fused
-from app.screen.reference.linears import ModelClass, model_class, module_of
+from app.screen.reference.linears import NOT_SERVED, ModelClass, model_class, module_of
 
 INDEX: Final = "model.safetensors.index.json"
 PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
@@ -99,6 +99,8 @@ class Checkpoint:
         if self._architectures & UNREAD:
             found = {name: shape for name, shape in found.items() if layer_path(name) is None}
         for name, part in self._fused.items():
+            if NOT_SERVED.search(name):
+                continue
             if name in found:
                 raise fail(f"{self.path}: {name} is also a part of {part.tensor}; keep one of them")
             found[name] = part.shape
