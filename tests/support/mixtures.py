@@ -48,9 +48,13 @@ EXPERTS: Final = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def made(name: str) -> tuple[nn.Module, nn.Module]:
-    """The model before and after every value has changed."""
+    """Such a model before and after every value has changed."""
+    return changed(getattr(transformers, MIXTURES[name][0])(**SIZES))
+
+
+def changed(config: Any) -> tuple[nn.Module, nn.Module]:
+    """A model of this configuration before and after every value has changed."""
     torch.manual_seed(0)
-    config = getattr(transformers, MIXTURES[name][0])(**SIZES)
     base, aligned = (transformers.AutoModelForCausalLM.from_config(config) for _ in range(2))
     with torch.no_grad():
         for before, after in zip(base.parameters(), aligned.parameters(), strict=True):
@@ -96,9 +100,16 @@ def split(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def reference_of(name: str, directory: Path, **options: Any) -> tuple[Reference, nn.Module]:
     """The reference of such a pair, and the aligned model."""
     base, aligned = made(name)
-    pair = by_expert(base, directory / "base"), by_expert(aligned, directory / "aligned")
+    by_expert(base, directory / "base")
+    by_expert(aligned, directory / "aligned")
+    return reference_from(directory, **options), aligned
+
+
+def reference_from(directory: Path, **options: Any) -> Reference:
+    """The reference of the pair in a directory."""
+    pair = directory / "base", directory / "aligned"
     build_reference(*pair, directory / "reference", BuildOptions(**{"top_k": 4, **options}))
-    return open_reference(directory / "reference", None), aligned
+    return open_reference(directory / "reference", None)
 
 
 def target(reference: Reference, max_rank: int = 64) -> TargetModel:
