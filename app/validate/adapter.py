@@ -76,8 +76,8 @@ class _Plan:
 def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, limits: ValidateLimits) -> Adapter:
     """Read adapter_config.json and adapter_model.safetensors as an adapter for `target`.
 
-    weights: open for reading at any position; read tensor by tensor, so that beyond the Adapter itself no more than one
-    tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the
+    weights: open for reading at any position; read pair by pair, so that beyond the Adapter itself no more than a
+    pair is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the
     stage `validate`), `param` naming the tensor or field and `details` every fault found; OSError if the disk fails; any
     error that `out_of_memory` recognises.
     """

@@ -38,16 +38,17 @@ class Share:
 
 
 class Stacks:
-    """Layers of a model whose experts may come stacked, found by any spelling."""
+    """Layers of a model whose experts may come stacked. A spelling that would fit two layers fits neither."""
 
     def __init__(self, modules: Mapping[str, Shape]) -> None:
-        self._layers = {
-            common_path(path): layer for path, layer in layers_of(modules).items() if layer.kinds is not None
-        }
+        self._layers: dict[str, Layer | None] = {}
+        for path, layer in layers_of(modules).items():
+            common = common_path(path)
+            self._layers[common] = None if common in self._layers or layer.kinds is None else layer
 
     def __bool__(self) -> bool:
         """Return whether the model has such a layer."""
-        return bool(self._layers)
+        return any(layer is not None for layer in self._layers.values())
 
     def find(self, written: str) -> Layer | None:
         """Return the layer whose experts' stacked pair has this name in an upload; None if it is no such name."""

@@ -26,7 +26,7 @@ from app.domain.errors import (
     Code,
     Refused,
 )
-from app.domain.lora import Adapter, Received, TargetModel
+from app.domain.lora import Adapter, Received, Shape, TargetModel
 from app.domain.policy import Action, Policy, Unscorable
 from app.domain.verdict import Decision, Outcome
 from app.prune.canonical import canonicalise
@@ -38,6 +38,7 @@ from app.screen.balance import balance_all
 from app.screen.reference.open import Reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
+from app.validate.experts import Stacks
 from tests.adapters.test_engine_spelling import mapper_of
 from tests.support.mixtures import EXPERTS, MIXTURES, files_of, read, reference_of, save_adapter, split, target
 from tests.support.sandboxes import Heard
@@ -88,6 +89,31 @@ def test_stacked_experts_are_read_as_peft_means_them(tmp_path: Path, name: str, 
         assert float((delta - theirs[module].double()).abs().max()) <= 1e-6
     assert [one.name for one in adapter.modules] == sorted(one.name for one in adapter.modules)
     reference.close()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])  # of Qwen2-MoE PEFT adapts the shared expert alone
+def test_what_peft_makes_of_the_old_names_on_todays_classes_is_read_as_it_means_it(tmp_path: Path, name: str) -> None:
+    """PEFT turns target_modules w1, w2, w3 into parameters, doubles gate_up_proj's rank, and says so in its patterns."""
+    reference, model = reference_of(name, tmp_path)
+    settings = {"target_modules": ["q_proj", *MIXTURES[name][2]], "target_parameters": None}
+    theirs = split(save_adapter(model, tmp_path / "adapter", **settings), name)
+    adapter = read(tmp_path / "adapter", target(reference))
+    ours = {one.name: one for one in adapter.modules if ".experts." in one.name}
+    assert ours.keys() == theirs.keys()
+    assert {one.rank for one in ours.values()} == {4, 8}
+    for module, one in ours.items():
+        assert float((one.b.double() @ one.a.double() - theirs[module].double()).abs().max()) <= 1e-6
+    reference.close()
+
+
+def test_two_layers_that_one_spelling_fits_take_no_stack() -> None:
+    into, out = Shape(24, 32), Shape(32, 24)
+    kinds = {"gate_proj": into, "up_proj": into, "down_proj": out}
+    paths = ("model.layers.0.mlp.experts", "language_model.model.layers.0.mlp.experts")
+    one, two = ({f"{path}.0.{kind}": shape for kind, shape in kinds.items()} for path in paths)
+    assert Stacks(one).find("backbone.layers.0.block_sparse_moe.experts.base_layer")
+    assert not Stacks(one | two)
+    assert Stacks(one | two).find(paths[0]) is None
 
 
 def by_expert(directory: Path, name: str, reference: Reference) -> tuple[bytes, dict[str, Tensor]]:
