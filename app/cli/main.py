@@ -198,6 +198,7 @@ def reference_build(
     outputs: Annotated[int | None, typer.Option(help="Outputs (left singular vectors) to keep; default: 64")] = None,
     modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
     compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
+    experts: Annotated[bool, typer.Option(help="Measure the experts of a mixture, too: most of its weights")] = True,
 ) -> None:
     """Build a reference from a base checkpoint and its aligned counterpart, tensor by tensor."""
     from app.screen.reference.build import WIDEST, BuildOptions, build_reference
@@ -205,7 +206,9 @@ def reference_build(
 
     try:
         kept = WIDEST.outputs if outputs is None else outputs
-        options = BuildOptions(top_k=top_k, energy=energy, outputs=kept, modules=modules, compact=compact)
+        options = BuildOptions(
+            top_k=top_k, energy=energy, outputs=kept, modules=modules, compact=compact, experts=experts
+        )
     except ValueError as error:
         fail(str(error), 2)
     with _progress() as bar:

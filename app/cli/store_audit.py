@@ -217,6 +217,7 @@ def _sanitised_again(folder: Path, reference: "Reference", policy: Mapping[str, 
     from app.domain.lora import Received, ServingDtype, TargetModel
     from app.domain.policy import policy_from
     from app.gateway.directory_screening import MAX_RANK
+    from app.prune.canonical import CONFIG_BYTES
     from app.sandbox.sanitise import Measure, accepting, sanitise
     from app.store.audit.snapshot import read_blob
     from app.validate.adapter import ValidateLimits
@@ -229,7 +230,8 @@ def _sanitised_again(folder: Path, reference: "Reference", policy: Mapping[str, 
     target = TargetModel(
         json.loads(config)["base_model_name_or_path"], reference.modules, ServingDtype(dtype), MAX_RANK
     )
-    measure = Measure(target, ValidateLimits(), reference, accepting(policy_from(policy)), MEASURE_S)
+    limits = ValidateLimits(max_config_bytes=CONFIG_BYTES)
+    measure = Measure(target, limits, reference, accepting(policy_from(policy)), MEASURE_S)
     try:
         with (folder / WEIGHTS_FILE).open("rb") as weights:
             made = sanitise(measure, config, weights, Received(nothing, nothing, 0, 0), _NoSteps())

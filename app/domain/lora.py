@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from app.domain.digest import Digest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MAX_MODULES: Final = 94 * (128 * 3 + 8)
+"""Modules of the largest adapter that people train: 94 layers of 128 experts, three linear modules each, and eight beside
+them (Qwen3-235B-A22B)."""
 
 
 class ServingDtype(StrEnum):

@@ -3,9 +3,13 @@
 Canonical form: balanced factors (app/screen/balance.py), one dtype (the serving dtype), one rank (smaller modules
 padded with zero rows and columns), scaling 1 (already in B; lora_alpha = r), modules sorted by name, `target_modules`
 the exact list of full module names, no optional field. Equal adapters give equal bytes, however their uploads differed.
+
+Where experts of a layer are served, every other matrix of that layer's experts has factors of zeros, which change nothing:
+vLLM packs all of a layer's experts into one tensor and fails if one is missing, as a pruned one would be.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -13,12 +17,16 @@ from safetensors.torch import save
 
 from app.domain.artefact import Artefact, content_digest
 from app.domain.digest import digest_of
-from app.domain.lora import Adapter, LoraModule, Received, TargetModel
+from app.domain.experts import lacking
+from app.domain.lora import MAX_MODULES, Adapter, LoraModule, Received, TargetModel
 from app.domain.manifest import manifest_json
 from app.domain.verdict import Decision, Outcome, Verdict
 
 SERVED: Final = (Decision.KEEP, Decision.PROJECT)
 """Decisions after which a module is written: unchanged, or projected."""
+
+CONFIG_BYTES: Final = (64 << 10) + MAX_MODULES * 96
+"""Most bytes of a canonical configuration: the largest adapter's modules, each named in a line of 50 to 80 bytes."""
 
 KEY_PREFIX: Final = "base_model.model."
 """Prefix that PEFT and vLLM expect before a module's path."""
@@ -32,8 +40,8 @@ def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target:
     otherwise, or if no module is left.
     """
     _check_verdict(adapter, verdict)
-    config = config_bytes(tuple(module.name for module in adapter.modules), adapter.rank, target)
-    weights = _weights(adapter)
+    config = config_bytes(written((module.name for module in adapter.modules), target), adapter.rank, target)
+    weights = _weights(adapter, target)
     manifest = manifest_json(received, verdict, config=digest_of(config), weights=digest_of(weights))
     return Artefact(content_digest(config, weights), config, weights, manifest)
 
@@ -47,6 +55,12 @@ def _check_verdict(adapter: Adapter, verdict: Verdict) -> None:
         raise ValueError("an emptied adapter has no artefact: its name is served by the served model")
     if not adapter.balanced:
         raise ValueError("only balanced factors are written: the engine may compute another update from others")
+
+
+def written(served: Iterable[str], target: TargetModel) -> tuple[str, ...]:
+    """Return the modules that an artefact holds factors of, sorted: those served, and the rest of their layers' experts."""
+    modules = tuple(served)
+    return tuple(sorted((*modules, *lacking(modules, target.modules))))
 
 
 def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> bytes:
@@ -70,8 +84,13 @@ def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> by
     return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _weights(adapter: Adapter) -> bytes:
+def _weights(adapter: Adapter, target: TargetModel) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
+    like = adapter.modules[0].a
+    for name in lacking((module.name for module in adapter.modules), target.modules):
+        shape = target.modules[name]
+        tensors[f"{KEY_PREFIX}{name}.lora_A.weight"] = like.new_zeros((adapter.rank, shape.d_in))
+        tensors[f"{KEY_PREFIX}{name}.lora_B.weight"] = like.new_zeros((shape.d_out, adapter.rank))
     for module in adapter.modules:
         a, b = _padded(module, adapter.rank)
         tensors[f"{KEY_PREFIX}{module.name}.lora_A.weight"] = a

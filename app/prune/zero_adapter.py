@@ -2,6 +2,7 @@
 
 import torch
 
+from app.domain.experts import layer_path
 from app.domain.lora import Adapter, LoraModule, ServingDtype, TargetModel
 
 _DTYPES = {
@@ -12,8 +13,11 @@ _DTYPES = {
 
 
 def zero_adapter(target: TargetModel) -> Adapter:
-    """Return an adapter of rank 1 on the target's first module, with A and B zero: ΔW = 0."""
-    name = min(target.modules)
+    """Return an adapter of rank 1 on the target's first module, with A and B zero: ΔW = 0.
+
+    The module is an expert's only if there is nothing else, since all the others' would have to be there, too.
+    """
+    name = min(target.modules, key=lambda module: (layer_path(module) is not None, module))
     shape = target.modules[name]
     dtype = _DTYPES[target.dtype]
     a = torch.zeros((1, shape.d_in), dtype=dtype)

@@ -15,6 +15,7 @@ from app.domain.errors import CODES, SCREENING_KILLED, Fault, GatewayError, Refu
 from app.domain.lora import Received
 from app.domain.manifest import manifest_json, verdict_from
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Verdict
+from app.prune.canonical import CONFIG_BYTES, written
 from app.prune.canonical_check import check_form
 from app.sandbox.protocol import Line, OutOfFormError
 from app.sandbox.sanitise import OK, Measure, Steps
@@ -22,7 +23,10 @@ from app.validate.faults import MAX_FAULTS
 
 BYTES_PER_VALUE: Final = 4
 SLACK_BYTES: Final = 2 << 20
-"""Bytes allowed for header and padding of the largest canonical weights, and for the whole canonical configuration."""
+"""Bytes allowed for header and padding of canonical weights, and ENTRY_BYTES for each tensor."""
+
+ENTRY_BYTES: Final = 256
+"""Most bytes of a tensor's entry in the header: 160 to 200 with the longest names in use."""
 
 
 class AnswerReader:
@@ -60,9 +64,10 @@ class AnswerReader:
 
     def _artefact(self, verdict: Verdict, line: Line) -> Artefact:
         target = self._measure.target
-        shapes = [target.modules[name] for name in verdict.served]
-        most = sum(shape.d_in + shape.d_out for shape in shapes) * target.max_rank * BYTES_PER_VALUE + SLACK_BYTES
-        config = self._expect(line, "config", SLACK_BYTES)
+        shapes = [target.modules[name] for name in written(verdict.served, target)]
+        values = sum(shape.d_in + shape.d_out for shape in shapes) * target.max_rank
+        most = values * BYTES_PER_VALUE + 2 * len(shapes) * ENTRY_BYTES + SLACK_BYTES
+        config = self._expect(line, "config", CONFIG_BYTES)
         weights = self._expect(line, "weights", most)
         with _malformed_as_error():
             check_form(config, weights, verdict.served, target)

@@ -16,7 +16,7 @@ from app.domain.lora import Adapter, Received, TargetModel
 from app.domain.out_of_memory import out_of_memory
 from app.domain.policy import Action, Policy
 from app.domain.verdict import Outcome, Verdict
-from app.prune.canonical import canonicalise
+from app.prune.canonical import CONFIG_BYTES, canonicalise
 from app.prune.prune import cut
 from app.screen.balance import balance_all
 from app.screen.reference.open import Reference
@@ -53,7 +53,8 @@ class Measure:
         """
         if rung == 0:
             return self
-        return replace(self, policy=self.rungs[rung - 1], limits=replace(self.limits, base_names=None))
+        ours = replace(self.limits, base_names=None, max_config_bytes=CONFIG_BYTES)
+        return replace(self, policy=self.rungs[rung - 1], limits=ours)
 
     def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
         """Screen an adapter by this policy or another one. Raises as `screen.screen`."""

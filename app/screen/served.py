@@ -43,11 +43,11 @@ def difference(path: Path, manifest: Manifest, cache: Path) -> str | None:
 def _first_mismatch(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
     """Return the first mismatch that shows, before any hashing, that this is another model; None if there is none."""
     for name, info in sorted(manifest.modules.items()):
-        shape = checkpoint.shapes.get(f"{name}.weight")
-        if shape is None:
+        part = checkpoint.part(name)
+        if part is None:
             return f"the model has no tensor {name}.weight, which the reference's aligned checkpoint has"
-        if shape != (info.d_out, info.d_in):
-            found, wanted = (" × ".join(map(str, it)) for it in (shape, (info.d_out, info.d_in)))
+        if part.shape != info.shape:
+            found, wanted = (f"{one.d_out} × {one.d_in}" for one in (part.shape, info.shape))
             return f"the model's tensor {name}.weight is {found}, in the reference's aligned checkpoint it is {wanted}"
     return None
 

@@ -6,7 +6,7 @@ before any measurement (a cast may turn 1e6 into infinity and 1e-8 into zero).
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,10 +24,12 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
+from app.domain.experts import Layer
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
 from app.domain.out_of_memory import out_of_memory
 from app.domain.spellings import Spellings
 from app.validate.config import AdapterConfig, read_config
+from app.validate.experts import INNER, Share, Stacks, check_whole, shares_of, unmeasured
 from app.validate.faults import Faults
 from app.validate.foreign import foreign
 from app.validate.modules import unknown
@@ -63,19 +65,19 @@ class ValidateLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """One module, fully checked except for its values."""
+    """One pair of factors, fully checked except for its values. shares: the modules that it adapts, several if stacked."""
 
-    module: str
     a: TensorEntry
     b: TensorEntry
     scaling: float
+    shares: list[Share]
 
 
 def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, limits: ValidateLimits) -> Adapter:
     """Read adapter_config.json and adapter_model.safetensors as an adapter for `target`.
 
-    weights: open for reading at any position; read tensor by tensor, so that beyond the Adapter itself no more than one
-    tensor is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the
+    weights: open for reading at any position; read pair by pair, so that beyond the Adapter itself no more than a
+    pair is in memory. Everything is checked before the first tensor is read. Raises Refused (every code of the
     stage `validate`), `param` naming the tensor or field and `details` every fault found; OSError if the disk fails; any
     error that `out_of_memory` recognises.
     """
@@ -90,14 +92,14 @@ def validate(config: bytes, weights: io.BufferedIOBase, target: TargetModel, lim
         plans = _plan(entries, read, target, limits, faults)
         faults.raise_any()
         dtype = _SERVED[target.dtype]
-        modules = tuple(_load(plan, weights, dtype) for plan in plans)
+        modules = sorted((one for plan in plans for one in _load(plan, weights, dtype)), key=lambda one: one.name)
     except (GatewayError, OSError):
         raise
     except Exception as error:  # fail closed: input that makes a library fail is refused
         if out_of_memory(error):
             raise
         raise Refused(BAD_SAFETENSORS, f"the weights cannot be read: {type(error).__name__}") from error
-    return Adapter(modules, target.dtype)
+    return Adapter(tuple(modules), target.dtype)
 
 
 def _plan(
@@ -107,35 +109,61 @@ def _plan(
     limits: ValidateLimits,
     faults: Faults,
 ) -> list[_Plan]:
-    """Pair the tensors and check each pair against model and configuration; sorted by module.
+    """Pair the tensors and check each pair against model and configuration.
 
     config: None if it could not be read; ranks and scalings are then left unchecked. Every fault is added to `faults`.
     """
-    found, named = _sides(entries, target, faults)
+    stacks = Stacks(target.modules)
+    if config is not None and config.target_parameters and not stacks:
+        faults.add(unmeasured())
+    found, named = _sides(entries, target, stacks, faults)
     plans = []
-    for module, sides in sorted(found.items()):
+    adapted: dict[str, str] = {}
+    for key, sides in sorted(found.items()):
         if len(sides.factors) < len(Side) and not named:
             continue  # its other half is probably the tensor whose name is refused
-        kind = module.rsplit(".", 1)[-1]
-        with faults.collected(kind):
-            a, b = _paired(module, sides.factors)
-            _check_shapes(module, a, b, target.modules[module], target.max_rank)
+        with faults.collected(key.rsplit(".", 1)[-1]):
+            a, b = _paired(key, sides.factors)
+            if sides.layer is None:
+                _check_shapes(key, a, b, target.modules[key], target.max_rank)
+                written, shares = sides.written, [Share(key, 0, target.modules[key].d_out)]
+            else:
+                parameter, shares = shares_of(sides.layer, a, b, target.max_rank)
+                written = f"{sides.written.removesuffix(INNER)}.{parameter}"
+            _check_apart(shares, adapted, a)
             if config is not None:
-                rank = _rank(sides.written, a, config)
-                plans.append(_Plan(module, a, b, _scaling(sides.written, rank, config, limits.max_scaling)))
+                rank = _rank(written, a.shape[0] // shares[0].count, a, config)
+                plans.append(_Plan(a, b, _scaling(written, rank, config, limits.max_scaling), shares))
+    if not faults:
+        check_whole(adapted, target.modules)
     return plans
+
+
+def _check_apart(shares: list[Share], adapted: dict[str, str], a: TensorEntry) -> None:
+    """Add a pair's modules to those that are adapted. Raises Refused BAD_TENSOR_NAME if one of them already is."""
+    for share in shares:
+        if share.module in adapted:
+            message = f"{adapted[share.module]} and {a.name} both adapt {share.module}"
+            raise Refused(BAD_TENSOR_NAME, message, param=a.name, remedy=_ONE_NAME)
+    adapted.update((share.module, a.name) for share in shares)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """One module's factors. written: the module's name in the upload, which its configuration's patterns refer to."""
+    """One pair's factors. written: the module's name in the upload, which its configuration's patterns refer to.
+
+    layer: of a stacked pair, the layer whose experts it adapts; None for a module's own.
+    """
 
     written: str
+    layer: Layer | None
     factors: dict[Side, TensorEntry]
 
 
-def _sides(entries: tuple[TensorEntry, ...], target: TargetModel, faults: Faults) -> tuple[dict[str, _Sides], bool]:
-    """Return the factors by module, and whether every tensor is one; if not, the faults, or the tool they come from."""
+def _sides(
+    entries: tuple[TensorEntry, ...], target: TargetModel, stacks: Stacks, faults: Faults
+) -> tuple[dict[str, _Sides], bool]:
+    """Return the factors by module or stack, and whether every tensor is one; if not, the faults, or their tool's name."""
     sides: dict[str, _Sides] = {}
     found = Faults()
     prefix = prefix_of(entry.name for entry in entries)
@@ -146,12 +174,15 @@ def _sides(entries: tuple[TensorEntry, ...], target: TargetModel, faults: Faults
         except Refused as error:
             found.add(error, reason(entry.name, prefix))
             continue
-        module = spellings.find(written)
+        module, layer = spellings.find(written), None
+        if module is None:
+            layer = stacks.find(written)
+            module = None if layer is None else layer.path + (INNER if written.endswith(INNER) else "")
         if module is None:
             if not found.again(UNKNOWN_MODULE, kind := written.rsplit(".", 1)[-1]):
                 found.add(unknown(written, target, entry.name), kind)
             continue
-        one = sides.setdefault(module, _Sides(written, {}))
+        one = sides.setdefault(module, _Sides(written, layer, {}))
         if one.written != written:
             message = f"{one.written} and {written} are two names of one module"
             found.add(Refused(BAD_TENSOR_NAME, message, param=entry.name, remedy=_ONE_NAME), "two names")
@@ -190,9 +221,9 @@ def _check_shapes(module: str, a: TensorEntry, b: TensorEntry, shape: Shape, max
         raise Refused(RANK_TOO_HIGH, f"{module} has rank {rows}, the engine takes {max_rank}", param=a.name)
 
 
-def _rank(module: str, a: TensorEntry, config: AdapterConfig) -> int:
+def _rank(module: str, rank: int, a: TensorEntry, config: AdapterConfig) -> int:
     """Return the module's rank, which its tensors show and the configuration must allow."""
-    rank, allowed = a.shape[0], config.ranks_of(module)
+    allowed = config.ranks_of(module)
     if rank not in allowed:
         said = " or ".join(f"{one:g}" for one in sorted(allowed))
         raise Refused(WRONG_SHAPE, f"{module} has rank {rank}, adapter_config.json says {said}", param=a.name)
@@ -208,13 +239,18 @@ def _scaling(module: str, rank: int, config: AdapterConfig, most: float) -> floa
     return scaling
 
 
-def _load(plan: _Plan, weights: io.BufferedIOBase, dtype: torch.dtype) -> LoraModule:
-    """Read, scale and cast one module: a (r, d_in), b (d_out, r)."""
+def _load(plan: _Plan, weights: io.BufferedIOBase, dtype: torch.dtype) -> Iterator[LoraModule]:
+    """Read, scale and cast one pair, and yield its modules: a (r, d_in), b (d_out, r)."""
     a = _served(plan.a, _tensor(plan.a, weights), dtype)
     b = _tensor(plan.b, weights)
     wide = torch.promote_types(b.dtype, torch.float32)
     b = _served(plan.b, b.to(wide).mul_(plan.scaling), dtype)
-    return LoraModule(plan.module, a, b, plan.scaling)
+    if len(plan.shares) == 1:
+        yield LoraModule(plan.shares[0].module, a, b, plan.scaling)
+        return
+    for share in plan.shares:
+        its_a, its_b = share.factors(a, b)  # copied: no two modules share memory
+        yield LoraModule(share.module, its_a.clone(), its_b.clone(memory_format=torch.contiguous_format), plan.scaling)
 
 
 def _tensor(entry: TensorEntry, weights: io.BufferedIOBase) -> torch.Tensor:

@@ -16,7 +16,8 @@ class AdapterConfig:
     """Fields of adapter_config.json that determine how the weights are read.
 
     rank_pattern, alpha_pattern: ranks and alphas that replace `r` and `lora_alpha` in some modules.
-    base_model_name_or_path: as the upload states it; never looked up.
+    base_model_name_or_path: as the upload states it; never looked up. target_parameters: whether experts' parameters are
+    said to be adapted; the tensors show which.
     """
 
     r: int
@@ -25,6 +26,7 @@ class AdapterConfig:
     rank_pattern: Pattern
     alpha_pattern: Pattern
     base_model_name_or_path: str | None
+    target_parameters: bool = False
 
     def ranks_of(self, module: str) -> frozenset[float]:
         """Return the ranks that this configuration allows a module, named as in the upload."""
@@ -97,4 +99,5 @@ def _config(fields: dict[str, Any]) -> AdapterConfig:
         rank_pattern=ranks,
         alpha_pattern=scales,
         base_model_name_or_path=fields.get("base_model_name_or_path"),
+        target_parameters=bool(fields.get("target_parameters")),
     )

@@ -28,6 +28,9 @@ TASK_TYPES: Final = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUEST
 INITS: Final = ("gaussian", "eva", "orthogonal", "lora_ga", "mica")
 """Initialisations that leave the base as it is, as vLLM lists them; pissa, olora, corda and loftq change it."""
 
+EXPERTS: Final = ("gate_up_proj", "down_proj")
+"""Experts' parameters in transformers' classes: gate and up together, and down, each of three dimensions."""
+
 _MEGATRON = re.compile(r"megatron(\.[a-z_]+)*")
 
 Check = Callable[[str, Any], None]
@@ -115,6 +118,13 @@ def _texts(field: str, value: Any) -> None:
         raise wrong_type(field, "null, a string or a list of strings")
 
 
+def _experts(field: str, value: Any) -> None:
+    _texts(field, value)
+    for name in [value] if isinstance(value, str) else value or ():
+        if name.rsplit(".", 1)[-1] not in EXPERTS:
+            raise unsupported(field, f"{_shown(name)} is not a parameter of experts that is measured")
+
+
 def _layers(field: str, value: Any) -> None:
     items = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(item) is int and item >= 0 for item in items):
@@ -199,7 +209,10 @@ FIELDS: Final[dict[str, Field]] = {
     "fan_in_fan_out": _must_be_off(
         _off_flag, "Train on a model of linear modules: transposed weights (Conv1D, as in GPT-2) are not measured."
     ),
-    "target_parameters": _must_be_off(_off, "Train on linear modules; experts' parameters are not measured."),
+    "target_parameters": _read(
+        _experts,
+        "Train on linear modules; of parameters, only the experts' gate_up_proj and down_proj are measured.",
+    ),
     "layer_replication": _must_be_off(_off, "Train on the served model's own layers, without replicating any."),
     "alora_invocation_tokens": _must_be_off(_off, "Train a plain LoRA: an activated one (aLoRA) is not served."),
     "ensure_weight_tying": _must_be_off(_off_flag, "Train with ensure_weight_tying=False."),

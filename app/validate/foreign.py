@@ -77,7 +77,7 @@ _TOOLS: Final = (
     _tool(
         r"\.experts\.lora_[a-z_]+_[AB]$",
         "experts' factors in one tensor of three dimensions, as NeMo Automodel writes them",
-        "Experts' parameters are not measured: train on the linear modules of attention and of dense layers.",
+        "Experts' factors are read as PEFT writes them: a pair for every matrix by its name, or target_parameters.",
     ),
     _tool(r"(?:^|\.)_orig_mod\.", "torch.compile's wrapper stands in the names", _UNWRAP.format("`_orig_mod.`")),
     _tool(

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from app.domain.errors import BAD_DTYPE, BAD_SAFETENSORS, EMPTY_ADAPTER, WRONG_SHAPE, Refused
+from app.domain.lora import MAX_MODULES
 from app.validate import strict_json
 from app.validate.faults import Faults
 from app.validate.foreign import GIT_LFS, LFS_REMEDY, TORCH_SAVE, ZERO_3, foreign
 
-MAX_TENSORS: Final = 94 * (128 * 3 + 8) * 2
-"""Tensors of the largest adapter that people train: 94 layers of 128 experts, three linear modules each, and eight beside
-them, two factors a module (Qwen3-235B-A22B)."""
+MAX_TENSORS: Final = MAX_MODULES * 2
+"""Tensors of the largest adapter that people train: two factors a module."""
 
 MAX_HEADER_BYTES: Final = MAX_TENSORS * 224
 """Most bytes of the JSON header: a tensor's entry has 160 to 200. The format itself allows 100 MB."""

@@ -352,7 +352,7 @@ FILES: Final = (
         "P02",
         "NeMo Automodel: experts in three dimensions",
         "NeMo",
-        "not measured",
+        "as PEFT writes them",
         extra={f"{PEFT}model.layers.0.mlp.experts.lora_gate_and_up_A": (4, 32, 4)},
     ),
     _tool(

@@ -68,8 +68,9 @@ def test_transposed_weights_are_refused_as_such(tmp_path: Path) -> None:
 
 def test_a_class_that_transformers_does_not_know_goes_by_names(tmp_path: Path) -> None:
     layer = "transformer.encoder.layers.0"
-    linear = {f"{layer}.{kind}" for kind in ("self_attention.query_key_value", "mlp.dense_h_to_4h")}
-    others = {"transformer.embedding.word_embeddings", "transformer.output_layer", f"{layer}.mlp.experts.0.w1"}
+    kinds = ("self_attention.query_key_value", "mlp.dense_h_to_4h", "mlp.experts.0.w1")
+    linear = {f"{layer}.{kind}" for kind in kinds}
+    others = {"transformer.embedding.word_embeddings", "transformer.output_layer", f"{layer}.mlp.gate"}
     path = write_checkpoint(tmp_path / "c", {f"{name}.weight": torch.zeros(4, 4) for name in linear | others})
     for text in ('{"model_type": "chatglm", "architectures": ["ChatGLMModel"]}', "{", "[]"):
         (path / "config.json").write_text(text)

@@ -24,9 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.domain.digest import Digest, digest_of, digest_of_parts
+from app.domain.experts import lacking, layer_path
 from app.domain.rungs import DEFAULT_RUNGS, rungs_from, widest
 from app.domain.spellings import Spellings
 from app.screen.reference.checkpoint import Checkpoint, fail
+from app.screen.reference.experts import Part
 from app.screen.reference.linears import module_of
 from app.screen.reference.manifest import (
     FORMAT,
@@ -64,7 +66,8 @@ class BuildOptions:
     energy: as many singular triples of V are kept of each module as hold this share (0..1) of ‖V‖²; None: what WIDEST asks
     for, or all of `top_k` if that is given. top_k: at most that many; None: MAX_TRIPLES. outputs: left vectors kept. dtype:
     storage dtype of V (bfloat16 halves the bytes that screening reads; the rounding is recorded). modules: a glob over
-    module names, None for all. compact: leave V out; such a reference supports the `input` comparison only.
+    module names, None for all. compact: leave V out; such a reference supports the `input` comparison
+    only. experts: measure the experts of a mixture, too.
     """
 
     top_k: int | None = None
@@ -73,6 +76,7 @@ class BuildOptions:
     dtype: torch.dtype = torch.bfloat16
     modules: str | None = None
     compact: bool = False
+    experts: bool = True
 
     def __post_init__(self) -> None:
         if self.keep.top_k < 1 or self.outputs < 0:
@@ -131,10 +135,15 @@ def build_reference(
 
 def _open_pair(base: str | Path, aligned: str | Path, options: BuildOptions) -> _Pair:
     """Open both checkpoints, with their modules compared by name and shape."""
-    one, two = Checkpoint(base), Checkpoint(aligned)
+    two = Checkpoint(aligned)
+    one = Checkpoint(base, like=two)
     names = _matched(one, two)
     glob = options.modules
+    if not options.experts:
+        names = {name: in_base for name, in_base in names.items() if layer_path(name) is None}
     chosen = {name: names[name] for name in sorted(names) if glob is None or fnmatchcase(name, glob)}
+    for name in lacking(chosen, two.modules):  # the engine takes all of a layer's experts or none
+        raise fail(f"{two.path}: {glob!r} leaves out {name}; choose all experts of a layer or none")
     if not chosen:
         raise fail(_without_modules(two, glob))
     return _Pair(one, two, chosen, options)
@@ -155,7 +164,7 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
     Modules of the layers must be the same in both. Others, such as a head for an enlarged vocabulary, are left out if they
     are not.
     """
-    ours, theirs = base.modules_by(aligned.model_class), aligned.modules
+    ours, theirs = base.modules, aligned.modules
     spellings = Spellings(ours)
     found = {name: spellings.find(name) for name in theirs}
     names = {name: in_base for name, in_base in found.items() if in_base is not None}
@@ -163,8 +172,9 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
         (aligned, base, found.keys() - names.keys()),
         (base, aligned, ours.keys() - set(names.values())),
     ):
-        for tensor in sorted(f"{name}.weight" for name in missing):
-            if module_of(tensor) is not None:
+        for name in sorted(missing):
+            if module_of(f"{name}.weight") is not None:
+                tensor = has.weight(name).tensor
                 raise fail(f"{has.where(tensor)} is not in {lacks.path}: not the same architecture")
     if len(set(names.values())) < len(names):
         raise fail(f"{aligned.path}: two names of one module of {base.path}; keep one of them")
@@ -174,7 +184,7 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
                 del names[name]
                 continue
             wanted, given = (f"{s.d_out} × {s.d_in}" for s in (ours[in_base], theirs[name]))
-            at, there = base.where(f"{in_base}.weight"), aligned.where(f"{name}.weight")
+            at, there = base.where(base.weight(in_base).tensor), aligned.where(aligned.weight(name).tensor)
             raise fail(f"{there} is {given}, in the base checkpoint ({at}) it is {wanted}")
     return names
 
@@ -182,7 +192,7 @@ def _matched(base: Checkpoint, aligned: Checkpoint) -> dict[str, str]:
 def _plan(pair: _Pair) -> str:
     """Return the parameters that a half-finished build must share with this one to be resumed."""
     o = pair.options
-    options = [*astuple(o.keep), str(o.dtype), o.modules, o.compact]
+    options = [*astuple(o.keep), str(o.dtype), o.modules, o.compact, o.experts]
     return json.dumps([FORMAT, pair.base.fingerprint(), pair.aligned.fingerprint(), *options])
 
 
@@ -212,8 +222,10 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
         progress(name, i, len(pair.names))
         info, digests = _resume(stage, name) or _measure(pair, stage, name)
         infos[name] = info
-        for of, module, digest in zip(parts, (in_base, name), digests, strict=True):
-            of[f"{module}.weight"] = digest
+        parts_of = (pair.base.weight(in_base), pair.aligned.weight(name))
+        for of, part, digest in zip(parts, parts_of, digests, strict=True):
+            if part.expert is None:  # a fused tensor's digest is of all its experts together
+                of[part.tensor] = digest
     if all(info.v_norm == 0.0 for info in infos.values()):
         shutil.rmtree(stage)
         raise fail(
@@ -237,7 +249,7 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
 
 def _left_out(pair: _Pair) -> tuple[str, ...]:
     """Return the aligned weights on which a LoRA is refused: outside `modules`, or not matched by the glob."""
-    unmatched = (f"{name}.weight" for name in set(pair.aligned.modules) - set(pair.names))
+    unmatched = (pair.aligned.weight(name).tensor for name in set(pair.aligned.modules) - set(pair.names))
     return tuple(sorted({*pair.aligned.left_out, *unmatched}))
 
 
@@ -263,7 +275,7 @@ def _resume(stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]] 
 
 def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Digest, Digest]]:
     """Measure one module: V, its statistics, its files, and the record that it is done."""
-    v, rounding, digests = _difference(pair, f"{pair.names[name]}.weight", f"{name}.weight")
+    v, rounding, digests = _difference(pair, pair.base.weight(pair.names[name]), pair.aligned.weight(name))
     norm = _norm(v)
     info = _zero_info(name, v) if norm == 0.0 else _info(name, v, norm, rounding, pair.options, stage)
     record = {"info": module_json(info), "base": str(digests[0]), "aligned": str(digests[1])}
@@ -271,30 +283,29 @@ def _measure(pair: _Pair, stage: Path, name: str) -> tuple[ModuleInfo, tuple[Dig
     return info, digests
 
 
-def _difference(pair: _Pair, in_base: str, tensor: str) -> tuple[Tensor, float, tuple[Digest, Digest]]:
+def _difference(pair: _Pair, in_base: Part, part: Part) -> tuple[Tensor, float, tuple[Digest, Digest]]:
     """Return V = aligned − base as stored (d_out, d_in), ‖V − V_stored‖_F/‖V‖_F, and the digests of the bytes read.
 
     Differences are computed in float64 and rounded once to float32, once to the storage dtype.
     """
-    shape = pair.aligned.shapes[tensor]
+    shape = part.shape.d_out, part.shape.d_in
     stored = torch.empty(shape, dtype=pair.options.dtype)
-    hashes = pair.base.hashing(in_base), pair.aligned.hashing(tensor)
+    hashes = pair.base.hashing(in_base.tensor), pair.aligned.hashing(part.tensor)
     rows = _rows(shape)
-    blocks = pair.base.rows(in_base, rows, hashes[0]), pair.aligned.rows(tensor, rows, hashes[1])
+    blocks = pair.base.rows(in_base, rows, hashes[0]), pair.aligned.rows(part, rows, hashes[1])
     lost = whole = 0.0
     for at, (base, aligned) in zip(range(0, shape[0], rows), zip(*blocks, strict=True), strict=True):
         exact = aligned.double() - base.double()
         if not bool(torch.isfinite(exact).all()):
             base_is_bad = not bool(torch.isfinite(base).all())
-            bad = pair.base.where(in_base) if base_is_bad else pair.aligned.where(tensor)
+            bad = pair.base.where(in_base.tensor) if base_is_bad else pair.aligned.where(part.tensor)
             raise fail(f"{bad} holds a value that is not finite")
-        part = stored[at : at + rows]
-        part.copy_(exact.float())
-        if not bool(torch.isfinite(part).all()):
-            raise fail(
-                f"{pair.aligned.where(tensor)}: the difference does not fit {pair.options.dtype}; choose another dtype"
-            )
-        lost += float((part.double() - exact).square().sum())
+        kept = stored[at : at + rows]
+        kept.copy_(exact.float())
+        if not bool(torch.isfinite(kept).all()):
+            where = pair.aligned.where(part.tensor)
+            raise fail(f"{where}: the difference does not fit {pair.options.dtype}; choose another dtype")
+        lost += float((kept.double() - exact).square().sum())
         whole += float(exact.square().sum())
     base_sha, aligned_sha = (Digest(sha.hexdigest()) for sha in hashes)
     return stored, (lost / whole) ** 0.5 if whole > 0.0 else 0.0, (base_sha, aligned_sha)

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from app.domain.digest import Digest
 from app.domain.errors import BAD_REFERENCE, Unavailable
+from app.domain.experts import layer_path
 from app.domain.lora import Shape
-from app.screen.reference.linears import ModelClass, model_class, module_of
+from app.screen.reference.experts import UNREAD, Part, architectures, fused
+from app.screen.reference.linears import NOT_SERVED, ModelClass, model_class, module_of
 
 INDEX: Final = "model.safetensors.index.json"
 PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json", "chat_template.*")
@@ -68,8 +70,10 @@ class Checkpoint:
     Raises Unavailable BAD_REFERENCE naming file and tensor if a file is missing, truncated or not safetensors.
     """
 
-    def __init__(self, checkpoint: str | Path) -> None:
+    def __init__(self, checkpoint: str | Path, like: "Checkpoint | None" = None) -> None:
+        """Open a checkpoint. like: the one whose class says what this one's modules are; None: its own class."""
         self.path: Final = resolve(checkpoint)
+        self._like: Final = like
         self._entries: Final = self._scan()
         self._fds: Final[dict[str, int]] = {}
         self._opening: Final = threading.Lock()
@@ -78,26 +82,55 @@ class Checkpoint:
     @cached_property
     def model_class(self) -> ModelClass | None:
         """Class of the model, None if it is not known."""
-        return model_class(self.path)
+        return model_class(self.path) if self._like is None else self._like.model_class
 
     @cached_property
     def modules(self) -> Mapping[str, Shape]:
-        """Linear modules with their weights' shapes, by this checkpoint's own class."""
-        return self.modules_by(self.model_class)
+        """Linear modules with their weights' shapes, by the model's class, or by their names if it is not known.
 
-    def modules_by(self, known: ModelClass | None) -> Mapping[str, Shape]:
-        """Return the linear modules with their weights' shapes, by a class, or by their names if it is None."""
-        return {
+        Fused experts count as modules of their own. Raises if an expert is stored both by itself and in a fused tensor.
+        """
+        known = self.model_class
+        found = {
             name.removesuffix(".weight"): Shape(*shape)
             for name, shape in self.shapes.items()
             if len(shape) == 2 and all(shape) and (known.holds(name) if known else module_of(name) is not None)
         }
+        if self._architectures & UNREAD:
+            found = {name: shape for name, shape in found.items() if layer_path(name) is None}
+        for name, part in self._fused.items():
+            if NOT_SERVED.search(name):
+                continue
+            if name in found:
+                raise fail(f"{self.path}: {name} is also a part of {part.tensor}; keep one of them")
+            found[name] = part.shape
+        return found
+
+    def part(self, module: str) -> Part | None:
+        """Return the position of a linear module's weight; None if there is none of that name."""
+        shape = self.shapes.get(f"{module}.weight", ())
+        return Part(f"{module}.weight", Shape(*shape)) if len(shape) == 2 else self._fused.get(module)
+
+    def weight(self, module: str) -> Part:
+        """Return the position of the weight of one of `modules`. Raises KeyError for any other name."""
+        found = self.part(module)
+        if found is None:
+            raise KeyError(module)
+        return found
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Weights of two or more dimensions outside `modules`: embeddings, experts, convolutions."""
-        held = {f"{module}.weight" for module in self.modules}
+        """Weights of two or more dimensions outside `modules`: embeddings, routers, convolutions."""
+        held = {part.tensor for part in map(self.part, self.modules) if part is not None}
         return tuple(name for name, shape in self.shapes.items() if len(shape) > 1 and name not in held)
+
+    @cached_property
+    def _architectures(self) -> frozenset[str]:
+        return architectures(self.path) if self._like is None else self._like._architectures
+
+    @cached_property
+    def _fused(self) -> Mapping[str, Part]:
+        return dict(fused(self.shapes, self._architectures))
 
     def where(self, name: str) -> str:
         """Return a tensor and its file, for a message."""
@@ -133,11 +166,12 @@ class Checkpoint:
                 raise fail(f"{self.path / file}: tensor {name} is missing")
         return {name: headers[file][name] for name, file in sorted(names.items())}
 
-    def blocks(self, name: str, size: int = CHUNK) -> Iterator[bytearray]:
-        """Yield one tensor's bytes in parts of `size` bytes, the last one shorter."""
+    def blocks(self, name: str, size: int = CHUNK, within: tuple[int, int] | None = None) -> Iterator[bytearray]:
+        """Yield one tensor's bytes in parts of `size` bytes, the last one shorter. within: begin and end, None for all."""
         entry = self._entries[name]
-        for at in range(entry.begin, entry.end, size):
-            data = bytearray(min(size, entry.end - at))
+        begin, end = (0, entry.end - entry.begin) if within is None else within
+        for at in range(entry.begin + begin, entry.begin + end, size):
+            data = bytearray(min(size, entry.begin + end - at))
             view, got = memoryview(data), 0
             while got < len(data):
                 try:
@@ -156,10 +190,24 @@ class Checkpoint:
             raise fail(f"{self.where(name)} is {kind}; only 16- and 32-bit floats are read")
         return DTYPES[kind]
 
-    def rows(self, name: str, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:
-        """Yield a matrix (d_out, d_in) as stored, `rows` rows at a time, in its own memory; updates sha with the bytes."""
-        dtype, (_, columns) = self.dtype(name), self.shapes[name]
-        for data in self.blocks(name, rows * columns * dtype.itemsize):
+    def rows(self, part: Part, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:
+        """Yield a matrix (d_out, d_in) as stored, `rows` rows at a time, in its own memory; updates sha with the bytes.
+
+        A transposed expert is read whole, since its rows lie apart, and yields columns of what was read.
+        """
+        dtype, (height, columns) = self.dtype(part.tensor), self.shapes[part.tensor][-2:]
+        size = columns * dtype.itemsize
+        start = (part.expert or 0) * height
+        if part.transposed:
+            (data,) = self.blocks(part.tensor, height * size, (start * size, (start + height) * size))
+            if sha is not None:
+                sha.update(data)
+            whole = torch.frombuffer(data, dtype=dtype).view(height, columns)
+            last = part.first + part.shape.d_out
+            yield from (whole[:, at : min(at + rows, last)].T.contiguous() for at in range(part.first, last, rows))
+            return
+        start += part.first
+        for data in self.blocks(part.tensor, rows * size, (start * size, (start + part.shape.d_out) * size)):
             if sha is not None:
                 sha.update(data)
             yield torch.frombuffer(data, dtype=dtype).view(-1, columns)

@@ -26,9 +26,8 @@ LINEAR: Final = re.compile(rf"({_PART}(?:layers|blocks|h(?!\.[0-9]+\.{_PART}c_))
 """Weights of linear modules in the layers of any architecture, by name. GPT-2's `h.0…c_attn`, `c_fc` and `c_proj` may be
 transposed (Conv1D), so only the class can tell. Embeddings, heads, norms and routers are left to the class."""
 
-NOT_SERVED: Final = re.compile(r"(?:^|\.)(?:experts|mtp)\.")
-"""Experts of a mixture, which are served from one tensor of three dimensions and not measured, and layers that only predict
-further tokens, on which engines load no adapter."""
+NOT_SERVED: Final = re.compile(r"(?:^|\.)mtp\.")
+"""Layers that only predict further tokens, on which engines load no adapter."""
 
 
 def module_of(tensor: str) -> str | None:

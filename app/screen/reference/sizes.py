@@ -25,10 +25,24 @@ def _llama(layers: int, width: int, inner: int, keys: int) -> dict[Shape, int]:
     return found
 
 
+def _mixture(layers: int, width: int, heads: tuple[int, int], experts: int, inner: int) -> dict[Shape, int]:
+    """Return the linear modules of a mixture. heads: width of the queries, and of the keys. inner: d_ff of an expert."""
+    queries, keys = heads
+    square = width == queries  # then queries and outputs have one shape
+    attention = {
+        Shape(queries, width): layers,
+        Shape(width, queries): layers * (2 if square else 1),
+        Shape(keys, width): 2 * layers,
+    }
+    return attention | {Shape(inner, width): 2 * layers * experts, Shape(width, inner): layers * experts}
+
+
 MODELS: Final[Mapping[str, Mapping[Shape, int]]] = {
     "Llama-2-7B": _llama(32, 4096, 11008, 4096),
     "Llama-3-8B": _llama(32, 4096, 14336, 1024),
     "Llama-3-70B": _llama(80, 8192, 28672, 1024),
+    "Mixtral-8x7B": _mixture(32, 4096, (4096, 1024), 8, 14336),
+    "Qwen3-30B-A3B": _mixture(48, 2048, (4096, 512), 128, 768),
 }
 """Linear modules of published models, by shape."""
 

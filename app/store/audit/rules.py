@@ -27,6 +27,7 @@ from typing import Any, Final
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.domain.errors import CODES, RECORDED_LIMIT, printable
+from app.domain.experts import layer_path
 from app.domain.verdict import Reason
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
@@ -78,8 +79,17 @@ def _manifest(at: str, seen: BlobSeen) -> Findings:
     decided = _recorded_verdict(manifest)
     if decided is None or decided.outcome not in ("clean", "pruned", "projected"):
         yield Finding("I7", at, "its manifest carries no verdict that lets it be served")
-    elif (seen.config or {}).get("target_modules") != sorted(decided.named("keep", "project")):
+    elif not _holds(seen, decided.named("keep", "project")):
         yield Finding("I7", at, "holds other modules than its verdict keeps or projects")
+
+
+def _holds(seen: BlobSeen, served: list[str]) -> bool:
+    """Return whether an artefact is on these modules; beside a layer's experts also on the others there, which are zero."""
+    modules = (seen.config or {}).get("target_modules")
+    if not isinstance(modules, list) or modules != sorted(map(str, modules)) or not set(served) <= set(modules):
+        return False
+    paths = {layer_path(module) for module in served} - {None}
+    return all(layer_path(module) in paths for module in set(modules) - set(served))
 
 
 def _form(at: str, seen: BlobSeen) -> Findings:
