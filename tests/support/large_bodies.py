@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES
-from app.serve.request import Kind
+from app.serve.request_load import Kind
 
 ROOM = MAX_BODY_BYTES - 256
 
