@@ -148,6 +148,8 @@ def _check_combinations(kind: Kind, fields: dict[str, Any]) -> None:
         fields.pop("tools", None)
         if fields.get("tool_choice") in ("auto", "none"):
             del fields["tool_choice"]
+    if not fields.get("stream_options", True):
+        del fields["stream_options"]
     if "stream_options" in fields and not fields.get("stream"):
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
     if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):

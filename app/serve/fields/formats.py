@@ -143,7 +143,9 @@ _FORMATS: Final[Mapping[str, Check]] = {
 }
 """Formats of xgrammar's structural tags, by their type."""
 
-_BY_TYPE = of_type(_FORMATS, f"must be an object whose type is one of {', '.join(_FORMATS)}")
+_BY_TYPE = of_type(
+    _FORMATS, f"must be an object whose type is one of {', '.join(kind for kind in _FORMATS if kind != 'grammar')}"
+)
 
 _STRUCTURE = object_of(
     "structures[]",
@@ -203,7 +205,6 @@ _STRUCTURED = object_of(
     "structured_outputs",
     {
         **_CONSTRAINTS,
-        "grammar": _refused(NO_GRAMMAR),
         "disable_any_whitespace": boolean,
         "disable_additional_properties": boolean,
         "whitespace_pattern": text(MAX_WHITESPACE_CHARS),
@@ -213,6 +214,7 @@ _STRUCTURED = object_of(
 
 def structured_outputs(value: Any) -> Any:
     """Check vLLM's structured_outputs: one constraint, and how it is compiled."""
+    need(not isinstance(value, dict) or value.get("grammar") is None, f"grammar: {NO_GRAMMAR}")
     found = _STRUCTURED(value)
     need(len(found.keys() & _CONSTRAINTS) == 1, f"must have exactly one of {', '.join(_CONSTRAINTS)}")
     return found

@@ -143,4 +143,5 @@ def input_items(value: Any) -> Any:
     if isinstance(value, str):
         need(value != "", "must not be empty")
         return value
+    need(isinstance(value, list), f"must be a string, or a list of 1 to {MAX_MESSAGES} items")
     return list_of(_item, 1, MAX_MESSAGES)(value)

@@ -70,6 +70,7 @@ _NOT_VARIABLES: Final = frozenset(
 def stop(value: Any) -> Any:
     """Check stop strings: one, or a list of them."""
     values = [value] if isinstance(value, str) else value
+    need(isinstance(values, list), f"must be a string, or a list of at most {MAX_STOPS}")
     list_of(text(MAX_STOP_CHARS), 0, MAX_STOPS)(values)
     need(all(values), "must not hold an empty string")
     return value
