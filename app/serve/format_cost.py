@@ -16,6 +16,9 @@ MAX_LOOSE: Final = 32
 _LOOSE: Final = frozenset(
     {"any_text", "any_tokens", "exclude_token", "star", "plus", "optional", "repeat", "dispatch", "token_dispatch"}
 )
+_FORMS: Final = frozenset({"response_format", "structured_outputs", "text", "tools"})
+"""Fields that may have the engine compile something."""
+
 _LOOSE_COST: Final = 300
 """Cost of a format that matches any text: ten character classes."""
 
@@ -32,6 +35,8 @@ def cost_of(fields: Mapping[str, Any], *, flat: bool) -> int:
 
     Raises Refused SCHEMA_TOO_COSTLY, naming the place.
     """
+    if _FORMS.isdisjoint(fields):
+        return 0
     answer, where = _answers(fields, flat=flat)
     tools = _tools(fields, flat=flat)
     total = answer + (tools if fields.get("tool_choice") not in (None, "none", "auto") else 0)

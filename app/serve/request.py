@@ -10,7 +10,7 @@ from typing import Any, Final
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve import json_body
 from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
-from app.serve.fields.ignored import collecting, ignore
+from app.serve.fields.ignored import Ignored, ignore
 from app.serve.fields.messages import MAX_MESSAGES
 from app.serve.fields.refused import REFUSED
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
@@ -109,7 +109,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
 
     Raises Refused INVALID_REQUEST, REQUEST_TOO_LARGE or SCHEMA_TOO_COSTLY, naming the field.
     """
-    with collecting() as ignored:
+    with Ignored() as ignored:
         fields = _checked(_TABLES[kind], json_body.read(raw))
     model = fields.pop("model", None)
     _check_combinations(kind, fields)

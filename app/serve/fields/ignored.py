@@ -4,10 +4,8 @@ The names are a caller's text, so a header gets a few of them, shortened, in cha
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Self
 
 MAX_NAMES: Final = 16
 """Names in one header; a list that goes on ends with MORE."""
@@ -25,13 +23,23 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9_.$-]")
 
 
 class Ignored:
-    """Names left out of one request, in the order in which they came, each once."""
+    """Names left out of one request, in the order in which they came, each once.
 
-    __slots__ = ("_cut", "_names")
+    Within `with`, and in that thread, it is told by `ignore`.
+    """
+
+    __slots__ = ("_cut", "_names", "_token")
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], None] = {}
         self._cut = False
+
+    def __enter__(self) -> Self:
+        self._token = _COLLECTOR.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _COLLECTOR.reset(self._token)
 
     def add(self, place: str, key: str) -> None:
         """Add the member `key` of the object at `place`, as in `messages[]`; "" is the body."""
@@ -42,6 +50,8 @@ class Ignored:
 
     def header(self) -> str:
         """Return the names as `messages[].cache_control, seeds`: printable ASCII, at most MAX_HEADER_CHARS; "" for none."""
+        if not self._names:
+            return ""
         shown = list(dict.fromkeys(_path(place, key) for place, key in self._names))
         cut = self._cut
         while len(text := ", ".join([*shown, MORE] if cut else shown)) > MAX_HEADER_CHARS:
@@ -56,17 +66,6 @@ def _path(place: str, key: str) -> str:
 
 
 _COLLECTOR: ContextVar[Ignored | None] = ContextVar("ignored", default=None)
-
-
-@contextmanager
-def collecting() -> Iterator[Ignored]:
-    """Collect what `ignore` is told within the block, in this thread."""
-    ignored = Ignored()
-    token = _COLLECTOR.set(ignored)
-    try:
-        yield ignored
-    finally:
-        _COLLECTOR.reset(token)
 
 
 def ignore(place: str, key: str) -> None:

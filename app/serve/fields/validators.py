@@ -38,11 +38,11 @@ def integer(low: int, high: int) -> Check:
     """Return a check for a whole number within bounds. 100.0 is one, as some clients write it; it goes on as 100."""
 
     def check(value: Any) -> Any:
-        whole = int(value) if isinstance(value, float) and value.is_integer() else value
-        ok = isinstance(whole, int) and not isinstance(whole, bool) and low <= whole <= high
-        if not ok:  # not need(): a prompt has a hundred thousand of them, and would build the message for each
-            raise ValueError(f"must be an integer from {low} to {high}")
-        return whole
+        if type(value) is int and low <= value <= high:  # a prompt has a hundred thousand of them
+            return value
+        if isinstance(value, float) and value.is_integer() and low <= value <= high:
+            return int(value)
+        raise ValueError(f"must be an integer from {low} to {high}")
 
     return check
 
