@@ -13,9 +13,7 @@ MAX_FORMATS: Final = 1024
 MAX_LOOSE: Final = 32
 """Formats in it that match texts of any length: the engine follows each of them at each token."""
 
-_LOOSE: Final = frozenset(
-    {"any_text", "any_tokens", "exclude_token", "star", "plus", "optional", "repeat", "dispatch", "token_dispatch"}
-)
+_LOOSE: Final = frozenset({"any_text", "any_tokens", "exclude_token"})
 _FORMS: Final = frozenset({"response_format", "structured_outputs", "text", "tools"})
 """Fields that may have the engine compile something."""
 
@@ -118,15 +116,13 @@ class _Formats:
         kind = node["type"]
         self._count(kind, path)
         own: int = _LOOSE_COST * (kind in _LOOSE) + sum(_length(value) for value in node.values())
-        own += _LOOSE_COST * (node.get("max_chars", 0) + node.get("max_tokens", 0))
         if isinstance(node.get("json_schema"), dict):
             own += schema_cost(node["json_schema"])
         if kind == "regex":
             own += _pattern(node["pattern"])
         within = [node["content"]] if "content" in node else []
-        within += [*node.get("elements", ()), *node.get("tags", ()), *(rule[1] for rule in node.get("rules", ()))]
-        inner = sum(self.cost(one, f"{path}.{number}") for number, one in enumerate(within))
-        return 1 + own + inner * int(max(1, node.get("max", 1)))
+        within += [*node.get("elements", ()), *node.get("tags", ())]
+        return 1 + own + sum(self.cost(one, f"{path}.{number}") for number, one in enumerate(within))
 
     def _count(self, kind: str, path: str) -> None:
         self._formats += 1
