@@ -68,9 +68,9 @@ def body(schema: Schema, media_type: str = _JSON) -> Schema:
 
 
 def fields(required: Mapping[str, Schema], optional: Collection[str] = ()) -> Schema:
-    """Return the schema of an object with these fields only; values of optional ones are checked by the gateway's code."""
+    """Return the schema of an object with these fields; the gateway's code checks the optional ones and ignores others."""
     properties = {**{name: {} for name in optional}, **required}
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+    return {"type": "object", "required": list(required), "properties": properties}
 
 
 def describe(app: FastAPI) -> None:

@@ -11,6 +11,10 @@ from pydantic_core import PydanticUndefined
 
 from app.domain.errors import CODES
 from app.observe.metrics import Metrics
+from app.serve.fields.chat import CHAT, COMPLETIONS
+from app.serve.fields.refused import REFUSED
+from app.serve.fields.responses import EMBEDDINGS, RESPONSES
+from app.serve.fields.validators import Check
 from app.server.settings import Settings
 from app.validate.config_fields import FIELDS, Kind
 
@@ -58,6 +62,38 @@ def adapter_fields_table() -> str:
     return "\n".join(rows)
 
 
+def request_fields_table() -> str:
+    """Return the table of request fields that go on to the engine: name, routes, values that are taken.
+
+    The values are in the words in which the gateway refuses others.
+    """
+    tables = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "embeddings": EMBEDDINGS}
+    routes: dict[tuple[str, str], list[str]] = {}
+    for route, fields in tables.items():
+        for name, check in fields.items():
+            routes.setdefault((name, _wanted(check)), []).append(route)
+    rows = ["| Field | Routes | Value |", "| --- | --- | --- |"]
+    for (name, wanted), where in sorted(routes.items()):
+        rows.append(f"| `{name}` | {'all' if len(where) == len(tables) else ', '.join(where)} | {wanted} |")
+    return "\n".join(rows)
+
+
+def _wanted(check: Check) -> str:
+    """Return what a check takes, in the words of its refusal."""
+    try:
+        check(object())
+    except ValueError as error:
+        return str(error).removeprefix("must be ").replace("|", "\\|")
+    return "the name of an adapter, of a version, or of the served model"
+
+
+def refused_fields_table() -> str:
+    """Return the table of request fields that are refused by name: name, reason."""
+    rows = ["| Field | Reason |", "| --- | --- |"]
+    rows += [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]
+    return "\n".join(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One generated table. page: the page that contains it, from the repository's root. make: generates its text."""
@@ -71,6 +107,8 @@ TABLES = {
     "metrics": Table("docs/operating.md", metrics_table),
     "refusals": Table("docs/api.md", refusals_table),
     "adapter-fields": Table("docs/adapters.md", adapter_fields_table),
+    "request-fields": Table("docs/api.md", request_fields_table),
+    "refused-fields": Table("docs/api.md", refused_fields_table),
 }
 
 

@@ -234,7 +234,7 @@ NOT_OFFERED = _code(
 )
 MODEL_MISSING = _code("model_missing", 400, _R, "Name an adapter or the served model in `model`.")
 INVALID_REQUEST = _code(
-    "invalid_request", 400, _R, "Send only OpenAI's fields and vLLM's sampling extras, within their limits."
+    "invalid_request", 400, _R, "Correct the field that `param` names; docs/api.md lists what is taken."
 )
 REQUEST_TOO_LARGE = _code("request_too_large", 413, _R, "Send fewer or shorter messages.")
 SCHEMA_TOO_COSTLY = _code(

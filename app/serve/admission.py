@@ -12,7 +12,7 @@ from typing import Final
 
 from app.domain.errors import INVALID_REQUEST, Refused
 from app.domain.shares import Resource, Shares
-from app.serve.request import Load
+from app.serve.request_load import Load
 
 WAIT_S: Final = 5.0
 """Seconds that a request waits for its share; after that, retrying is the caller's decision."""

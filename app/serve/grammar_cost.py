@@ -89,6 +89,33 @@ def pattern_cost(pattern: str) -> int:
     return cost
 
 
+def repeats_a_repetition(pattern: str) -> bool:
+    """Return whether a group that holds a repetition is itself repeated, as in `(a+)*`.
+
+    Such patterns match one text in many ways, and the engine follows all of them at each token.
+    """
+    holds, last, at = [False], False, 0  # of each open group, and of the atom before
+    while at < len(pattern):
+        char, step = pattern[at], 1
+        if char == "(":
+            found = _GROUP.match(pattern, at)
+            step, last = len(found.group()) if found else 1, False
+            holds.append(False)
+        elif char == ")" and len(holds) > 1:
+            last = holds.pop()
+            holds[-1] |= last
+        elif (repeated := _repeats(pattern, at)) is not None:
+            step, times = repeated
+            if char != "?" and times > 1:
+                if last:
+                    return True
+                holds[-1] = True
+        else:
+            step, last = _atom(pattern, at), False
+        at += step
+    return False
+
+
 def _atom(pattern: str, at: int) -> int:
     """Return the number of characters of the atom at this position."""
     if pattern[at] == "\\":

@@ -8,10 +8,11 @@ one.
 
 import asyncio
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from app.concurrency.pools import Pool
@@ -26,9 +27,11 @@ from app.domain.errors import (
 )
 from app.load.client.engine import JSON_HEADERS, Answering, EngineResponse, words
 from app.load.client.response import NotReached
+from app.observe.log import event
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
-from app.serve.request import Inference, Kind, Load, addressed, parse
+from app.serve.request import Inference, addressed, parse
+from app.serve.request_load import Kind, Load
 from app.serve.responses_stream import ResponseStream
 from app.serve.routing_table import RoutingTable, Target
 from app.serve.sse import strict_json
@@ -87,6 +90,7 @@ class Answer:
 
     body: bytes, or a Stream that the sender must close when done, however sending ends.
     overhead_s: seconds spent in the gateway, not in the engine, until the answer (of a stream, its head) was ready.
+    ignored: names of the fields that were left out of the request, as a header's value; "" if none was.
     """
 
     status: int
@@ -94,6 +98,7 @@ class Answer:
     body: "bytes | Stream"
     target: Target
     overhead_s: float = 0.0
+    ignored: str = ""
 
 
 class Relay:
@@ -147,6 +152,8 @@ class Relay:
         """
         began = time.monotonic()
         inference, written = await self._read(kind, raw)
+        if inference.ignored:
+            event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
         self._check_offered(inference)
         self._routing_table.resolve(inference.model)
         asked = time.monotonic()
@@ -165,8 +172,8 @@ class Relay:
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
-                return Answer(200, SSE_TYPE, stream, target, clock.worked)
-            return await self._whole(response, engine, target, clock)
+                return Answer(200, SSE_TYPE, stream, target, clock.worked, inference.ignored)
+            return replace(await self._whole(response, engine, target, clock), ignored=inference.ignored)
         except GatewayError as error:
             clock.failed(error)
             raise
@@ -179,8 +186,9 @@ class Relay:
 
     def _check_offered(self, inference: Inference) -> None:
         """Raise Refused INVALID_REQUEST for a request that would crash the engine."""
-        if inference.scores_prompt and not self._prompt_logprobs:
-            raise Refused(INVALID_REQUEST, "echo with logprobs is not offered here; ask for one of them", param="echo")
+        if (field := inference.scores_prompt) and not self._prompt_logprobs:
+            message = f"{field}: log-probabilities of a prompt are not offered here; leave it out"
+            raise Refused(INVALID_REQUEST, message, param=field)
         if inference.seeded and not self._seeds:
             raise Refused(INVALID_REQUEST, "seed is not offered here with a temperature above 0", param="seed")
 

@@ -5,17 +5,18 @@ The engine gets no byte of the original body: no unknown field, no duplicate key
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COSTLY, Refused
+from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve import json_body
-from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS, MAX_ALL_TOKENS, MAX_MESSAGES, MAX_SEQUENCES
+from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
+from app.serve.fields.ignored import Ignored, ignore
+from app.serve.fields.messages import MAX_MESSAGES
+from app.serve.fields.refused import REFUSED
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
-from app.serve.fields.validators import Check
-from app.serve.grammar_cost import MAX_COST, TooCostly, schema_cost
+from app.serve.fields.validators import DROPPED, Check
+from app.serve.request_load import Kind, Load, load_of
 from app.serve.sse import dump
-
-Kind = Literal["chat", "completions", "responses", "embeddings"]
 
 _TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "chat": CHAT,
@@ -33,32 +34,20 @@ _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
 """Kinds whose streams give token counts only on request; streams of /v1/responses always do."""
 
 
-TOKENS_UNSAID: Final = 1024
-"""Tokens assumed for a sequence if the request does not limit them: an answer of some length."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Load that a request puts on the engine.
-
-    sequences: prompts × n.
-    tokens: tokens that all sequences together may write.
-    schemas: cost of the schemas that are compiled for it.
-    """
-
-    sequences: int = 1
-    tokens: int = TOKENS_UNSAID
-    schemas: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One checked request. model: as sent, not resolved yet. fields: values for the engine, without `model`."""
+    """One checked request.
+
+    model: as sent, not resolved yet.
+    fields: values for the engine, without `model`.
+    ignored: names of what was left out, as a header's value; "" if nothing was.
+    """
 
     kind: Kind
     model: object
     fields: Mapping[str, Any]
-    load: Load = Load()
+    load: Load
+    ignored: str
 
     @property
     def stream(self) -> bool:
@@ -71,9 +60,15 @@ class Inference:
         return bool((self.fields.get("stream_options") or {}).get("include_usage"))
 
     @property
-    def scores_prompt(self) -> bool:
-        """True if log-probabilities of the prompt itself are requested, not only of the answer."""
-        return bool(self.fields.get("echo")) and "logprobs" in self.fields
+    def scores_prompt(self) -> str | None:
+        """Name of the field by which log-probabilities of the prompt itself are requested, not only of the answer.
+
+        In a chat `echo` alone has vLLM compute them.
+        """
+        if "prompt_logprobs" in self.fields:
+            return "prompt_logprobs"
+        echoed = self.fields.get("echo") and (self.kind == "chat" or "logprobs" in self.fields)
+        return "echo" if echoed else None
 
     @property
     def seeded(self) -> bool:
@@ -114,14 +109,24 @@ def parse(kind: Kind, raw: bytes) -> Inference:
 
     Raises Refused INVALID_REQUEST, REQUEST_TOO_LARGE or SCHEMA_TOO_COSTLY, naming the field.
     """
-    body = json_body.read(raw)
-    table = _TABLES[kind]
+    with Ignored() as ignored:
+        fields = _checked(_TABLES[kind], json_body.read(raw))
+    model = fields.pop("model", None)
+    _check_combinations(kind, fields)
+    return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
+
+
+def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields for the engine, and note those that are left out. Raises Refused."""
     fields = {}
     for name, value in body.items():
+        if name in REFUSED:
+            raise Refused(INVALID_REQUEST, f"{name} is not taken: {REFUSED[name]}", param=name)
+        if value is None:  # means absent, and vLLM refuses it in some fields
+            continue
         check = table.get(name) or DROPPED_FIELDS.get(name)
         if check is None:
-            raise Refused(INVALID_REQUEST, f"unknown field {name[:64]!r}", param=name[:64])
-        if value is None:  # means absent, and vLLM refuses it in some fields
+            ignore("", name)
             continue
         if name == "messages" and isinstance(value, list) and len(value) > MAX_MESSAGES:
             raise Refused(REQUEST_TOO_LARGE, f"{len(value)} messages, the cap is {MAX_MESSAGES}", param=name)
@@ -129,79 +134,23 @@ def parse(kind: Kind, raw: bytes) -> Inference:
             passed = check(value)
         except ValueError as error:
             raise Refused(INVALID_REQUEST, f"{name}: {error}", param=name) from error
-        if name not in DROPPED_FIELDS:
+        if name not in DROPPED_FIELDS and passed is not DROPPED:
             fields[name] = passed
-    model = fields.pop("model", None)
-    _check_combinations(kind, fields)
-    return Inference(kind, model, fields, _load(kind, fields))
+    return fields
 
 
-def _check_combinations(kind: Kind, fields: Mapping[str, Any]) -> None:
-    """Check the rules that involve several fields. Raises Refused INVALID_REQUEST."""
+def _check_combinations(kind: Kind, fields: dict[str, Any]) -> None:
+    """Check the rules that involve several fields, and drop those that say nothing. Raises Refused INVALID_REQUEST."""
     required = _REQUIRED[kind]
     if required not in fields:
         raise Refused(INVALID_REQUEST, f"{required} is missing", param=required)
+    if kind == "chat" and not fields.get("tools"):  # vLLM refuses an empty list, and a choice among no tools
+        fields.pop("tools", None)
+        if fields.get("tool_choice") in ("auto", "none"):
+            del fields["tool_choice"]
+    if not fields.get("stream_options", True):
+        del fields["stream_options"]
     if "stream_options" in fields and not fields.get("stream"):
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
     if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
-
-
-def _load(kind: Kind, fields: Mapping[str, Any]) -> Load:
-    """Return the load. Raises Refused INVALID_REQUEST if the product of its parts is over a cap, SCHEMA_TOO_COSTLY."""
-    prompts = fields.get("prompt") if kind == "completions" else fields.get("input") if kind == "embeddings" else None
-    listed = isinstance(prompts, list) and not isinstance(prompts[0], int)
-    count, answers = len(prompts) if listed and isinstance(prompts, list) else 1, fields.get("n", 1)
-    sequences = count * answers
-    if sequences > MAX_SEQUENCES:
-        raise Refused(INVALID_REQUEST, f"{count} prompts × n {answers}: the cap is {MAX_SEQUENCES}", param="n")
-    if kind == "embeddings":
-        return Load(sequences, 0)
-    asked = next((name for name in _TOKENS if name in fields), None)
-    tokens = sequences * (TOKENS_UNSAID if asked is None else fields[asked])
-    if tokens > MAX_ALL_TOKENS:
-        raise Refused(
-            INVALID_REQUEST, f"{tokens} tokens in {sequences} sequences: the cap is {MAX_ALL_TOKENS}", param=asked
-        )
-    return Load(sequences, tokens, _schemas(kind, fields))
-
-
-_TOKENS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-
-
-def _schemas(kind: Kind, fields: Mapping[str, Any]) -> int:
-    """Return the cost of the schemas that the engine compiles.
-
-    Those are the format's, and the tools' if one of them must be called. Schemas of tools that may be called are part
-    of the prompt, but the caps on their parts apply to them too.
-    """
-    flat = kind == "responses"
-    asked = (fields.get("text") or {}).get("format") if flat else fields.get("response_format")
-    total = 0
-    if asked is not None:
-        schema, where = (
-            (asked, "text.format") if flat else (asked.get("json_schema") or {}, "response_format.json_schema")
-        )
-        total += _cost(schema.get("schema"), f"{where}.schema")
-    tools = 0
-    for number, tool in enumerate(fields.get("tools", ())):
-        function, where = (tool, f"tools.{number}") if flat else (tool["function"], f"tools.{number}.function")
-        tools += _cost(function.get("parameters"), f"{where}.parameters")
-    if fields.get("tool_choice") not in (None, "none", "auto"):
-        total += tools
-    if total > MAX_COST:
-        raise Refused(
-            SCHEMA_TOO_COSTLY,
-            f"schemas that cost {total} to compile, the cap is {MAX_COST}",
-            param="tools" if tools else where,
-        )
-    return total
-
-
-def _cost(schema: Any, where: str) -> int:
-    if schema is None:
-        return 0
-    try:
-        return schema_cost(schema)
-    except TooCostly as error:
-        raise Refused(SCHEMA_TOO_COSTLY, f"{where}{error.path}: {error}", param=f"{where}{error.path}") from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
@@ -90,3 +91,26 @@ async def test_no_request_of_inference_waits_for_a_thread(
         asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
         answer = await running.http.post(path, json={"model": "served", **asked})
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_was_left_out_of_a_request_is_named_in_a_header_and_in_the_log(
+    running: Running, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    caplog.set_level(logging.DEBUG, "gateway")
+    message = {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}
+    asked = {"model": SERVED, "messages": [message], "stream": stream, "x\r\nset-cookie: y": 1, "seeds": [1]}
+    answer = await running.http.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 200
+    named = "messages[].content[].cache_control, x??set-cookie??y, seeds"
+    assert answer.headers["x-gateway-ignored-fields"] == named
+    assert "set-cookie" not in answer.headers
+    [record] = [record for record in caplog.records if record.msg == "fields_ignored"]
+    assert record.fields["fields"] == named  # type: ignore[attr-defined]
+    assert record.levelno == logging.DEBUG
+    text = {"type": "text", "text": "x"}
+    assert running.simulator.seen[-1]["messages"] == [{"role": "user", "content": [text]}]
+    plain = await running.http.post(
+        "/v1/chat/completions", json={"model": SERVED, "messages": [message | {"content": "x"}]}
+    )
+    assert "x-gateway-ignored-fields" not in plain.headers

@@ -17,7 +17,7 @@ from app.api.access.rules import ROUTES
 from app.domain.api_keys import Role, new_key
 from app.domain.shares import SHARED, Resource
 from app.serve.grammar_cost import schema_cost
-from app.serve.request import TOKENS_UNSAID
+from app.serve.request_load import TOKENS_UNSAID
 from app.upload.limits import UploadLimits
 from tests.support.gateway import OpenHouse, Running
 from tests.support.served import AUTH, Line, line, on_a_port

@@ -11,7 +11,7 @@ from app.domain.errors import INVALID_REQUEST, SHARE_TAKEN, Refused
 from app.domain.shares import Resource, Shares
 from app.serve import admission as admission_module
 from app.serve.admission import MAX_WAITING, Admission
-from app.serve.request import Load
+from app.serve.request_load import Load
 from tests.support.waiting import STUCK_S
 
 KEYS = tuple(new_key(name, [Role.CHAT])[1] for name in ("greedy", "other", "third"))

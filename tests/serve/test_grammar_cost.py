@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.domain.errors import SCHEMA_TOO_COSTLY, Refused
 from app.serve.grammar_cost import MAX_COST, MAX_PATTERN_COST, TooCostly, pattern_cost, schema_cost
-from app.serve.request import Kind, parse
+from app.serve.request import parse
+from app.serve.request_load import Kind
 
 
 def text(pattern: str) -> dict[str, Any]:

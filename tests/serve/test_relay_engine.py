@@ -17,7 +17,7 @@ from app.load.client.engine import HttpEngine
 from app.load.reconcile.callbacks import Callbacks
 from app.load.reconcile.reconciler import Reconciler
 from app.serve.relay import PATHS, Relay, only
-from app.serve.request import Kind
+from app.serve.request_load import Kind
 from app.serve.routing_table import RoutingTable, Served
 from app.serve.stream import Stream
 from tests.support.engine import LiveEngine

@@ -124,11 +124,14 @@ async def test_a_client_that_leaves_ends_the_engines_work(http: httpx.AsyncClien
         ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "http://169.254.169.254/"}]}]),
         ("input", [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]),
         ("input", [{"type": "function_call", "call_id": "c", "name": "../x", "arguments": "{}"}]),
-        ("input", [{"role": "user", "content": "x", "extra": 1}]),
         ("max_output_tokens", 0),
         ("max_output_tokens", 1 << 40),
         ("top_logprobs", 21),
-        ("include", ["file_search_call.results"]),
+        ("include", ["x" * 65]),
+        ("input", [{"id": "msg_1"}]),
+        ("tools", [{"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "mcp"}]}]),
+        ("tools", [{"type": "custom", "name": "n", "format": {"type": "grammar", "syntax": "lark"}}]),
+        ("chat_template_kwargs", {"a": []}),
         ("text", {"format": {"type": "regex"}}),
         ("metadata", [[[[]]] * 10_001]),
         ("stream", "yes"),
@@ -155,12 +158,70 @@ async def test_what_is_not_on_the_table_is_refused_by_name(
         {"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}, "parallel_tool_calls": False},
         {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
         {"reasoning": {"effort": "low"}, "truncation": "auto", "top_logprobs": 2, "logit_bias": {"3": 1}},
+        {"seed": 1, "temperature": 0, "stop": ["x"], "ignore_eos": False, "repetition_penalty": 1.1},
+        {"structured_outputs": {"regex": "a+"}, "chat_template_kwargs": {"enable_thinking": False}},
+        {"tools": [{"type": "custom", "name": "f", "format": {"type": "text"}}], "max_tool_calls": 3},
+        {"tools": [{"type": "namespace", "name": "n", "description": "d", "tools": [TOOL]}]},
+        {"input": [{"type": "custom_tool_call", "call_id": "c", "name": "f", "input": "x"}]},
         {"include": ["message.output_text.logprobs"], "temperature": 0.1, "top_p": 0.5, "top_k": 3, "min_p": 0.1},
     ],
 )
 async def test_openais_fields_pass(http: httpx.AsyncClient, more: dict[str, Any]) -> None:
     answer = await ask(http, **more)
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("more", "passed", "named"),
+    [
+        (
+            {"input": [{"role": "user", "content": "x", "extra": 1}]},
+            {"input": [{"type": "message", "role": "user", "content": "x"}]},
+            "input[].extra",
+        ),
+        (
+            {"input": [{"type": "reasoning", "id": "r", "encrypted_content": "gAAA"}]},
+            {"input": [{"type": "reasoning", "id": "r", "summary": []}]},
+            "input[].encrypted_content",
+        ),
+        (
+            {"input": [{"role": "assistant", "content": None}, {"role": "assistant", "content": []}]},
+            {"input": [{"type": "message", "role": "assistant", "content": ""}] * 2},
+            None,
+        ),
+        (
+            {"input": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            {
+                "input": [
+                    {
+                        "type": "message",
+                        "role": "assistant",
+                        "id": "msg",
+                        "status": "completed",
+                        "content": [{"type": "output_text", "text": "no", "annotations": []}],
+                    }
+                ]
+            },
+            None,
+        ),
+        ({"include": ["reasoning.encrypted_content"]}, {}, "include[].reasoning.encrypted_content"),
+        ({"max_output_tokens": -1, "max_tool_calls": 2.0}, {"max_tool_calls": 2}, None),
+        ({"text": {"verbosity": "low", "x": 1}, "y": 1}, {"text": {"verbosity": "low"}}, "text.x, y"),
+    ],
+)
+async def test_what_clients_add_is_left_out_and_named(
+    http: httpx.AsyncClient, running: Running, more: dict[str, Any], passed: dict[str, Any], named: str | None
+) -> None:
+    answer = await ask(http, **more)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get("x-gateway-ignored-fields") == named
+    received = {key: value for key, value in running.simulator.seen[-1].items() if key not in ("model", "cache_salt")}
+    assert received == {"input": "hello", "store": False} | passed
+
+
+async def test_a_reference_to_a_stored_item_says_what_to_do_instead(http: httpx.AsyncClient) -> None:
+    said = (await ask(http, input=[{"type": "item_reference", "id": "msg_1"}])).json()["error"]["message"]
+    assert "store: false" in said
 
 
 async def test_a_conversation_asked_for_says_what_to_do_instead(http: httpx.AsyncClient) -> None:
@@ -195,11 +256,10 @@ async def test_embeddings_where_it_makes_none_are_not_an_adapter_that_is_missing
         ("input", [[]]),
         ("input", ["a"] * 65),
         ("encoding_format", "pickle"),
-        ("stream", True),
         ("dimensions", 0),
-        ("truncate_prompt_tokens", -1),
-        ("additional_data", {}),
-        ("messages", []),
+        ("truncate_prompt_tokens", -2),
+        ("use_activation", 1),
+        ("priority", 1),
     ],
 )
 def test_embeddings_have_a_table_too(field: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES
-from app.serve.request import Kind
+from app.serve.request_load import Kind
 
 ROOM = MAX_BODY_BYTES - 256
 
@@ -57,16 +57,32 @@ RESPONSE_ITEMS: tuple[dict[str, Any], ...] = (
     {"type": "reasoning", "id": "r", "status": "completed", "summary": [{"type": "summary_text", "text": "x"}] * 4},
     {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "x"}] * 4},
     {"type": "reasoning", "summary": [{"type": "reasoning_text", "text": "x"}], "content": []},
+    {"type": "reasoning", "encrypted_content": "x"},
+    {"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}] * 8},
+    {"role": "assistant", "content": []},
+    {"type": "function_call", "call_id": "c", "namespace": "n", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}] * 8},
+    {"type": "custom_tool_call", "id": "i", "call_id": "c", "name": "f", "input": "x"},
+    {"type": "custom_tool_call_output", "call_id": "c", "output": "x"},
+    {"role": "user", "content": [{"type": "input_text", "text": "x", "cache_control": {}}] * 4, "extra": [{}] * 8},
 )
-MESSAGES: tuple[dict[str, Any], ...] = tuple(
-    {"role": role, "content": content, **more}
-    for role in ("user", "assistant", "tool")
-    for content in ("x", [PART] * 16)
-    for more in (
-        {"name": "n", "refusal": "no", "tool_call_id": "c"},
-        {"tool_calls": [CALL] * 4},
-        {"tool_calls": [{"function": CALL["function"]}]},
-    )
+MESSAGES: tuple[dict[str, Any], ...] = (
+    *(
+        {"role": role, "content": content, **more}
+        for role in ("user", "assistant", "tool")
+        for content in ("x", [PART] * 16)
+        for more in (
+            {"name": "n", "refusal": "no", "tool_call_id": "c"},
+            {"tool_calls": [CALL] * 4},
+            {"tool_calls": [{"function": CALL["function"]}]},
+        )
+    ),
+    {"role": "user"},
+    {"role": "ipython", "content": ["x"] * 16},
+    {"role": "user", "content": [PART | {"cache_control": {}}] * 16, "extra": [{}] * 8},
+    {"role": "assistant", "content": [], "tool_calls": [CALL | {"index": 0}] * 4, "reasoning_content": "x"},
+    {"role": "assistant", "annotations": [], "function_call": None, "reasoning": "x"},
+    {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "refusal", "refusal": "x"}] * 8},
 )
 SCHEMA = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 9} for i in range(2000)}}
 
@@ -82,6 +98,9 @@ def large_bodies() -> Iterator[Body]:
         yield Body(f"text of {text}", "completions", b'{"model":"m","prompt":"%s"}' % filled(text.encode()))
     yield from _written()
     yield Body("deep lists", "chat", b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    yield Body("unknown members", "chat", b"{%s}" % b",".join(b'"k%d":[0]' % i for i in range(60_000)))
+    unknown = b",".join(b'"k%d":0' % i for i in range(60_000))
+    yield Body("unknown in a message", "chat", b'{"model":"m","messages":[{"role":"user","content":"x",%s}]}' % unknown)
     yield Body("members that are null", "chat", b"{%s}" % b",".join(b'"k%d":null' % i for i in range(60_000)))
     yield Body("one member again and again", "chat", b"{%s}" % filled(b'"k":1', b",", MAX_VALUES // 2))
     nulls = b",".join(b'"k%d":null' % i for i in range(60_000))

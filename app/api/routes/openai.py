@@ -24,7 +24,7 @@ from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
-from app.serve.request import Kind
+from app.serve.request_load import Kind
 from app.serve.stream import Stream
 from app.serve.timing import CLIENT_GONE
 
@@ -156,6 +156,8 @@ def _response(answer: Answer, held: ExitStack) -> Response:
         headers["x-adapter-version"] = str(answer.target.version)
     if answer.target.digest is not None:
         headers["x-adapter-digest"] = answer.target.digest
+    if answer.ignored:
+        headers["x-gateway-ignored-fields"] = answer.ignored
     if isinstance(answer.body, bytes):
         return Response(answer.body, answer.status, headers, answer.content_type)
     headers["cache-control"] = "no-store"

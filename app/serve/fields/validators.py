@@ -6,6 +6,8 @@ Each check returns the value for the engine, built anew, or raises ValueError wi
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from app.serve.fields.ignored import ignore
+
 Check = Callable[[Any], Any]
 """Returns the value to pass on, DROPPED for none. Raises ValueError, describing the accepted values, for any other
 value."""
@@ -33,13 +35,27 @@ def boolean(value: Any) -> Any:
 
 
 def integer(low: int, high: int) -> Check:
-    """Return a check for a whole number within bounds."""
+    """Return a check for a whole number within bounds. 100.0 is one, as some clients write it; it goes on as 100."""
 
     def check(value: Any) -> Any:
-        ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not ok:  # not need(): a prompt has a hundred thousand of them, and would build the message for each
-            raise ValueError(f"must be an integer from {low} to {high}")
-        return value
+        if type(value) is int and low <= value <= high:  # a prompt has a hundred thousand of them
+            return value
+        if isinstance(value, float) and value.is_integer() and low <= value <= high:
+            return int(value)
+        raise ValueError(f"must be an integer from {low} to {high}")
+
+    return check
+
+
+def limit(low: int, high: int) -> Check:
+    """Return a check for a number of tokens, of which -1 means that none is set."""
+    within = integer(low, high)
+
+    def check(value: Any) -> Any:
+        try:
+            return DROPPED if value == -1 and not isinstance(value, bool) else within(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or -1 for no limit") from error
 
     return check
 
@@ -96,16 +112,25 @@ def dropped(check: Check) -> Check:
     return check_and_drop
 
 
-def members(value: Any, allowed: Mapping[str, Check], required: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Check an object with only these members, none of the required ones missing. A null member counts as absent."""
-    need(isinstance(value, dict), "must be an object")
+def members(
+    place: str, value: Any, allowed: Mapping[str, Check], required: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Check an object and return its known members: others are left out and noted, a null member counts as absent.
+
+    place: where in the body such objects stand, for the note: `messages[].content[]`.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object with {', '.join(allowed)}")  # noqa: TRY004 - one type for every refusal
     found = {}
     for key, item in value.items():
-        need(key in allowed or item is None, f"has an unknown member {str(key)[:64]!r}")
-        if item is not None and (passed := _within(key, allowed[key], item)) is not DROPPED:
+        if item is None:
+            continue
+        if (check := allowed.get(key)) is None:
+            ignore(place, key)
+        elif (passed := _within(key, check, item)) is not DROPPED:
             found[key] = passed
     for key in required:
-        need(value.get(key) is not None, f"lacks {key!r}")
+        need(value.get(key) is not None, f"lacks {key!r}; takes {', '.join(allowed)}")
     return found
 
 
@@ -134,6 +159,19 @@ def _within(key: str, check: Check, value: Any) -> Any:
         raise ValueError(f"{key}: {error}") from error
 
 
-def object_of(allowed: Mapping[str, Check], *required: str) -> Check:
-    """Return a check for an object with only these members, none of the required ones missing."""
-    return lambda value: members(value, allowed, frozenset(required))
+def of_type(checks: Mapping[str, Check], wanted: str) -> Check:
+    """Return a check for an object that is checked by what its `type` says. wanted: the message about any other type."""
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in checks:
+            raise ValueError(wanted)
+        return checks[kind](value)
+
+    return check
+
+
+def object_of(place: str, allowed: Mapping[str, Check], *required: str) -> Check:
+    """Return a check for an object, as `members` has it."""
+    needed = frozenset(required)
+    return lambda value: members(place, value, allowed, needed)

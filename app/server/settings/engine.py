@@ -52,8 +52,9 @@ class EngineSettings(BaseSettings):
     engine_threads: int | None = Field(None, ge=1, description="Cores of a CPU engine; default: all")
     prompt_logprobs: bool = Field(
         False,
-        description="Accept echo together with logprobs on /v1/completions; vLLM 0.32's CPU build crashes on those of "
-        "several prompts at once, other builds were not tried",
+        description="Accept requests for log-probabilities of a prompt (prompt_logprobs; echo in a chat; echo with "
+        "logprobs in a completion); vLLM 0.32's CPU build crashes on those of several prompts at once, other builds were "
+        "not tried",
     )
     seeds: bool | None = Field(
         None,

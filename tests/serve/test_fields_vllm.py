@@ -1,0 +1,26 @@
+"""What vLLM's own request classes take, the gateway takes too, or names as dangerous: nothing else is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_what_vllm_takes_the_gateway_takes_or_names_as_dangerous() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    program = [sys.executable, "-m", "tests.support.vllm_bodies"]
+    done = subprocess.run(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"chat", "completions", "responses"}
+    for kind, said in found.items():
+        print(kind, said["counts"])
+        assert said["others"] == [], kind
+        assert said["unseen"] == (["prompt"] if kind == "responses" else []), kind  # vLLM has no stored prompts either
+        assert said["counts"]["taken"] > 100, kind
