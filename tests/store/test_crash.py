@@ -16,6 +16,7 @@ import pytest
 
 from app.store.failpoints import VARIABLE, failpoint
 from tests.store.crashing import FAILPOINTS, audit, write_until_killed
+from tests.support.waiting import STUCK_S
 
 KILLS = 60
 NOBODY = 65534
@@ -30,17 +31,29 @@ def processes() -> ForkServerContext:
     return context
 
 
-def run_and_kill(processes: ForkServerContext, seconds: float | None, *arguments: Any) -> None:
-    """Start a writer; kill it after `seconds`, or (None) wait until its fail-point did."""
+def run_and_kill(processes: ForkServerContext, lines: int | None, *arguments: Any, seconds: float = 0.0) -> None:
+    """Start a writer; kill it `seconds` after so many more lines of its were acknowledged, or (None) let its fail-point."""
+    told = arguments[0] / "acknowledged"
+    before = _lines(told)
     process = processes.Process(target=write_until_killed, args=arguments)
     process.start()
     try:
-        process.join(30.0 if seconds is None else seconds)
+        if lines is None:
+            process.join(30.0)
+        else:
+            until_stuck = time.monotonic() + STUCK_S
+            while _lines(told) < before + lines and process.is_alive() and time.monotonic() < until_stuck:
+                time.sleep(0.001)
+            process.join(seconds)
     finally:
         process.kill()
         process.join()
     assert process.exitcode == -signal.SIGKILL, "the writer ended by itself: look at its traceback above"
     process.close()
+
+
+def _lines(told: Path) -> int:
+    return told.read_bytes().count(b"\n") if told.exists() else 0
 
 
 @pytest.mark.parametrize("place", FAILPOINTS)
@@ -57,7 +70,8 @@ def test_killed_at_random_instants(tmp_path: Path, processes: ForkServerContext)
     choose = random.Random(2)
     served = []
     for seed in range(KILLS):
-        run_and_kill(processes, choose.uniform(0.02, 0.25), tmp_path, seed, None)
+        lines, seconds = choose.randrange(12), choose.uniform(0.0, 0.03)
+        run_and_kill(processes, lines, tmp_path, seed, None, seconds=seconds)
         served.append(audit(tmp_path))
     assert max(served) > 5, "the writers got far enough for this to mean something"
 
@@ -75,7 +89,7 @@ def nobodys_home() -> Iterator[Path]:
 def test_it_works_without_root(nobodys_home: Path, processes: ForkServerContext) -> None:
     """Root may rename and remove what nobody else may: the same with an ordinary user's rights."""
     for seed in range(4):
-        run_and_kill(processes, 0.6, nobodys_home, seed, None, NOBODY)
+        run_and_kill(processes, 30, nobodys_home, seed, None, NOBODY)
     assert audit(nobodys_home) > 0
     assert "deleting" in (nobodys_home / "acknowledged").read_text()
 
