@@ -18,9 +18,10 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
     async def readiness() -> dict[str, str | None]:
         """Return part → problem, or None if it is ready.
 
-        The engine is ready if the reconciler found it usable when it last asked, and it can compute now.
+        The engine is ready if the reconciler found it usable when it last asked, holds what answers for the served model,
+        and can compute now.
         """
-        up = reconciler.engine_up and await engine.healthy()
+        up = reconciler.engine_up and _answers(components) and await engine.healthy()
         return {
             "reference": await in_thread(_problem_with, "reference", components.reference.check_unchanged),
             "store": await in_thread(_problem_with, "store", components.blobs.check_writable),
@@ -39,6 +40,15 @@ def details_of(components: Components) -> dict[str, str]:
     if len(set(notes.values())) > 1:
         model = "; ".join(f"engine {number}: {note}" for number, note in notes.items())
     return {"model": model, "behaviour": components.rules.note}
+
+
+def _answers(components: Components) -> bool:
+    """Return whether the served model can be asked: an adapter that stands in for it must be loaded first."""
+    try:
+        components.routing_table.resolve(components.target.name)
+    except GatewayError:
+        return False
+    return True
 
 
 def _reason_down(reconciler: Reconciler | Fleet) -> str:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.server.settings import Settings
-from tests.support.gateway import KEY, OpenHouse, Running, form
+from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S
 
 GUARDED = [
@@ -129,3 +129,19 @@ async def test_no_key_stands_in_what_the_gateway_says(running: Running) -> None:
 def test_settings_that_cannot_be_meant_refuse_to_start(bad: dict[str, str]) -> None:
     with pytest.raises((ValidationError, ValueError)):
         Settings(**{"model": "m", "reference": "r", "open": "true", **bad})  # type: ignore[arg-type]
+
+
+async def test_a_gateway_is_not_ready_before_the_served_model_can_be_asked(open_gateway: OpenHouse) -> None:
+    """On vLLM's CPU build an adapter of zeros answers for it, which must be loaded first."""
+    chat = {"model": SERVED, "messages": [{"role": "user", "content": "hello"}]}
+    async with open_gateway(base_through_noop=True, reconcile_seconds=0.05) as running:
+        async with asyncio.timeout(STUCK_S):
+            while (await running.http.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.001)
+        assert (await running.http.post("/v1/chat/completions", json=chat)).status_code == 200
+        running.simulator.faults["load"] = "500"
+        running.simulator.loaded.clear()  # a restart that forgot it
+        async with asyncio.timeout(STUCK_S):
+            while (await running.http.get("/ready")).status_code == 200:
+                await asyncio.sleep(0.01)
+        assert (await running.http.post("/v1/chat/completions", json=chat)).status_code == 503
