@@ -176,7 +176,7 @@ async def test_a_gateway_whose_model_is_called_like_an_adapter_refuses_to_start(
         ("/adapters/first/versions/-1", 400),
         ("/adapters/first/versions/0", 400),
         ("/adapters/", 404),
-        ("/v1/models/", 404),
+        ("/v1/models//", 404),
         ("/adapters/%1b%5b2J", 404),
         ("/adapters/%00", 404),
         ("/adapters/%f0%9f%92%a9", 404),
