@@ -33,7 +33,7 @@ def default_of(field: FieldInfo) -> str:
     value = field.default
     if value is PydanticUndefined:
         return "must be set"
-    if value is None or value == () or isinstance(value, SecretStr):
+    if value in (None, (), frozenset()) or isinstance(value, SecretStr):
         return "–"
     return f"`{value.value if isinstance(value, Enum) else value}`"
 

@@ -40,7 +40,7 @@ AT_ONCE: Final = 8
 
 CHATS_PER_CANARY: Final = 4
 """Clients' requests in flight for each canary asked beside them, at least one canary: what canaries add to the engine's
-batch bounds what they cost a chat. docs/performance.md has the cost with one canary, two and four beside four chats."""
+batch bounds what they cost a chat. docs/performance.md has the cost of one beside four chats."""
 
 
 @dataclass(frozen=True, slots=True)

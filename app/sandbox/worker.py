@@ -93,8 +93,8 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
 def give_way() -> None:
     """Lower this process's CPU priority below the gateway's and the engine's.
 
-    It stays in the gateway's session. A session of its own with a lower autogroup priority was starved on Linux 6.18:
-    beside an engine that kept all processors busy it got 0.1 % of one, and no upload ended.
+    It stays in the gateway's session. A session of its own with a lower autogroup priority was starved on Linux 6.18
+    beside an engine that kept all processors busy: no upload ended.
     """
     os.nice(NICENESS)
 

@@ -73,8 +73,8 @@ class Gateway:
     embedded: supervisor of the embedded engine; None with external engines. engine: client of the only engine, or the
     fleet. front: client of the inference gateway in front of the engines, if there is one. recheck: None without a battery.
     reload: reads the battery again. sandbox: None if uploads are read in this process. drain_seconds: time for running
-    requests after SIGTERM. hosts: accepted Host names; empty: any. origins: those of pages
-    that may call the API. closers: closes everything that was opened.
+    requests after SIGTERM. hosts: accepted Host names; empty: any. origins: those whose pages may call the API. closers:
+    closes everything that was opened.
     """
 
     embedded: EmbeddedEngine | None

@@ -15,9 +15,10 @@ from app.domain.spellings import Spellings
 from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits, validate
-from tests.screen.test_linears import MHA, OPT, SIZES
+from tests.screen.test_linears import MHA, OPT
+from tests.support.mixtures import TINY
 
-TEXT: dict[str, Any] = {**SIZES, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TEXT: dict[str, Any] = {**TINY, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GDN: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_value_heads": 4,

@@ -249,7 +249,7 @@ def test_condemned_experts_are_corrected_and_the_engine_still_packs_the_layer(
 
 
 def test_an_expert_of_no_verdict_is_zero_or_out_of_form(mixture: tuple[str, Reference, Path]) -> None:
-    """What no verdict serves may stand in the file only as zeros: the gateway counts on it after the sandbox, too."""
+    """A matrix that no verdict serves may be in the file only as zeros: the gateway checks that after the sandbox, too."""
     _, reference, directory = mixture
     adapter = balance_all(read(directory, target(reference)))
     verdict = screen(adapter, reference, NOTHING)

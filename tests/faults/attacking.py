@@ -183,7 +183,7 @@ async def _again_and_again(kind: Kind, door: Door, on: Event, told: Counter[str]
 
 
 def _each_answered(told: Counter[str]) -> bool:
-    """Whether an attempt of each kind but slow bodies has ended: on a busy machine one may outlast the whole attack."""
+    """Return whether an attempt of each kind but slow bodies has ended: on a busy machine one may outlast the attack."""
     return {one.rpartition(" ")[0] for one in told} >= {kind.__name__ for kind in KINDS if kind is not slow_body}
 
 

@@ -12,28 +12,20 @@ from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.checkpoint import Checkpoint
 from app.screen.reference.open import open_reference
+from tests.support.mixtures import TINY
 from tests.support.references import aligned_from, weights, write_checkpoint
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-}
-MHA = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+MHA = {name: value for name, value in TINY.items() if name != "num_key_value_heads"}
 OPT = {"word_embed_proj_dim": 32, "ffn_dim": 48}
 
 MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "phi": ("PhiConfig", SIZES, {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"}),
+    "phi": ("PhiConfig", TINY, {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"}),
     "gpt_neox": ("GPTNeoXConfig", MHA, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
-    "starcoder2": ("Starcoder2Config", SIZES, {"q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"}),
+    "starcoder2": ("Starcoder2Config", TINY, {"q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"}),
     "opt": ("OPTConfig", {**MHA, **OPT}, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
     "llama": (
         "LlamaConfig",
-        SIZES,
+        TINY,
         {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"},
     ),
 }
@@ -78,7 +70,7 @@ def test_a_class_that_transformers_does_not_know_goes_by_names(tmp_path: Path) -
 
 
 def test_a_head_of_another_vocabulary_is_left_out_and_the_layers_are_measured(tmp_path: Path) -> None:
-    model = saved(tmp_path / "base", "LlamaConfig", SIZES)
+    model = saved(tmp_path / "base", "LlamaConfig", TINY)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)

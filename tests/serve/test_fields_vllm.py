@@ -1,4 +1,4 @@
-"""What vLLM's own request classes take, the gateway takes too, or names as dangerous: nothing else is refused."""
+"""Differential test against vLLM's own request classes: a body that they take is taken, or refused as dangerous by name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What of a request may reach the engine, written down a second time and by hand: the oracle of the tests of bodies.
+"""Oracle of the tests of bodies: the fields that may reach the engine, written down a second time and by hand.
 
 A dict is an object with these members and no others, a list is a list of what it holds, a tuple is one of several forms,
 SCALAR is a string, a number, true or false, FREE is anything.

@@ -19,7 +19,7 @@ from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.open import Reference, open_reference
 from app.validate.adapter import ValidateLimits, validate
 
-SIZES: Final[dict[str, Any]] = {
+TINY: Final[dict[str, Any]] = {
     "vocab_size": 40,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -27,6 +27,11 @@ SIZES: Final[dict[str, Any]] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 32,
+}
+"""Sizes that the configuration classes of transformers share, for tiny models."""
+
+SIZES: Final[dict[str, Any]] = {
+    **TINY,
     "head_dim": 8,
     "num_experts": 3,
     "num_local_experts": 3,

@@ -72,7 +72,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "prompt": TEXT | st.lists(st.integers(0, 9), min_size=1) | st.lists(TEXT, min_size=1, max_size=3),
     "prompt_embeds": TEXT,
 }
-"""What has a cap or a form of the gateway's own, by its name at any depth."""
+"""Names, at any depth, of members for which the gateway has a cap or a form of its own."""
 
 MANY = 3
 """Items of a list, at most."""
@@ -112,7 +112,7 @@ def _simple(form: Any) -> st.SearchStrategy[Any]:
 
 
 def _needed(hint: Any, *, whole: bool) -> bool:
-    """Whether a member must be there. The class itself does not know, where its annotations are strings."""
+    """Return whether a member is required. The class itself does not know, where its annotations are strings."""
     origin = typing.get_origin(hint)
     return origin is Required or (whole and origin is not NotRequired)
 
@@ -184,7 +184,7 @@ def _responses_dangers(body: dict[str, Any]) -> set[str]:
 
 
 def compare(kind: Kind, cls: type[BaseModel], given_body: dict[str, Any]) -> tuple[str, str]:
-    """How the two take one body: a word, and what the matter is."""
+    """Return the verdict of the two on one body, as a word, with the reason."""
     try:
         asked: Any = cls.model_validate(json.loads(json.dumps(given_body)))
         asked.to_sampling_params(16, {})
@@ -226,7 +226,7 @@ def bodies_of(cls: type[BaseModel], required: str, field: str) -> st.SearchStrat
 
 @dataclasses.dataclass
 class Found:
-    """What was found about one kind of request. unseen: fields that the two never agreed about."""
+    """Findings about one kind of request. unseen: fields that the two never agreed about."""
 
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     others: list[str] = dataclasses.field(default_factory=list)

@@ -33,9 +33,9 @@ def check_site(method: str, headers: Headers, hosts: Collection[str], allowed: C
     """
     if method not in UNSAFE or headers.get("authorization", "").lower().startswith("bearer "):
         return
-    if allowed and headers.getlist("origin") and set(headers.getlist("origin")) <= set(allowed):
-        return
     fetch_sites, origins = headers.getlist("sec-fetch-site"), headers.getlist("origin")
+    if origins and set(origins) <= set(allowed):
+        return
     if fetch_sites:
         if not OWN_SITE.issuperset(fetch_sites):
             raise Refused(CROSS_SITE, f"Sec-Fetch-Site says {fetch_sites[0][:40]!r}", param="sec-fetch-site")

@@ -25,13 +25,13 @@ EVENT_STREAM: Final = "text/event-stream"
 class _Open:
     """Request that is being answered. kind: content type of an answer that has begun, else empty."""
 
-    task: "asyncio.Task[object] | None"
+    task: "asyncio.Task[object]"
     scope: Scope
     kind: str = ""
 
     @property
     def watches(self) -> bool:
-        """Whether it only watches, for as long as the gateway runs."""
+        """True if the request only watches events, which end with the gateway."""
         return self.scope["method"] == "GET" and self.kind.startswith(EVENT_STREAM)
 
 
@@ -50,23 +50,23 @@ class Ending:
         """
         self.begun = True
         await self._cut_off({one for one in self._open if one.watches})
-        tasks = {one.task for one in self._open if one.task is not None}
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        if self._open:
+            await asyncio.wait({one.task for one in self._open}, timeout=seconds)
         late = set(self._open)
         await self._cut_off(late)
         return len(late)
 
     async def _cut_off(self, these: set[_Open]) -> None:
         self._cut |= these
-        tasks = {one.task for one in these if one.task is not None}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in these:
+            one.task.cancel()
+        await asyncio.gather(*(one.task for one in these), return_exceptions=True)
 
     def opened(self, scope: Scope) -> _Open:
         """Register the request that the current task answers; `closed` must follow."""
-        self._open.add(one := _Open(asyncio.current_task(), scope))
+        task = asyncio.current_task()
+        assert task is not None  # coroutines run in tasks
+        self._open.add(one := _Open(task, scope))
         return one
 
     def closed(self, one: _Open) -> None:
@@ -105,8 +105,7 @@ class EndingRequests:
         except asyncio.CancelledError:
             if not self._ending.is_cut(one):
                 raise
-            if one.task is not None:
-                one.task.uncancel()
+            one.task.uncancel()
             await _end(one, receive, send)
         finally:
             self._ending.closed(one)
