@@ -139,9 +139,11 @@ def ratio(module: Mapping[str, Any]) -> float | None:
 
 
 def _detail(module: Mapping[str, Any]) -> str:
-    scores = [f"{name} {number(module['scores'].get(name))}" for name in COMPARISONS if name in module["scores"]]
+    known = [(name, module["scores"].get(name)) for name in COMPARISONS]
+    scores = [f"{name} {number(score)}" for name, score in known if score is not None]
+    cosine = module["safe_lora_cosine"]
     others = [
-        f"cosine {number(module['safe_lora_cosine'], 3)}",
+        *([] if cosine is None else [f"cosine {number(cosine, 3)}"]),
         f"‖ΔW‖/‖V‖ {number(ratio(module), 3)}",
         f"rank {module['rank']}",
     ]

@@ -15,7 +15,7 @@ MANIFEST_FORMAT: Final = 1
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return the verdict as plain JSON values; scores that could not be measured are null.
+    """Return the verdict as plain JSON values; scores that could not be, or were not, `measured` are null.
 
     `together`: the combined score of all modules and of each block (combined_score.py), over the modules `received` and
     over those `kept`.
@@ -24,6 +24,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "id": str(verdict.id),
         "metric": verdict.metric,
+        "measured": [comparison.value for comparison in verdict.measured],
         "policy": {key: _plain(value) for key, value in asdict(verdict.policy).items()},
         "reference": str(verdict.reference),
         "outcome": verdict.outcome.value,
@@ -83,6 +84,7 @@ def verdict_from(fields: Any, policy: Policy, reference: Digest) -> Verdict:
             outcome=Outcome(fields["outcome"]),
             reason=str(fields["reason"]),
             modules=tuple(_module_from(entry) for entry in fields["modules"]),
+            measured=tuple(map(Comparison, fields["measured"])),
         )
         if verdict_json(verdict) == fields:
             return verdict

@@ -50,10 +50,11 @@ class ModuleVerdict:
     """One module's measurements and the decision about it.
 
     scores: E-DIEM by comparison (interquartile ranges from the median of a random update's distance), None if the
-        module cannot be scored under it. cosine: Safe LoRA's cos(C·ΔW, ΔW), None without V. update_norm, v_norm:
-        ‖ΔW‖_F (None if a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue of C = V·Vᵀ/‖V‖_F. input_share:
-        share of ‖ΔW‖² on the inputs the policy uses (0..1), None without V's triples. removed_share: share of ‖ΔW‖²
-        that projecting would take out. inputs: number of V's right singular vectors the policy uses here.
+        module cannot be scored under it or the comparison was not measured. cosine: Safe LoRA's cos(C·ΔW, ΔW), None
+        without V. update_norm, v_norm: ‖ΔW‖_F (None if a value is not finite) and ‖V‖_F. lambda_max: largest eigenvalue
+        of C = V·Vᵀ/‖V‖_F. input_share: share of ‖ΔW‖² on the inputs the policy uses (0..1), None without V's triples.
+        removed_share: share of ‖ΔW‖² that projecting would take out. inputs: number of V's right singular vectors the
+        policy uses here.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Verdict:
     """The whole report: one entry per module, sorted by name.
 
     id: digest over metric version, policy, reference digest and every module's decision inputs; equal ids mean the
-    same measurement with the same parameters.
+    same measurement with the same parameters. measured: the comparisons that were measured; the others have no scores.
     """
 
     id: Digest
@@ -86,6 +87,7 @@ class Verdict:
     outcome: Outcome
     reason: str
     modules: tuple[ModuleVerdict, ...]
+    measured: tuple[Comparison, ...] = tuple(Comparison)
 
     @property
     def pruned(self) -> tuple[str, ...]:

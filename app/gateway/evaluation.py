@@ -143,7 +143,7 @@ class Evaluation:
     def _sanitised(self, upload: SealedUpload, steps: UploadSteps) -> Artefact | None:
         """Screen an upload, and correct it as the floor does. Blocking; closes the upload."""
         with upload:
-            return self._components.sanitise(upload.config, upload.weights.file, upload.received, steps)
+            return self._components.sanitise(upload.config, upload.weights.file, upload.received, steps, complete=True)
 
     async def stop(self) -> None:
         """Cancel the evaluations; their versions stay `stored`."""

@@ -106,7 +106,7 @@ def policy_objection(components: Components, row: VersionRow) -> str | None:
         c.blobs.verify(row.artefact)
         with (folder / WEIGHTS_FILE).open("rb") as weights:  # canonical form: the served model's name, scaling 1
             adapter = validate((folder / CONFIG_FILE).read_bytes(), weights, c.target, ValidateLimits())
-        verdict = screen(adapter, c.reference, accepting(c.policy), deadline_s=c.screen_seconds)
+        verdict = screen(adapter, c.reference, accepting(c.policy), complete=False, deadline_s=c.screen_seconds)
     except Refused as error:
         return str(error)
     return None if verdict.outcome is Outcome.CLEAN else f"by the policy in force it would be {verdict.outcome}"

@@ -209,10 +209,10 @@ class Uploads:
         return len(self._working)
 
     def measure(self, upload: SealedUpload) -> Verdict:
-        """Validate and screen an upload, and store nothing. Blocking. Raises Refused."""
+        """Validate and screen an upload by every comparison, and store nothing. Blocking. Raises Refused."""
         steps = UploadSteps(self.components, None)
         try:
-            self.components.sanitise(upload.config, upload.weights.file, upload.received, steps)
+            self.components.sanitise(upload.config, upload.weights.file, upload.received, steps, complete=True)
         except Refused as error:
             if error.code is not RESCREEN_FAILED:  # it has a verdict, and nothing was to be stored
                 raise

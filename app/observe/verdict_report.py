@@ -14,6 +14,9 @@ from app.domain.policy import shown_tau
 WORST_SHOWN: Final = 8
 """Modules that a rejection names."""
 
+COMPARISONS: Final = ("projection", "alignment", "input")
+"""Columns of scores of a report that names no comparisons, as those of older releases."""
+
 SHADES: Final = ("green", "yellow", "red")
 _TOWER = re.compile(r"(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
@@ -94,14 +97,15 @@ def worst_modules(verdict: Mapping[str, Any]) -> RenderableType:
 
 
 def score_table(verdict: Mapping[str, Any]) -> RenderableType:
-    """Return a table with one row per module: every comparison's score, norms, cosine, decision and reason."""
+    """Return a table with one row per module: the measured comparisons' scores, norms, cosine, decision and reason."""
+    comparisons = verdict.get("measured", COMPARISONS)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("module", overflow="fold")
-    for column in ("projection", "alignment", "input", "cosine", "‖ΔW‖ / ‖V‖"):
+    for column in (*comparisons, "cosine", "‖ΔW‖ / ‖V‖"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("decision", no_wrap=True)
     for m in sorted(verdict["modules"], key=lambda m: natural(m["name"])):
-        scores = [_number(m["scores"].get(name)) for name in ("projection", "alignment", "input")]
+        scores = [_number(m["scores"].get(name)) for name in comparisons]
         ratio = m["update_norm"] / m["v_norm"] if m["v_norm"] and m["update_norm"] is not None else None
         norms = [_number(m["safe_lora_cosine"], 3), _number(ratio, 3)]
         table.add_row(m["name"].removeprefix("model.layers."), *scores, *norms, f"{m['decision']}: {m['reason']}")

@@ -92,7 +92,14 @@ class Sandbox:
             self._worker, self._replaced = None, []
 
     def __call__(
-        self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
+        self,
+        config: bytes,
+        weights: io.BufferedReader,
+        received: Received,
+        steps: Steps,
+        *,
+        rung: int = 0,
+        complete: bool = False,
     ) -> Artefact | None:
         """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT if the child is killed or times out."""
         with ExitStack() as held:
@@ -107,7 +114,7 @@ class Sandbox:
             line.close()
             child = ChildProcess(worker, status)
             held.callback(child.close)
-            return self._follow(child, Order(config, received, rung), ours, steps)
+            return self._follow(child, Order(config, received, rung, complete), ours, steps)
 
     def _follow(self, child: ChildProcess, order: Order, ours: socket.socket, steps: Steps) -> Artefact | None:
         """Send the child its order and read its answer."""
@@ -204,4 +211,5 @@ def _settings(measure: Measure, reference: Path, memory_bytes: int, wall_seconds
         memory_bytes=memory_bytes,
         wall_seconds=wall_seconds,
         rungs=[asdict(policy) for policy in measure.rungs],
+        complete=measure.complete,
     )

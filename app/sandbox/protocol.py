@@ -78,6 +78,7 @@ class WorkerSettings:
     memory_bytes: int
     wall_seconds: float
     rungs: list[Mapping[str, Any]] = field(default_factory=list)
+    complete: bool = False
 
     def encoded(self) -> bytes:
         """Encode the settings for the worker's standard input."""
@@ -144,25 +145,30 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One upload to measure: adapter_config.json, the digests and sizes of the received parts, and the ladder's rung."""
+    """One upload to measure: adapter_config.json, the digests and sizes of the received parts, and the ladder's rung.
+
+    complete: see `Sanitise`.
+    """
 
     config: bytes
     received: Received
     rung: int = 0
+    complete: bool = False
 
     def send(self, line: Line) -> None:
         """Send the order as one frame, the configuration as raw bytes. Raises as `Line`."""
         received = self.received
         digests = [received.config_digest.hex, received.weights_digest.hex]
-        line.send({"order": [*digests, received.config_bytes, received.weights_bytes, self.rung]}, self.config)
+        sizes = [received.config_bytes, received.weights_bytes]
+        line.send({"order": [*digests, *sizes, self.rung, self.complete]}, self.config)
 
     @classmethod
     def receive(cls, line: Line, max_config: int) -> "Order":
         """Receive an order that `send` wrote. Raises as `Line`."""
         fields, config = line.receive(max_config)
         try:
-            config_hex, weights_hex, config_bytes, weights_bytes, rung = fields["order"]
+            config_hex, weights_hex, config_bytes, weights_bytes, rung, complete = fields["order"]
             received = Received(Digest(config_hex), Digest(weights_hex), int(config_bytes), int(weights_bytes))
-            return cls(config, received, int(rung))
+            return cls(config, received, int(rung), bool(complete))
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise OutOfFormError(f"not an order: {type(error).__name__}") from error

@@ -36,7 +36,8 @@ OK: Final = "ok"
 class Measure:
     """Everything besides the upload that a verdict and its bytes depend on.
 
-    screen_seconds: time limit of one screening. rungs: policies of the ladder above `policy`, its floor.
+    screen_seconds: time limit of one screening. rungs: policies of the ladder above `policy`, its floor. complete: measure
+    every comparison, not only the one that decides.
     """
 
     target: TargetModel
@@ -45,6 +46,7 @@ class Measure:
     policy: Policy
     screen_seconds: float
     rungs: tuple[Policy, ...] = ()
+    complete: bool = False
 
     def at(self, rung: int) -> "Measure":
         """Return the measure of a rung; 0 is the floor.
@@ -56,9 +58,9 @@ class Measure:
         ours = replace(self.limits, base_names=None, max_config_bytes=CONFIG_BYTES)
         return replace(self, policy=self.rungs[rung - 1], limits=ours)
 
-    def screen(self, adapter: Adapter, policy: Policy | None = None) -> Verdict:
-        """Screen an adapter by this policy or another one. Raises as `screen.screen`."""
-        return screen(adapter, self.reference, policy or self.policy, deadline_s=self.screen_seconds)
+    def screen(self, adapter: Adapter, policy: Policy, *, complete: bool = False) -> Verdict:
+        """Screen an adapter by a policy. Raises as `screen.screen`."""
+        return screen(adapter, self.reference, policy, complete=complete, deadline_s=self.screen_seconds)
 
     def balance(self, adapter: Adapter) -> Adapter:
         """Return the adapter in the form that is measured and served. Raises as `balance.balance_all`."""
@@ -82,17 +84,32 @@ class Sanitise(Protocol):
     """Function that turns an upload into the artefact to store."""
 
     def __call__(
-        self, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
+        self,
+        config: bytes,
+        weights: io.BufferedReader,
+        received: Received,
+        steps: Steps,
+        *,
+        rung: int = 0,
+        complete: bool = False,
     ) -> Artefact | None:
         """Return the artefact; None if the verdict rejects the adapter or leaves no module. Raises GatewayError.
 
         config, weights: the upload's two files, the weights open at any position; for a rung above 0, the floor, those of
-        the artefact made on the floor. received: digests and sizes of the upload.
+        the artefact made on the floor. received: digests and sizes of the upload. complete: measure every comparison, also
+        where the measure says only the one that decides.
         """
 
 
 def sanitise(
-    measure: Measure, config: bytes, weights: io.BufferedReader, received: Received, steps: Steps, *, rung: int = 0
+    measure: Measure,
+    config: bytes,
+    weights: io.BufferedReader,
+    received: Received,
+    steps: Steps,
+    *,
+    rung: int = 0,
+    complete: bool = False,
 ) -> Artefact | None:
     """Run the pipeline on one upload; see `Sanitise`. Blocking.
 
@@ -100,7 +117,8 @@ def sanitise(
     operations, and on a busy machine OpenMP's barriers made them take seconds.
     """
     with single_threaded_kernels():
-        return _sanitise(measure.at(rung), config, weights, received, steps)
+        measure = replace(measure.at(rung), complete=complete or measure.complete)
+        return _sanitise(measure, config, weights, received, steps)
 
 
 def _sanitise(
@@ -111,7 +129,7 @@ def _sanitise(
     steps.validated()
     with _timed(steps, Stage.SCREEN):
         adapter = measure.balance(adapter)
-        verdict = measure.screen(adapter)
+        verdict = measure.screen(adapter, measure.policy, complete=measure.complete)
     steps.screened(verdict)
     if verdict.outcome is Outcome.REJECTED:
         return None

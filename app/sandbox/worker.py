@@ -75,7 +75,8 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
     """Sanitise one upload and send the result. Runs in the child."""
     try:
         with os.fdopen(weights_fd, "rb") as weights:
-            made = sanitise(measure, order.config, weights, order.received, answer, rung=order.rung)
+            upload = (order.config, weights, order.received)
+            made = sanitise(measure, *upload, answer, rung=order.rung, complete=order.complete)
     except GatewayError as error:
         told = {"message": error.message, "param": error.param, "remedy": error.remedy}
         answer.send({"refused": error.code.name, **told, "details": [asdict(fault) for fault in error.details]})
@@ -158,6 +159,7 @@ def measure_of(settings: WorkerSettings) -> Measure:
         policy=policy_from(settings.policy),
         screen_seconds=settings.screen_seconds,
         rungs=tuple(map(policy_from, settings.rungs)),
+        complete=settings.complete,
     )
 
 

@@ -17,11 +17,10 @@ Idempotent: factors that are already balanced (`balanced`), as all output of thi
 factors that pass that test are measured unchanged and satisfy the bound above.
 """
 
-import functools
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from app.domain.errors import BAD_NUMBERS, SCREENING_TIMEOUT, Refused
 from app.domain.lora import Adapter, LoraModule
+from app.screen.bits import has_subnormal, magnitude, magnitudes
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, summed
 from app.screen.exact import by_rows, gram, product, shifted
 from app.screen.threads import each, usable_cores
@@ -144,11 +144,11 @@ def balanced(module: LoraModule, pairs: "_Pairs | None" = None) -> bool:
     True if there is no subnormal number, every pair is of similar length and resolved beside the largest, and every
     column is nearly orthogonal to all others together. A zero update must be one pair of zeros.
     """
-    if _has_subnormal(module.a) or _has_subnormal(module.b):
+    if has_subnormal(module.a) or has_subnormal(module.b):
         return False
-    if not bool(module.a.any()) and not bool(module.b.any()):
-        return module.rank == 1
     pairs = pairs or _pairs(module)
+    if not (np.diagonal(pairs.gram_a).any() or np.diagonal(pairs.gram_b).any()):
+        return module.rank == 1
     resolved = bool(_resolved(pairs, module.a.dtype).all())
     return resolved and all(_nearly_orthogonal(g) for g in (pairs.gram_a, pairs.gram_b))
 
@@ -238,16 +238,16 @@ def _rounded(module: LoraModule, a: Tensor, b: Tensor) -> LoraModule:
     """
     dtype = module.a.dtype
     made = [x.to(dtype) for x in (a, b)]
-    sizes = [_magnitudes(x) for x in made]
-    if any(x.max(initial=0) >= _magnitude(math.inf, dtype) for x in sizes):
+    sizes = [magnitudes(x) for x in made]
+    if any(x.max(initial=0) >= magnitude(math.inf, dtype) for x in sizes):
         raise _refused(module.name, f"its balanced factors leave the range of {_short(dtype)}")
-    small = [torch.from_numpy(x < _magnitude(torch.finfo(dtype).tiny, dtype)) for x in sizes]
+    small = [torch.from_numpy(x < magnitude(torch.finfo(dtype).tiny, dtype)) for x in sizes]
     if any(bool(lost.any()) for lost in small):
         kept = torch.tensor(_survives(a, small[0])) & torch.tensor(_survives(b, small[1]))
         made = [x.masked_fill(lost, 0.0)[kept] for x, lost in zip(made, small, strict=True)]
     a, b = made
     if len(a):
-        first = np.argmax(_magnitudes(a), axis=1)  # the first of equals
+        first = np.argmax(magnitudes(a), axis=1)  # the first of equals
         negative = a[torch.arange(len(a)), torch.from_numpy(first)] < 0
         a[negative], b[negative] = 0.0 - a[negative], 0.0 - b[negative]  # 0 − 0 = 0
     return replace(module, a=a, b=b.T.contiguous())
@@ -271,22 +271,6 @@ def _without_unresolved(module: LoraModule, pairs: _Pairs) -> tuple[LoraModule, 
         chosen, pairs = torch.from_numpy(keep), pairs.only(keep)
         module = replace(module, a=module.a[chosen].contiguous(), b=module.b[:, chosen].contiguous())
     return module, pairs
-
-
-def _magnitudes(x: Tensor) -> NDArray[np.integer[Any]]:
-    """Return |x| as integers in the same order: the bits without the sign."""
-    width = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}[x.dtype.itemsize]
-    found: NDArray[np.integer[Any]] = x.contiguous().view(width[0]).numpy().view(width[1]) << 1
-    return found
-
-
-@functools.cache
-def _magnitude(x: float, dtype: torch.dtype) -> int:
-    return int(_magnitudes(torch.tensor([x], dtype=dtype))[0])
-
-
-def _has_subnormal(x: Tensor) -> bool:
-    return bool((_magnitudes(x) - 1 < _magnitude(torch.finfo(x.dtype).tiny, x.dtype) - 1).any())  # 0 − 1 is the largest
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -15,7 +15,6 @@ follow through the function.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from app.screen.lora_svd import Update
-from app.screen.matmul import both, right
+from app.screen.matmul import left, right
 from app.screen.null_quartiles import inner_quartile, projection_quartiles, share_quartiles
 from app.screen.quadratic_form import Array
 from app.screen.reference.manifest import ModuleInfo
@@ -71,33 +70,26 @@ class AgainstV:
     cosine: float | None
 
 
-def against_inputs(update: Update, r_k: Tensor) -> Scored:
-    """Compute `input`: d = ‖ΔW·R_k‖_F, r_k (d_in, k) with orthonormal columns (method.md; ours).
+def against_inputs(update: Update, on_r: Tensor) -> Scored:
+    """Compute `input`: d = ‖ΔW·R_k‖_F, R_k (d_in, k) with orthonormal columns (ours). on_r: Wᵀ·R_k (n, k).
 
     d²/n² = Σ s_i²·‖R_kᵀw_i‖²/Σ s_i². There is no null if k = 0 or R_k spans every input.
     """
-    d_in, k = r_k.shape
+    d_in, k = update.a.shape[1], on_r.shape[1]
     share = _shares(update)
-    ratio = float(share @ (r_k.double().T @ update.w).square().sum(0).numpy())
+    ratio = float(share @ on_r.square().sum(1).numpy())
     if not 0 < k < d_in:
         return Scored(update.norm * ratio**0.5, 0.0, None)
     return _of_ratio(update.norm, ratio, share_quartiles(share, k, d_in))
 
 
 def against_v(update: Update, v: Tensor, info: ModuleInfo) -> AgainstV:
-    """Compute `alignment`, `projection` and Safe LoRA's cosine: V is read twice, no dense product with ΔW is formed."""
-    return against_v_together([update], v, info)[0]
-
-
-def against_v_together(updates: Sequence[Update], v: Tensor, info: ModuleInfo) -> list[AgainstV]:
-    """Compute the same for several updates of one module, V still read twice: their columns are concatenated."""
-    sizes = [len(update.s) for update in updates]
-    u, w = (torch.cat([getattr(update, side) for update in updates], 1).float().to(v.device) for side in ("u", "w"))
-    t, h = both(v, u, w)  # Vᵀ·U (d_in, n) and V·W (d_out, n)
+    """Compute `alignment`, `projection` and Safe LoRA's cosine. Reads V three times; forms no dense product with ΔW."""
+    u, w = (side.float().to(v.device) for side in (update.u, update.w))
+    t, h = left(v, u), right(v, w)  # Vᵀ·U (d_in, n) and V·W (d_out, n)
     scale = _power_of_two(t)
     again = right(v, (t / scale).float()).double() * scale  # V·Vᵀ·U (d_out, n)
-    parts = zip(updates, *(torch.split(x.cpu(), sizes, 1) for x in (t, h.double(), again)), strict=True)
-    return [_against_v(update, info, *products) for update, *products in parts]
+    return _against_v(update, info, t.cpu(), h.double().cpu(), again.cpu())
 
 
 def _power_of_two(t: Tensor) -> float:
@@ -164,13 +156,12 @@ def input_share(update: Update, scored: Scored) -> float:
     return min((scored.distance / update.norm) ** 2, 1.0)
 
 
-def removed_share(update: Update, r: Tensor, u: Tensor) -> float:
-    """Return the share of ‖ΔW‖² that projecting removes, 0..1: 1 − ‖(I − U·Uᵀ)·ΔW·(I − R·Rᵀ)‖²/‖ΔW‖².
+def removed_share(update: Update, on_r: Tensor, on_u: Tensor) -> float:
+    """Return the share of ‖ΔW‖² that projecting removes, 0..1: 1 − ‖(I − U_k·U_kᵀ)·ΔW·(I − R_k·R_kᵀ)‖²/‖ΔW‖².
 
-    r (d_in, k), u (d_out, k'). Computed from Gram matrices of the factors: ‖P·U_w·diag(s)·(Q·W)ᵀ‖² = sᵀ·(G_u ∘ G_w)·s,
-    P and Q the two projectors.
+    on_r: Wᵀ·R_k (n, k), on_u: Uᵀ·U_k (n, k'). With P and Q the two projectors,
+    ‖P·U·diag(s)·(Q·W)ᵀ‖² = sᵀ·(G_u ∘ G_w)·s, G_u = I − on_u·on_uᵀ and G_w = I − on_r·on_rᵀ.
     """
-    on_u, on_w = u.double().T @ update.u, r.double().T @ update.w  # (k', n), (k, n)
     eye = torch.eye(len(update.s), dtype=torch.float64)
-    left = update.s @ ((eye - on_u.T @ on_u) * (eye - on_w.T @ on_w)) @ update.s
+    left = update.s @ ((eye - on_u @ on_u.T) * (eye - on_r @ on_r.T)) @ update.s
     return min(max(1.0 - float(left) / update.norm**2, 0.0), 1.0)

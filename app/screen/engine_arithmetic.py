@@ -7,6 +7,9 @@ writes none. Screening measures B·A in float64. For balanced factors the two ag
 the engine's arithmetic.
 """
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.domain.lora import LoraModule
+from app.screen.bits import has_subnormal
 from app.screen.lora_svd import Update
 
 TOLERANCE: Final = 2.0**-4
@@ -34,6 +38,9 @@ RANDOM_INPUTS: Final = 4
 ALIGNED_INPUTS: Final = 16
 """Number of inputs tried: random ones, and at most so many each of ΔW's own directions and of V's."""
 
+WIDTHS: Final = 32
+"""Widths for which the random inputs are kept: a model's linear modules have a handful."""
+
 SEED: Final = 20_261_129
 """Seed of the random inputs: small whole numbers, the same on any machine and exact in every dtype."""
 
@@ -45,28 +52,69 @@ def objection(module: LoraModule, update: Update, directions: Tensor | None) -> 
     """
     if update.zero:
         return None
-    lengths = module.b.double().norm(dim=0) * module.a.double().norm(dim=1)  # ‖bᵢ‖·‖aᵢ‖ (r,)
+    a, b = module.a.double(), module.b.double()
+    lengths = b.norm(dim=0) * a.norm(dim=1)  # ‖bᵢ‖·‖aᵢ‖ (r,)
     roundoff = max(torch.finfo(module.a.dtype).eps / 2.0, COARSEST)
     if update.cancelled or not roundoff * float(lengths.sum()) <= CANCELLING * module.rank**0.5 * update.norm:
         return "its factors cancel"
-    x = _inputs(module, update, directions)
-    a, b = module.a.double(), module.b.double()
-    exact = b @ (a @ x)
-    served = _as_engine_reads(module.b) @ _as_engine_reads((_as_engine_reads(module.a) @ x).to(module.a.dtype))
-    usual = update.norm * x.norm(dim=0) / x.shape[0] ** 0.5
-    within = (served - exact).norm(dim=0) <= TOLERANCE * torch.maximum(exact.norm(dim=0), usual)
-    if not bool(within.all()) or not bool(torch.isfinite(served.to(module.a.dtype)).all()):
+    inputs = _inputs(a.shape[1], update, directions)
+    exact = _products(a, inputs)  # (r, m)
+    read = exact if not has_subnormal(module.a) else _products(_as_engine_reads(module.a), inputs)
+    rounded = _as_engine_reads(read.to(module.a.dtype))
+    if not _within(module.b, b, exact, rounded, update.norm * torch.cat([one.lengths for one in inputs])):
         return "the engine's rounding changes what it does"
     return None
 
 
-def _inputs(module: LoraModule, update: Update, directions: Tensor | None) -> Tensor:
-    """Return inputs in the serving dtype with entries of about 1: (d_in, m), as float64."""
-    d_in = module.a.shape[1]
-    drawn = np.random.default_rng(SEED).integers(-128, 128, (d_in, RANDOM_INPUTS)) / 64.0
-    aligned = [update.w] if directions is None else [update.w, directions.double()]
-    columns = [torch.from_numpy(drawn), *(one[:, :ALIGNED_INPUTS] * d_in**0.5 for one in aligned)]
-    return _as_engine_reads(torch.cat(columns, 1).to(module.a.dtype))
+def _within(stored: Tensor, b: Tensor, exact: Tensor, rounded: Tensor, usual: Tensor) -> bool:
+    """Return whether the engine's outputs B·rounded are B·exact to within the tolerance, and none leaves the dtype's range.
+
+    stored: B (d_out, r) in the serving dtype; b: the same in float64. exact, rounded: (r, m). usual: (m,), output lengths
+    for random inputs. Lengths come from the Gram matrix of B unless B has subnormal numbers, which the engine drops.
+    """
+    gram = b.T @ b
+    length = _lengths(gram, exact)
+    if has_subnormal(stored):
+        served = _as_engine_reads(stored) @ rounded
+        lost, largest = (served - b @ exact).norm(dim=0), served.norm(dim=0)
+    else:
+        lost, largest = _lengths(gram, rounded - exact), _lengths(gram, rounded)
+    if not bool((lost <= TOLERANCE * torch.maximum(length, usual)).all()):
+        return False
+    if float(largest.max()) <= torch.finfo(stored.dtype).max:
+        return True
+    return bool(torch.isfinite((_as_engine_reads(stored) @ rounded).to(stored.dtype)).all())
+
+
+def _lengths(gram: Tensor, x: Tensor) -> Tensor:
+    """Return ‖B·x‖ for each column of x (r, m), gram = Bᵀ·B: (m,)."""
+    return (x * (gram @ x)).sum(0).clamp(min=0.0).sqrt()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """Inputs x·scale with entries of about 1. x: (d_in, m); lengths: ‖x·scale‖/√d_in, (m,)."""
+
+    x: Tensor
+    scale: float
+    lengths: Tensor
+
+
+def _inputs(d_in: int, update: Update, directions: Tensor | None) -> list[_Inputs]:
+    """Return random inputs, and ΔW's and V's strongest directions."""
+    aligned = [update.a.T @ update.q[:, :ALIGNED_INPUTS]]
+    aligned += [] if directions is None else [directions[:, :ALIGNED_INPUTS].double()]
+    return [_drawn(d_in), *(_Inputs(x, d_in**0.5, x.new_ones(x.shape[1])) for x in aligned)]
+
+
+def _products(a: Tensor, inputs: Sequence[_Inputs]) -> Tensor:
+    return torch.cat([(a @ one.x) * one.scale for one in inputs], 1)
+
+
+@functools.lru_cache(maxsize=WIDTHS)
+def _drawn(d_in: int) -> _Inputs:
+    x = torch.from_numpy(np.random.default_rng(SEED).integers(-128, 128, (d_in, RANDOM_INPUTS)) / 64.0)
+    return _Inputs(x, 1.0, x.norm(dim=0) / d_in**0.5)
 
 
 def _as_engine_reads(x: Tensor) -> Tensor:

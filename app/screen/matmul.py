@@ -1,17 +1,13 @@
 """Products with V, block by block: V is 16-bit and large, the other factor has only a few columns.
 
-bfloat16 on the processor uses compiled/matmul.py if numba is installed. Everything else uses torch: a block of rows is
-widened into one small buffer that stays in the processor's cache, multiplied there, and discarded. Memory beyond V is
-the buffer and the results. Blocks have a fixed size, so results do not depend on the machine's memory.
+A block of rows is widened into one small buffer that stays in the processor's cache, multiplied there, and discarded.
+Memory beyond V is the buffer and the results. Blocks have a fixed size, so results do not depend on the machine's memory.
 """
 
-from types import ModuleType
 from typing import Final
 
 import torch
 from torch import Tensor
-
-from app.screen.compiled.numba_support import kernel
 
 BLOCK_BYTES: Final = 2 << 20
 """Bytes of the widened block: it stays in the cache while it is multiplied. Fastest measured of 256 kB to 4 MB."""
@@ -29,18 +25,6 @@ GRAM_EXACT: Final = 1024
 """Largest number of columns for which the Gram matrix is computed entirely in float64."""
 
 
-def _fast(v: Tensor, x: Tensor) -> ModuleType | None:
-    """Return the compiled kernels if they can multiply these two, else None."""
-    suits = v.dtype is torch.bfloat16 and x.dtype is torch.float32 and v.device.type == x.device.type == "cpu"
-    found = kernel("matmul") if suits else None
-    return found if found is not None and v.is_contiguous() and v.numel() and not v.shape[1] % found.WIDTH else None
-
-
-def _rows(x: Tensor, tile: int) -> Tensor:
-    """Return x (d, n) as contiguous rows (n padded with zeros to a multiple of tile, d)."""
-    return torch.nn.functional.pad(x.T, (0, 0, 0, -x.shape[1] % tile)).contiguous()
-
-
 def block_rows(v: Tensor, dtype: torch.dtype) -> int:
     """Return the number of rows of `v` in one block."""
     return max(8, BLOCK_BYTES // (v.shape[1] * dtype.itemsize))
@@ -49,9 +33,6 @@ def block_rows(v: Tensor, dtype: torch.dtype) -> int:
 def right(v: Tensor, x: Tensor) -> Tensor:
     """Return V·X: (d_out, d_in)·(d_in, n) → (d_out, n), computed in x's dtype on x's device."""
     columns = x.shape[1]
-    fast = _fast(v, x)
-    if fast is not None:
-        return torch.from_numpy(fast.right(v.view(torch.int16).numpy(), _rows(x, fast.TILE).numpy()))[:, :columns]
     x = torch.nn.functional.pad(x, (0, -columns % LANES))
     rows = min(block_rows(v, x.dtype), v.shape[0])
     buffer = torch.empty(rows, v.shape[1], dtype=x.dtype, device=x.device)
@@ -80,20 +61,6 @@ def left(v: Tensor, y: Tensor) -> Tensor:
             partial.zero_()
     folded += partial
     return folded.T
-
-
-def both(v: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (Vᵀ·Y (d_in, n) in float64, V·X (d_out, n) in x's dtype); y (d_out, n), x (d_in, n) of one dtype.
-
-    V is read once if the compiled kernels apply, otherwise twice.
-    """
-    columns = x.shape[1]
-    fast = _fast(v, x)
-    if fast is None or y.dtype is not x.dtype or y.shape[1] != columns:
-        return left(v, y), right(v, x)
-    padded = torch.nn.functional.pad(y, (0, -columns % fast.TILE)).contiguous()
-    t, h = fast.both(v.view(torch.int16).numpy(), padded.numpy(), _rows(x, fast.TILE).numpy())
-    return torch.from_numpy(t)[:columns].T, torch.from_numpy(h)[:, :columns]
 
 
 def gram(v: Tensor) -> Tensor:

@@ -129,7 +129,15 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     )
     limits = ValidateLimits(max_scaling=settings.max_scaling, base_names=settings.base_names)
     rungs = tuple(plan.policies) if plan else ()
-    measure = Measure(target, limits, reference, settings.policy, settings.screen_seconds, rungs)
+    measure = Measure(
+        target,
+        limits,
+        reference,
+        settings.policy,
+        settings.screen_seconds,
+        rungs,
+        complete=settings.all_comparisons,
+    )
     sandbox = _sandbox(settings, measure, closers)
     components = Components(
         target=target,

@@ -43,7 +43,6 @@ def test_all_keys_with_sane_values(ran: tuple[Result, Path, list[tuple[str, floa
     assert found["synthetic"] is True
     whats = [t["what"] for t in found["timings"]]
     assert any("cold" in what for what in whats)
-    assert any("together" in what for what in whats)
     assert any("seven" in what for what in whats)
     assert [t["floor_seconds"] for t in found["timings"] if "compact" in t["what"]] == [None]
     balancing = [t for t in found["timings"] if "balancing" in t["what"]]

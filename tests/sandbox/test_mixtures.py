@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def made(work: Sanitise, config: bytes, weights: bytes, path: Path, rung: int = 
 
 
 def outside(measure: Measure) -> Sanitise:
-    return lambda *given, rung=0: sanitise(measure, *given, rung=rung)
+    return partial(sanitise, measure)
 
 
 def test_a_layer_with_cut_experts_leaves_the_sandbox_whole(mixture: tuple[Measure, Path], tmp_path: Path) -> None:

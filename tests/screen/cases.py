@@ -35,7 +35,7 @@ class Module:
         assert update is not None
         whole = against_v(update, self.v, self.info)
         scored = {
-            Comparison.INPUT: against_inputs(update, self.r[:, :k]),
+            Comparison.INPUT: against_inputs(update, update.on_inputs(self.r[:, :k])),
             Comparison.ALIGNMENT: whole.alignment,
             Comparison.PROJECTION: whole.projection,
         }

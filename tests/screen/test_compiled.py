@@ -1,120 +1,20 @@
-"""Compiled products and quantiles against float64 and against their plain forms, and that threads change no bit."""
+"""Compiled quantiles against their plain form."""
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from app.screen import matmul as products
 from app.screen import null_quartiles as nulls
 from app.screen import quadratic_form as quadratic
 from app.screen.compiled import numba_support as compiling
 from app.screen.compiled.numba_support import PLAIN, kernel
 from app.screen.compiled.warm import warm
-from app.screen.matmul import both, left, right
 
 pytest.importorskip("numba")
-kernels = kernel("matmul")
-
-SHAPES = [(1, 32), (2, 32), (3, 64), (23, 96), (24, 32), (25, 64), (479, 32), (481, 64), (1000, 160)]
-"""Around a register tile (3 rows), a block (24), a fold (480)."""
-
-
-def drawn(d_out: int, d_in: int, n: int, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(v, y, x): v bfloat16 of that scale, y and x float32."""
-    g = torch.Generator().manual_seed(seed)
-    v = (torch.randn(d_out, d_in, generator=g, dtype=torch.float64) * scale).bfloat16()
-    return v, torch.randn(d_out, n, generator=g), torch.randn(d_in, n, generator=g)
-
-
-def check(v: Tensor, y: Tensor, x: Tensor, tolerance: float = 1e-6) -> None:
-    """Every column within `tolerance` of the float64 product, in terms of |V|·|x|: what cancels is not resolved."""
-    t, h = both(v, y, x)
-    assert t.dtype is torch.float64
-    assert h.dtype is torch.float32
-    wide = v.double()
-    for got, matrix, factor in ((t, wide.T, y), (h, wide, x), (right(v, x), wide, x)):
-        error = (got.double() - matrix @ factor.double()).norm(dim=0)
-        size = (matrix.abs() @ factor.double().abs()).norm(dim=0)
-        assert bool((error <= tolerance * size).all()), float((error / size).max())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 64])
-def test_products_agree_with_float64(shape: tuple[int, int], n: int) -> None:
-    v, y, x = drawn(*shape, n)
-    assert products._fast(v, x) is kernels
-    check(v, y, x)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 130), st.integers(1, 9), st.integers(1, 20), st.floats(-30.0, 30.0), st.integers(0, 1000))
-def test_any_shape_and_magnitude(d_out: int, lines: int, n: int, exponent: float, seed: int) -> None:
-    check(*drawn(d_out, 32 * lines, n, 10.0**exponent, seed))
-
-
-@pytest.mark.parametrize("d_in", [1, 31, 33, 100])
-def test_widths_the_kernels_do_not_take_go_through_torch(d_in: int) -> None:
-    v, y, x = drawn(50, d_in, 3)
-    assert products._fast(v, x) is None
-    check(v, y, x)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_other_storage_goes_through_torch(dtype: torch.dtype) -> None:
-    v, y, x = drawn(50, 64, 3)
-    assert products._fast(v.to(dtype), x) is None
-    check(v.to(dtype), y, x)
-
-
-def test_a_view_that_is_not_contiguous_is_not_read_as_if_it_were() -> None:
-    v, y, x = drawn(64, 64, 3)
-    check(v.T, y, x)
-
-
-def test_subnormal_values_of_v_are_read_as_what_they_are() -> None:
-    v = torch.full((48, 64), 2.0**-130).bfloat16()
-    y, x = torch.full((48, 1), 2.0**100), torch.full((64, 1), 2.0**100)
-    t, h = both(v, y, x)
-    assert set(t.flatten().tolist()) == {48 * 2.0**-30}
-    assert set(h.flatten().tolist()) == {64 * 2.0**-30}
-
-
-def test_not_finite_stays_not_finite() -> None:
-    v, y, x = drawn(50, 64, 3)
-    x[5, 1] = float("nan")
-    y[7, 2] = float("inf")
-    t, h = both(v, y, x)
-    assert h[:, 1].isnan().all()
-    assert not t[:, 2].isfinite().any()
-    assert t[:, :2].isfinite().all()
-    assert h[:, [0, 2]].isfinite().all()
-
-
-def test_a_column_does_not_depend_on_its_neighbours_nor_on_threads() -> None:
-    v, y, x = drawn(997, 256, 24)
-    t, h = both(v, y, x)
-    alone = [both(v, y[:, i : i + 1], x[:, i : i + 1]) for i in range(24)]
-    assert torch.equal(torch.cat([one[0] for one in alone], 1), t)
-    assert torch.equal(torch.cat([one[1] for one in alone], 1), h)
-    with ThreadPoolExecutor(8) as pool:
-        for other_t, other_h in pool.map(lambda _: both(v, y, x), range(32)):
-            assert torch.equal(other_t, t)
-            assert torch.equal(other_h, h)
-    assert torch.equal(right(v, x), h)
-
-
-def test_the_plain_form_gives_the_same() -> None:
-    v, y, x = drawn(300, 128, 8)
-    t, h = both(v, y, x)
-    torch.testing.assert_close(left(v, y), t, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close((v.float() @ x), h, rtol=1e-5, atol=1e-4)
 
 
 @pytest.fixture
@@ -129,9 +29,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("plain")
 def test_without_numba_everything_still_works() -> None:
-    assert compiling.kernel("matmul") is None
+    assert compiling.kernel("rotations") is None
     assert warm() < 5.0
-    check(*drawn(100, 64, 5))
 
 
 def test_quantiles_are_the_same_compiled_and_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from app.screen.lora_svd import thin_svd
+from app.domain.lora import LoraModule
+from app.screen import lora_svd
+from app.screen.balance import balance
+from app.screen.lora_svd import Update, thin_svd
 from tests.screen.cases import factors
 
 
@@ -76,3 +80,60 @@ def test_extreme_but_finite_values_do_not_overflow() -> None:
     update = thin_svd((b * 1e38).float(), (a * 1e38 / a.abs().max()).float())
     assert update is not None
     assert update.norm > 1e70
+
+
+def by_qr(b: Tensor, a: Tensor) -> Update:
+    """The oracle: QR decompositions of both factors, whatever they are."""
+    return lora_svd._by_qr(b.double(), a.double())
+
+
+def check_equal(one: Update, other: Update, size: float) -> None:
+    """The same singular values and the same update on both sides, to float64's rounding of ‖B‖·‖A‖."""
+    assert len(one.s) == len(other.s)
+    torch.testing.assert_close(one.s, other.s, rtol=0, atol=1e-13 * size)
+    g = torch.Generator().manual_seed(7)
+    r, u = (torch.randn(d, 3, generator=g, dtype=torch.float64) for d in (one.a.shape[1], one.b.shape[0]))
+    for mine, theirs in ((one.on_inputs(r), other.on_inputs(r)), (one.on_outputs(u), other.on_outputs(u))):
+        weighted = [(x * update.s[:, None]).norm(dim=0) for x, update in ((mine, one), (theirs, other))]
+        torch.testing.assert_close(*weighted, rtol=0, atol=1e-12 * size)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rank", [1, 7, 64])
+def test_balanced_factors_are_decomposed_from_gram_matrices_as_exactly_as_by_qr(dtype: torch.dtype, rank: int) -> None:
+    b, a = factors(300, 500, rank, norm=0.3)
+    module = balance(LoraModule("m", a.to(dtype).contiguous(), b.to(dtype).contiguous(), 1.0))
+    assert lora_svd._cholesky(module.b.double().T @ module.b.double()) is not None
+    update = thin_svd(module.b, module.a)
+    assert update is not None
+    check_equal(update, by_qr(module.b, module.a), 0.3)
+    torch.testing.assert_close(update.u.T @ update.u, torch.eye(len(update.s), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(update.w.T @ update.w, torch.eye(len(update.s), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def crafted(kind: str) -> tuple[Tensor, Tensor]:
+    """Factors on which Gram matrices go wrong or nearly do."""
+    b, a = factors(64, 96, 4)
+    if kind == "near-parallel":
+        b = b[:, :1] + 1e-9 * b
+    elif kind == "rank-deficient":
+        a = torch.cat([a[:3], a[:1] + a[1:2]])
+    elif kind == "huge":
+        b, a = b * 1e30, a * 1e-30
+    elif kind == "denormal":
+        b, a = (b * 1e-42).float(), (a * 1e30).float()  # subnormal in the widest dtype an upload may have
+    elif kind == "a zero column":
+        b = b * torch.tensor([1.0, 0.0, 1.0, 1.0])
+    elif kind == "uneven":
+        b, a = torch.linalg.qr(b)[0] * torch.tensor([1.0, 1e-3, 1e-6, 1e-9]), torch.linalg.qr(a.T)[0].T
+    return b, a
+
+
+@pytest.mark.parametrize(
+    "kind", ["near-parallel", "rank-deficient", "huge", "denormal", "a zero column", "uneven", "plain"]
+)
+def test_crafted_factors_are_decomposed_as_exactly_as_by_qr(kind: str) -> None:
+    b, a = crafted(kind)
+    update = thin_svd(b, a)
+    assert update is not None
+    check_equal(update, by_qr(b, a), float(b.double().norm()) * float(a.double().norm()))

@@ -304,3 +304,21 @@ def test_memory_that_runs_out_passes_nothing(reference: Reference, monkeypatch: 
     monkeypatch.setattr("app.screen.screen.against_inputs", exhausted)
     with pytest.raises(MemoryError):
         screen(random_adapter(reference), reference, POLICY)
+
+
+@pytest.mark.parametrize("comparison", list(Comparison))
+def test_what_decides_does_not_depend_on_what_else_is_measured(reference: Reference, comparison: Comparison) -> None:
+    policy = replace(POLICY, comparison=comparison, tau=0.0)
+    whole, deciding = (screen(random_adapter(reference), reference, policy, complete=c) for c in (True, False))
+    assert set(whole.measured) == set(Comparison)
+    assert (deciding.id, deciding.outcome, deciding.reason) == (whole.id, whole.outcome, whole.reason)
+    for one, other in zip(deciding.modules, whole.modules, strict=True):
+        assert one.scores[comparison] == other.scores[comparison]
+        unmeasured = set(Comparison) - set(deciding.measured)
+        assert all(one.scores[name] is None and other.scores[name] is not None for name in unmeasured)
+    assert deciding.measured == ((Comparison.INPUT,) if comparison is Comparison.INPUT else tuple(Comparison))
+
+
+def test_measuring_only_inputs_reads_no_v(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reference, "v", lambda *_: pytest.fail("V was read"))
+    assert screen(random_adapter(reference), reference, POLICY, complete=False).modules

@@ -23,12 +23,6 @@ READ_BYTES: Final = 512 << 20
 REPEATS: Final = 5
 """Number of repetitions, of which the best counts: other load makes the machine slower, nothing makes it faster."""
 
-CACHED: Final = (96, 1024)
-"""Rows and columns of a V that stays in the second-level cache: 192 KiB."""
-
-CACHED_TURNS: Final = 400
-"""Products timed as one measurement: about 10 ms."""
-
 SAMPLE_S: Final = 0.002
 """Seconds between two samples of the process's memory."""
 
@@ -77,34 +71,6 @@ def read_bandwidth() -> float:
         return data.nbytes / min(once() for _ in range(REPEATS))
 
 
-def multiply_rate() -> float | None:
-    """Return the multiply-adds a second of the products' own register tile, all data in the cache, all cores together.
-
-    None without the compiled kernels. It gives the cost of the products if memory were free: on fast memory this is the
-    longer floor.
-    """
-    kernels = kernel("matmul")
-    if kernels is None:
-        return None
-    cores, (rows, width), tile = usable_cores(), CACHED, kernels.TILE
-    v, x = np.zeros((rows, width), np.int16), np.zeros((tile, width), np.float32)
-
-    def work(_: int) -> None:
-        for _ in range(CACHED_TURNS):
-            kernels.right(v, x)
-
-    with ThreadPoolExecutor(cores) as pool:
-
-        def once() -> float:
-            begun = time.perf_counter()
-            list(pool.map(work, range(cores)))
-            return time.perf_counter() - begun
-
-        once()
-        best = min(once() for _ in range(REPEATS))
-    return float(cores * CACHED_TURNS * rows * width * tile) / best
-
-
 def bytes_from_disk() -> int:
     """Return the bytes read from disk for this process so far (/proc/self/io); 0 if unknown."""
     try:
@@ -118,7 +84,7 @@ def bytes_from_disk() -> int:
 
 def _adder() -> Callable[[NDArray[np.int64]], Any]:
     """Return a function that sums an array as fast as it can be read: compiled, or numpy's if numba is missing."""
-    if kernel("matmul") is None:
+    if kernel("rotations") is None:
         return np.add.reduce
 
     def add(x: Any) -> int:

@@ -46,8 +46,6 @@ def _machine(result: Result) -> Table:
     m = result.machine
     table.add_row("processor", f"{m.cpu}, {m.cores} cores, {m.ram_gib:.0f} GiB")
     table.add_row("memory, read", f"{result.read_bytes_per_s / 1e9:.1f} GB/s, all cores")
-    if result.multiply_adds_per_s is not None:
-        table.add_row("products from the cache", f"{result.multiply_adds_per_s / 1e9:.0f} G multiply-adds/s, all cores")
     size, compact = result.reference_bytes / 1e9, result.compact_bytes / 1e6
     table.add_row("reference, q and v", f"{size:.2f} GB with V in bfloat16, {compact:.0f} MB compact")
     table.add_row("peak extra memory", f"{result.peak_extra_mib:.0f} MiB (anonymous, sampled)")
@@ -59,20 +57,19 @@ def _machine(result: Result) -> Table:
 
 def _screenings(result: Result) -> Table:
     table = Table(title="One adapter, milliseconds", pad_edge=False, title_justify="left")
-    for column in ("", "modules", "rank", "adapter", "module", "cores", "floor", "ratio", "products"):
+    for column in ("", "modules", "rank", "adapter", "module", "cores", "floor", "ratio"):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for t in result.timings:
         floor = "–" if t.floor_seconds is None else f"{t.floor_seconds * 1e3:.0f}"
         ratio = "–" if t.ratio is None else f"{t.ratio:.1f}"
-        products = "–" if t.arithmetic_seconds is None else f"{t.arithmetic_seconds * 1e3:.0f}"
         per = f"{t.seconds / t.modules * 1e3:.2f}"
         cpu = f"{t.cpu_seconds / t.modules * 1e3:.2f}"
-        table.add_row(t.what, str(t.modules), str(t.rank), f"{t.seconds * 1e3:.0f}", per, cpu, floor, ratio, products)
+        table.add_row(t.what, str(t.modules), str(t.rank), f"{t.seconds * 1e3:.0f}", per, cpu, floor, ratio)
     disk = sum(t.disk_bytes for t in result.timings) / 1e9
     table.caption_justify = "left"
     table.caption = (
         "adapter, module: time by the clock. cores: processor time a module, all cores.\n"
-        "floor: every V read once. products: the three products were memory free.\n"
+        "floor: every V read once.\n"
         f"cold: page cache dropped (posix_fadvise); {disk:.1f} GB came from the disk.\n"
         f"All else is warm, best of {REPEATS}. {BALANCING}: what an upload needs before it is screened."
     )

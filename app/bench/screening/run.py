@@ -7,7 +7,7 @@ alternately in one run, so that other load on the machine affects both.
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from app.bench.screening.machine import (
     Machine,
     bytes_from_disk,
     drop_from_cache,
-    multiply_rate,
     read_bandwidth,
     this_machine,
     watch_memory,
@@ -32,23 +31,17 @@ from app.domain.policy import Comparison, Policy
 from app.screen.balance import balance_all
 from app.screen.compiled.warm import warm
 from app.screen.reference.open import Reference, open_reference
-from app.screen.screen import screen, screen_many
+from app.screen.screen import screen
 
 POLICY: Final = Policy(comparison=Comparison.INPUT)
 """Policy of the benchmark. Every comparison is measured in any case; `input` is the one a compact reference supports."""
 
 RANKS: Final = (8, 16)
-TOGETHER: Final = 4
-"""Number of adapters screened together."""
-
 REPEATS: Final = 5
 """Number of repetitions, of which the best counts, after one uncounted one (it maps the pages)."""
 
 ROOM: Final = 1.2
 """Free disk space required, relative to the bytes written: file systems keep a reserve."""
-
-PRODUCTS: Final = 3
-"""Products with V for each column of the update: Vᵀ·U, V·W, V·(Vᵀ·U)."""
 
 COMPACT: Final = "q, v, compact"
 BALANCING: Final = "balancing"
@@ -90,8 +83,7 @@ class Timing:
     """One line of the table.
 
     seconds: per adapter, wall clock. cpu_seconds: per adapter, of all cores together; unlike wall-clock time it excludes
-    other processes. floor_seconds: reading every V once, None if no V is read. arithmetic_seconds: the three products with
-    V if memory were free, None if there are none or the kernels are missing. disk_bytes: read from the disk.
+    other processes. floor_seconds: reading every V once, None if no V is read. disk_bytes: read from the disk.
     """
 
     what: str
@@ -100,7 +92,6 @@ class Timing:
     seconds: float
     cpu_seconds: float
     floor_seconds: float | None
-    arithmetic_seconds: float | None
     disk_bytes: int
 
     @property
@@ -123,14 +114,12 @@ class Baseline:
 class Result:
     """All measurements.
 
-    read_bytes_per_s: best of all bandwidth measurements. multiply_adds_per_s: see machine.multiply_rate. warm_up_seconds:
-    compilation, once. others: share of the cores used by other processes while one adapter was screened warm; 0 on an idle
-    machine.
+    read_bytes_per_s: best of all bandwidth measurements. warm_up_seconds: compilation, once. others: share of the cores
+    used by other processes while one adapter was screened warm; 0 on an idle machine.
     """
 
     machine: Machine
     read_bytes_per_s: float
-    multiply_adds_per_s: float | None
     reference_bytes: int
     compact_bytes: int
     warm_up_seconds: float
@@ -184,46 +173,42 @@ def _measure(where: Path, shapes: Mapping[str, Shape], all_shapes: Mapping[str, 
     progress("compiling", 0.5)
     warm_up = warm()
     speeds = [read_bandwidth()]
-    adapters = [random_adapter(shapes, RANKS[0], seed) for seed in range(TOGETHER)]
+    adapter = random_adapter(shapes, RANKS[0], 0)
     found: list[_Line] = []
     progress("q and v, warm", 0.55)
     with _opened(where / "qv") as reference:
-        screen(adapters[0], reference, POLICY)
+        screen(adapter, reference, POLICY)
         with watch_memory() as peak:
-            screen(adapters[0], reference, POLICY)
+            screen(adapter, reference, POLICY)
         with watch_others() as others:
             for rank in RANKS:
-                one = [adapters[0] if rank == RANKS[0] else random_adapter(shapes, rank, 0)]
+                one = adapter if rank == RANKS[0] else random_adapter(shapes, rank, 0)
                 found.append(_Line("q, v", shapes, rank, _best(one, reference, speeds)))
-        progress("several together", 0.65)
-        found.append(_Line(f"q, v, {TOGETHER} together", shapes, RANKS[0], _best(adapters, reference, speeds)))
         progress("the released algorithm", 0.7)
         baseline = _baseline(reference)
     progress("q and v, cold", 0.9)
-    found.append(_Line("q, v, cold", shapes, RANKS[0], *_cold(where / "qv", adapters[0])))
+    found.append(_Line("q, v, cold", shapes, RANKS[0], *_cold(where / "qv", adapter)))
     progress("all kinds", 0.92)
     with _opened(where / "all") as reference:
         for rank in RANKS:
-            one = [random_adapter(all_shapes, rank, 0)]
+            one = random_adapter(all_shapes, rank, 0)
             found.append(_Line("all seven", all_shapes, rank, _best(one, reference, speeds)))
     progress("compact", 0.97)
     with _opened(where / "qv-compact") as reference:
-        found.append(_Line(COMPACT, shapes, RANKS[0], _best(adapters[:1], reference, speeds)))
+        found.append(_Line(COMPACT, shapes, RANKS[0], _best(adapter, reference, speeds)))
     progress(BALANCING, 0.98)
     for what, of in (("q, v", shapes), ("all seven", all_shapes)):
         found += [_Line(f"{what}, {BALANCING}", of, rank, _balancing(of, rank)) for rank in BALANCED_RANKS]
-    rate = multiply_rate()
     progress("done", 1.0)
     return Result(
         machine=this_machine(),
         read_bytes_per_s=max(speeds),
-        multiply_adds_per_s=rate,
         reference_bytes=_bytes_in(where / "qv"),
         compact_bytes=_bytes_in(where / "qv-compact"),
         warm_up_seconds=warm_up,
         peak_extra_mib=peak.extra_mib,
         others=others.share,
-        timings=tuple(_timing(line, max(speeds), rate) for line in found),
+        timings=tuple(_timing(line, max(speeds)) for line in found),
         baseline=baseline,
     )
 
@@ -239,12 +224,10 @@ class _Line:
     disk_bytes: int = 0
 
 
-def _timing(line: _Line, bandwidth: float, rate: float | None) -> Timing:
+def _timing(line: _Line, bandwidth: float) -> Timing:
     reads = line.what != COMPACT and not line.what.endswith(BALANCING)
-    size = _v_bytes(line.shapes)
-    floor = size / bandwidth if reads else None
-    products = PRODUCTS * line.rank * size / 2 / rate if reads and rate else None
-    return Timing(line.what, len(line.shapes), line.rank, *line.seconds, floor, products, line.disk_bytes)
+    floor = _v_bytes(line.shapes) / bandwidth if reads else None
+    return Timing(line.what, len(line.shapes), line.rank, *line.seconds, floor, line.disk_bytes)
 
 
 def _v_bytes(shapes: Mapping[str, Shape]) -> int:
@@ -262,11 +245,11 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begun, time.process_time() - spent
 
 
-def _best(adapters: Sequence[Adapter], reference: Reference, speeds: list[float]) -> tuple[float, float]:
-    """Return times per adapter, best of REPEATS; the bandwidth is measured again in between."""
-    clock, processor = _repeated(lambda: screen_many(adapters, reference, POLICY))
+def _best(adapter: Adapter, reference: Reference, speeds: list[float]) -> tuple[float, float]:
+    """Return the times of a complete screening, best of REPEATS; the bandwidth is measured again in between."""
+    times = _repeated(lambda: screen(adapter, reference, POLICY))
     speeds.append(read_bandwidth())
-    return clock / len(adapters), processor / len(adapters)
+    return times
 
 
 def _balancing(shapes: Mapping[str, Shape], rank: int) -> tuple[float, float]:

@@ -3,10 +3,8 @@
 import time
 
 import numpy as np
-import torch
 
 from app.screen.core_svd import core_svd
-from app.screen.matmul import both, right
 from app.screen.quadratic_form import Array, quantiles
 
 
@@ -16,9 +14,6 @@ def warm() -> float:
     Takes a second from the cache, several otherwise; without numba, next to nothing.
     """
     begun = time.perf_counter()
-    v, x = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(32, 1)
-    both(v, torch.ones(1, 1), x)
-    right(v, x)
     core_svd(np.ones((2, 2)))
 
     def weights(t: Array) -> tuple[Array, Array]:

@@ -94,6 +94,11 @@ class PolicySettings(BaseSettings):
         description="Reject an adapter if the combined score of all kept modules is higher; default: the score is only "
         "reported",
     )
+    all_comparisons: bool = Field(
+        False,
+        description="Measure every comparison for each upload's report, not only the one that decides: with `input` this "
+        "reads V three times more; dry runs and `screen` always do",
+    )
     screen_device: str = Field(
         "cpu", description="Device that holds V and multiplies with it (cuda: untested, no GPU was at hand)"
     )
