@@ -51,6 +51,27 @@ def bench_screening(
         json_file.write_text(json.dumps(result_json(result), indent=1) + "\n", encoding="utf-8")
 
 
+@bench.command("uploads")
+def bench_uploads(
+    large: Annotated[bool, typer.Option(help="70B's shapes too: 5 GB of disk and of memory, minutes")] = False,
+    beside: Annotated[
+        str | None, typer.Option(help="Command to time on the same files, which are added to it: `adaptersentry scan`")
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="For references and adapters, removed afterwards")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file")] = None,
+) -> None:
+    """Time uploads from a file to served bytes, against reading and hashing the file. A minute."""
+    from app.bench.screening.uploads import cases, result_json, run, table
+
+    with _bar() as progress:
+        machine, found = run(cases(large=large), directory, beside, progress)
+    _print(table(machine, found))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result_json(machine, found), indent=1) + "\n", encoding="utf-8")
+
+
 @bench.command("safety")
 def bench_safety(
     quick: Annotated[

@@ -53,7 +53,8 @@ def objection(module: LoraModule, update: Update, directions: Tensor | None) -> 
     if update.zero:
         return None
     a, b = module.a.double(), module.b.double()
-    lengths = b.norm(dim=0) * a.norm(dim=1)  # ‖bᵢ‖·‖aᵢ‖ (r,)
+    gram = b.T @ b
+    lengths = gram.diagonal().sqrt() * torch.linalg.vector_norm(a, dim=1)  # ‖bᵢ‖·‖aᵢ‖ (r,)
     roundoff = max(torch.finfo(module.a.dtype).eps / 2.0, COARSEST)
     if update.cancelled or not roundoff * float(lengths.sum()) <= CANCELLING * module.rank**0.5 * update.norm:
         return "its factors cancel"
@@ -61,18 +62,18 @@ def objection(module: LoraModule, update: Update, directions: Tensor | None) -> 
     exact = _products(a, inputs)  # (r, m)
     read = exact if not has_subnormal(module.a) else _products(_as_engine_reads(module.a), inputs)
     rounded = _as_engine_reads(read.to(module.a.dtype))
-    if not _within(module.b, b, exact, rounded, update.norm * torch.cat([one.lengths for one in inputs])):
+    if not _within(module.b, b, gram, exact, rounded, update.norm * torch.cat([one.lengths for one in inputs])):
         return "the engine's rounding changes what it does"
     return None
 
 
-def _within(stored: Tensor, b: Tensor, exact: Tensor, rounded: Tensor, usual: Tensor) -> bool:
+def _within(stored: Tensor, b: Tensor, gram: Tensor, exact: Tensor, rounded: Tensor, usual: Tensor) -> bool:
     """Return whether the engine's outputs B·rounded are B·exact to within the tolerance, and none leaves the dtype's range.
 
-    stored: B (d_out, r) in the serving dtype; b: the same in float64. exact, rounded: (r, m). usual: (m,), output lengths
-    for random inputs. Lengths come from the Gram matrix of B unless B has subnormal numbers, which the engine drops.
+    stored: B (d_out, r) in the serving dtype; b: the same in float64; gram: Bᵀ·B. exact, rounded: (r, m). usual: (m,),
+    output lengths for random inputs. Lengths come from the Gram matrix unless B has subnormal numbers, which the engine
+    drops.
     """
-    gram = b.T @ b
     length = _lengths(gram, exact)
     if has_subnormal(stored):
         served = _as_engine_reads(stored) @ rounded

@@ -40,20 +40,40 @@ NARROW: Final = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bulk:
-    """Noise of one shape: the matrix (d_out, d_in), and eigenvalues of noise·noiseᵀ with the multiplicity of each."""
+    """Noise of one shape: the matrix (d_out, d_in), and eigenvalues of noise·noiseᵀ with the multiplicity of each.
 
-    noise: Tensor
+    noise: None where no V is written.
+    """
+
+    shape: Shape
+    noise: Tensor | None
     eigenvalues: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     each: float
 
 
-def llama_modules(layers: int, kinds: tuple[str, ...] = ("q_proj", "v_proj")) -> dict[str, Shape]:
-    """Return linear modules of Llama-2-7B by name: the given kinds in the first `layers` layers."""
-    wide, tall, square = Shape(4096, 11008), Shape(11008, 4096), Shape(4096, 4096)
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Widths of a Llama: hidden states, keys and values, and the hidden layer of an MLP."""
+
+    hidden: int
+    key_values: int
+    inner: int
+
+
+LLAMA_7B: Final = Width(4096, 4096, 11008)
+LLAMA_70B: Final = Width(8192, 1024, 28672)
+
+
+def llama_modules(
+    layers: int, kinds: tuple[str, ...] = ("q_proj", "v_proj"), width: Width = LLAMA_7B
+) -> dict[str, Shape]:
+    """Return linear modules of a Llama by name: the given kinds in the first `layers` layers."""
+    narrow, square = Shape(width.key_values, width.hidden), Shape(width.hidden, width.hidden)
+    tall, wide = Shape(width.inner, width.hidden), Shape(width.hidden, width.inner)
     all_kinds = {
         "q_proj": ("self_attn", square),
-        "k_proj": ("self_attn", square),
-        "v_proj": ("self_attn", square),
+        "k_proj": ("self_attn", narrow),
+        "v_proj": ("self_attn", narrow),
         "o_proj": ("self_attn", square),
         "gate_proj": ("mlp", tall),
         "up_proj": ("mlp", tall),
@@ -64,29 +84,34 @@ def llama_modules(layers: int, kinds: tuple[str, ...] = ("q_proj", "v_proj")) ->
 
 
 def write_synthetic(
-    out: Path, shapes: Mapping[str, Shape], progress: Callable[[int], None] = lambda done: None
+    out: Path,
+    shapes: Mapping[str, Shape],
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    only_compact: bool = False,
 ) -> None:
     """Write a reference with V in bfloat16 at `out`, and `out`-compact beside it without V. About 0.1 s a module.
 
-    Raises OSError if the disk has too little space.
+    only_compact: only the latter. Raises OSError if the disk has too little space.
     """
     compact = out.with_name(out.name + "-compact")
-    out.mkdir(parents=True)
-    compact.mkdir()
+    for directory in (compact,) if only_compact else (compact, out):
+        directory.mkdir(parents=True)
     infos: dict[str, ModuleInfo] = {}
     bulks: dict[Shape, _Bulk] = {}
     for i, (name, shape) in enumerate(shapes.items()):
-        bulk = bulks[shape] if shape in bulks else bulks.setdefault(shape, _bulk(shape))
+        bulk = bulks[shape] if shape in bulks else bulks.setdefault(shape, _bulk(shape, with_noise=not only_compact))
         infos[name] = _write_module(out, compact, name, bulk, i)
         progress(i + 1)
     label = digest_of(LABEL)
     whole = Manifest(label, label, "bfloat16", TOP_K, compact=False, modules=infos)
-    (out / MANIFEST).write_bytes(dump(whole))
+    if not only_compact:
+        (out / MANIFEST).write_bytes(dump(whole))
     small = {name: replace(info, v=None) for name, info in infos.items()}
     (compact / MANIFEST).write_bytes(dump(replace(whole, compact=True, modules=small)))
 
 
-def _bulk(shape: Shape) -> _Bulk:
+def _bulk(shape: Shape, *, with_noise: bool) -> _Bulk:
     g = torch.Generator().manual_seed(1)
     short = min(shape.d_out, shape.d_in)
     side = min(NARROW, short)
@@ -94,25 +119,29 @@ def _bulk(shape: Shape) -> _Bulk:
     narrow = torch.randn(side, round(max(shape.d_out, shape.d_in) / scale), generator=g, dtype=torch.float64)
     values = torch.linalg.svdvals(narrow).square().numpy() * scale * NOISE**2
     each = (short - len(SPIKES)) / side
-    return _Bulk(NOISE * torch.randn(shape.d_out, shape.d_in, generator=g), values, each)
+    noise = NOISE * torch.randn(shape.d_out, shape.d_in, generator=g) if with_noise else None
+    return _Bulk(shape, noise, values, each)
 
 
 def _write_module(out: Path, compact: Path, name: str, bulk: _Bulk, seed: int) -> ModuleInfo:
-    d_out, d_in = bulk.noise.shape
+    d_out, d_in = bulk.shape.d_out, bulk.shape.d_in
     g = torch.Generator().manual_seed(seed)
     top_k = min(TOP_K, d_out, d_in)
     u, r = (torch.linalg.qr(torch.randn(d, top_k, generator=g))[0] for d in (d_out, d_in))
     spikes = torch.zeros(top_k)
     many = min(len(SPIKES), top_k)
     spikes[:many] = torch.tensor(SPIKES[:many]) * float(bulk.eigenvalues.max()) ** 0.5
-    noise = torch.roll(bulk.noise, 61 * seed, 0)  # different noise for each module, at the price of a copy
-    v = torch.addmm(noise, u * spikes, r.T).bfloat16()
-    norm = float(v.double().norm()) if v.numel() < 1 << 20 else float(v.float().norm())
     theta = spikes[:many].double().numpy() ** 2
     squares = (theta + NOISE**2 * d_out) * (theta + NOISE**2 * d_in) / theta  # of the spiked singular values
     values = np.concatenate([squares, bulk.eigenvalues])
     counts = np.concatenate([np.ones(many), np.full(len(bulk.eigenvalues), bulk.each)])
     s1 = float(squares.max()) ** 0.5
+    file, norm = None, float(values @ counts) ** 0.5
+    if bulk.noise is not None:
+        noise = torch.roll(bulk.noise, 61 * seed, 0)  # different noise for each module, at the price of a copy
+        v = torch.addmm(noise, u * spikes, r.T).bfloat16()
+        norm = float(v.double().norm()) if v.numel() < 1 << 20 else float(v.float().norm())
+        file = _save(f"{name}.v.safetensors", {"v": v}, out)
     m, times = np.append((1.0 - values / values.max()) ** 2, 1.0), np.append(counts, max(0.0, d_out - counts.sum()))
     nodes, node_counts = gauss_nodes(m, times, NODES)
     s = spikes.clamp(min=1e-3 * s1)
@@ -129,8 +158,12 @@ def _write_module(out: Path, compact: Path, name: str, bulk: _Bulk, seed: int) -
         triples_error=0.0,
         nodes=nodes,
         counts=node_counts,
-        v=_save(f"{name}.v.safetensors", {"v": v}, out),
-        triples=_save(f"{name}.triples.safetensors", {"u": u.contiguous(), "s": s, "r": r.contiguous()}, out, compact),
+        v=file,
+        triples=_save(
+            f"{name}.triples.safetensors",
+            {"u": u.contiguous(), "s": s, "r": r.contiguous()},
+            *((compact,) if file is None else (out, compact)),
+        ),
         outputs=top_k,
     )
 
