@@ -8,17 +8,17 @@ Where experts of a layer are served, every other matrix of that layer's experts 
 vLLM packs all of a layer's experts into one tensor and fails if one is missing, as a pruned one would be.
 """
 
+import io
 import json
 from collections.abc import Iterable
 from typing import Final
 
 import torch
-from safetensors.torch import save
 
-from app.domain.artefact import Artefact, content_digest
+from app.domain.artefact import Artefact, content_digest_of
 from app.domain.digest import digest_of
 from app.domain.experts import lacking
-from app.domain.lora import MAX_MODULES, Adapter, LoraModule, Received, TargetModel
+from app.domain.lora import MAX_MODULES, Adapter, LoraModule, Received, ServingDtype, Shape, TargetModel
 from app.domain.manifest import manifest_json
 from app.domain.verdict import Decision, Outcome, Verdict
 
@@ -27,6 +27,16 @@ SERVED: Final = (Decision.KEEP, Decision.PROJECT)
 
 CONFIG_BYTES: Final = (64 << 10) + MAX_MODULES * 96
 """Most bytes of a canonical configuration: the largest adapter's modules, each named in a line of 50 to 80 bytes."""
+
+STORED: Final = {
+    ServingDtype.FLOAT32: ("F32", 4),
+    ServingDtype.FLOAT16: ("F16", 2),
+    ServingDtype.BFLOAT16: ("BF16", 2),
+}
+"""Name in a safetensors header and bytes of a value, of each serving dtype."""
+
+ALIGNMENT: Final = 8
+"""The header's length is a multiple of this, padded with spaces, as safetensors writes it."""
 
 KEY_PREFIX: Final = "base_model.model."
 """Prefix that PEFT and vLLM expect before a module's path."""
@@ -42,8 +52,9 @@ def canonicalise(adapter: Adapter, verdict: Verdict, received: Received, target:
     _check_verdict(adapter, verdict)
     config = config_bytes(written((module.name for module in adapter.modules), target), adapter.rank, target)
     weights = _weights(adapter, target)
-    manifest = manifest_json(received, verdict, config=digest_of(config), weights=digest_of(weights))
-    return Artefact(content_digest(config, weights), config, weights, manifest)
+    digests = {"config": digest_of(config), "weights": digest_of(weights)}
+    manifest = manifest_json(received, verdict, **digests)
+    return Artefact(content_digest_of(**digests), config, weights, manifest)
 
 
 def _check_verdict(adapter: Adapter, verdict: Verdict) -> None:
@@ -85,25 +96,44 @@ def config_bytes(modules: tuple[str, ...], rank: int, target: TargetModel) -> by
 
 
 def _weights(adapter: Adapter, target: TargetModel) -> bytes:
-    tensors: dict[str, torch.Tensor] = {}
-    like = adapter.modules[0].a
-    for name in lacking((module.name for module in adapter.modules), target.modules):
+    """Return the safetensors file of the adapter, the same bytes as `safetensors.torch.save` gives.
+
+    That function would hold two more copies of all tensors while it writes; here it is one more tensor.
+    """
+    served = {module.name: module for module in adapter.modules}
+    kind, size = STORED[target.dtype]
+    header: dict[str, object] = {}
+    end = 0
+    for name in written(served, target):
         shape = target.modules[name]
-        tensors[f"{KEY_PREFIX}{name}.lora_A.weight"] = like.new_zeros((adapter.rank, shape.d_in))
-        tensors[f"{KEY_PREFIX}{name}.lora_B.weight"] = like.new_zeros((shape.d_out, adapter.rank))
-    for module in adapter.modules:
-        a, b = _padded(module, adapter.rank)
-        tensors[f"{KEY_PREFIX}{module.name}.lora_A.weight"] = a
-        tensors[f"{KEY_PREFIX}{module.name}.lora_B.weight"] = b
-    return save(tensors)
+        for key, rows, columns in (("A", adapter.rank, shape.d_in), ("B", shape.d_out, adapter.rank)):
+            begin, end = end, end + rows * columns * size
+            place = [begin, end]
+            header[f"{KEY_PREFIX}{name}.lora_{key}.weight"] = {
+                "dtype": kind,
+                "shape": [rows, columns],
+                "data_offsets": place,
+            }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    file = io.BytesIO()
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in written(served, target):
+        for tensor in _padded(served.get(name), target.modules[name], adapter):
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+    return file.getvalue()  # the buffer itself, not a copy
 
 
-def _padded(module: LoraModule, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (rank, d_in) and B (d_out, rank), padded with zeros: ΔW stays the same, and no rank_pattern is needed."""
-    if module.rank == rank:
-        return module.a, module.b
-    a = module.a.new_zeros((rank, module.a.shape[1]))
-    b = module.b.new_zeros((module.b.shape[0], rank))
-    a[: module.rank] = module.a
-    b[:, : module.rank] = module.b
+def _padded(module: LoraModule | None, shape: Shape, adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (rank, d_in) and B (d_out, rank), padded with zeros: ΔW stays the same, and no rank_pattern is needed.
+
+    module: None for an expert that is written as zeros.
+    """
+    if module is not None and module.rank == adapter.rank:
+        return module.a.contiguous(), module.b.contiguous()
+    like = adapter.modules[0].a
+    a, b = like.new_zeros((adapter.rank, shape.d_in)), like.new_zeros((shape.d_out, adapter.rank))
+    if module is not None:
+        a[: module.rank] = module.a
+        b[:, : module.rank] = module.b
     return a, b

@@ -7,17 +7,11 @@ process that wrote them, except for those of experts that are only there because
 import json
 from typing import Final
 
-from app.domain.lora import ServingDtype, TargetModel
-from app.prune.canonical import KEY_PREFIX, config_bytes, written
+from app.domain.lora import TargetModel
+from app.prune.canonical import KEY_PREFIX, STORED, config_bytes, written
 
 HEADER_BYTES: Final = 16 << 20
 """Most bytes of the header: the tensors of the largest adapter that is accepted need 13 MB."""
-
-_STORED: Final = {
-    ServingDtype.FLOAT32: ("F32", 4),
-    ServingDtype.FLOAT16: ("F16", 2),
-    ServingDtype.BFLOAT16: ("BF16", 2),
-}
 
 
 def check_form(config: bytes, weights: bytes, modules: tuple[str, ...], target: TargetModel) -> None:
@@ -32,7 +26,7 @@ def check_form(config: bytes, weights: bytes, modules: tuple[str, ...], target: 
     everything = written(modules, target)
     if config != config_bytes(everything, rank, target):
         raise ValueError("its configuration is not the canonical one")
-    dtype, size = _STORED[target.dtype]
+    dtype, size = STORED[target.dtype]
     shapes: dict[str, list[int]] = {}
     zeros = {f"{KEY_PREFIX}{module}.lora_{side}.weight" for module in set(everything) - set(modules) for side in "AB"}
     for module in everything:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from app.domain.artefact import Artefact, content_digest
+from app.domain.artefact import Artefact, content_digest_of
 from app.domain.digest import digest_of
 from app.domain.errors import CODES, SCREENING_KILLED, Fault, GatewayError, Refused, Stage, Unavailable
 from app.domain.lora import Received
@@ -73,7 +73,7 @@ class AnswerReader:
             check_form(config, weights, verdict.served, target)
         digests = {"config": digest_of(config), "weights": digest_of(weights)}
         manifest = manifest_json(self._received, verdict, **digests)
-        return Artefact(content_digest(config, weights), config, weights, manifest)
+        return Artefact(content_digest_of(**digests), config, weights, manifest)
 
     def _expect(self, line: Line, kind: str, max_payload: int = 0) -> bytes:
         """Return the payload of the next frame, which must be of this kind."""

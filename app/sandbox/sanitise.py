@@ -134,8 +134,8 @@ def _sanitise(
     if verdict.outcome is Outcome.REJECTED:
         return None
     with _timed(steps, Stage.PRUNE):
-        left = pruned(measure, adapter, verdict)
-        return canonicalise(left, verdict, received, measure.target) if left.modules else None
+        adapter = pruned(measure, adapter, verdict)  # lets go of the factors before: they may be gigabytes
+        return canonicalise(adapter, verdict, received, measure.target) if adapter.modules else None
 
 
 @contextmanager

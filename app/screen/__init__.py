@@ -11,7 +11,7 @@ engine_arithmetic  the engine's rounding of those factors
 served             comparison of the engine's checkpoint with the reference's
 sides              signs that base and aligned checkpoints were swapped
 matmul             V·X and Vᵀ·Y, block by block
-bits               magnitudes of numbers as integers
+bits               magnitudes of floating-point numbers as integers
 exact              products of float64 matrices, bit-identical on any machine
 core_svd           singular values and vectors of small matrices, bit-identical on any machine
 threads            parallelism over modules, never inside a product

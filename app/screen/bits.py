@@ -1,4 +1,4 @@
-"""Magnitudes of floating-point numbers as integers: comparisons of a tensor's values in a quarter of the time."""
+"""Magnitudes of floating-point numbers as integers, for fast comparisons of all values of a tensor."""
 
 import functools
 from typing import Any

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftConfig
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from app.domain.artefact import content_digest
 from app.domain.digest import digest_of
@@ -100,6 +100,18 @@ def test_canonical_bytes_hold_exactly_the_kept_modules_with_scaling_one() -> Non
     for module in adapter.modules[:2]:  # padding the smaller one changes no ΔW
         key = f"base_model.model.{module.name}"
         assert torch.equal(tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"], module.b @ module.a)
+
+
+@pytest.mark.parametrize("dtype", list(ServingDtype))
+@pytest.mark.parametrize("ranks", [(2, 2, 2), (3, 1, 2)])
+def test_the_file_is_the_one_that_safetensors_writes(dtype: ServingDtype, ranks: tuple[int, int, int]) -> None:
+    kind = getattr(torch, dtype.value)
+    cast = [replace(m, a=m.a.to(kind), b=m.b.to(kind)) for m in an_adapter(ranks).modules]
+    adapter = balance_all(Adapter(tuple(cast), dtype))
+    artefact = canonicalise(adapter, a_verdict(adapter), RECEIVED, replace(TARGET, dtype=dtype))
+    tensors = load(artefact.weights)
+    assert {str(x.dtype) for x in tensors.values()} == {f"torch.{dtype.value}"}
+    assert artefact.weights == save(tensors)
 
 
 def test_equal_adapters_give_equal_bytes_and_the_digest_covers_what_the_engine_reads() -> None:
