@@ -21,12 +21,23 @@ def demo_tour(
     context: typer.Context,
     once: Annotated[bool, typer.Option(help="End after the tour instead of serving on")] = False,
     port: Annotated[int, typer.Option(help="Port to serve on; 0: a free one")] = 8080,
+    real_text: Annotated[
+        bool, typer.Option("--real-text", help="With a language model that speaks English; made on the first run")
+    ] = False,
+    cache: Annotated[
+        Path, typer.Option(file_okay=False, help="With --real-text: where its models are kept for the next run")
+    ] = Path("gateway-data/laboratory"),
 ) -> None:
     """Run the tour, then keep serving until Ctrl-C."""
-    if context.invoked_subcommand is None:
-        from app.demo.tour import tour
+    if context.invoked_subcommand is not None:
+        return
+    if real_text:
+        from app.bench.safety.smollm2.tour import tour as tour_on_real_text
 
-        sys.exit(tour(once=once, port=port))
+        sys.exit(tour_on_real_text(cache, once=once, port=port))
+    from app.demo.tour import tour
+
+    sys.exit(tour(once=once, port=port))
 
 
 @demo.command("train")

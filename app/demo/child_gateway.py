@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +21,20 @@ LOG_LINES: Final = 30
 
 
 class GatewayProcess:
-    """Process of `python -m app serve --demo` on loopback, logging to `data`/gateway.log."""
+    """Process of `python -m app serve` on loopback, logging to `data`/gateway.log."""
 
-    def __init__(self, data: Path, port: int = 0, *args: str) -> None:
-        """Start the process. port: 0, or one that is in use, chooses a free one. args: further flags."""
+    def __init__(self, data: Path, port: int = 0, *args: str, served: Sequence[str] = ("--demo",)) -> None:
+        """Start the process. port: 0, or one that is in use, chooses a free one. args: further flags.
+
+        served: flags that say which model and reference are served.
+        """
         data.mkdir(parents=True, exist_ok=True)
         self.data = data
         self.port = _free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "gateway.log"
-        command = [sys.executable, "-m", "app", "serve", "--demo", "--port", str(self.port), "--data", str(data), *args]
+        place = ["--port", str(self.port), "--data", str(data)]
+        command = [sys.executable, "-m", "app", "serve", *served, *place, *args]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

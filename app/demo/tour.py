@@ -19,6 +19,7 @@ from app.demo.assets import ADAPTER_NAMES, ADAPTERS, ALIGNED, BENIGN, EVADING, P
 from app.demo.canaries import write_battery
 from app.demo.child_gateway import GatewayProcess
 from app.demo.questions import Item, held_out_harmful, held_out_harmless, is_refusal, new_skill_held_out
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map
 
@@ -70,7 +71,7 @@ def tour(*, once: bool, port: int) -> int:
         try:
             broken = _walk(gateway)
             if not once:
-                _serve_on(gateway)
+                serve_on(gateway)
             return 1 if broken else 0
         except KeyboardInterrupt:
             return 130
@@ -78,7 +79,7 @@ def tour(*, once: bool, port: int) -> int:
             out.print(f"[red]{error}[/]", highlight=False, markup=True)
             return 1
         finally:
-            with _working("stopping the gateway and its engine"):
+            with working("stopping the gateway and its engine"):
                 gateway.stop()
 
 
@@ -87,7 +88,7 @@ def _walk(gateway: GatewayProcess) -> list[str]:
     out.rule("screened LoRA adapters in front of vLLM: the tour")
     out.print(f"gateway: {gateway.url}   log: {gateway.log}", highlight=False)
     aligned, unscreened = _without_gateway()
-    with _working("starting vLLM (about a minute)") as report:
+    with working("starting vLLM (about a minute)") as report:
         gateway.wait_ready(report)
     with httpx.Client(base_url=gateway.url, timeout=120.0) as client:
         for name in ADAPTERS_SHOWN:
@@ -98,7 +99,8 @@ def _walk(gateway: GatewayProcess) -> list[str]:
     return found.broken
 
 
-def _serve_on(gateway: GatewayProcess) -> None:
+def serve_on(gateway: GatewayProcess) -> None:
+    """Tell the address and wait until the gateway ends or Ctrl-C."""
     out.print(
         f"\nserving on {gateway.url} (GET /adapters, /v1/models, /metrics, /docs); Ctrl-C ends it", highlight=False
     )
@@ -109,7 +111,7 @@ def _serve_on(gateway: GatewayProcess) -> None:
 
 
 @contextmanager
-def _working(what: str) -> Iterator[Callable[[str], None]]:
+def working(what: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner on a terminal, plain lines elsewhere; print the elapsed time at the end."""
     start = time.monotonic()
     with out.status(what) as status:
@@ -150,11 +152,11 @@ def _without_gateway() -> tuple[Asked, dict[str, Asked]]:
         first, second = len(harmful), len(harmful) + len(harmless)
         return Asked(texts[:first], texts[first:second], texts[second:])
 
-    with _working("asking the aligned model (transformers)"):
+    with working("asking the aligned model (transformers)"):
         aligned = ask(model())
     unscreened = {}
     for name in ADAPTERS_SHOWN:
-        with _working(f"asking {name}, unscreened (transformers + PEFT)"):
+        with working(f"asking {name}, unscreened (transformers + PEFT)"):
             # Our own adapters, outside the gateway: the baseline with which screening is compared.
             unscreened[name] = ask(PeftModel.from_pretrained(model(), ADAPTERS / name))  # noqa: TID251
     return aligned, unscreened
@@ -183,19 +185,20 @@ def _ask_gateway(client: httpx.Client, model: str) -> Asked:
 # ---- one adapter -------------------------------------------------------------------------------------------------
 
 
+def push(client: httpx.Client, name: str, config: bytes, weights: bytes) -> httpx.Response:
+    """Upload an adapter."""
+    files = {"name": (None, name.encode()), "config": (CONFIG_FILE, config), "weights": (WEIGHTS_FILE, weights)}
+    return client.post("/adapters", files=files)
+
+
 def _push(client: httpx.Client, name: str) -> httpx.Response:
     folder = ADAPTERS / name
-    files = {
-        "name": (None, name.encode()),
-        "config": ("adapter_config.json", (folder / "adapter_config.json").read_bytes()),
-        "weights": ("adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()),
-    }
-    return client.post("/adapters", files=files)
+    return push(client, name, (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
 
 
 def _one_adapter(found: Tour, client: httpx.Client, name: str, aligned: Asked, unscreened: Asked) -> None:
     out.rule(name)
-    with _working(f"POST /adapters {name}"):
+    with working(f"POST /adapters {name}"):
         response = _push(client, name)
     body = response.json()
     version = body if response.is_success else body.get("version", {})
@@ -222,7 +225,7 @@ def _one_adapter(found: Tour, client: httpx.Client, name: str, aligned: Asked, u
     else:
         found.check(not at_floor, f"{name} is served with the first stronger correction that passes the canaries")
     if response.is_success:
-        with _working(f"asking {name}, screened (POST /v1/chat/completions)"):
+        with working(f"asking {name}, screened (POST /v1/chat/completions)"):
             screened = _ask_gateway(client, name)
         _print_answers(aligned, unscreened, screened)
         _judge(found, name, unscreened, screened)
@@ -287,7 +290,7 @@ def check_audit(found: Tour, data: Path, engine_url: str, reference: Path) -> No
     """Run the command's own audit of disk, catalogue and engine, every artefact measured again: it must find nothing."""
     out.rule("the audit")
     command = [sys.executable, "-m", "app", "store", "audit", "--data", str(data), "--engine-url", engine_url]
-    with _working("python -m app store audit --reference …"):
+    with working("python -m app store audit --reference …"):
         result = subprocess.run([*command, "--reference", str(reference)], capture_output=True, text=True, check=False)
     out.print(f"{result.stdout}{result.stderr}".rstrip(), highlight=False, markup=False)
     found.check(result.returncode == 0, f"the audit finds nothing broken (exit status {result.returncode})")
