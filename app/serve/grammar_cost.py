@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from app.serve.pattern_ambiguity import Ambiguity, ambiguity, atom_length
+
 MAX_PATTERN_CHARS: Final = 1024
 """Characters of one regular expression; a strict one for e-mail addresses has some 400."""
 
@@ -32,7 +34,6 @@ MAX_ENUM: Final = 2_000
 """Values of one enumeration."""
 
 _QUANTIFIER = re.compile(r"\{(\d{1,9})(?:(,)(\d{1,9})?)?\}")
-_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*+\]?", re.DOTALL)
 _GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_]\w{0,63}>|<?[=!]|[a-zA-Z-]*:))?")
 
 _CLASS_COST: Final = 30
@@ -78,7 +79,7 @@ def pattern_cost(pattern: str) -> int:
             step, times = repeated
             places, last = places + last * (times - 1), last * times
         else:
-            step = _atom(pattern, at)
+            step = atom_length(pattern, at)
             classes += step > 1 or char == "."
             places, last = places + 1, 1
         at += step
@@ -87,41 +88,6 @@ def pattern_cost(pattern: str) -> int:
     if cost > MAX_PATTERN_COST:
         raise ValueError(f"a pattern of {places} places, {classes} of them classes: too many to compile")
     return cost
-
-
-def repeats_a_repetition(pattern: str) -> bool:
-    """Return whether a group that holds a repetition is itself repeated, as in `(a+)*`.
-
-    Such patterns match one text in many ways, and the engine follows all of them at each token.
-    """
-    holds, last, at = [False], False, 0  # of each open group, and of the atom before
-    while at < len(pattern):
-        char, step = pattern[at], 1
-        if char == "(":
-            found = _GROUP.match(pattern, at)
-            step, last = len(found.group()) if found else 1, False
-            holds.append(False)
-        elif char == ")" and len(holds) > 1:
-            last = holds.pop()
-            holds[-1] |= last
-        elif (repeated := _repeats(pattern, at)) is not None:
-            step, times = repeated
-            if char != "?" and times > 1:
-                if last:
-                    return True
-                holds[-1] = True
-        else:
-            step, last = _atom(pattern, at), False
-        at += step
-    return False
-
-
-def _atom(pattern: str, at: int) -> int:
-    """Return the number of characters of the atom at this position."""
-    if pattern[at] == "\\":
-        return 2
-    found = _CLASS.match(pattern, at) if pattern[at] == "[" else None
-    return len(found.group()) if found else 1
 
 
 def _repeats(pattern: str, at: int) -> tuple[int, int] | None:
@@ -191,9 +157,12 @@ class _Estimate:
 
     def _pattern(self, value: str, path: str) -> int:
         try:
-            return self._is_new(value) and pattern_cost(value)
+            cost = self._is_new(value) and pattern_cost(value)
         except ValueError as error:
             raise TooCostly(path, str(error)) from error
+        if ambiguity(value) is Ambiguity.COUNTED:
+            raise TooCostly(path, "a group that holds a repetition, repeated a counted number of times: use * or +")
+        return cost
 
     def _is_new(self, thing: object) -> bool:
         """Return whether `thing` was not seen before, and remember it."""

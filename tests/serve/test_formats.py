@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from app.domain.errors import INVALID_REQUEST, SCHEMA_TOO_COSTLY, Refused
-from app.serve.grammar_cost import repeats_a_repetition
 from app.serve.request import parse
 
 ANY: dict[str, Any] = {"type": "any_text"}
@@ -91,15 +90,3 @@ def test_many_formats_are_too_costly(fmt: Any) -> None:
         with pytest.raises(Refused) as caught:
             parse("chat", made(fmt))
         assert caught.value.code is SCHEMA_TOO_COSTLY
-
-
-@pytest.mark.parametrize("pattern", ["(a+)*", "((a*)*)*", "(a|b+){2,}", "([(]+x)+", "((a{2})b)*", "(?:a+b)+", "(a+?)*"])
-def test_a_repetition_of_a_repetition_is_seen(pattern: str) -> None:
-    assert repeats_a_repetition(pattern)
-
-
-@pytest.mark.parametrize(
-    "pattern", ["a+b*", "(ab)*", "(a+)?", "(a+){1}", r"(a\+)*", "([+*])+", "(a{1})*", "((ab)c)+", ")*a+", "(("]
-)
-def test_plain_repetitions_pass(pattern: str) -> None:
-    assert not repeats_a_repetition(pattern)

@@ -30,6 +30,7 @@ COSTLY: list[tuple[str, dict[str, Any]]] = [
     ("nested parentheses, none closed", text("(" * 900)),
     ("a long pattern", text("a" * 2000)),
     ("a long repetition", text("a{10000}")),
+    ("a counted repetition of a repetition", text("^([a-z]+){0,64}$")),
     ("repetitions of repetitions", text("((a{30}){30}){30}")),
     ("repetitions of repetitions, open", text("((a{99,}){99,}){99,}")),
     ("classes", text(r"\w" * 400)),

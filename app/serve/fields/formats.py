@@ -11,7 +11,8 @@ from typing import Any, Final
 from app.domain.errors import Refused
 from app.serve import json_body
 from app.serve.fields.validators import Check, boolean, free, integer, list_of, need, object_of, of_type, one_of, text
-from app.serve.grammar_cost import MAX_ENUM, MAX_PATTERN_CHARS, repeats_a_repetition
+from app.serve.grammar_cost import MAX_ENUM, MAX_PATTERN_CHARS
+from app.serve.pattern_ambiguity import Ambiguity, ambiguity
 
 MAX_TEXT_CHARS: Final = 1 << 18
 """Characters of a schema or a structural tag that is sent as a string of JSON; it is decoded a second time."""
@@ -93,8 +94,9 @@ def pattern(value: Any) -> Any:
     """Check a regular expression that an answer must match."""
     text(MAX_PATTERN_CHARS)(value)
     need(
-        not repeats_a_repetition(value),
-        "takes no repetition of a group that holds one: its cost at each token has no bound",
+        ambiguity(value) is Ambiguity.NONE,
+        "takes no repetition of a group that holds one, unless each round begins or ends with a character that nothing "
+        "else in the group matches, as in ([a-z]+,)*: its cost at each token has no bound",
     )
     return value
 
