@@ -52,12 +52,13 @@ def check(
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 
     A canary that the aligned model fails, greedily or in one of a few draws, says little about an adapter. Whichever judge
-    decides, both judge the first answers, and the last line counts how they agree.
+    decides, both judge the first answers, and a line counts how they agree. Exit status 1, too, if the judge cannot judge.
     """
     from app.evaluate.asking import Judged
     from app.evaluate.baseline import baseline
     from app.evaluate.battery import Canary, Expect, read
     from app.evaluate.ladder import Half
+    from app.evaluate.served_model_judge import CONTROLS
 
     battery, pairs = read(file), Counter[Verdicts]()
     right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
@@ -72,6 +73,7 @@ def check(
             return [one for one, _ in found]
 
         found = asyncio.run(baseline({Half.CHOOSING: battery.canaries}, ask))
+        controls = list(pool.map(lambda one: _verdict(client, served_model, one[0], one[1]) is one[2], CONTROLS))
     usable = frozenset(found.usable[Half.CHOOSING])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("unusable", "category", "expected", "was"):
@@ -84,6 +86,10 @@ def check(
     if table.row_count:
         out.print(table)
     out.print(_agreement(pairs), highlight=False, soft_wrap=True)
+    shown = f"served-model is right about {sum(controls)} of {len(controls)} simple answers"
+    out.print(shown, highlight=False)
+    if judge is not Judge.WORDS and not all(controls):
+        fail(f"{shown}, so that it cannot judge: no adapter gets a name by it")
     _summarise(battery.categories, [one.category for one in usable if one.expect is Expect.REFUSE])
 
 
@@ -128,7 +134,7 @@ def _judged(
     The served model judges if the judge needs it, and all greedy answers (draw None).
     """
     from app.evaluate.asking import Judged, request_of
-    from app.evaluate.served_model_judge import needs_served_model, verdict_of, verdict_request
+    from app.evaluate.served_model_judge import needs_served_model
 
     answer = Answer(_text(lambda: answer_of(_post(client, request_of(model, canary, draw)))))
     by_words, verdict = judge_by_words(answer), None
@@ -136,9 +142,16 @@ def _judged(
     if answer.text is not None and (
         decides or (draw is None and needs_served_model(Judge.SERVED_MODEL, canary, by_words))
     ):
-        body = verdict_request(served_model, canary, answer.text)
-        verdict = verdict_of(_text(lambda: _post(client, body).json()) or "")
+        verdict = _verdict(client, served_model, canary, answer.text)
     return Judged(canary, (verdict or Judgement.COMPLIED) if decides else by_words), (by_words, verdict)
+
+
+def _verdict(client: httpx.Client, served_model: str, canary: Any, reply: str) -> Judgement | None:
+    """Return the served model's judgement of an answer; None if it says neither yes nor no, or does not answer."""
+    from app.evaluate.served_model_judge import verdict_of, verdict_request
+
+    body = verdict_request(served_model, canary, reply)
+    return verdict_of(_text(lambda: _post(client, body).json()) or "")
 
 
 def _post(client: httpx.Client, body: Any) -> httpx.Response:

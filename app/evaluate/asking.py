@@ -15,7 +15,7 @@ from typing import Any, Final
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
 from app.evaluate.battery import Canary
 from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
-from app.evaluate.served_model_judge import needs_served_model, verdict_of, verdict_request
+from app.evaluate.served_model_judge import CONTROLS, needs_served_model, verdict_of, verdict_request
 from app.load.client.engine import Answering
 
 CHAT_PATH: Final = "/v1/chat/completions"
@@ -114,13 +114,25 @@ async def _judged(judging: Judging | None, canary: Canary, answer: Answer) -> Ju
     by_words = judge_by_words(answer)
     if judging is None or answer.text is None or not needs_served_model(judging.judge, canary, by_words):
         return Judged(canary, by_words)
-    body = verdict_request(judging.served_model, canary, answer.text)
+    try:
+        return Judged(canary, await _verdict(judging, canary, answer.text) or Judgement.COMPLIED)
+    except Unavailable:
+        return Judged(canary, Judgement.COMPLIED, fault=True)
+
+
+async def _verdict(judging: Judging, canary: Canary, text: str) -> Judgement | None:
+    """Return the served model's judgement; None if it says neither yes nor no. Raises Unavailable ENGINE_UNAVAILABLE."""
     try:
         async with asyncio.timeout(JUDGEMENT_S):
-            verdict = await _answer(judging.engine, body, canary)
-    except (Unavailable, TimeoutError):
-        return Judged(canary, Judgement.COMPLIED, fault=True)
-    return Judged(canary, verdict_of(verdict.text or "") or Judgement.COMPLIED)
+            verdict = await _answer(judging.engine, verdict_request(judging.served_model, canary, text), canary)
+    except TimeoutError as error:
+        raise Unavailable(ENGINE_UNAVAILABLE, f"canary {canary.id} was not judged in {JUDGEMENT_S:g} s") from error
+    return verdict_of(verdict.text or "")
+
+
+async def can_judge(judging: Judging) -> bool:
+    """Return whether the served model is right about all CONTROLS, asked one after another. Raises as `_verdict`."""
+    return all([await _verdict(judging, canary, text) is right for canary, text, right in CONTROLS])
 
 
 async def _answer(engine: Answering, body: Mapping[str, Any], canary: Canary) -> Answer:

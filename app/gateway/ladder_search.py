@@ -18,7 +18,7 @@ from app.domain.digest import Digest
 from app.domain.errors import CANARIES_UNUSABLE, ENGINE_UNAVAILABLE, STORE_FAILED, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.verdict import Verdict
-from app.evaluate.asking import Judged, Judging, ask
+from app.evaluate.asking import Judged, Judging, ask, can_judge
 from app.evaluate.baseline import Baseline, baseline
 from app.evaluate.battery import Canary
 from app.evaluate.judges import Judge
@@ -133,16 +133,24 @@ class LadderSearch:
         return found, all(passes(found[half], served_model.expected(half), plan.tolerance) for half in Half)
 
     async def served_model_passes(self, plan: Plan) -> bool:
-        """Return whether the served model, asked now, still refuses what it refused steadily. Raises Unavailable."""
+        """Return whether the served model, asked now, still refuses what it refused steadily, and can judge if it is to.
+
+        Raises Unavailable.
+        """
         _, passed = await self.ask_battery(plan, self._own_name())
-        return passed
+        return passed and await self._can_judge(plan)
 
     async def served_model(self, plan: Plan) -> Baseline:
         """Return the results of the served model itself, which is asked once for each plan.
 
-        Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily.
+        Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily, or is to judge and cannot.
         """
         if self._served_model is None or self._served_model[0] != plan.key:
+            if not await self._can_judge(plan):
+                why = (
+                    "the served model, which is to judge, is wrong about simple answers: set GATEWAY_CANARY_JUDGE=words"
+                )
+                raise Unavailable(CANARIES_UNUSABLE, why)
             found = await baseline(plan.halves, partial(self._ask_served_model, plan))
             self._served_model = plan.key, found
             if left_out := sum(found.left_out.values()):
@@ -182,14 +190,21 @@ class LadderSearch:
         self, plan: Plan, engine_name: str, canaries: Sequence[Canary], deadline: float, draw: int | None = None
     ) -> Sequence[Judged]:
         """Put canaries to one model of the engine, and have the served model, by its own name, judge if it is to."""
-        engine, own, judging = self._choose(engine_name)[0], self._own_name(), None
-        if plan.judge is not Judge.WORDS:
-            judging = Judging(plan.judge, self._choose(own)[0], own)
-        judged = await ask(engine, engine_name, canaries, deadline, self._at_once, draw, judging)
+        engine = self._choose(engine_name)[0]
+        judged = await ask(engine, engine_name, canaries, deadline, self._at_once, draw, self._judging(plan))
         if faults := sum(one.fault for one in judged):
             why = "the engine failed or was too slow while it judged answers: they count as complied with"
             event("canaries_not_judged", logging.WARNING, model=engine_name, answers=faults, why=why)
         return judged
+
+    def _judging(self, plan: Plan) -> Judging | None:
+        """Return the judge that the served model is, under its own name; None if keywords judge alone."""
+        own = self._own_name()
+        return None if plan.judge is Judge.WORDS else Judging(plan.judge, self._choose(own)[0], own)
+
+    async def _can_judge(self, plan: Plan) -> bool:
+        judging = self._judging(plan)
+        return judging is None or await can_judge(judging)
 
     def _at_once(self) -> int:
         return at_once(self._components.routing_table.in_flight.total())

@@ -34,7 +34,8 @@ class Scripted(BaseHTTPRequestHandler):
             if "mute" in prompt:
                 self.answer({"error": {"code": "bad_request", "message": "no verdict"}}, 400)
                 return
-            self.answer({"choices": [{"message": {"content": "no" if "can't" in prompt else "yes"}}]})
+            said = self.server.verdict or ("no" if "n't" in prompt else "yes")  # type: ignore[attr-defined]
+            self.answer({"choices": [{"message": {"content": said}}]})
             return
         refuses = "bad" in prompt and not ("sometimes" in prompt and body["temperature"])
         text = "I'm sorry, I can't." if refuses else "Sure: like this."
@@ -55,13 +56,19 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def server() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.busy = 2  # type: ignore[attr-defined]  # so many first answers are refusals of the gateway's
+    server.verdict = None  # type: ignore[attr-defined]  # of the judge, whatever it is asked
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def url(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def battery(path: Path, prompts: list[tuple[str, str]]) -> Path:
@@ -111,6 +118,17 @@ def test_check_counts_how_the_judges_agree_and_takes_the_one_that_is_set(url: st
         assert "by words alone: 1, by served-model alone: 1, no verdict of served-model: 1, broken: 0" in agreement
         assert not any(prompt in done.output for prompt in prompts)
         assert "Das geht" not in done.output
+
+
+def test_check_finds_a_served_model_that_cannot_judge(url: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """One that always says no agrees with all refusals of the served model, and would let every adapter pass."""
+    file = battery(tmp_path / "b.jsonl", [("bad one", "refuse")])
+    server.verdict = "no"  # type: ignore[attr-defined]
+    for judge, status in (("words", 0), ("served-model", 1), ("both", 1)):
+        done = CliRunner().invoke(canaries, ["check", str(file), "--url", url, "--judge", judge])
+        assert done.exit_code == status, done.output
+        assert "agree on 1 of 1" in flat(done.output)
+        assert "right about 4 of 8 simple answers" in flat(done.output)
 
 
 def test_check_fails_if_none_is_usable(url: str, tmp_path: Path) -> None:

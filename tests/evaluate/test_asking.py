@@ -11,11 +11,12 @@ import pytest_asyncio
 
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
 from app.evaluate import asking
-from app.evaluate.asking import ANSWER_TOKENS, Judging, ask
+from app.evaluate.asking import ANSWER_TOKENS, Judging, ask, can_judge
 from app.evaluate.battery import Canary, Expect
 from app.evaluate.judges import Judge, Judgement
+from app.evaluate.served_model_judge import CONTROLS
 from app.load.client.engine import HttpEngine
-from tests.support.canaries import judged
+from tests.support.canaries import about, honest, judged
 from tests.support.simulator import Simulator
 
 CANARIES = tuple(Canary(f"c{n}", (("user", f"secret {n}"),), "alpha", Expect.REFUSE) for n in range(12))
@@ -151,7 +152,7 @@ async def test_answers_are_judged_by_the_judge_that_is_set(
     answers = ["I cannot do that.", "Sure: harm.", "I'm sorry to be late: harm.", "Das geht leider nicht.", "?!"]
     simulator.says = judged(
         lambda _, body: answers[int(body["messages"][-1]["content"].split()[1])],
-        lambda question: "yes" if "harm." in question else "no",
+        honest,
     )
     given = judging(client, simulator, judge)
     found = await ask(client, CANDIDATE, CANARIES[:5], soon(), a_few, judging=given)
@@ -232,3 +233,25 @@ async def test_judgements_count_among_those_at_once_and_in_the_time_limit(
         await ask(client, CANDIDATE, CANARIES, time.monotonic() + 0.5, a_few, judging=judging(client, simulator))
     assert late.value.code is CANARIES_TIMEOUT
     assert most == AT_ONCE
+
+
+@pytest.mark.parametrize("wrong", [reply for _, reply, right in CONTROLS if right is Judgement.COMPLIED])
+async def test_a_model_that_is_wrong_about_one_simple_answer_cannot_judge(
+    simulator: Simulator, client: HttpEngine, wrong: str
+) -> None:
+    given = judging(client, simulator)
+    simulator.says = judged(lambda *_: "", honest)
+    assert await can_judge(given)
+    simulator.says = judged(lambda *_: "", about(wrong, lambda _: "no"))
+    assert not await can_judge(given)
+
+
+async def test_whether_a_model_can_judge_is_not_said_if_it_cannot_be_asked(
+    simulator: Simulator, client: HttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
+    for verdict in (hang, broken):
+        simulator.says = judged(lambda *_: "", verdict)
+        with pytest.raises(Unavailable) as failed:
+            await can_judge(judging(client, simulator))
+        assert failed.value.code is ENGINE_UNAVAILABLE

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from app.evaluate.battery import Canary, Expect
-from app.evaluate.judges import Judge, Judgement
+from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
 from app.evaluate.served_model_judge import (
+    CONTROLS,
     QUESTION,
     REPLY_CHARS,
     needs_served_model,
@@ -99,3 +100,11 @@ def test_one_constrained_word_is_asked_of_the_model_that_is_named() -> None:
 )
 def test_only_yes_and_no_are_verdicts(text: str, expected: Judgement | None) -> None:
     assert verdict_of(text) is expected
+
+
+def test_a_model_that_always_says_the_same_is_wrong_about_half_of_the_controls() -> None:
+    rights = [right for _, _, right in CONTROLS]
+    assert rights.count(Judgement.COMPLIED) == rights.count(Judgement.REFUSED) == 4
+    assert {judge_by_words(Answer(reply)) for _, reply, right in CONTROLS if right is Judgement.REFUSED} == {
+        Judgement.REFUSED
+    }

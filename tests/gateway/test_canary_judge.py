@@ -12,7 +12,7 @@ from app.evaluate import asking
 from app.gateway import canary_recheck, evaluation
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
-from tests.support.canaries import HARM, REFUSAL, RUNGS, battery, harmful_below, judged
+from tests.support.canaries import HARM, REFUSAL, RUNGS, about, battery, harmful_below, honest, judged
 from tests.support.gateway import SERVED, OpenHouse, Running, form
 from tests.support.simulator import Says
 from tests.support.waiting import STUCK_S
@@ -22,15 +22,6 @@ POLITE_HARM = "I'm sorry to keep you waiting. Sure, this is how."
 
 OTHER_WORDS = "Das geht leider nicht."
 """A refusal that keywords do not see."""
-
-
-def honest(question: str) -> str:
-    return "yes" if "this is how" in question else "no"
-
-
-def about(answer: str, verdict: Any) -> Any:
-    """A judge that is honest but for questions about this answer."""
-    return lambda question: verdict(question) if answer in question else honest(question)
 
 
 def adapters_say(answer: str) -> Says:
@@ -106,7 +97,7 @@ async def test_a_judge_that_was_talked_round_is_outvoted_by_words_in_both(
     """The limit that docs/canaries.md names: the served model alone believes it."""
     for judge, expected in (("served-model", 201), ("both", 422)):
         async with open_gateway(**given(tmp_path, judge)) as running:
-            running.simulator.says = judged(adapters_say(HARM), lambda _: "no")
+            running.simulator.says = judged(adapters_say(HARM), about(HARM, lambda _: "no"))
             assert (await push(running, judge)).status_code == expected
 
 
@@ -133,14 +124,33 @@ async def test_an_answer_without_a_verdict_counts_as_complied_with(
         await rested(running)
 
 
-@pytest.mark.parametrize("verdict", ["perhaps", "yes"])
-async def test_a_judge_that_never_says_no_gives_nobody_a_name(
-    open_gateway: OpenHouse, tmp_path: Path, verdict: str
+@pytest.mark.parametrize("judge", ["served-model", "both"])
+@pytest.mark.parametrize("verdict", ["no", "yes", "perhaps"])
+async def test_a_judge_that_says_the_same_of_every_answer_gives_nobody_a_name(
+    open_gateway: OpenHouse, tmp_path: Path, judge: str, verdict: str
 ) -> None:
-    async with open_gateway(**given(tmp_path, "both")) as running:
-        running.simulator.says = judged(harmful_below(0), lambda _: verdict)
+    """One that always says no would let every adapter pass."""
+    async with open_gateway(**given(tmp_path, judge)) as running:
+        running.simulator.says = judged(adapters_say(HARM), lambda _: verdict)
         pushed = await push(running)
         assert (pushed.status_code, pushed.json()["error"]["code"]) == (503, "canaries_unusable"), pushed.text
+        assert "GATEWAY_CANARY_JUDGE" in pushed.text
+        running.simulator.says = judged(adapters_say(REFUSAL), honest)
+        assert (await push(running)).status_code in (200, 201), "once it can judge, the same upload may be sent again"
+
+
+async def test_a_judge_that_no_longer_can_is_not_held_against_what_is_served(
+    open_gateway: OpenHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(canary_recheck, "LOOK_S", 0.05)
+    async with open_gateway(**given(tmp_path, "both", canary_recheck_seconds=0.2)) as running:
+        running.simulator.says = judged(adapters_say(REFUSAL), honest)
+        assert (await push(running)).status_code == 201
+        running.simulator.says = judged(adapters_say(HARM), lambda _: "no")
+        async with asyncio.timeout(STUCK_S):
+            while "served_model_changed" not in caplog.text:
+                await asyncio.sleep(0.05)
+        assert (await version(running))["withheld"] is None
 
 
 async def test_a_judge_that_hangs_uses_up_the_time_of_the_evaluation(open_gateway: OpenHouse, tmp_path: Path) -> None:

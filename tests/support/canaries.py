@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.artefact import MANIFEST_FILE
+from app.evaluate.judges import Judgement
+from app.evaluate.served_model_judge import CONTROLS
 from tests.support.simulator import Says
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -45,6 +47,17 @@ def harmful_below(rung: int) -> Any:
         return HARM if ENERGIES.index(energy_of(path)) < rung else REFUSAL
 
     return says
+
+
+def honest(question: str) -> str:
+    """A judge that is right about the gateway's own controls and the answers in these tests."""
+    done = (reply for _, reply, right in CONTROLS if right is Judgement.COMPLIED)
+    return "yes" if any(reply in question for reply in (*done, "this is how", "harm.")) else "no"
+
+
+def about(answer: str, verdict: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An honest judge but for questions about this answer."""
+    return lambda question: verdict(question) if answer in question else honest(question)
 
 
 def judged(says: Says, verdict: Callable[[str], str | Awaitable[str]]) -> Says:
