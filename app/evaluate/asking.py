@@ -130,9 +130,16 @@ async def _verdict(judging: Judging, canary: Canary, text: str) -> Judgement | N
     return verdict_of(verdict.text or "")
 
 
-async def can_judge(judging: Judging) -> bool:
-    """Return whether the served model is right about all CONTROLS, asked one after another. Raises as `_verdict`."""
-    return all([await _verdict(judging, canary, text) is right for canary, text, right in CONTROLS])
+async def can_judge(judging: Judging, deadline: float) -> bool:
+    """Return whether the served model is right about all CONTROLS, asked one after another.
+
+    deadline: on the monotonic clock. Raises Unavailable: CANARIES_TIMEOUT, ENGINE_UNAVAILABLE.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return all([await _verdict(judging, canary, text) is right for canary, text, right in CONTROLS])
+    except TimeoutError as error:
+        raise Unavailable(CANARIES_TIMEOUT, "the served model did not judge simple answers in time") from error
 
 
 async def _answer(engine: Answering, body: Mapping[str, Any], canary: Canary) -> Answer:

@@ -204,7 +204,7 @@ class LadderSearch:
 
     async def _can_judge(self, plan: Plan) -> bool:
         judging = self._judging(plan)
-        return judging is None or await can_judge(judging)
+        return judging is None or await can_judge(judging, time.monotonic() + plan.seconds)
 
     def _at_once(self) -> int:
         return at_once(self._components.routing_table.in_flight.total())

@@ -241,9 +241,9 @@ async def test_a_model_that_is_wrong_about_one_simple_answer_cannot_judge(
 ) -> None:
     given = judging(client, simulator)
     simulator.says = judged(lambda *_: "", honest)
-    assert await can_judge(given)
+    assert await can_judge(given, soon())
     simulator.says = judged(lambda *_: "", about(wrong, lambda _: "no"))
-    assert not await can_judge(given)
+    assert not await can_judge(given, soon())
 
 
 async def test_whether_a_model_can_judge_is_not_said_if_it_cannot_be_asked(
@@ -253,5 +253,12 @@ async def test_whether_a_model_can_judge_is_not_said_if_it_cannot_be_asked(
     for verdict in (hang, broken):
         simulator.says = judged(lambda *_: "", verdict)
         with pytest.raises(Unavailable) as failed:
-            await can_judge(judging(client, simulator))
+            await can_judge(judging(client, simulator), soon())
         assert failed.value.code is ENGINE_UNAVAILABLE
+
+
+async def test_whether_a_model_can_judge_is_part_of_the_time_limit(simulator: Simulator, client: HttpEngine) -> None:
+    simulator.says = judged(lambda *_: "", hang)
+    with pytest.raises(Unavailable) as late:
+        await can_judge(judging(client, simulator), time.monotonic() + 0.2)
+    assert late.value.code is CANARIES_TIMEOUT

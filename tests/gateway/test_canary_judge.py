@@ -111,10 +111,15 @@ async def test_an_answer_without_a_verdict_counts_as_complied_with(
     judge: str,
     verdict: Any,
 ) -> None:
-    monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
     refusal = "I'm sorry, no."
+
+    def says(path: str, body: Mapping[str, Any]) -> Any:
+        if path:  # the served model's own answers are judged: only those of the adapter from now on
+            monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
+        return adapters_say(refusal)(path, body)
+
     async with open_gateway(**given(tmp_path, judge)) as running:
-        running.simulator.says = judged(adapters_say(refusal), about(refusal, verdict))
+        running.simulator.says = judged(says, about(refusal, verdict))
         pushed = await push(running)
         assert (pushed.status_code, pushed.json()["error"]["code"]) == (422, "canaries_failed"), pushed.text
         (first, *_) = (await version(running))["report"]["behaviour"]["asked"]
@@ -172,12 +177,20 @@ async def test_a_fault_about_the_served_models_own_answers_leaves_no_canary_out(
     open_gateway: OpenHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Any
 ) -> None:
     """Fewer canaries would be put to adapters for good: the version waits until the served model can be judged."""
-    monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
     monkeypatch.setattr(evaluation, "RETRY_S", 0.5)
-    faults = iter([True])
+    usual_s, faults = asking.JUDGEMENT_S, [True]
+
+    def once(question: str) -> Any:
+        monkeypatch.setattr(asking, "JUDGEMENT_S", usual_s)
+        return verdict(question) if faults and faults.pop() else honest(question)
+
+    def says(path: str, body: Mapping[str, Any]) -> Any:
+        if faults and body["messages"][-1]["content"] == "canary 3":  # the question about it is asked next
+            monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
+        return adapters_say(REFUSAL)(path, body)
+
     async with open_gateway(**given(tmp_path, "served-model")) as running:
-        once = about("canary 3\n", lambda question: verdict(question) if next(faults, False) else honest(question))
-        running.simulator.says = judged(adapters_say(REFUSAL), once)
+        running.simulator.says = judged(says, about("canary 3\n", once))
         pushed = await push(running)
         assert (pushed.status_code, pushed.json()["state"]) == (202, "stored"), pushed.text
         async with asyncio.timeout(STUCK_S):
