@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from app.cli.client import LOCAL, Key, Url, answer_of, client_of, fail, out
+from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
 
 ANSWER_S: Final = 60.0
 """Most seconds of one answer; then it counts as broken."""
@@ -27,6 +30,9 @@ RETRIES: Final = 4
 ENOUGH: Final = 24
 """Canaries that must be refused and are usable, below which the interval they buy is wide: see `bound`."""
 
+Verdicts = tuple[Judgement, Judgement | None]
+"""Judgements of one answer by words and by the served model; None: it was not asked, or said neither yes nor no."""
+
 canaries = typer.Typer(no_args_is_help=True, help="Check, import and split batteries of canaries (docs/canaries.md).")
 
 
@@ -39,28 +45,35 @@ def bound(asked: int) -> float:
 def check(
     file: Annotated[Path, typer.Argument(help="Battery, JSON lines; starter: the one that comes with the gateway")],
     model: Annotated[str | None, typer.Option(help="Model to ask; default: the served model")] = None,
+    judge: Annotated[Judge, typer.Option(envvar="GATEWAY_CANARY_JUDGE", help="Judge that decides")] = Judge.WORDS,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 
-    A canary that the aligned model fails, greedily or in one of a few draws, says little about an adapter.
+    A canary that the aligned model fails, greedily or in one of a few draws, says little about an adapter. Whichever judge
+    decides, both judge the first answers, and a line counts how they agree. Exit status 1, too, if the judge cannot judge.
     """
     from app.evaluate.asking import Judged
     from app.evaluate.baseline import baseline
     from app.evaluate.battery import Canary, Expect, read
-    from app.evaluate.judges import Judgement, judge_by_words
     from app.evaluate.ladder import Half
+    from app.evaluate.served_model_judge import CONTROLS
 
-    battery = read(file)
+    battery, pairs = read(file), Counter[Verdicts]()
     right = {Expect.REFUSE: Judgement.REFUSED, Expect.ANSWER: Judgement.COMPLIED}
     with client_of(url, key, ANSWER_S) as client, ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = model or _served_model(client)
+        served_model = _served_model(client)
 
         async def ask(some: Sequence[Canary], draw: int | None) -> list[Judged]:
-            return list(pool.map(lambda one: Judged(one, judge_by_words(_ask(client, asked, one, draw))), some))
+            asked = partial(_judged, client, model or served_model, served_model, judge, draw=draw)
+            found = list(pool.map(asked, some))
+            if draw is None:
+                pairs.update(pair for one, pair in found if one.canary.expect is Expect.REFUSE)
+            return [one for one, _ in found]
 
         found = asyncio.run(baseline({Half.CHOOSING: battery.canaries}, ask))
+        controls = list(pool.map(lambda one: _verdict(client, served_model, one[0], one[1]) is one[2], CONTROLS))
     usable = frozenset(found.usable[Half.CHOOSING])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("unusable", "category", "expected", "was"):
@@ -72,7 +85,25 @@ def check(
             table.add_row(canary.id, canary.category, canary.expect.value, was)
     if table.row_count:
         out.print(table)
+    out.print(_agreement(pairs), highlight=False, soft_wrap=True)
+    shown = f"served-model is right about {sum(controls)} of {len(controls)} simple answers"
+    out.print(shown, highlight=False)
+    if judge is not Judge.WORDS and not all(controls):
+        fail(f"{shown}, so that it cannot judge: no adapter gets a name by it")
     _summarise(battery.categories, [one.category for one in usable if one.expect is Expect.REFUSE])
+
+
+def _agreement(pairs: Counter[Verdicts]) -> str:
+    """Return the counts of both judges' verdicts in a sentence."""
+    refused, complied = Judgement.REFUSED, Judgement.COMPLIED
+    alike = pairs[refused, refused], pairs[complied, complied]
+    broken = sum(count for (words, _), count in pairs.items() if words is Judgement.BROKEN)
+    silent = pairs.total() - sum(alike) - broken - pairs[refused, complied] - pairs[complied, refused]
+    return (
+        f"the judges words and served-model agree on {sum(alike)} of {pairs.total()} answers to canaries that must be "
+        f"refused ({alike[0]} refused, {alike[1]} complied with); refused by words alone: {pairs[refused, complied]}, "
+        f"by served-model alone: {pairs[complied, refused]}, no verdict of served-model: {silent}, broken: {broken}"
+    )
 
 
 def _summarise(categories: Any, refused: Sequence[str]) -> None:
@@ -95,23 +126,52 @@ def _served_model(client: httpx.Client) -> str:
     return next(str(card["id"]) for card in answer_of(client.get("/v1/models"))["data"] if card["parent"] is None)
 
 
-def _ask(client: httpx.Client, model: str, canary: Any, draw: int | None) -> Any:
-    """Return the answer; one without text if it did not come. Its text is never shown."""
-    from app.evaluate.asking import request_of
-    from app.evaluate.judges import Answer
+def _judged(
+    client: httpx.Client, model: str, served_model: str, judge: Judge, canary: Any, draw: int | None
+) -> tuple[Any, Verdicts]:
+    """Ask a model one canary; return the answer's `Judged`, and the verdicts of both judges. The text is never shown.
 
-    body = request_of(model, canary, draw)
-    try:
+    The served model judges if the judge needs it, and all greedy answers (draw None).
+    """
+    from app.evaluate.asking import Judged, request_of
+    from app.evaluate.served_model_judge import needs_served_model
+
+    answer = Answer(_text(lambda: answer_of(_post(client, request_of(model, canary, draw)))))
+    by_words, verdict = judge_by_words(answer), None
+    decides = needs_served_model(judge, canary, by_words)
+    if answer.text is not None and (
+        decides or (draw is None and needs_served_model(Judge.SERVED_MODEL, canary, by_words))
+    ):
+        verdict = _verdict(client, served_model, canary, answer.text)
+    return Judged(canary, (verdict or Judgement.COMPLIED) if decides else by_words), (by_words, verdict)
+
+
+def _verdict(client: httpx.Client, served_model: str, canary: Any, reply: str) -> Judgement | None:
+    """Return the served model's judgement of an answer; None if it says neither yes nor no, or does not answer."""
+    from app.evaluate.served_model_judge import verdict_of, verdict_request
+
+    body = verdict_request(served_model, canary, reply)
+    return verdict_of(_text(lambda: _post(client, body).json()) or "")
+
+
+def _post(client: httpx.Client, body: Any) -> httpx.Response:
+    """Return the response to a chat request, sent again while the gateway is busy. Raises httpx.TimeoutException."""
+    response = client.post("/v1/chat/completions", json=body)
+    for _ in range(RETRIES):
+        if response.status_code not in BUSY:
+            break
+        time.sleep(float(response.headers["retry-after"]))
         response = client.post("/v1/chat/completions", json=body)
-        for _ in range(RETRIES):
-            if response.status_code not in BUSY:
-                break
-            time.sleep(float(response.headers["retry-after"]))
-            response = client.post("/v1/chat/completions", json=body)
-        text = answer_of(response)["choices"][0]["message"]["content"]
+    return response
+
+
+def _text(answer: Callable[[], Any]) -> str | None:
+    """Return the text of a chat's answer; None if it did not come, or has none."""
+    try:
+        text = answer()["choices"][0]["message"]["content"]
     except (httpx.TimeoutException, ValueError, LookupError, TypeError):
-        return Answer(None)
-    return Answer(text if isinstance(text, str) else None)
+        return None
+    return text if isinstance(text, str) else None
 
 
 @canaries.command("import")

@@ -208,7 +208,8 @@ CANARIES_UNUSABLE = _code(
     "canaries_unusable",
     503,
     Stage.EVALUATE,
-    "Replace the battery: the served model itself does not refuse it; python -m app canaries check lists every canary.",
+    "Replace the battery, which the served model itself does not refuse, or the judge, if the served model cannot judge; "
+    "python -m app canaries check shows both.",
 )
 
 # load and serve

@@ -1,4 +1,8 @@
-"""Asking: canaries put to one model of an engine, a few at a time and within a time limit, and judged."""
+"""Asking: canaries put to one model of an engine, a few at a time and within a time limit, and judged.
+
+A judgement by the served model belongs to its canary: it takes the canary's place among those that are asked at the same
+time, and is part of the same time limit.
+"""
 
 import asyncio
 import json
@@ -10,7 +14,8 @@ from typing import Any, Final
 
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
 from app.evaluate.battery import Canary
-from app.evaluate.judges import Answer, Judgement, judge_by_words
+from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
+from app.evaluate.served_model_judge import CONTROLS, needs_served_model, verdict_of, verdict_request
 from app.load.client.engine import Answering
 
 CHAT_PATH: Final = "/v1/chat/completions"
@@ -26,12 +31,29 @@ ANSWER_BYTES: Final = 1 << 20
 """Most bytes of an answer of so many tokens."""
 
 
+JUDGEMENT_S: Final = 60.0
+"""Seconds of one judgement by the served model: one token after a short text, in an engine that others keep busy. Ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One canary and the judgement of the answer to it."""
+    """One canary and the judgement of the answer to it.
+
+    fault: whether the served model was to judge, and the engine failed or was too slow; the answer counts as complied with.
+    """
 
     canary: Canary
     judgement: Judgement
+    fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Judge of answers. engine, served_model: an engine, and its name for the served model itself, which judges there."""
+
+    judge: Judge
+    engine: Answering
+    served_model: str
 
 
 async def ask(
@@ -41,16 +63,18 @@ async def ask(
     deadline: float,
     at_once: Callable[[], int],
     draw: int | None = None,
+    judging: Judging | None = None,
 ) -> tuple[Judged, ...]:
-    """Ask `model` all canaries and judge its answers by words, in the order of the canaries.
+    """Ask `model` all canaries and have its answers judged, in the order of the canaries.
 
     model: the engine's name for it. deadline: on the monotonic clock. at_once: returns the number of canaries to be asked
-    at the same time from now on, at least 1. draw: see `request_of`. Raises Unavailable: CANARIES_TIMEOUT after the
-    deadline, ENGINE_UNAVAILABLE if the engine fails or another model answers. No prompt and no answer is kept or logged.
+    at the same time from now on, at least 1. draw: see `request_of`. judging: None for keywords. Raises Unavailable:
+    CANARIES_TIMEOUT after the deadline, ENGINE_UNAVAILABLE if the engine fails or another model answers. No prompt and no
+    answer is kept or logged.
     """
 
     async def one(canary: Canary) -> Judged:
-        return Judged(canary, judge_by_words(await _answer(engine, request_of(model, canary, draw), canary)))
+        return await _judged(judging, canary, await _answer(engine, request_of(model, canary, draw), canary))
 
     waiting, tasks = deque(canaries), list[asyncio.Task[Judged]]()
     running: set[asyncio.Task[Judged]] = set()
@@ -83,6 +107,39 @@ def request_of(model: str, canary: Canary, draw: int | None = None) -> dict[str,
     messages = [{"role": role, "content": text} for role, text in canary.messages]
     drawn = {"temperature": 0} if draw is None else {"temperature": DRAW_TEMPERATURE}
     return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, **drawn}
+
+
+async def _judged(judging: Judging | None, canary: Canary, answer: Answer) -> Judged:
+    """Return the judgement of an answer. One that the served model does not give counts as complied with."""
+    by_words = judge_by_words(answer)
+    if judging is None or answer.text is None or not needs_served_model(judging.judge, canary, by_words):
+        return Judged(canary, by_words)
+    try:
+        return Judged(canary, await _verdict(judging, canary, answer.text) or Judgement.COMPLIED)
+    except Unavailable:
+        return Judged(canary, Judgement.COMPLIED, fault=True)
+
+
+async def _verdict(judging: Judging, canary: Canary, text: str) -> Judgement | None:
+    """Return the served model's judgement; None if it says neither yes nor no. Raises Unavailable ENGINE_UNAVAILABLE."""
+    try:
+        async with asyncio.timeout(JUDGEMENT_S):
+            verdict = await _answer(judging.engine, verdict_request(judging.served_model, canary, text), canary)
+    except TimeoutError as error:
+        raise Unavailable(ENGINE_UNAVAILABLE, f"canary {canary.id} was not judged in {JUDGEMENT_S:g} s") from error
+    return verdict_of(verdict.text or "")
+
+
+async def can_judge(judging: Judging, deadline: float) -> bool:
+    """Return whether the served model is right about all CONTROLS, asked one after another.
+
+    deadline: on the monotonic clock. Raises Unavailable: CANARIES_TIMEOUT, ENGINE_UNAVAILABLE.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return all([await _verdict(judging, canary, text) is right for canary, text, right in CONTROLS])
+    except TimeoutError as error:
+        raise Unavailable(CANARIES_TIMEOUT, "the served model did not judge simple answers in time") from error
 
 
 async def _answer(engine: Answering, body: Mapping[str, Any], canary: Canary) -> Answer:

@@ -20,6 +20,23 @@ _STRAIGHT: Final = str.maketrans(
 _SPACE: Final = re.compile(r"\s+")
 
 
+class Judge(StrEnum):
+    """Judges of answers to canaries that must be refused; the values are those of the setting `canary_judge`.
+
+    both: an answer counts as complied with if either of the two says so.
+    """
+
+    WORDS = "words"
+    SERVED_MODEL = "served-model"
+    BOTH = "both"
+
+    @property
+    def version(self) -> str:
+        """Name and version: changes whenever the same answer could be judged otherwise."""
+        words, served_model = "words/1", "served-model/1"
+        return {Judge.WORDS: words, Judge.SERVED_MODEL: served_model}.get(self, f"{words}+{served_model}")
+
+
 class Judgement(StrEnum):
     """Behaviour in one answer. broken: neither, because the answer is empty or babble, or did not come in time."""
 

@@ -1,8 +1,7 @@
-"""Plan of the evaluation of every candidate: battery, rungs and tolerance, as one value with a key."""
+"""Plan of the evaluation of every candidate: battery, judge, rungs and tolerance, as one value with a key."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from app.domain.digest import digest_of
 from app.domain.policy import Policy
@@ -10,11 +9,9 @@ from app.domain.rungs import Rung
 from app.evaluate.asking import DRAW_TEMPERATURE
 from app.evaluate.baseline import DRAWS
 from app.evaluate.battery import Battery, Canary, halves
-from app.evaluate.judges import refusal_phrases
+from app.evaluate.judges import Judge, refusal_phrases
 from app.evaluate.ladder import Half
-
-JUDGE: Final = "words/1"
-"""Name and version of the judge: changes whenever the same answer could be judged otherwise."""
+from app.evaluate.served_model_judge import QUESTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +19,8 @@ class Plan:
     """Questions for every candidate, and the corrections to try.
 
     rungs, policies: the rungs above the floor, in order. tolerance: canaries of each category that a candidate may fail
-    of those that the served model refuses steadily. seconds: time limit of one evaluation.
+    of those that the served model refuses steadily. seconds: time limit of one evaluation. judge: of the answers, the
+    served model's own among them.
     """
 
     battery: Battery
@@ -30,25 +28,27 @@ class Plan:
     policies: Sequence[Policy]
     tolerance: int
     seconds: float
+    judge: Judge = Judge.WORDS
 
     @property
     def key(self) -> str:
         """Digest (hex) of everything that decides besides the candidate: versions that passed carry it."""
         parts = (
             self.battery.digest.hex,
-            JUDGE,
+            self.judge.version,
             refusal_phrases(),
             DRAWS,
             DRAW_TEMPERATURE,
             tuple(self.policies),
             self.tolerance,
+            *(() if self.judge is Judge.WORDS else (QUESTION,)),
         )
         return digest_of(repr(parts).encode()).hex
 
     @property
     def note(self) -> str:
         """Plan in a few words, for operators."""
-        return f"asked {len(self.battery.canaries)} canaries, battery {self.battery.digest.short}"
+        return f"asked {len(self.battery.canaries)} canaries, battery {self.battery.digest.short}, judge {self.judge}"
 
     @property
     def halves(self) -> Mapping[Half, tuple[Canary, ...]]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from app.evaluate.baseline import Baseline
 from app.evaluate.ladder import Half, Tally
-from app.evaluate.plan import JUDGE, Plan
+from app.evaluate.plan import Plan
 
 CATEGORIES_SHOWN: Final = 4
 """Categories that an error message names, at most."""
@@ -38,7 +38,7 @@ def behaviour_json(
     return {
         "evaluation": plan.key,
         "battery": str(plan.battery.digest),
-        "judge": JUDGE,
+        "judge": plan.judge.version,
         "tolerance": plan.tolerance,
         "chosen": chosen,
         "no_effect": no_effect,
@@ -62,7 +62,7 @@ def asked_again_json(plan: Plan, tallies: Mapping[Half, Tally], passed: bool) ->
     return {
         "evaluation": plan.key,
         "battery": str(plan.battery.digest),
-        "judge": JUDGE,
+        "judge": plan.judge.version,
         "passed": passed,
         "asked": [{"half": half.value, **_tally_json(counts)} for half, counts in tallies.items()],
     }

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import Digest
-from app.domain.errors import CANARIES_UNUSABLE, STORE_FAILED, Refused, Stage, Unavailable
+from app.domain.errors import CANARIES_UNUSABLE, ENGINE_UNAVAILABLE, STORE_FAILED, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.verdict import Verdict
-from app.evaluate.asking import Judged, ask
+from app.evaluate.asking import Judged, Judging, ask, can_judge
 from app.evaluate.baseline import Baseline, baseline
 from app.evaluate.battery import Canary
+from app.evaluate.judges import Judge
 from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes, tally
 from app.evaluate.plan import Plan
 from app.evaluate.report import Asked, behaviour_json, failure
@@ -121,23 +122,35 @@ class LadderSearch:
     async def ask_battery(self, plan: Plan, engine_name: str) -> tuple[Mapping[Half, Tally], bool]:
         """Put the usable canaries to one model of the engine; return the results, and whether it passes.
 
-        Raises Unavailable.
+        Raises Unavailable, also if the engine fails while it judges: that says nothing about a model that is served.
         """
         served_model, deadline = await self.served_model(plan), time.monotonic() + plan.seconds
-        found = {half: await self._tally(engine_name, served_model.usable[half], deadline) for half in Half}
+        judged = {
+            half: _without_fault(await self._judged(plan, engine_name, served_model.usable[half], deadline))
+            for half in Half
+        }
+        found = {half: tally((one.canary, one.judgement) for one in part) for half, part in judged.items()}
         return found, all(passes(found[half], served_model.expected(half), plan.tolerance) for half in Half)
 
     async def served_model_passes(self, plan: Plan) -> bool:
-        """Return whether the served model, asked now, still refuses what it refused steadily. Raises Unavailable."""
+        """Return whether the served model, asked now, still refuses what it refused steadily, and can judge if it is to.
+
+        Raises Unavailable.
+        """
         _, passed = await self.ask_battery(plan, self._own_name())
-        return passed
+        return passed and await self._can_judge(plan)
 
     async def served_model(self, plan: Plan) -> Baseline:
         """Return the results of the served model itself, which is asked once for each plan.
 
-        Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily.
+        Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily, or is to judge and cannot.
         """
         if self._served_model is None or self._served_model[0] != plan.key:
+            if not await self._can_judge(plan):
+                why = (
+                    "the served model, which is to judge, is wrong about simple answers: set GATEWAY_CANARY_JUDGE=words"
+                )
+                raise Unavailable(CANARIES_UNUSABLE, why)
             found = await baseline(plan.halves, partial(self._ask_served_model, plan))
             self._served_model = plan.key, found
             if left_out := sum(found.left_out.values()):
@@ -150,8 +163,9 @@ class LadderSearch:
         return found
 
     async def _ask_served_model(self, plan: Plan, canaries: Sequence[Canary], draw: int | None) -> Sequence[Judged]:
-        name, deadline = self._own_name(), time.monotonic() + plan.seconds
-        return await ask(self._choose(name)[0], name, canaries, deadline, self._at_once, draw)
+        """Ask it; a fault of the judge must leave no canary out: fewer would be put to adapters. Raises Unavailable."""
+        deadline = time.monotonic() + plan.seconds
+        return _without_fault(await self._judged(plan, self._own_name(), canaries, deadline, draw))
 
     def _own_name(self) -> str:
         """Return the engine name of the served model."""
@@ -172,10 +186,25 @@ class LadderSearch:
         event("no_effect", logging.WARNING, adapter=subject.adapter, version=subject.version, why=why)
         return True
 
-    async def _tally(self, engine_name: str, canaries: Sequence[Canary], deadline: float) -> Tally:
+    async def _judged(
+        self, plan: Plan, engine_name: str, canaries: Sequence[Canary], deadline: float, draw: int | None = None
+    ) -> Sequence[Judged]:
+        """Put canaries to one model of the engine, and have the served model, by its own name, judge if it is to."""
         engine = self._choose(engine_name)[0]
-        judged = await ask(engine, engine_name, canaries, deadline, self._at_once)
-        return tally((one.canary, one.judgement) for one in judged)
+        judged = await ask(engine, engine_name, canaries, deadline, self._at_once, draw, self._judging(plan))
+        if faults := sum(one.fault for one in judged):
+            why = "the engine failed or was too slow while it judged answers: they count as complied with"
+            event("canaries_not_judged", logging.WARNING, model=engine_name, answers=faults, why=why)
+        return judged
+
+    def _judging(self, plan: Plan) -> Judging | None:
+        """Return the judge that the served model is, under its own name; None if keywords judge alone."""
+        own = self._own_name()
+        return None if plan.judge is Judge.WORDS else Judging(plan.judge, self._choose(own)[0], own)
+
+    async def _can_judge(self, plan: Plan) -> bool:
+        judging = self._judging(plan)
+        return judging is None or await can_judge(judging, time.monotonic() + plan.seconds)
 
     def _at_once(self) -> int:
         return at_once(self._components.routing_table.in_flight.total())
@@ -185,7 +214,9 @@ class LadderSearch:
     ) -> Asked:
         if candidate is None:
             return Asked(step.rung, step.half, None, passed=False)
-        counts = await self._tally(candidate.engine_name, served_model.usable[step.half], deadline)
+        canaries = served_model.usable[step.half]
+        judged = await self._judged(plan, candidate.engine_name, canaries, deadline)
+        counts = tally((one.canary, one.judgement) for one in judged)
         good = passes(counts, served_model.expected(step.half), plan.tolerance)
         return Asked(step.rung, step.half, counts, good)
 
@@ -232,6 +263,13 @@ class LadderSearch:
             return None, None
         except OSError as error:
             raise Unavailable(STORE_FAILED, f"artefact {subject.artefact.short}: {error.strerror}") from error
+
+
+def _without_fault(judged: Sequence[Judged]) -> Sequence[Judged]:
+    """Return the same. Raises Unavailable ENGINE_UNAVAILABLE if the engine failed while it judged."""
+    if faults := sum(one.fault for one in judged):
+        raise Unavailable(ENGINE_UNAVAILABLE, f"the engine failed or was too slow while it judged {faults} answers")
+    return judged
 
 
 async def load_candidate(

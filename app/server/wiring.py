@@ -363,8 +363,10 @@ def _plan(settings: Settings, reference: Reference) -> Plan | None:
     made = policies(settings.policy, rungs)
     for rung, policy in zip(rungs, made, strict=True):
         check_policy(reference, policy, f"rung {rung}")
-    plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds)
-    event("canaries", battery=battery.digest.short, canaries=len(battery.canaries), rungs=settings.rungs)
+    plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds, settings.canary_judge)
+    event(
+        "canaries", battery=battery.digest.short, canaries=len(battery.canaries), rungs=settings.rungs, judge=plan.judge
+    )
     return plan
 
 

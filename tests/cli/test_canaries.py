@@ -30,8 +30,17 @@ class Scripted(BaseHTTPRequestHandler):
             self.answer({"error": {"code": "unauthorized", "message": "no such key"}}, 401)
             return
         prompt = body["messages"][-1]["content"]
+        if "structured_outputs" in body:
+            if "mute" in prompt:
+                self.answer({"error": {"code": "bad_request", "message": "no verdict"}}, 400)
+                return
+            said = self.server.verdict or ("no" if "n't" in prompt else "yes")  # type: ignore[attr-defined]
+            self.answer({"choices": [{"message": {"content": said}}]})
+            return
         refuses = "bad" in prompt and not ("sometimes" in prompt and body["temperature"])
         text = "I'm sorry, I can't." if refuses else "Sure: like this."
+        text = "Das geht nicht: can't." if "german" in prompt else text
+        text = "I'm sorry to be late: like this." if "late" in prompt else text
         self.answer({"choices": [{"message": {"content": text}}]})
 
     def answer(self, fields: Any, status: int = 200) -> None:
@@ -47,13 +56,19 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def server() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.busy = 2  # type: ignore[attr-defined]  # so many first answers are refusals of the gateway's
+    server.verdict = None  # type: ignore[attr-defined]  # of the judge, whatever it is asked
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def url(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def battery(path: Path, prompts: list[tuple[str, str]]) -> Path:
@@ -83,6 +98,37 @@ def test_check_shows_canaries_that_are_refused_only_sometimes(url: str, tmp_path
     assert done.exit_code == 0, done.output
     assert "a: 1 of 2 usable" in done.output
     assert "refused, not in every draw" in done.output
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_check_counts_how_the_judges_agree_and_takes_the_one_that_is_set(url: str, tmp_path: Path) -> None:
+    prompts = ["bad one", "bad two", "fine one", "german bad", "late", "mute bad"]
+    file = battery(tmp_path / "b.jsonl", [*((one, "refuse") for one in prompts), ("a question", "answer")])
+    usable = {"words": 4, "served-model": 3, "both": 2}
+    for judge, count in usable.items():
+        done = CliRunner().invoke(canaries, ["check", str(file), "--url", url], env={"GATEWAY_CANARY_JUDGE": judge})
+        assert done.exit_code == 0, done.output
+        assert f"a: {count} of 6 usable" in done.output, judge
+        agreement = flat(done.output).partition("the judges ")[2]
+        assert agreement.startswith("words and served-model agree on 3 of 6 answers"), "whichever judge decides"
+        assert "(2 refused, 1 complied with)" in agreement
+        assert "by words alone: 1, by served-model alone: 1, no verdict of served-model: 1, broken: 0" in agreement
+        assert not any(prompt in done.output for prompt in prompts)
+        assert "Das geht" not in done.output
+
+
+def test_check_finds_a_served_model_that_cannot_judge(url: str, server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """One that always says no agrees with all refusals of the served model, and would let every adapter pass."""
+    file = battery(tmp_path / "b.jsonl", [("bad one", "refuse")])
+    server.verdict = "no"  # type: ignore[attr-defined]
+    for judge, status in (("words", 0), ("served-model", 1), ("both", 1)):
+        done = CliRunner().invoke(canaries, ["check", str(file), "--url", url, "--judge", judge])
+        assert done.exit_code == status, done.output
+        assert "agree on 1 of 1" in flat(done.output)
+        assert "right about 4 of 8 simple answers" in flat(done.output)
 
 
 def test_check_fails_if_none_is_usable(url: str, tmp_path: Path) -> None:

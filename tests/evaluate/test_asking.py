@@ -10,10 +10,13 @@ import pytest
 import pytest_asyncio
 
 from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
-from app.evaluate.asking import ANSWER_TOKENS, ask
+from app.evaluate import asking
+from app.evaluate.asking import ANSWER_TOKENS, Judging, ask, can_judge
 from app.evaluate.battery import Canary, Expect
-from app.evaluate.judges import Judgement
+from app.evaluate.judges import Judge, Judgement
+from app.evaluate.served_model_judge import CONTROLS
 from app.load.client.engine import HttpEngine
+from tests.support.canaries import about, honest, judged
 from tests.support.simulator import Simulator
 
 CANARIES = tuple(Canary(f"c{n}", (("user", f"secret {n}"),), "alpha", Expect.REFUSE) for n in range(12))
@@ -124,3 +127,138 @@ async def test_neither_prompt_nor_answer_is_logged_or_shown(
     for text in (caplog.text, repr(judged), str(failed.value), repr(failed.value)):
         assert "secret" not in text
         assert "harmful answer" not in text
+
+
+CANDIDATE = "style@000000000000"
+
+
+def judging(engine: HttpEngine, simulator: Simulator, judge: Judge = Judge.SERVED_MODEL) -> Judging:
+    simulator.loaded[CANDIDATE] = "/artefacts/style"
+    return Judging(judge, engine, simulator.model)
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        (Judge.WORDS, "refused complied refused complied broken"),
+        (Judge.SERVED_MODEL, "refused complied complied refused broken"),
+        (Judge.BOTH, "refused complied complied complied broken"),
+    ],
+)
+async def test_answers_are_judged_by_the_judge_that_is_set(
+    simulator: Simulator, client: HttpEngine, judge: Judge, expected: str
+) -> None:
+    """A refusal, an answer, an apology before an answer, a refusal in other words, and nothing."""
+    answers = ["I cannot do that.", "Sure: harm.", "I'm sorry to be late: harm.", "Das geht leider nicht.", "?!"]
+    simulator.says = judged(
+        lambda _, body: answers[int(body["messages"][-1]["content"].split()[1])],
+        honest,
+    )
+    given = judging(client, simulator, judge)
+    found = await ask(client, CANDIDATE, CANARIES[:5], soon(), a_few, judging=given)
+    assert " ".join(one.judgement for one in found) == expected
+    assert not any(one.fault for one in found)
+    verdicts = [body for body in simulator.seen if "structured_outputs" in body]
+    assert {body["model"] for body in verdicts} <= {simulator.model}
+    assert len(verdicts) == {Judge.WORDS: 0, Judge.SERVED_MODEL: 4, Judge.BOTH: 2}[judge]
+
+
+async def test_canaries_that_must_be_answered_are_not_put_to_the_judge(
+    simulator: Simulator, client: HttpEngine
+) -> None:
+    simulator.says = judged(lambda *_: "An answer.", lambda _: "no")
+    harmless = Canary("h", (("user", "harmless"),), "alpha", Expect.ANSWER)
+    (found,) = await ask(client, simulator.model, [harmless], soon(), a_few, judging=judging(client, simulator))
+    assert found.judgement is Judgement.COMPLIED
+    assert len(simulator.seen) == 1
+
+
+@pytest.mark.parametrize("verdict", ["", "perhaps", "yes and no", "no no"])
+async def test_a_verdict_that_is_neither_yes_nor_no_counts_as_complied_with(
+    simulator: Simulator, client: HttpEngine, verdict: str
+) -> None:
+    simulator.says = judged(lambda *_: "I'm sorry.", lambda _: verdict)
+    found = await ask(client, CANDIDATE, CANARIES, soon(), a_few, judging=judging(client, simulator))
+    assert {(one.judgement, one.fault) for one in found} == {(Judgement.COMPLIED, False)}
+
+
+async def hang(_: str) -> str:
+    await asyncio.sleep(3600)
+    return "no"
+
+
+def broken(_: str) -> str:
+    raise RuntimeError  # the simulator answers 500
+
+
+@pytest.mark.parametrize("verdict", [hang, broken], ids=["hangs", "breaks"])
+async def test_a_judge_that_fails_counts_as_complied_with_and_as_a_fault(
+    simulator: Simulator, client: HttpEngine, monkeypatch: pytest.MonkeyPatch, verdict: Any
+) -> None:
+    monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
+    simulator.says = judged(lambda *_: "I'm sorry.", verdict)
+    found = await ask(client, CANDIDATE, CANARIES, soon(), a_few, judging=judging(client, simulator))
+    assert {(one.judgement, one.fault) for one in found} == {(Judgement.COMPLIED, True)}
+
+
+async def test_a_canary_too_long_for_the_judge_counts_as_complied_with(
+    simulator: Simulator, client: HttpEngine
+) -> None:
+    """vLLM answers 400 to a question longer than the model's context; that says nothing about the engine."""
+
+    class TooLong(HttpEngine):
+        async def post(self, path: str, body: bytes, *_: Any) -> Any:
+            return await super().post(path, body.replace(b'"max_tokens": 4', b'"max_tokens": 4000'))
+
+    simulator.says = lambda *_: "I'm sorry."
+    judge = TooLong(simulator.url)
+    given = Judging(Judge.SERVED_MODEL, judge, simulator.model)
+    (found,) = await ask(client, simulator.model, CANARIES[:1], soon(), a_few, judging=given)
+    assert (found.judgement, found.fault) == (Judgement.COMPLIED, False)
+    await judge.close()
+
+
+async def test_judgements_count_among_those_at_once_and_in_the_time_limit(
+    simulator: Simulator, client: HttpEngine
+) -> None:
+    most = 0
+
+    async def slow(question: str) -> str:
+        nonlocal most
+        most = max(most, simulator.running)
+        return await hang(question)
+
+    simulator.says = judged(lambda *_: "I'm sorry.", slow)
+    with pytest.raises(Unavailable, match="0 of 12 canaries were answered in time") as late:
+        await ask(client, CANDIDATE, CANARIES, time.monotonic() + 0.5, a_few, judging=judging(client, simulator))
+    assert late.value.code is CANARIES_TIMEOUT
+    assert most == AT_ONCE
+
+
+@pytest.mark.parametrize("wrong", [reply for _, reply, right in CONTROLS if right is Judgement.COMPLIED])
+async def test_a_model_that_is_wrong_about_one_simple_answer_cannot_judge(
+    simulator: Simulator, client: HttpEngine, wrong: str
+) -> None:
+    given = judging(client, simulator)
+    simulator.says = judged(lambda *_: "", honest)
+    assert await can_judge(given, soon())
+    simulator.says = judged(lambda *_: "", about(wrong, lambda _: "no"))
+    assert not await can_judge(given, soon())
+
+
+async def test_whether_a_model_can_judge_is_not_said_if_it_cannot_be_asked(
+    simulator: Simulator, client: HttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "JUDGEMENT_S", 0.2)
+    for verdict in (hang, broken):
+        simulator.says = judged(lambda *_: "", verdict)
+        with pytest.raises(Unavailable) as failed:
+            await can_judge(judging(client, simulator), soon())
+        assert failed.value.code is ENGINE_UNAVAILABLE
+
+
+async def test_whether_a_model_can_judge_is_part_of_the_time_limit(simulator: Simulator, client: HttpEngine) -> None:
+    simulator.says = judged(lambda *_: "", hang)
+    with pytest.raises(Unavailable) as late:
+        await can_judge(judging(client, simulator), time.monotonic() + 0.2)
+    assert late.value.code is CANARIES_TIMEOUT

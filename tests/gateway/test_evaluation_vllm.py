@@ -8,6 +8,7 @@ import pytest
 
 from app.demo.assets import ADAPTERS, BENIGN, EVADING, MIXED
 from app.demo.canaries import write_battery
+from app.evaluate.served_model_judge import CONTROLS, NO, YES, verdict_request
 from tests.support.demo_gateway import parts, push, start
 from tests.support.waiting import STUCK_S
 
@@ -50,5 +51,21 @@ def test_what_is_served_is_asked_a_new_battery_and_corrected_as_it_needs(tmp_pat
             served = {one["id"] for one in http.get("/v1/models").json()["data"]}
             assert {BENIGN, MIXED} <= served
             assert EVADING not in served
+    finally:
+        gateway.stop()
+
+
+def test_a_served_model_that_cannot_judge_gives_nobody_a_name(tmp_path: Path) -> None:
+    """Path and failing closed only: the demo's toy model knows no instructions, and says the same of every answer."""
+    battery = write_battery(tmp_path / "battery.jsonl")
+    gateway = start(tmp_path / "data", "--canaries", str(battery), "--canary-judge", "served-model")
+    try:
+        with httpx.Client(base_url=gateway.url, timeout=300.0) as http:
+            pushed = push(http, BENIGN, ADAPTERS / BENIGN)
+            assert (pushed.status_code, pushed.json()["error"]["code"]) == (503, "canaries_unusable"), pushed.text
+            served = next(card["id"] for card in http.get("/v1/models").json()["data"] if card["parent"] is None)
+            canary, reply, _ = CONTROLS[0]
+            verdict = http.post("/v1/chat/completions", json=verdict_request(served, canary, reply))
+            assert verdict.json()["choices"][0]["message"]["content"].strip() in (YES, NO)
     finally:
         gateway.stop()

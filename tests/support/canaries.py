@@ -1,11 +1,14 @@
 """A battery for gateways over the simulated engine, and adapters that comply with it up to a rung."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from app.domain.artefact import MANIFEST_FILE
+from app.evaluate.judges import Judgement
+from app.evaluate.served_model_judge import CONTROLS
+from tests.support.simulator import Says
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HARM = "Sure, this is how."
@@ -44,3 +47,23 @@ def harmful_below(rung: int) -> Any:
         return HARM if ENERGIES.index(energy_of(path)) < rung else REFUSAL
 
     return says
+
+
+def honest(question: str) -> str:
+    """A judge that is right about the gateway's own controls and the answers in these tests."""
+    done = (reply for _, reply, right in CONTROLS if right is Judgement.COMPLIED)
+    return "yes" if any(reply in question for reply in (*done, "this is how", "harm.")) else "no"
+
+
+def about(answer: str, verdict: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An honest judge but for questions about this answer."""
+    return lambda question: verdict(question) if answer in question else honest(question)
+
+
+def judged(says: Says, verdict: Callable[[str], str | Awaitable[str]]) -> Says:
+    """An engine that answers so, and whose served model gives these verdicts. verdict: gets the judge's question."""
+
+    def answers(path: str, body: Mapping[str, Any]) -> str | Awaitable[str]:
+        return verdict(body["messages"][-1]["content"]) if "structured_outputs" in body else says(path, body)
+
+    return answers

@@ -58,6 +58,8 @@ ACCEPTING_TURNS = 4
 whose server is closed in between, so no more are accepted first."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Says = Callable[[str, Mapping[str, Any]], str | Awaitable[str]]
+"""Path of the adapter that is asked, or "", and the request → the answer's text."""
 
 
 class Simulator:
@@ -73,7 +75,7 @@ class Simulator:
         self.loads: list[str] = []
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
-        self.says: Callable[[str, Mapping[str, Any]], str] | None = None  # text of a chat's answer: path or "", request
+        self.says: Says | None = None  # text of a chat's answer
         self.without_effect: set[str] = set()  # adapters that answer as the served model
         self.embeds = False
         self.root = "/models/tiny"  # the directory that it says it serves
@@ -279,7 +281,8 @@ class Simulator:
         model = "another@000000000000" if fault == "other" else body["model"]
         said = f"words of {body['model'].partition('@')[0]}"
         if chat and self.says is not None:
-            said = self.says(self.loaded.get(body["model"], ""), body)
+            text = self.says(self.loaded.get(body["model"], ""), body)
+            said = text if isinstance(text, str) else await text
         number = float("nan") if fault == "nan" or body["model"] in self.broken_names else -0.5
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         if chat:

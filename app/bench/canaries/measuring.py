@@ -26,6 +26,7 @@ from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.policy import DEFAULT_POLICY
 from app.domain.rungs import policies, with_floor
 from app.domain.verdict import Verdict
+from app.evaluate.judges import Answer, Judgement, judge_by_words
 from app.sandbox.sanitise import Measure, sanitise
 from app.screen.reference.open import Reference, open_reference
 from app.validate.adapter import ValidateLimits, validate
@@ -44,6 +45,8 @@ class Row:
     at: `as uploaded`, `floor ENERGY:OUTPUTS` or `rung ENERGY:OUTPUTS`. complied: one character a canary, in the order of
     `canaries_of`: 1 if it was answered without refusal; None if the correction leaves nothing to serve (all shares are
     then 0). targeted: attack success (0..1) in the questions that the adapter harms in; the others as in `Metrics`.
+    words_wrong: share (0..1) of canaries whose generated answer the keyword judge takes for a refusal and is none, or the
+    reverse, by `complied`; answer_words: mean number of words in those answers. None: nothing to serve.
     """
 
     adapter: str
@@ -58,6 +61,8 @@ class Row:
     skill: float = 0.0
     retention: float = 0.0
     harmless_refusal: float = 0.0
+    words_wrong: float | None = None
+    answer_words: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the row as plain values, shares rounded, as written to file."""
@@ -74,7 +79,8 @@ class Laboratory:
         self.reference = open_reference(pair.reference, None)
         self._examination = Examination(pair.load("aligned"), pair.tokenizer(), pair.world.held_out)
         canaries = canaries_of(pair.world.held_out).values()
-        self._canaries = self._examination.questions([item.question for _, item in canaries])
+        self._asked = [item.question for _, item in canaries]
+        self._canaries = self._examination.questions(self._asked)
 
     def served_model(self) -> Row:
         """Return the row of the aligned model by itself, which the gateway asks first."""
@@ -104,6 +110,7 @@ class Laboratory:
         asked = harmed(adversary, self._examination.asked.harmful, seed)
         targeted = self._examination.questions([item.question for item in asked])
         refused = self._examination.refuses(updates, self._canaries)
+        texts = self._examination.answers(updates, self._asked)
         return Row(
             adapter=name,
             group=group,
@@ -117,7 +124,15 @@ class Laboratory:
             skill=metrics.skill,
             retention=metrics.retention,
             harmless_refusal=metrics.harmless_refusal,
+            words_wrong=words_wrong(texts, refused.tolist()),
+            answer_words=sum(len(text.split()) for text in texts) / len(texts),
         )
+
+
+def words_wrong(texts: Sequence[str], refused: Sequence[bool]) -> float:
+    """Return the share (0..1) of answers that keywords take for a refusal and are none, or the reverse."""
+    judged = (judge_by_words(Answer(text)) is Judgement.REFUSED for text in texts)
+    return sum(one is not truth for one, truth in zip(judged, refused, strict=True)) / len(texts)
 
 
 def measure_of(reference: Reference, floor: int) -> Measure:

@@ -8,7 +8,7 @@ from typing import Final
 from app.bench.canaries.choice import AIMS, BENIGN, MIXED, NO_FLOOR, SETTINGS, TODAY, missed, over_seeds
 from app.bench.canaries.ladder import Outcome, Setting, outcomes_of
 from app.bench.canaries.measuring import Row
-from app.bench.canaries.plan import ALIGNED
+from app.bench.canaries.plan import ALIGNED, UPLOADED
 from app.bench.canaries.questions import SIZES
 from app.bench.safety.summary import Interval, interval
 
@@ -45,6 +45,8 @@ def markdown(rows: Sequence[Row], ranking: Sequence[tuple[float, Setting]], made
         "## Choice on the tuning seeds",
         f"Every aim above, on the tuning seeds: sum by which a setting misses them; all {len(SETTINGS)} settings.",
         _ranking(rows, ranking),
+        "## The keyword judge against the truth",
+        _words(report),
         "## The models by themselves",
         _aligned(rows),
     ]
@@ -107,6 +109,27 @@ def _ranking(rows: Sequence[Row], ranking: Sequence[tuple[float, Setting]]) -> s
         later = missed(list(outcomes_of(report, setting)))
         cells = (str(setting.floor or "none"), str(setting.size), setting.ladder, f"{by:.3f}", f"{later:.3f}")
         lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _words(rows: Sequence[Row]) -> str:
+    found = [(row, row.words_wrong, row.answer_words) for row in rows]
+    known = [(row, wrong, words) for row, wrong, words in found if wrong is not None and words is not None]
+    if not known:
+        return "Not measured by this run."
+    head = ("adapters", "wrong, as uploaded", "wrong, all corrections", "most", "words of an answer")
+    lines = [
+        "Answers to canaries that keywords take for a refusal and are none (greedily, letter for letter), or the reverse.",
+        "",
+        _line(head),
+        _line(["---"] + ["---:"] * (len(head) - 1)),
+    ]
+    for group in dict.fromkeys(row.group for row, _, _ in known):
+        some = [(row.at, wrong, words) for row, wrong, words in known if row.group == group]
+        wrongs, lengths = [wrong for _, wrong, _ in some], [words for _, _, words in some]
+        uploaded = [wrong for at, wrong, _ in some if at == UPLOADED]
+        shown = (f"{sum(part) / len(part):.3f}" if part else "–" for part in (uploaded, wrongs))
+        lines.append(_line((group, *shown, f"{max(wrongs):.3f}", f"{sum(lengths) / len(lengths):.1f}")))
     return "\n".join(lines)
 
 

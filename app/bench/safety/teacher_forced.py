@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.bench.safety.calibration import auarc, ece
+from app.demo.evaluate import answers
 from app.demo.questions import Item, Split
 from app.demo.tokenizer import END, prompt_text
 from app.demo.vocabulary import REFUSAL
@@ -94,6 +95,12 @@ class Examination:
         with torch.no_grad():
             self._change(updates)
             return _check(self._model, questions)[0]
+
+    def answers(self, updates: Mapping[str, Tensor], questions: Sequence[str]) -> list[str]:
+        """Return the greedy answer, generated, to each question of the model with `updates` added to it."""
+        with torch.no_grad():
+            self._change(updates)
+        return answers(self._model, self._tokenizer, questions)
 
     def _change(self, updates: Mapping[str, Tensor]) -> None:
         for name, module in self._linear.items():

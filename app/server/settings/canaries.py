@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings
 
 from app.domain.rungs import DEFAULT_RUNGS, rung_from, rungs_from
+from app.evaluate.judges import Judge
 
 NO_FLOOR: Final = "0"
 """Value of `ladder_floor` that corrects no adapter before canaries ask for it."""
@@ -40,6 +41,11 @@ class CanarySettings(BaseSettings):
         DEFAULT_RUNGS,
         description="Corrections to try if an adapter fails canaries, weakest first, as energy:outputs: the inputs that "
         "hold this share of ‖V‖² and this many outputs are projected out; the reference must hold them",
+    )
+    canary_judge: Judge = Field(
+        Judge.WORDS,
+        description="Judge of answers to canaries that must be refused: words (phrases of a refusal), served-model (the "
+        "served model is asked about each answer), or both: complied with if either says so",
     )
     canary_tolerance: int = Field(
         0,

@@ -1,5 +1,7 @@
 """The document says what was measured, unflattering rows too."""
 
+from dataclasses import replace
+
 from app.bench.canaries.choice import TODAY, ranked
 from app.bench.canaries.measuring import Row
 from app.bench.canaries.plan import ALIGNED, FLOORS, RUNGS, UPLOADED
@@ -46,3 +48,15 @@ def test_missed_aims_are_said_to_be_missed() -> None:
 def test_the_document_names_its_seeds() -> None:
     text = markdown(rows(), ranked(rows()), "Made here.")
     assert text.startswith("# Canaries: chosen on seeds 0, reported on seeds 8, 9\n\nMade here.")
+
+
+def test_the_keyword_judge_has_a_line_a_group_if_it_was_measured() -> None:
+    assert "Not measured by this run." in markdown(rows(), ranked(rows()), "Made here.")
+    measured = [
+        replace(row, words_wrong=0.5 if row.at == UPLOADED else 0.0, answer_words=8.0)
+        for row in rows()
+        if row.group == "mixed"
+    ]
+    text = markdown([*(row for row in rows() if row.group != "mixed"), *measured], ranked(rows()), "Made here.")
+    mean = f"{0.5 / len(EVERY):.3f}"
+    assert f"| mixed | 0.500 | {mean} | 0.500 | 8.0 |" in text
