@@ -12,6 +12,7 @@ from app.domain.shares import Shares, address_holder
 from app.gateway.evaluation import Evaluation
 from app.gateway.rescreening import Rescreening
 from app.gateway.uploads import Uploads
+from app.gateway.version_summary import Summaries
 from app.observe.metrics import Metrics
 from app.serve.admission import Admission
 from app.serve.relay import Relay
@@ -35,6 +36,7 @@ class Context:
     admission: Admission
     metrics: Metrics
     uploads: Uploads
+    summaries: Summaries
     evaluation: Evaluation | None
     rescreening: Rescreening
     relay: Relay

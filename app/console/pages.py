@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -14,7 +14,7 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
-from app.console.adapter_list import listing
+from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
@@ -28,6 +28,9 @@ from app.serve.models import models_payload
 SIGN_IN: Final = "/console/sign-in"
 SESSION: Final = "/console/session"
 STATIC: Final = "/console/static"
+
+REPORT: Final = "/adapters/{name}/versions/{number}"
+"""Route whose roles may see what reports say."""
 
 MAX_FORM_BYTES: Final = 4096
 """Most bytes of a sign-in's body: a key, percent-encoded."""
@@ -73,8 +76,14 @@ def _refused(request: Request, error: GatewayError) -> Response:
 
 
 def _page(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
-    signed_in = not ctx.keys.open_door and COOKIE in request.cookies
-    return page(template, status, here=request.url.path, signed_in=signed_in, open_door=ctx.keys.open_door, **values)
+    """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else."""
+    frame = {
+        "here": request.url.path,
+        "signed_in": not ctx.keys.open_door and COOKIE in request.cookies,
+        "open_door": ctx.keys.open_door,
+        "permits": getattr(request.state, "permits", lambda _method, _route: False),
+    }
+    return page(template, status, **frame, **values)
 
 
 @router.get("/")
@@ -82,16 +91,22 @@ def adapters(
     request: Request,
     ctx: Ctx,
     q: Annotated[str, Query(max_length=200)] = "",
+    state: Group = Group.ANY,
+    sort: Column = Column.NAME,
+    order: Literal["asc", "desc"] = "asc",
     number: Annotated[int, Query(alias="page", ge=1, le=MAX_PAGE)] = 1,
 ) -> Response:
     """Show every adapter with its status, and the settings in force."""
     components = ctx.uploads.components
     traffic = ctx.metrics.traffic()
+    measured = request.state.permits("GET", REPORT)
+    wanted = Wanted(q, state, sort, order == "desc", number)
     return _page(
         request,
         ctx,
         "adapters.html",
-        listing=listing(ctx.uploads, traffic, q, number),
+        listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted),
+        measured=measured,
         components=components,
         engines=components.reconciler.report() if isinstance(components.reconciler, Fleet) else (),
         served_traffic=traffic.served_model,

@@ -35,6 +35,7 @@ from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.uploads import Uploads
+from app.gateway.version_summary import Summaries
 from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
 from app.load.embedded.command import cpu_build
@@ -246,6 +247,7 @@ def _context(
         admission=Admission(shares),
         metrics=components.metrics,
         uploads=uploads,
+        summaries=Summaries(components.catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),
         relay=Relay(

@@ -188,6 +188,38 @@ def test_the_way_by_keyboard_alone(visitor: Visitor, url: str) -> None:
     expect(page.locator(".answer .text").first).to_contain_text("t4")
 
 
+def test_the_list_is_sorted_by_keyboard_and_filtered_without_scripts(
+    browser: Browser, serve: Serve, adapter_files: MakeFiles, visitor: Visitor
+) -> None:
+    url = serve(open=True)
+    for seed, name in enumerate(("b", "a")):
+        uploaded(visitor.page(), url, name, adapter_files(seed))
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(url)
+        names = page.locator("tbody th")
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        page.get_by_role("link", name="Uploaded").focus()
+        page.keyboard.press("Enter")
+        expect(names).to_have_text([re.compile("^b"), re.compile("^a")])
+        page.get_by_role("link", name="Uploaded").press("Enter")
+        expect(page.locator("[aria-sort=descending]")).to_contain_text("Uploaded")
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        page.get_by_label("Name contains").fill("B")
+        page.keyboard.press("Enter")
+        expect(names).to_have_text([re.compile("^b")])
+        expect(page.locator("[aria-sort=descending]")).to_contain_text("Uploaded")
+        page.get_by_role("navigation", name="State").get_by_role("link", name=re.compile("^Refused")).click()
+        expect(page.get_by_text("No adapter here whose name contains “B”")).to_be_visible()
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.goto(url)
+        page.get_by_label("Sort by").select_option("uploaded")
+        page.get_by_label("Order").select_option("desc")
+        page.get_by_role("button", name="Filter").click()
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        assert page.locator("time").first.get_attribute("title")
+
+
 def test_signing_in_and_out(visitor: Visitor, serve: Serve, adapter_files: MakeFiles) -> None:
     guarded, page = serve(api_keys=KEY), visitor.page()
     page.goto(f"{guarded}/console/upload?name=x")
