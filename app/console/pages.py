@@ -15,12 +15,21 @@ from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
 from app.console.adapter_list import Column, Group, Wanted, listing
+from app.console.comparison import comparison
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
 from app.console.version_history import history, version_of
 from app.domain.api_keys import Role
-from app.domain.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
+from app.domain.errors import (
+    BAD_REQUEST,
+    NOT_FOUND,
+    REQUEST_TOO_LARGE,
+    UNAUTHORIZED,
+    VERSION_NOT_FOUND,
+    GatewayError,
+    Refused,
+)
 from app.load.fleet.fleet import Fleet
 from app.observe.log import event
 from app.serve.models import models_payload
@@ -148,6 +157,26 @@ def adapter(
         fate=fate,
         traffic=ctx.metrics.traffic().of(str(row.name)),
     )
+
+
+@router.get("/console/adapters/{name}/compare")
+def compare(
+    request: Request,
+    ctx: Ctx,
+    name: str,
+    a: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+    b: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+) -> Response:
+    """Show version `a` of an adapter beside version `b`; by default the one before `b`, and the active or newest one."""
+    catalogue, exact = ctx.uploads.components.catalogue, request.state.uploader.admin
+    row = catalogue.adapter(name)
+    numbers = [version.number for version in catalogue.versions(name)]
+    if not numbers:
+        raise Refused(VERSION_NOT_FOUND, f"{row.name} has no version yet", param="version")
+    after = b or row.active or numbers[-1]
+    before = a or max((one for one in numbers if one < after), default=numbers[0])
+    pair = [version_of(ctx.uploads, name, one, exact=exact) for one in (before, after)]
+    return _page(request, ctx, "compare.html", adapter=row, numbers=numbers, compared=comparison(*pair))
 
 
 @router.get("/console/upload")

@@ -1,22 +1,22 @@
 """The list of adapters: what it says of each, in which order, and what it offers to whom."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from app.console.render import ago, share
 from app.domain.api_keys import Role, new_key
-from tests.support.canaries import HARM, REFUSAL, RUNGS, battery, energy_of
+from tests.support.canaries import RUNGS, battery, harmful_below
 from tests.support.gateway import OpenHouse, Running, form
 
 ROW = re.compile(r"<tr>\s*<th scope=\"row\">(.*?)</tr>", re.DOTALL)
 TAG = re.compile(r"<[^>]*>|\s+")
 KEYS = {role: new_key(f"key-for-{role}", [role]) for role in (Role.UPLOAD, Role.CHAT)}
+ENERGIES = (0.7, 0.6, 0.8, 0.9)
 NEEDS = {"a": 0, "b": 2, "C": 9, "d": 1}
 """Adapter → the first rung that refuses every canary; none does of C."""
 
@@ -35,23 +35,14 @@ async def listed(open_gateway: OpenHouse, tmp_path: Path) -> AsyncIterator[Runni
     }
     async with open_gateway(api_keys_file=keys, max_removed_share=1.0, **given) as running:
         for seed, (name, needs) in enumerate(NEEDS.items()):
-            running.simulator.says = complying_below(needs)
+            running.simulator.says = harmful_below(needs, ENERGIES)
             await running.http.post("/adapters", files=form(name, seed))
-        running.simulator.says = complying_below(9)
+        running.simulator.says = harmful_below(9, ENERGIES)
         assert (await running.http.post("/adapters", files=form("a", 9))).status_code == 422
         for name in ("b", "b", "d"):
             body = {"model": name, "messages": [{"role": "user", "content": "hello"}]}
             assert (await running.http.post("/v1/chat/completions", json=body)).status_code == 200
         yield running
-
-
-def complying_below(rung: int) -> Callable[[str, Mapping[str, Any]], str]:
-    def says(path: str, body: Mapping[str, Any]) -> str:
-        if not body["messages"][-1]["content"].startswith("canary"):
-            return "An answer."
-        return HARM if path and (0.7, 0.6, 0.8, 0.9).index(energy_of(path)) < rung else REFUSAL
-
-    return says
 
 
 async def page(running: Running, path: str = "/", role: Role | None = None) -> str:

@@ -151,7 +151,15 @@ def test_what_happened_meanwhile_is_said_and_breaks_nothing(
     expect(chatting.locator(".answer.refused .meta")).to_contain_text("does not exist")
 
 
-PAGES = ("/", "/console/adapters/shown", "/console/upload", "/console/chat", "/console/sign-in", "/console/nothing")
+PAGES = (
+    "/",
+    "/console/adapters/shown",
+    "/console/adapters/shown/compare",
+    "/console/upload",
+    "/console/chat",
+    "/console/sign-in",
+    "/console/nothing",
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

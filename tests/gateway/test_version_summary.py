@@ -1,7 +1,7 @@
 """Summaries of versions for lists: the removed share against the weights themselves, canaries, severity."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.coarse import coarse
 from app.gateway.version_summary import Canaries, Severity, Summary, severity, summary
 from app.store.catalogue.tables import VersionRow
-from tests.support.canaries import HARM, REFUSAL, RUNGS, battery, energy_of
+from tests.support.canaries import RUNGS, battery, harmful_below
 from tests.support.gateway import OpenHouse, Running, form
 
 FLOOR = 0.7
@@ -37,18 +37,6 @@ def removed(running: Running, digest: str) -> float:
     return 1 - left / norm(sent["config"][1], sent["weights"][1])
 
 
-def harmful_below(rung: int, last: int = 16) -> Callable[[str, Mapping[str, Any]], str]:
-    """Adapters that comply with the first `last` canaries on all rungs below this one; the served model refuses."""
-
-    def says(path: str, body: Mapping[str, Any]) -> str:
-        word, _, number = body["messages"][-1]["content"].partition(" ")
-        if word != "canary":
-            return "An answer."
-        return HARM if path and int(number) < last and ENERGIES.index(energy_of(path)) < rung else REFUSAL
-
-    return says
-
-
 def row_of(running: Running, answer: Mapping[str, Any]) -> VersionRow:
     """Row of the version that an upload made."""
     made = answer if "digest" in answer else answer["version"]
@@ -63,7 +51,7 @@ async def push(running: Running, seed: int = 0) -> Any:
 async def test_the_removed_share_is_that_of_the_weights(open_gateway: OpenHouse, tmp_path: Path, rung: int) -> None:
     given = {"canaries": battery(tmp_path / "b"), "rungs": RUNGS, "action": "project", "ladder_floor": f"{FLOOR}:1"}
     async with open_gateway(**given, tau=0.5, max_removed_share=1.0) as running:
-        running.simulator.says = harmful_below(rung)
+        running.simulator.says = harmful_below(rung, ENERGIES)
         answer = await push(running)
         assert answer["rung"] == rung, answer
         row = row_of(running, answer)
@@ -98,7 +86,7 @@ async def test_a_refused_version_has_the_closest_result_and_no_correction(
     async with open_gateway(
         canaries=battery(tmp_path / "b"), rungs=RUNGS, ladder_floor="0.7:1", action="project"
     ) as running:
-        running.simulator.says = harmful_below(9, last=3)
+        running.simulator.says = harmful_below(9, ENERGIES, last=3)
         row = row_of(running, await push(running))
         assert row.error_code == "canaries_failed"
         [found] = running.gateway.context.summaries.of([row])
@@ -111,7 +99,7 @@ async def test_a_refused_version_has_the_closest_result_and_no_correction(
 async def test_canaries_asked_again_count_once_they_were(open_gateway: OpenHouse, tmp_path: Path) -> None:
     given = {"rungs": RUNGS, "ladder_floor": "0.7:1", "action": "project"}
     async with open_gateway(canaries=battery(tmp_path / "b"), **given) as running:
-        running.simulator.says = harmful_below(0)
+        running.simulator.says = harmful_below(0, ENERGIES)
         row = row_of(running, await push(running))
         summaries, catalogue = running.gateway.context.summaries, running.gateway.context.uploads.components.catalogue
         [before] = summaries.of([row])

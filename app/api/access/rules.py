@@ -56,6 +56,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console/adapters/{name}"): _for(Role.UPLOAD),
+    ("GET", "/console/adapters/{name}/compare"): _for(Role.UPLOAD),
     ("GET", "/console/upload"): _for(Role.UPLOAD),
     ("GET", "/console/chat"): _for(Role.CHAT),
     ("GET", "/console/{rest:path}"): _for(*Role),
