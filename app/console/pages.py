@@ -17,6 +17,7 @@ from app.api.routes.adapters import MAX_NUMBER
 from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.comparison import comparison
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
+from app.console.engine_list import engine_list
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
 from app.console.version_history import history, version_of
@@ -30,9 +31,9 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
-from app.load.fleet.fleet import Fleet
 from app.observe.log import event
 from app.serve.models import models_payload
+from app.store.audit.rules import INVARIANTS
 
 SIGN_IN: Final = "/console/sign-in"
 SESSION: Final = "/console/session"
@@ -117,7 +118,7 @@ def adapters(
         listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted),
         measured=measured,
         components=components,
-        engines=components.reconciler.report() if isinstance(components.reconciler, Fleet) else (),
+        engines=components.reconciler.each,
         served_traffic=traffic.served_model,
     )
 
@@ -198,6 +199,24 @@ def chat(
     left = a or (others[0] if others else served)
     right = b or served
     return _page(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
+
+
+@router.get("/console/engines")
+def engines(request: Request, ctx: Ctx) -> Response:
+    """Show every engine: its state, its last error, and the versions that it should hold."""
+    return _page(request, ctx, "engines.html", found=engine_list(ctx.uploads.components))
+
+
+@router.get("/console/audit")
+def audit(request: Request, ctx: Ctx) -> Response:
+    """Show the last audit: its scope and its findings."""
+    return _page(request, ctx, "audit.html", last=ctx.auditor.last, every_s=ctx.auditor.every_s, invariants=INVARIANTS)
+
+
+@router.get("/console/settings")
+def settings(request: Request, ctx: Ctx) -> Response:
+    """Show every setting in force. Secrets are not among the values that this floor knows."""
+    return _page(request, ctx, "settings.html", settings=ctx.settings)
 
 
 @router.get("/console/{rest:path}")

@@ -71,6 +71,14 @@ def full(value: datetime) -> str:
     return f"{value:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def duration(seconds: float) -> str:
+    """Format a length of time for people: `90 s`, `2 min`, `1 h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
 def share(value: float | None) -> str:
     """Format a share (0..1) as a percentage: `0.4 %`, `27 %`, `< 0.1 %`."""
     if value is None:
@@ -102,7 +110,7 @@ def _environment() -> Environment:
         "ago": ago,
         "full": full,
     }
-    made.filters |= {"share": share}
+    made.filters |= {"share": share, "duration": duration}
     made.globals["place"] = place
     return made
 
