@@ -1,11 +1,11 @@
 """Console routes. Pages only show data; changes are API requests made by the pages' scripts."""
 
+import pathlib
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
@@ -14,6 +14,7 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
+from app.api.views import one_version
 from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.comparison import comparison
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
@@ -68,7 +69,7 @@ class ConsoleRoute(APIRoute):
 
 public = APIRouter(include_in_schema=False)
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
-FILES: Final = {path.name: path for path in (Path(__file__).parent / "static").iterdir() if path.is_file()}
+FILES: Final = {path.name: path for path in (pathlib.Path(__file__).parent / "static").iterdir() if path.is_file()}
 """Style sheet and scripts: served without a key, like the sign-in page that needs them. No other file is served."""
 
 Ctx = Annotated[Context, Depends(context)]
@@ -157,7 +158,14 @@ def adapter(
         ratio=ratio,
         fate=fate,
         traffic=ctx.metrics.traffic().of(str(row.name)),
+        totals=_totals(ctx, name),
     )
+
+
+def _totals(ctx: Context, name: str) -> dict[str, int]:
+    """Return the number of an adapter's versions, and of those that requests may name now."""
+    served = sum(one.adapter == name for one in ctx.uploads.components.desired.state.served)
+    return {"versions": len(ctx.uploads.components.catalogue.versions(name)), "served": served}
 
 
 @router.get("/console/adapters/{name}/compare")
@@ -178,6 +186,14 @@ def compare(
     before = a or max((one for one in numbers if one < after), default=numbers[0])
     pair = [version_of(ctx.uploads, name, one, exact=exact) for one in (before, after)]
     return _page(request, ctx, "compare.html", adapter=row, numbers=numbers, compared=comparison(*pair))
+
+
+@router.get("/console/adapters/{name}/versions/{number}/report.json")
+def report(request: Request, ctx: Ctx, name: str, number: Annotated[int, Path(ge=1, le=MAX_NUMBER)]) -> Response:
+    """Return a version with its report as a file: the API's answer, with scores rounded for the same callers."""
+    view = one_version(ctx.uploads, name, number, request.state.uploader.admin)
+    file = f'attachment; filename="{view.name}-v{number}-report.json"'
+    return view.response(headers={**HEADERS, "Content-Disposition": file})
 
 
 @router.get("/console/upload")

@@ -133,6 +133,30 @@ async def test_a_key_is_offered_only_what_it_may_do(listed: Running) -> None:
     )
 
 
+async def test_a_report_is_a_file_and_only_administrators_are_offered_to_delete(listed: Running) -> None:
+    path = "/console/adapters/b/versions/1/report.json"
+    admin = await listed.http.get(path)
+    assert admin.headers["content-disposition"] == 'attachment; filename="b-v1-report.json"'
+    assert admin.headers["cache-control"] == "no-store"
+    uploader = {"authorization": f"Bearer {KEYS[Role.UPLOAD][0]}"}
+    for headers in ({}, uploader):
+        found = (await listed.http.get(path, headers=headers)).json()
+        assert found == (await listed.http.get("/adapters/b/versions/1", headers=headers)).json()
+    assert (await listed.http.get(path, headers=uploader)).json() != admin.json(), "rounded"
+    assert (await listed.http.get("/console/adapters/b/versions/7/report.json")).status_code == 404
+    assert (await listed.http.post("/adapters", files=form("b", 8))).status_code == 422
+    assert (await listed.http.post("/adapters", files=form("d", 0))).status_code == 422
+    listed.simulator.says = harmful_below(0, ENERGIES)
+    assert (await listed.http.post("/adapters", files=form("d", 5))).status_code == 201
+    mine, theirs = await page(listed, "/console/adapters/d"), await page(listed, "/console/adapters/d", Role.UPLOAD)
+    for offered in ('data-ask="delete"', 'data-ask="roll-back"', '<dialog id="sure"'):
+        assert offered in mine
+        assert offered not in theirs
+    assert "Compare<" in theirs
+    assert "needed rung 1 of the corrections" in mine
+    assert "3 versions of d are gone" in mine
+
+
 def test_times_and_shares_read_well() -> None:
     now = datetime(2026, 3, 9, 12, 0, tzinfo=UTC)
     passed = {timedelta(0): "just now", timedelta(minutes=5): "5 min ago", timedelta(hours=23.5): "23 h ago"}

@@ -101,12 +101,19 @@ def test_an_adapters_whole_life_in_the_browser(
     page.get_by_role("button", name="Cancel").click()
     assert api(url, "/adapters/mine")["active_version"] == 2
     page.get_by_role("button", name="Roll back to version 1").click()
-    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Version 2 stays, and answers as mine@2.")
+    page.get_by_role("button", name="Yes, roll back to version 1").click()
     page.wait_for_url(f"{url}/console/adapters/mine?version=1")
     expect(page.get_by_text("the name points here")).to_be_visible()
     assert api(url, "/adapters/mine")["active_version"] == 1
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download the report").click()
+    assert download.value.suggested_filename == "mine-v1-report.json"
+    assert json.loads(Path(download.value.path()).read_text()) == api(url, "/adapters/mine/versions/1")
     page.get_by_role("button", name="Delete mine").click()
-    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_role("dialog")).to_contain_text("2 versions of mine are gone")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.get_by_role("button", name="Yes, delete mine").click()
     expect(page.get_by_role("heading", name="No adapter yet")).to_be_visible()
 
 
