@@ -153,7 +153,7 @@ def test_what_happened_meanwhile_is_said_and_breaks_nothing(
     expect(page.locator("#notice")).to_contain_text("no adapter 'stale'")
     page.reload()
     expect(page.get_by_role("heading", name="Not there")).to_be_visible()
-    chatting.get_by_label("Prompt").fill("hello")
+    chatting.get_by_label("Prompt, the same").fill("hello")
     chatting.get_by_role("button", name="Ask both").click()
     expect(chatting.locator(".answer.refused .meta")).to_contain_text("does not exist")
 
@@ -204,6 +204,50 @@ def test_the_way_by_keyboard_alone(visitor: Visitor, url: str) -> None:
     page.keyboard.type("hello")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".answer .text").first).to_contain_text("t4")
+
+
+def test_a_chat_has_turns_a_system_prompt_and_models_to_choose_from(
+    visitor: Visitor, url: str, adapter_files: MakeFiles
+) -> None:
+    page = visitor.page()
+    uploaded(page, url, "talker", adapter_files(6))
+    sent: list[Any] = []
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.url.endswith("/completions") else None)
+    page.goto(f"{url}/console/chat?a=talker")
+    assert {"talker", "talker@1", SERVED} <= set(
+        page.locator("#models option").evaluate_all("options => options.map(o => o.value)")
+    )
+    assert page.get_by_label("Left").get_attribute("list") == "models"
+    expect(page.locator("#shortcut")).to_contain_text("Enter")
+    page.get_by_text("System prompt and sampling").click()
+    page.get_by_label("System prompt, for both").fill("be brief")
+    for prompt in ("first", "second"):
+        page.get_by_label("Prompt, the same").fill(prompt)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator(".answer .meta").first).to_contain_text("5 tokens")
+        expect(page.get_by_label("Prompt, the same")).to_have_value("")
+    words = "t0 t1 t2 t3 t4 "
+    turns = [("system", "be brief"), ("user", "first"), ("assistant", words), ("user", "second")]
+    assert {one["model"] for one in sent} == {"talker", SERVED}
+    for one in sent[2:]:
+        assert [(m["role"], m["content"]) for m in one["messages"]] == turns
+    expect(page.locator(".answer h2").first).to_have_text("talker, turn 2")
+
+    # another model begins anew on its side only; a new conversation does on both
+    page.get_by_label("Right").fill("talker@1")
+    page.get_by_label("Prompt, the same").fill("third")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator(".exchange")).to_have_count(3)
+    expect(page.locator("#stop")).to_be_hidden()
+    assert {one["model"]: len(one["messages"]) for one in sent[4:]} == {"talker": 6, "talker@1": 2}
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".exchange")).to_have_count(0)
+    page.get_by_label("Prompt, the same").fill("anew")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator(".answer .meta").first).to_contain_text("5 tokens")
+    assert [len(one["messages"]) for one in sent[6:]] == [2, 2]
 
 
 def test_the_list_is_sorted_by_keyboard_and_filtered_without_scripts(
