@@ -39,8 +39,9 @@ lint: setup  ## formatting, style, types, import rules, dead links
 docs: setup  ## build the pages of docs/ as a site, into build/docs
 	$(MKDOCS)
 
-pictures: setup  ## draw the picture of dashboard panels in docs/, from a real Prometheus
+pictures: setup  ## draw the pictures in docs/: dashboard panels, from a real Prometheus, and the console
 	PANEL_PICTURE=docs/images/panels.png $(VENV)/python -m pytest -q tests/dashboards/test_dashboards.py -k every_panel
+	CONSOLE_PICTURES=docs/images $(VENV)/python -m pytest -q tests/console/test_demo_pictures.py
 
 format: setup  ## put the code into its form
 	$(VENV)/ruff format .

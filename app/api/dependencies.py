@@ -8,10 +8,13 @@ from fastapi import Request
 from app.api.access.ending import Ending
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Rates
+from app.domain.setting_in_force import SettingInForce
 from app.domain.shares import Shares, address_holder
+from app.gateway.audit_job import Auditor
 from app.gateway.evaluation import Evaluation
 from app.gateway.rescreening import Rescreening
 from app.gateway.uploads import Uploads
+from app.gateway.version_summary import Summaries
 from app.observe.metrics import Metrics
 from app.serve.admission import Admission
 from app.serve.relay import Relay
@@ -25,7 +28,8 @@ class Context:
 
     ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
     sealed upload. readiness: name of a part → None, or the problem with it. details: further fields of /ready.
-    engine_metrics: the engine's own metrics, in Prometheus text format.
+    engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit. settings: those in
+    force, without secrets.
     """
 
     keys: Keys
@@ -35,6 +39,7 @@ class Context:
     admission: Admission
     metrics: Metrics
     uploads: Uploads
+    summaries: Summaries
     evaluation: Evaluation | None
     rescreening: Rescreening
     relay: Relay
@@ -43,6 +48,8 @@ class Context:
     readiness: Callable[[], Awaitable[dict[str, str | None]]]
     details: Callable[[], dict[str, str]]
     engine_metrics: Callable[[], Awaitable[bytes]]
+    auditor: Auditor
+    settings: tuple[SettingInForce, ...]
 
 
 def context_of(request: Request) -> Context:

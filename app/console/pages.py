@@ -1,11 +1,11 @@
 """Console routes. Pages only show data; changes are API requests made by the pages' scripts."""
 
+import pathlib
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
@@ -14,20 +14,34 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
-from app.console.adapter_list import listing
+from app.api.views import one_version
+from app.console.adapter_list import Column, Group, Wanted, listing
+from app.console.comparison import comparison
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
+from app.console.engine_list import engine_list
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
 from app.console.version_history import history, version_of
 from app.domain.api_keys import Role
-from app.domain.errors import BAD_REQUEST, NOT_FOUND, REQUEST_TOO_LARGE, UNAUTHORIZED, GatewayError, Refused
-from app.load.fleet.fleet import Fleet
+from app.domain.errors import (
+    BAD_REQUEST,
+    NOT_FOUND,
+    REQUEST_TOO_LARGE,
+    UNAUTHORIZED,
+    VERSION_NOT_FOUND,
+    GatewayError,
+    Refused,
+)
 from app.observe.log import event
 from app.serve.models import models_payload
+from app.store.audit.rules import INVARIANTS
 
 SIGN_IN: Final = "/console/sign-in"
 SESSION: Final = "/console/session"
 STATIC: Final = "/console/static"
+
+REPORT: Final = "/adapters/{name}/versions/{number}"
+"""Route whose roles may see what reports say."""
 
 MAX_FORM_BYTES: Final = 4096
 """Most bytes of a sign-in's body: a key, percent-encoded."""
@@ -55,7 +69,7 @@ class ConsoleRoute(APIRoute):
 
 public = APIRouter(include_in_schema=False)
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
-FILES: Final = {path.name: path for path in (Path(__file__).parent / "static").iterdir() if path.is_file()}
+FILES: Final = {path.name: path for path in (pathlib.Path(__file__).parent / "static").iterdir() if path.is_file()}
 """Style sheet and scripts: served without a key, like the sign-in page that needs them. No other file is served."""
 
 Ctx = Annotated[Context, Depends(context)]
@@ -73,8 +87,14 @@ def _refused(request: Request, error: GatewayError) -> Response:
 
 
 def _page(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
-    signed_in = not ctx.keys.open_door and COOKIE in request.cookies
-    return page(template, status, here=request.url.path, signed_in=signed_in, open_door=ctx.keys.open_door, **values)
+    """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else."""
+    frame = {
+        "here": request.url.path,
+        "signed_in": not ctx.keys.open_door and COOKIE in request.cookies,
+        "open_door": ctx.keys.open_door,
+        "permits": getattr(request.state, "permits", lambda _method, _route: False),
+    }
+    return page(template, status, **frame, **values)
 
 
 @router.get("/")
@@ -82,18 +102,24 @@ def adapters(
     request: Request,
     ctx: Ctx,
     q: Annotated[str, Query(max_length=200)] = "",
+    state: Group = Group.ANY,
+    sort: Column = Column.NAME,
+    order: Literal["asc", "desc"] = "asc",
     number: Annotated[int, Query(alias="page", ge=1, le=MAX_PAGE)] = 1,
 ) -> Response:
     """Show every adapter with its status, and the settings in force."""
     components = ctx.uploads.components
     traffic = ctx.metrics.traffic()
+    measured = request.state.permits("GET", REPORT)
+    wanted = Wanted(q, state, sort, order == "desc", number)
     return _page(
         request,
         ctx,
         "adapters.html",
-        listing=listing(ctx.uploads, traffic, q, number),
+        listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted),
+        measured=measured,
         components=components,
-        engines=components.reconciler.report() if isinstance(components.reconciler, Fleet) else (),
+        engines=components.reconciler.each,
         served_traffic=traffic.served_model,
     )
 
@@ -132,7 +158,42 @@ def adapter(
         ratio=ratio,
         fate=fate,
         traffic=ctx.metrics.traffic().of(str(row.name)),
+        totals=_totals(ctx, name),
     )
+
+
+def _totals(ctx: Context, name: str) -> dict[str, int]:
+    """Return the number of an adapter's versions, and of those that requests may name now."""
+    served = sum(one.adapter == name for one in ctx.uploads.components.desired.state.served)
+    return {"versions": len(ctx.uploads.components.catalogue.versions(name)), "served": served}
+
+
+@router.get("/console/adapters/{name}/compare")
+def compare(
+    request: Request,
+    ctx: Ctx,
+    name: str,
+    a: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+    b: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+) -> Response:
+    """Show version `a` of an adapter beside version `b`; by default the one before `b`, and the active or newest one."""
+    catalogue, exact = ctx.uploads.components.catalogue, request.state.uploader.admin
+    row = catalogue.adapter(name)
+    numbers = [version.number for version in catalogue.versions(name)]
+    if not numbers:
+        raise Refused(VERSION_NOT_FOUND, f"{row.name} has no version yet", param="version")
+    after = b or row.active or numbers[-1]
+    before = a or max((one for one in numbers if one < after), default=numbers[0])
+    pair = [version_of(ctx.uploads, name, one, exact=exact) for one in (before, after)]
+    return _page(request, ctx, "compare.html", adapter=row, numbers=numbers, compared=comparison(*pair))
+
+
+@router.get("/console/adapters/{name}/versions/{number}/report.json")
+def report(request: Request, ctx: Ctx, name: str, number: Annotated[int, Path(ge=1, le=MAX_NUMBER)]) -> Response:
+    """Return a version with its report as a file: the API's answer, with scores rounded for the same callers."""
+    view = one_version(ctx.uploads, name, number, request.state.uploader.admin)
+    file = f'attachment; filename="{view.name}-v{number}-report.json"'
+    return view.response(headers={**HEADERS, "Content-Disposition": file})
 
 
 @router.get("/console/upload")
@@ -154,6 +215,24 @@ def chat(
     left = a or (others[0] if others else served)
     right = b or served
     return _page(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
+
+
+@router.get("/console/engines")
+def engines(request: Request, ctx: Ctx) -> Response:
+    """Show every engine: its state, its last error, and the versions that it should hold."""
+    return _page(request, ctx, "engines.html", found=engine_list(ctx.uploads.components))
+
+
+@router.get("/console/audit")
+def audit(request: Request, ctx: Ctx) -> Response:
+    """Show the last audit: its scope and its findings."""
+    return _page(request, ctx, "audit.html", last=ctx.auditor.last, every_s=ctx.auditor.every_s, invariants=INVARIANTS)
+
+
+@router.get("/console/settings")
+def settings(request: Request, ctx: Ctx) -> Response:
+    """Show every setting in force. Secrets are not among the values that this floor knows."""
+    return _page(request, ctx, "settings.html", settings=ctx.settings)
 
 
 @router.get("/console/{rest:path}")

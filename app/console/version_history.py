@@ -7,11 +7,13 @@ from itertools import groupby, pairwise
 from typing import Any, Final
 
 from app.console.adapter_list import Standing, pruned_share, standing
-from app.console.heatmap import CUT
+from app.console.heatmap import MARKS
 from app.console.render import number, words
 from app.domain.coarse import coarse_report
 from app.domain.combined_score import block_of
 from app.domain.errors import CODES
+from app.domain.policy import EVERY_MODULE, NO_MODULE
+from app.domain.rungs import NO_BOUND
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
 from app.store.catalogue.tables import VersionRow
@@ -24,29 +26,36 @@ MOVED: Final = 0.5
 
 MOVES_TOLD: Final = 3
 
+UNBOUNDED: Final[Mapping[tuple[str, object], str]] = {
+    ("tau", EVERY_MODULE): "every module",
+    ("tau", NO_MODULE): "no module",
+    ("top_k", NO_BOUND): "no bound",
+}
+"""Values of a policy's settings that no number says well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
     """Changes from one measured version to a later one. facts: differences other than modules, as `name: before → after`.
 
-    cut, spared: modules cut out only in the later, or only in the earlier, version; came, went: modules that only the
-    later, or only the earlier, version has. moved: the largest changes of scores. All are lines of text.
+    corrected, spared: modules cut out or projected only in the later, or only in the earlier, version; came, went: modules
+    that only the later, or only the earlier, version has. moved: the largest changes of scores. All are lines of text.
     """
 
     since: int
     facts: tuple[str, ...]
-    cut: tuple[str, ...]
+    corrected: tuple[str, ...]
     spared: tuple[str, ...]
     came: tuple[str, ...]
     went: tuple[str, ...]
     moved: tuple[str, ...]
-    more_cut: int
-    fewer_cut: int
+    more: int
+    fewer: int
 
     @property
     def nothing(self) -> bool:
         """True if there is no change."""
-        return not (self.facts or self.cut or self.spared or self.came or self.went or self.moved)
+        return not (self.facts or self.corrected or self.spared or self.came or self.went or self.moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +80,8 @@ class Version:
 
     @property
     def verdict(self) -> Mapping[str, Any] | None:
-        """Its verdict as JSON values, None until measured."""
-        return None if self.report is None else self.report.get("verdict")
+        """Its verdict about the upload as JSON values (see `measurement`), None until measured."""
+        return measurement(self.row, self.report) if self.report and self.report.get("verdict") else None
 
     @property
     def asked_again(self) -> Mapping[str, Any] | None:
@@ -156,34 +165,64 @@ Measured = tuple[VersionRow, Mapping[str, Any]]
 
 def changes(before: Measured, after: Measured) -> Changes:
     """Return the changes between two measured versions, each given as its row and report."""
-    (old_row, old), (new_row, new) = before, after
+    (old_row, _), (new_row, _) = before, after
+    old, new = measurement(*before), measurement(*after)
     was, now = _modules(old), _modules(new)
     both = was.keys() & now.keys()
-    cut = [name for name in both if now[name]["decision"] == CUT != was[name]["decision"]]
-    spared = [name for name in both if was[name]["decision"] == CUT != now[name]["decision"]]
+    corrected = [name for name in both if _corrected(now[name]) and not _corrected(was[name])]
+    spared = [name for name in both if _corrected(was[name]) and not _corrected(now[name])]
     return Changes(
         since=old_row.number,
-        facts=tuple(_facts(old_row, old["verdict"], new_row, new["verdict"])),
-        cut=grouped(cut),
+        facts=tuple(_facts(old_row, old, new_row, new)),
+        corrected=grouped(corrected),
         spared=grouped(spared),
         came=grouped(now.keys() - was.keys()),
         went=grouped(was.keys() - now.keys()),
-        moved=tuple(_moves(was, now, new["verdict"]["policy"]["comparison"])),
-        more_cut=len(cut) + sum(now[name]["decision"] == CUT for name in now.keys() - was.keys()),
-        fewer_cut=len(spared) + sum(was[name]["decision"] == CUT for name in was.keys() - now.keys()),
+        moved=tuple(_moves(was, now, new["policy"]["comparison"])),
+        more=len(corrected) + sum(_corrected(now[name]) for name in now.keys() - was.keys()),
+        fewer=len(spared) + sum(_corrected(was[name]) for name in was.keys() - now.keys()),
     )
 
 
-def _modules(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {module["name"]: module for module in report["verdict"]["modules"]}
+def measurement(row: VersionRow, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the verdict about the upload itself, each module with the decision that is served.
+
+    If canaries asked for a stronger correction, the report's `verdict` measures the floor's artefact: its scores say
+    nothing about the upload, and cannot be compared with another version's.
+    """
+    served, floor = report["verdict"], report.get("floor")
+    if not floor:
+        return dict(served)
+    final = {module["name"]: module["decision"] for module in served["modules"]}
+    modules = [
+        {**module, "decision": final[module["name"]], "reason": f"rung_{row.rung}"}
+        if final.get(module["name"], module["decision"]) != module["decision"]
+        else module
+        for module in floor["modules"]
+    ]
+    final_parts = {name: served[name] for name in ("outcome", "reason", "modules_pruned", "modules_projected")}
+    final_parts["together"] = {**floor["together"], "kept": served["together"]["kept"]}
+    return {**floor, **final_parts, "modules": modules}
+
+
+def _modules(verdict: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {module["name"]: module for module in verdict["modules"]}
+
+
+def _corrected(module: Mapping[str, Any]) -> bool:
+    """Return whether a module is cut out or projected."""
+    return module["decision"] in MARKS
 
 
 def _facts(old_row: VersionRow, old: Mapping[str, Any], new_row: VersionRow, new: Mapping[str, Any]) -> Iterable[str]:
-    pairs = [("outcome", old["outcome"], new["outcome"])]
+    pairs = [
+        ("outcome", old["outcome"], new["outcome"]),
+        ("rung", shown("rung", old_row.rung), shown("rung", new_row.rung)),
+    ]
     pairs += [("canonical bytes", _short(old_row.artefact), _short(new_row.artefact))]
     pairs += [("reference", old["reference"][:12], new["reference"][:12]), ("metric", old["metric"], new["metric"])]
     settings = dict.fromkeys((*old["policy"], *new["policy"]))
-    pairs += [(words(key), _shown(old["policy"].get(key)), _shown(new["policy"].get(key))) for key in settings]
+    pairs += [(words(key), shown(key, old["policy"].get(key)), shown(key, new["policy"].get(key))) for key in settings]
     return [f"{what}: {before} → {after}" for what, before, after in pairs if before != after]
 
 
@@ -191,7 +230,10 @@ def _short(digest: Any) -> str:
     return digest.short if digest is not None else "none"
 
 
-def _shown(value: object) -> str:
+def shown(setting: str, value: object) -> str:
+    """Format the value of a policy's setting; the values that stand for no bound in words."""
+    if (setting, value) in UNBOUNDED:
+        return UNBOUNDED[setting, value]
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

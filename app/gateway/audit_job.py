@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +47,15 @@ class Audited:
     store_url: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LastAudit:
+    """Result of the last audit. at: UTC, its end. seconds: its duration. found: its confirmed findings."""
+
+    at: datetime
+    seconds: float
+    found: Audit
+
+
 def engines_of(engine: HttpEngine | Fleet, reconciler: Reconciler | Fleet) -> Sequence[tuple[str, Reconciler]]:
     """Return the URL and the reconciler of each present engine."""
     if isinstance(engine, Fleet):
@@ -63,8 +74,14 @@ class Auditor:
         self._uploads = uploads
         self._scope = scope
         self._every_s = every_s
+        self.last: LastAudit | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)  # does not delay exit
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from the end of one audit to the start of the next; 0: no audits."""
+        return self._every_s
 
     def start(self) -> None:
         """Start the thread, unless there are to be no audits. The first runs after FIRST_AUDIT_S, or every_s if shorter."""
@@ -92,6 +109,7 @@ class Auditor:
         Findings count only if a second audit, PATIENCE_S later, confirms them; once `stop` was called none does.
         Blocking; must not run in a thread with a running event loop. Raises GatewayError.
         """
+        started = time.monotonic()
         found = self._once()
         if found.findings:
             if self._stopping.wait(PATIENCE_S):
@@ -99,6 +117,7 @@ class Auditor:
             found = in_both(found, self._once())
         for one in found.findings[:MAX_LOGGED]:
             event("audit_finding", logging.ERROR, invariant=one.invariant, where=one.where, what=one.what)
+        self.last = LastAudit(datetime.now(UTC), time.monotonic() - started, found)
         self._uploads.components.metrics.audited(len(found.findings))
         level = logging.ERROR if found.findings else logging.INFO
         skipped = [f"{one.what}: {one.why}" for one in found.skipped]

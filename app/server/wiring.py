@@ -35,6 +35,7 @@ from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.uploads import Uploads
+from app.gateway.version_summary import Summaries
 from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
 from app.load.embedded.command import cpu_build
@@ -56,6 +57,7 @@ from app.serve.relay import Choose, Relay, only
 from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
 from app.server.settings import LOOPBACK, Settings
+from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
 from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
@@ -180,6 +182,7 @@ def _with_use_cases(
     after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
     uploads = Uploads(components, publishing, garbage)
+    auditor = _auditor(settings, uploads, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
     peers = components.peers
     return Gateway(
@@ -188,11 +191,11 @@ def _with_use_cases(
         front=front,
         reconciler=components.reconciler,
         sandbox=sandbox,
-        auditor=_auditor(settings, uploads, engine),
+        auditor=auditor,
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
         recheck=recheck,
         reload=partial(reload_battery, components, follower, recheck, partial(_plan, settings, components.reference)),
-        context=_context(settings, uploads, engine, front, evaluation, closers),
+        context=_context(settings, uploads, engine, front, evaluation, auditor, closers),
         drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
         origins=settings.allowed_origins,
@@ -228,6 +231,7 @@ def _context(
     engine: HttpEngine | Fleet,
     front: HttpEngine | None,
     evaluation: Evaluation | None,
+    auditor: Auditor,
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
@@ -246,6 +250,7 @@ def _context(
         admission=Admission(shares),
         metrics=components.metrics,
         uploads=uploads,
+        summaries=Summaries(components.catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),
         relay=Relay(
@@ -262,6 +267,8 @@ def _context(
         readiness=readiness_of(engine, components),
         details=partial(details_of, components),
         engine_metrics=engine.exposition,
+        auditor=auditor,
+        settings=settings_in_force(settings),
     )
 
 

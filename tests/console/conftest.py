@@ -35,13 +35,17 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def serving(directory: Path, reference: Path, **settings: Any) -> Iterator[str]:
-    """A gateway over the engine's simulator, in a thread, on a free port of loopback: its URL."""
+def serving(directory: Path, reference: Path, says: Any = None, **settings: Any) -> Iterator[str]:
+    """A gateway over the engine's simulator, in a thread, on a free port of loopback: its URL.
+
+    says: as of the simulator.
+    """
     started, stop = threading.Event(), threading.Event()
     found: list[str] = []
 
     async def serve() -> None:
         simulator = Simulator(directory / "e.sock", SERVED)
+        simulator.says = says
         await simulator.start()
         values: dict[str, Any] = {
             "model": SERVED,
@@ -92,8 +96,8 @@ def serve(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """`serve(open=True)` → a URL, until the module is done."""
     with ExitStack() as stack:
 
-        def one(**settings: Any) -> str:
-            return stack.enter_context(serving(tmp_path_factory.mktemp("console"), tiny_reference_dir, **settings))
+        def one(reference: Path = tiny_reference_dir, **settings: Any) -> str:
+            return stack.enter_context(serving(tmp_path_factory.mktemp("console"), reference, **settings))
 
         yield one
 

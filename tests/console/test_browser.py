@@ -101,12 +101,19 @@ def test_an_adapters_whole_life_in_the_browser(
     page.get_by_role("button", name="Cancel").click()
     assert api(url, "/adapters/mine")["active_version"] == 2
     page.get_by_role("button", name="Roll back to version 1").click()
-    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Version 2 stays, and answers as mine@2.")
+    page.get_by_role("button", name="Yes, roll back to version 1").click()
     page.wait_for_url(f"{url}/console/adapters/mine?version=1")
     expect(page.get_by_text("the name points here")).to_be_visible()
     assert api(url, "/adapters/mine")["active_version"] == 1
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download the report").click()
+    assert download.value.suggested_filename == "mine-v1-report.json"
+    assert json.loads(Path(download.value.path()).read_text()) == api(url, "/adapters/mine/versions/1")
     page.get_by_role("button", name="Delete mine").click()
-    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_role("dialog")).to_contain_text("2 versions of mine are gone")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.get_by_role("button", name="Yes, delete mine").click()
     expect(page.get_by_role("heading", name="No adapter yet")).to_be_visible()
 
 
@@ -146,12 +153,23 @@ def test_what_happened_meanwhile_is_said_and_breaks_nothing(
     expect(page.locator("#notice")).to_contain_text("no adapter 'stale'")
     page.reload()
     expect(page.get_by_role("heading", name="Not there")).to_be_visible()
-    chatting.get_by_label("Prompt").fill("hello")
+    chatting.get_by_label("Prompt, the same").fill("hello")
     chatting.get_by_role("button", name="Ask both").click()
     expect(chatting.locator(".answer.refused .meta")).to_contain_text("does not exist")
 
 
-PAGES = ("/", "/console/adapters/shown", "/console/upload", "/console/chat", "/console/sign-in", "/console/nothing")
+PAGES = (
+    "/",
+    "/console/adapters/shown",
+    "/console/adapters/shown/compare",
+    "/console/upload",
+    "/console/engines",
+    "/console/audit",
+    "/console/settings",
+    "/console/chat",
+    "/console/sign-in",
+    "/console/nothing",
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -186,6 +204,82 @@ def test_the_way_by_keyboard_alone(visitor: Visitor, url: str) -> None:
     page.keyboard.type("hello")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".answer .text").first).to_contain_text("t4")
+
+
+def test_a_chat_has_turns_a_system_prompt_and_models_to_choose_from(
+    visitor: Visitor, url: str, adapter_files: MakeFiles
+) -> None:
+    page = visitor.page()
+    uploaded(page, url, "talker", adapter_files(6))
+    sent: list[Any] = []
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.url.endswith("/completions") else None)
+    page.goto(f"{url}/console/chat?a=talker")
+    assert {"talker", "talker@1", SERVED} <= set(
+        page.locator("#models option").evaluate_all("options => options.map(o => o.value)")
+    )
+    assert page.get_by_label("Left").get_attribute("list") == "models"
+    expect(page.locator("#shortcut")).to_contain_text("Enter")
+    page.get_by_text("System prompt and sampling").click()
+    page.get_by_label("System prompt, for both").fill("be brief")
+    for prompt in ("first", "second"):
+        page.get_by_label("Prompt, the same").fill(prompt)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator(".answer .meta").first).to_contain_text("5 tokens")
+        expect(page.get_by_label("Prompt, the same")).to_have_value("")
+    words = "t0 t1 t2 t3 t4 "
+    turns = [("system", "be brief"), ("user", "first"), ("assistant", words), ("user", "second")]
+    assert {one["model"] for one in sent} == {"talker", SERVED}
+    for one in sent[2:]:
+        assert [(m["role"], m["content"]) for m in one["messages"]] == turns
+    expect(page.locator(".answer h2").first).to_have_text("talker, turn 2")
+
+    # another model begins anew on its side only; a new conversation does on both
+    page.get_by_label("Right").fill("talker@1")
+    page.get_by_label("Prompt, the same").fill("third")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator(".exchange")).to_have_count(3)
+    expect(page.locator("#stop")).to_be_hidden()
+    assert {one["model"]: len(one["messages"]) for one in sent[4:]} == {"talker": 6, "talker@1": 2}
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".exchange")).to_have_count(0)
+    page.get_by_label("Prompt, the same").fill("anew")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator(".answer .meta").first).to_contain_text("5 tokens")
+    assert [len(one["messages"]) for one in sent[6:]] == [2, 2]
+
+
+def test_the_list_is_sorted_by_keyboard_and_filtered_without_scripts(
+    browser: Browser, serve: Serve, adapter_files: MakeFiles, visitor: Visitor
+) -> None:
+    url = serve(open=True)
+    for seed, name in enumerate(("b", "a")):
+        uploaded(visitor.page(), url, name, adapter_files(seed))
+    with browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(url)
+        names = page.locator("tbody th")
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        page.get_by_role("link", name="Uploaded").focus()
+        page.keyboard.press("Enter")
+        expect(names).to_have_text([re.compile("^b"), re.compile("^a")])
+        page.get_by_role("link", name="Uploaded").press("Enter")
+        expect(page.locator("[aria-sort=descending]")).to_contain_text("Uploaded")
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        page.get_by_label("Name contains").fill("B")
+        page.keyboard.press("Enter")
+        expect(names).to_have_text([re.compile("^b")])
+        expect(page.locator("[aria-sort=descending]")).to_contain_text("Uploaded")
+        page.get_by_role("navigation", name="State").get_by_role("link", name=re.compile("^Refused")).click()
+        expect(page.get_by_text("No adapter here whose name contains “B”")).to_be_visible()
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.goto(url)
+        page.get_by_label("Sort by").select_option("uploaded")
+        page.get_by_label("Order").select_option("desc")
+        page.get_by_role("button", name="Filter").click()
+        expect(names).to_have_text([re.compile("^a"), re.compile("^b")])
+        assert page.locator("time").first.get_attribute("title")
 
 
 def test_signing_in_and_out(visitor: Visitor, serve: Serve, adapter_files: MakeFiles) -> None:

@@ -140,6 +140,11 @@ REFUSED_AT_THE_DOOR = {
         ("/console/adapters/there?version=x", 400),
         ("/console/adapters/there?before=1", 200),
         ("/console/adapters/there?version=1", 200),
+        ("/console/adapters/there/compare", 200),
+        ("/console/adapters/there/compare?a=1&b=1", 200),
+        ("/console/adapters/there/compare?a=9", 404),
+        ("/console/adapters/there/compare?a=x", 400),
+        ("/console/adapters/nobody/compare", 404),
         ("/console/nothing/here", 404),
         ("/?page=0", 400),
         ("/?page=999999", 200),
@@ -215,7 +220,7 @@ async def test_many_versions_are_shown_a_page_at_a_time_each_with_what_changed(o
         for seed in range(23):
             await running.http.post("/adapters", files=form("long", seed=seed))
         page = (await running.http.get("/console/adapters/long")).text
-        assert page.count(" cut</td>") + page.count("same cuts</td>") == 20
+        assert page.count(" corrected</td>") + page.count("same modules</td>") == 20
         assert "?before=4#history" in page
         older = (await running.http.get("/console/adapters/long?before=4")).text
         assert "?version=1" in older

@@ -269,7 +269,10 @@ async def test_metrics_and_console_show_each_engine(several: Several) -> None:
     await until(lambda: not several.fleet.members[1].reconciler.engine_up)
     page = (await several.running.http.get("/")).text
     assert "2 of 3 answer" in page
+    page = (await several.running.http.get("/console/engines")).text
     assert page.count("unix socket") == 3
+    assert page.count('<span class="chip good">answers</span>') == 2
+    assert "engine 1, 3; not in 1" in page
     told = (await several.running.http.get("/metrics/engine")).text
     lines = [line for line in told.splitlines() if line.startswith("vllm:num_requests_running{")]
     assert [line.partition('engine="')[2][0] for line in lines] == ["1", "3"]

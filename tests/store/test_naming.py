@@ -49,8 +49,8 @@ def test_what_was_never_stored_binds_nobody(catalogue: Catalogue, end: str) -> N
     assert (row.name, row.number) == (NAME, garbage.number + 1)
     assert [(one.name, one.key_owner) for one in catalogue.adapters()] == [(NAME, "alice")]
     assert catalogue.version(SPELLED, garbage.number).name == SPELLED  # its uploader still finds what became of it
-    page, chapter = catalogue.page("", 0, 10), catalogue.chapter("", 10)
-    assert [version.number for version in page.versions[NAME]] == [row.number]
+    (overview,), chapter = catalogue.overviews(), catalogue.chapter("", 10)
+    assert [version.number for version in overview.versions] == [row.number]
     assert [version.number for version in chapter.adapters[0][1]] == [garbage.number, row.number]
 
 

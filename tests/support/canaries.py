@@ -1,7 +1,7 @@
 """A battery for gateways over the simulated engine, and adapters that comply with it up to a rung."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,18 @@ def energy_of(path: str) -> float:
     return float(json.loads((Path(path) / MANIFEST_FILE).read_text(encoding="utf-8"))["verdict"]["policy"]["energy"])
 
 
-def harmful_below(rung: int) -> Any:
-    """An engine whose adapters comply with every canary on all rungs below this one; the served model refuses."""
+def harmful_below(rung: int, energies: Sequence[float] = ENERGIES, last: int = 1000) -> Any:
+    """An engine whose adapters comply with the first `last` canaries on all rungs below this one; the served model refuses.
+
+    energies: of the policy of each rung, from the floor on.
+    """
 
     def says(path: str, body: Mapping[str, Any]) -> str:
         prompt = body["messages"][-1]["content"]
         if not prompt.startswith("canary") or not path:
             return REFUSAL if prompt.startswith("canary") else "An answer."
-        return HARM if ENERGIES.index(energy_of(path)) < rung else REFUSAL
+        complies = int(prompt.removeprefix("canary ")) < last and energies.index(energy_of(path)) < rung
+        return HARM if complies else REFUSAL
 
     return says
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fastapi import Request
 
 from app.api.access.rate_limits import Kind
 from app.api.dependencies import context_of
-from app.domain.api_keys import NOBODY, Role
+from app.domain.api_keys import NOBODY, Key, Role
 from app.observe.request_id import KEY_NAME
 
 
@@ -55,6 +56,11 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console/adapters/{name}"): _for(Role.UPLOAD),
+    ("GET", "/console/adapters/{name}/compare"): _for(Role.UPLOAD),
+    ("GET", "/console/adapters/{name}/versions/{number}/report.json"): _for(Role.UPLOAD),
+    ("GET", "/console/engines"): _for(Role.METRICS),
+    ("GET", "/console/audit"): ADMIN_ONLY,
+    ("GET", "/console/settings"): ADMIN_ONLY,
     ("GET", "/console/upload"): _for(Role.UPLOAD),
     ("GET", "/console/chat"): _for(Role.CHAT),
     ("GET", "/console/{rest:path}"): _for(*Role),
@@ -72,6 +78,12 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
 """Rules of every route. A test fails if a served route is missing here."""
 
 
+def permits(key: Key, method: str, route: str) -> bool:
+    """Return whether a key may use a route."""
+    rule = ROUTES.get((method, route), ADMIN_ONLY)
+    return rule.roles is None or key.may(rule.roles)
+
+
 async def guarded(request: Request) -> None:
     """Check the caller's key against the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
     ctx = context_of(request)
@@ -81,6 +93,7 @@ async def guarded(request: Request) -> None:
         return
     key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
     request.state.key = key.name
+    request.state.permits = partial(permits, key)
     KEY_NAME.set(key.name)
     request.state.uploader = NOBODY if ctx.keys.open_door else key.uploader
     if rule.rate is not None:

@@ -41,24 +41,27 @@ if (heat) {
 
 // ---- rolling back and deleting, each after a question ----------------------------------------------------------------
 
-const sure = byId("sure");
-const name = sure.dataset.name;
+const sure = byId("sure"); // only on the page of who may do either
+const name = sure?.dataset.name;
 const path = `/adapters/${encodeURIComponent(name)}`;
 let act = null;
 
 const ASKS = {
   "roll-back": (version) => [
-    `Point ${name} to version ${version}? Whoever asks for ${name} is answered by it from then on.`,
+    `Roll ${name} back to version ${version}?`,
+    `Yes, roll back to version ${version}`,
     () => request(`${path}/rollback?to=${version}`, { method: "POST" }),
     `/console${path}?version=${version}`,
   ],
-  delete: () => [`Delete ${name} with all its versions? This cannot be undone.`, () => request(path, { method: "DELETE" }), "/"],
+  delete: () => [`Delete ${name}?`, `Yes, delete ${name}`, () => request(path, { method: "DELETE" }), "/"],
 };
 
 document.querySelectorAll("[data-ask]").forEach((button) =>
   button.addEventListener("click", () => {
-    const [text, send, next] = ASKS[button.dataset.ask](button.dataset.version);
-    byId("sure-text").textContent = text;
+    const [title, yes, send, next] = ASKS[button.dataset.ask](button.dataset.version);
+    byId("sure-title").textContent = title;
+    byId("sure-yes").textContent = yes;
+    byId("sure-text").replaceChildren(...button.dataset.effects.trim().split("\n").map((line) => element("li", line)));
     act = async () => {
       const response = await send();
       if (response.ok) return location.assign(next);
@@ -76,8 +79,8 @@ function complain(text) {
   notice.scrollIntoView({ block: "center" });
 }
 
-byId("sure-no").addEventListener("click", () => sure.close());
-byId("sure-yes").addEventListener("click", async () => {
+byId("sure-no")?.addEventListener("click", () => sure.close());
+byId("sure-yes")?.addEventListener("click", async () => {
   sure.close();
   try {
     await act();

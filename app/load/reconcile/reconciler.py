@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,14 @@ class _Failure:
         return self.error.code is not ENGINE_UNAVAILABLE
 
 
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """Last problem with an engine, for people. at: UTC."""
+
+    at: datetime
+    what: str
+
+
 class Reconciler:
     """Reconciler of one engine: makes it hold `callbacks.desired()`."""
 
@@ -73,6 +82,7 @@ class Reconciler:
         self._caught_up = False
         self.objection = Objection(callbacks.identify)
         self.looked = False  # whether a pass has run
+        self.last_error: LastError | None = None
         self._wake = asyncio.Event()
         self.number = 1  # number of the engine in a fleet
         self._hung = HungWatch(engine, callbacks.silent_s, self._hung_changed)
@@ -195,13 +205,15 @@ class Reconciler:
         before = self._loaded
         try:
             cards = await self._engine.cards()
-        except Unavailable:
+        except Unavailable as error:
+            self._note(error.message)
             self._set(up=False, loaded=self._loaded)  # slow for a moment, or restarting: the next list shows which
             return
         listed, serves = frozenset(cards), _checkpoints(cards)
         # True if another process answers at its URL, although no check found the engine down in between.
         fresh = (bool(before) and not before & listed) or serves != self._serves
         if (fresh or not self._up) and await self.objection.stands(self._engine):
+            self._note(self.objection.why or "it does not answer")
             self._set(up=False, loaded=self._loaded)
             return
         self._serves = serves
@@ -305,6 +317,7 @@ class Reconciler:
             raise
 
     def _fail(self, name: str, error: GatewayError) -> None:
+        self._note(f"{name}: {error.message}")
         count = self._failures[name].count + 1 if name in self._failures else 1
         wait = min(BACKOFF_S * 2 ** min(count - 1, 16), BACKOFF_LIMIT_S)
         self._failures = {**self._failures, name: _Failure(error, count, time.monotonic() + wait)}
@@ -328,7 +341,12 @@ class Reconciler:
             await self._engine.unload(name)
         self._locks.pop(name, None)
 
+    def _note(self, what: str) -> None:
+        self.last_error = LastError(datetime.now(UTC), what)
+
     def _hung_changed(self) -> None:
+        if self._hung.hung:
+            self._note("it computes nothing")
         self._callbacks.on_change()
         self.poke()
 

@@ -1,20 +1,6 @@
 """Invariants that a store must hold at every moment: functions over an auditor's snapshot that yield a Finding if broken.
 
-Numbered as in the audit's report:
-
-    I1   the engine reads only artefacts of this store that passed the policy in force
-    I2   every acknowledged version is stored, intact
-    I3   nothing half-written is visible, in files or in the catalogue
-    I4   the engine holds every version that should be served (checked only with an engine)
-    I5   a name leads to exactly one version of its own, an engine name to one digest
-    I6   bytes at a digest are those of the digest, and cannot be overwritten
-    I7   every served version has a verdict that lets it be served
-    I8   the same bytes under the same parameters have the same verdict and the same artefact
-    I9   every stored artefact, measured again, passes (checked only with a reference)
-    I10  nothing accumulates: quarantine, logs
-    I12  every refusal has its reason, every acceptance its manifest
-    I13  a version's columns fit its state
-    I14  no file contains a key
+The findings are numbered as INVARIANTS.
 """
 
 import json
@@ -31,6 +17,23 @@ from app.domain.experts import layer_path
 from app.domain.verdict import Reason
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
+
+INVARIANTS: Final[Mapping[str, str]] = {
+    "I1": "the engine reads only artefacts of this store that passed the policy in force",
+    "I2": "every acknowledged version is stored, intact",
+    "I3": "nothing half-written is visible, in files or in the catalogue",
+    "I4": "the engine holds every version that should be served (checked only with an engine)",
+    "I5": "a name leads to exactly one version of its own, an engine name to one digest",
+    "I6": "bytes at a digest are those of the digest, and cannot be overwritten",
+    "I7": "every served version has a verdict that lets it be served",
+    "I8": "the same bytes under the same parameters have the same verdict and the same artefact",
+    "I9": "every stored artefact, measured again, passes (checked only with a reference)",
+    "I10": "nothing accumulates: quarantine, logs",
+    "I12": "every refusal has its reason, every acceptance its manifest",
+    "I13": "a version's columns fit its state",
+    "I14": "no file contains a key",
+}
+"""Number of each invariant, as in the audit's report → the invariant."""
 
 FILES: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE})
 HAS_ARTEFACT: Final = frozenset({"stored", "ready", "retired"})

@@ -1,12 +1,14 @@
 """Read-only part of the catalogue, for the API's GET routes, the relay and the loader."""
 
+from collections.abc import Mapping, Sequence
+
 from sqlalchemy import select
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.database import Database
-from app.store.catalogue.listing import Page, page_of
+from app.store.catalogue.listing import Overview, overviews, reports_of
 from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.catalogue.row_cache import RowCache
@@ -42,10 +44,10 @@ class CatalogueReader:
         with self._database.reading() as connection:
             return connection.execute(select(adapters.c.id).limit(1)).first() is not None
 
-    def page(self, contains: str, offset: int, limit: int) -> Page:
-        """Return adapters whose names contain this text in any case, each with its active and its newest version."""
+    def overviews(self, contains: str = "") -> tuple[Overview, ...]:
+        """Return the adapters whose names contain this text in any case, each with its active and its newest version."""
         with self._database.reading() as connection:
-            return page_of(connection, contains, offset, limit)
+            return overviews(connection, contains)
 
     def chapter(self, after: str, limit: int) -> Chapter:
         """Return adapters with all their versions, from the name after this one on; "" begins. limit: ≥ 1."""
@@ -74,6 +76,11 @@ class CatalogueReader:
             query = select(versions.c.report).where(versions.c.spelling == row.name.text, versions.c.number == number)
             report: str | None = connection.execute(query).scalar_one()
             return report
+
+    def reports(self, keys: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
+        """Return (name, number) → report (JSON text) of those of these versions that exist and have one."""
+        with self._database.reading() as connection:
+            return reports_of(connection, keys)
 
     def resolve(self, name: Name, number: int | None = None) -> VersionRow | None:
         """Return the version that a request's `model` means: the active one, or the published one with that number.
