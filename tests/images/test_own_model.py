@@ -90,7 +90,8 @@ def test_the_gateways_settings_are_settings(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.served_name == "mine"
 
 
-def test_further_flags_reach_the_engine() -> None:
+def test_further_flags_reach_the_engine_and_no_empty_one_does() -> None:
+    assert "" not in flags(services()["own-engine-gpu"])
     assert (
         flags(services(ENGINE_FLAGS="--max-model-len=8192 --swap-space=1")["own-engine-gpu"])["--max-model-len"]
         == "8192"
