@@ -14,9 +14,9 @@ FROM ${BASE} AS base
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates python3 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
-# /data lasts; /cache (compiled kernels, sockets) may be lost. Nothing else is written: the root can be read-only.
+# /data and /reference last; /cache (compiled kernels, sockets) may be lost. Nothing else is written: the root can be read-only.
 RUN useradd --uid 10001 --user-group --no-log-init --home-dir /cache --shell /usr/sbin/nologin gateway \
- && install -d -o 10001 -g 10001 -m 0755 /data /data/artefacts \
+ && install -d -o 10001 -g 10001 -m 0755 /data /data/artefacts /reference \
  && install -d -o 10001 -g 10001 -m 0700 /cache
 ENV PATH=/opt/gateway/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/cache \

@@ -12,7 +12,7 @@ VENV := .venv/bin
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict -f .ci/mkdocs.yml -d $(CURDIR)/build/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint docs pictures format check hostile lifecycle kills siege fuzz image-test clean
+.PHONY: help setup demo serve test lint docs pictures format check hostile lifecycle long clients kills siege fuzz image-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ lifecycle: setup  ## any order of uploads, deletions, rollbacks, restarts, audit
 
 long: setup  ## the tests that take minutes: engines killed and hung, two engines behind one gateway, full-size references
 	$(VENV)/python -m pytest -m long $(ARGS)
+
+clients: setup  ## two turns by every client that installs here, each in an environment of its own; what does not install is said
+	CLIENTS_MAY_LACK=1 OMP_NUM_THREADS=1 $(VENV)/python -m pytest -q -rs -m "" tests/clients $(ARGS)
 
 kills: setup  ## kill a gateway a thousand times (KILLS=1000) and audit what is left after each kill
 	OMP_NUM_THREADS=1 $(VENV)/python -m tests.faults.kills $(KILLS)

@@ -24,7 +24,7 @@ TOP_LEVEL = {
     *("app", "docker", "tests", "requirements", "plugin", ".ci", "docs", "deploy"),
     *("Dockerfile", "docker-compose.yml", "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md"),
     *("CONTRIBUTING.md", "LICENSE", "SECURITY.md"),
-    *(".gitignore", ".dockerignore"),
+    *(".gitignore", ".dockerignore", ".env.example"),
 }
 FOREIGN_PATH = re.compile(r"(?<![\w.])/(?:work|root|opt/(?:pypi|wheels)|home/\w+)/")
 """Paths of the machine somebody worked on."""

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.demo.assets import ADAPTERS, ALIGNED, BENIGN
 from app.demo.child_gateway import GatewayProcess
 from app.demo.questions import new_skill_held_out
-from tests.support.clients import HOME, node_with_openai, python_with, run
+from tests.support.clients import HOME, node_with, python_with, run
 from tests.support.demo_gateway import other_bytes, push, say
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -30,7 +30,7 @@ def expected(client: httpx.Client) -> str:
 
 
 def test_openai_for_node(demo_gateway: GatewayProcess, expected: str, tmp_path: Path) -> None:
-    node, folder = node_with_openai()
+    node, folder = node_with("openai-node")
     said = json.loads(run(node, HOME / "openai_node.mjs", folder, demo_gateway.url, MODEL, QUESTION, cwd=tmp_path))
     assert {"demo", MODEL, f"{MODEL}@{said['version']}"} <= set(said["names"])
     assert said["model"] == MODEL

@@ -1,6 +1,7 @@
 """Every alert rule, by promtool: the state that must wake somebody, and one nearby that must not."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.prometheus import RULES, Promtool, keep
+from tests.support.prometheus import HOME, RULES, Promtool, keep
 
 MINUTE = 60
 
@@ -77,6 +78,8 @@ JOB = {"job": "gateway"}
 CASES = [
     Case("GatewayDown", {f"up{{{AT}}}": "1 0x30"}, 3, GATEWAY),
     Case("GatewayDown", {f"up{{{AT}}}": "1 0 1x30"}, 3),
+    Case("GatewayMissing", {'up{job="prometheus"}': "1x30"}, 5, {"job": "gateway"}),
+    Case("GatewayMissing", {f"up{{{AT}}}": "0x30"}, 5),  # GatewayDown says it
     Case("EngineDown", {f"gateway_engine_up{{{AT}}}": "1x5 0x30"}, 10, GATEWAY),
     Case("EngineDown", {f"gateway_engine_up{{{AT}}}": "1x5 0 1x30"}, 10),
     Case("EngineRestarting", {f"gateway_engine_restarts_total{{{AT}}}": "0x5 1x3 2x3 3x20"}, 20, GATEWAY, "3"),
@@ -158,6 +161,12 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in {"info", "warning", "critical"}
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
+
+
+def test_the_guide_names_every_alert() -> None:
+    text = (HOME.parents[1] / "docs" / "operating.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"The alerts are (.+?)\.\n", text, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", named)) == set(rules())
 
 
 def test_promtool_accepts_rules_and_configuration(promtool: Promtool, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """deploy/kubernetes against the published schemas, offline, and against what docs/kubernetes.md promises.
 
-No cluster is asked. Where `kubectl` or `kustomize` is installed, both directories are rendered as they would be applied;
+No cluster is asked. Where `kubectl` or `kustomize` is installed, the directories are rendered as they would be applied;
 otherwise the files are looked at one by one.
 """
 
@@ -21,7 +21,6 @@ from app.domain.engine_address import DnsName, dns_name
 from app.domain.errors import Refused
 from app.domain.names import AdapterName, engine_name
 from app.serve.relay import PATHS
-from app.server.app import SHUTDOWN_S
 from app.server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,14 +94,14 @@ def test_every_resource_is_what_the_published_schemas_say(folder: str, version: 
         check(one, version)
 
 
-@pytest.mark.parametrize("folder", ["base", "llm-d"])
+@pytest.mark.parametrize("folder", ["base", "llm-d", "ingress", "reference"])
 def test_so_is_what_would_be_applied(folder: str) -> None:
     found = rendered(folder)
     for one in found:
         check(one, VERSIONS[-1])
         assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "lora-gateway"
-    settings = next(one for one in found if one["kind"] == "ConfigMap" and "GATEWAY_MODEL" in one["data"])["data"]
-    assert ("GATEWAY_REQUESTS_URL" in settings) == (folder == "llm-d")
+    settings = [one["data"] for one in found if one["kind"] == "ConfigMap" and "GATEWAY_MODEL" in one["data"]]
+    assert any("GATEWAY_REQUESTS_URL" in one for one in settings) == (folder == "llm-d")
 
 
 @pytest.mark.parametrize(
@@ -254,14 +253,6 @@ def test_the_engine_has_no_plugins_and_no_keys() -> None:
 def test_one_gateway_at_a_time() -> None:
     gateway = get("Deployment", "gateway")["spec"]
     assert (gateway["replicas"], gateway["strategy"]["type"]) == (1, "Recreate")
-
-
-def test_a_pod_that_ends_has_the_time_that_its_requests_get() -> None:
-    pod = get("Deployment", "gateway")["spec"]["template"]["spec"]
-    (gateway,) = pod["containers"]
-    unannounced = gateway["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = float(config().get("GATEWAY_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
-    assert pod["terminationGracePeriodSeconds"] > unannounced + drain + SHUTDOWN_S
 
 
 def test_the_pickers_plugins_are_declared_and_used() -> None:

@@ -1,10 +1,12 @@
 """What docker-compose.yml promises, read from the file itself: who reaches what, who may write where, who runs as whom."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,53 @@ from app.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
-COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+
+
+def interpolated(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The file with its variables replaced as compose does: an empty one counts as not set."""
+    text = VARIABLE.sub(lambda found: variables.get(found[1]) or found[2], FILE.read_text())
+    found = yaml.safe_load(text)
+    assert isinstance(found, dict)
+    return found
+
+
+COMPOSE = interpolated({})
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ENGINES = ("engine-cpu", "engine-gpu")
+GATEWAYS = ("gateway", "own-gateway")
+ENGINES = ("engine-cpu", "engine-gpu", "own-engine-cpu", "own-engine-gpu")
+OWN = "own-"
+"""Prefix of the services and volumes of one's own model."""
+
 STORE = "/data/artefacts"
-ONE_SHOT = {"keys", "demo"}
+ONE_SHOT = {"keys", "demo", "own-reference"}
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 every_engine = pytest.mark.parametrize("name", ENGINES)
+every_gateway = pytest.mark.parametrize("name", GATEWAYS)
 
 
 def mounts(name: str) -> dict[str, tuple[str, str]]:
     """Where → (what, rw or ro)."""
-    parts = [(volume + ":rw").split(":")[:3] for volume in SERVICES[name].get("volumes", [])]
-    return {where: (what, mode) for what, where, mode in parts}
+    found = {}
+    for volume in SERVICES[name].get("volumes", []):
+        if isinstance(volume, dict):
+            found[volume["target"]] = (volume["source"], "ro" if volume["read_only"] else "rw")
+        else:
+            what, where, mode = (volume + ":rw").split(":")[:3]
+            found[where] = (what, mode)
+    return found
+
+
+def own(name: str) -> str:
+    """Prefix of what a service shares with those beside it."""
+    return OWN if name.startswith(OWN) else ""
 
 
 def flags(name: str) -> dict[str, str]:
     """The engine's command as --flag → value."""
-    pairs = [flag.partition("=") for flag in SERVICES[name]["command"]]
+    command = SERVICES[name]["command"]
+    pairs = [flag.partition("=") for flag in (shlex.split(command) if isinstance(command, str) else command)]
     return {flag: value for flag, _, value in pairs}
 
 
@@ -92,20 +122,21 @@ def test_the_engine_is_reached_by_the_gateway_alone(name: str) -> None:
     assert COMPOSE["networks"]["engine"]["internal"] is True, "it has a way out"
     assert "ports" not in engine
     others = {other for other, service in SERVICES.items() if "engine" in service.get("networks", [])}
-    assert others == {"gateway", *ENGINES}
+    assert others == {*GATEWAYS, *ENGINES}
 
 
 @every_engine
 def test_the_engine_reads_artefacts_and_writes_nothing(name: str) -> None:
     found = mounts(name)
-    assert found[STORE] == ("artefacts", "ro")
+    assert found[STORE] == (f"{own(name)}artefacts", "ro")
     assert {where for where, (_, mode) in found.items() if mode != "ro"} == set()
-    assert "data" not in {what for what, _ in found.values()}, "the quarantine would be visible"
+    assert f"{own(name)}data" not in {what for what, _ in found.values()}, "the quarantine would be visible"
 
 
-def test_engine_and_gateway_see_artefacts_at_one_path() -> None:
-    assert mounts("gateway")[STORE] == ("artefacts", "rw")
-    assert mounts("gateway")["/data"] == ("data", "rw")
+@every_gateway
+def test_engine_and_gateway_see_artefacts_at_one_path(name: str) -> None:
+    assert mounts(name)[STORE] == (f"{own(name)}artefacts", "rw")
+    assert mounts(name)["/data"] == (f"{own(name)}data", "rw")
     assert "ENV GATEWAY_DATA=/data" in (ROOT / "Dockerfile").read_text()
 
 
@@ -118,13 +149,14 @@ def test_the_engine_is_started_as_the_gateway_starts_its_own(name: str) -> None:
     assert "VLLM_SERVER_DEV_MODE" not in engine["environment"]
 
 
-def test_the_cpu_engine_goes_without_the_compiler_its_image_lacks() -> None:
-    assert UNCOMPILED.items() <= SERVICES["engine-cpu"]["environment"].items()
+@pytest.mark.parametrize("name", ["engine-cpu", "own-engine-cpu"])
+def test_the_cpu_engine_goes_without_the_compiler_its_image_lacks(name: str) -> None:
+    assert UNCOMPILED.items() <= SERVICES[name]["environment"].items()
 
 
 @every_engine
-def test_gateway_and_engine_agree_on_the_demo(name: str) -> None:
-    gateway, engine = SERVICES["gateway"]["environment"], flags(name)
+def test_gateway_and_engine_agree(name: str) -> None:
+    gateway, engine = SERVICES[f"{own(name)}gateway"]["environment"], flags(name)
     shared = {
         "--model": "MODEL",
         "--served-model-name": "SERVED_MODEL_NAME",
@@ -134,7 +166,8 @@ def test_gateway_and_engine_agree_on_the_demo(name: str) -> None:
         "--max-loras": "MAX_LORAS",
         "--max-cpu-loras": "MAX_CPU_LORAS",
     }
-    assert {flag: engine[flag] for flag in shared} == {flag: gateway[f"GATEWAY_{key}"] for flag, key in shared.items()}
+    given = {flag: gateway.get(f"GATEWAY_{key}") for flag, key in shared.items()}
+    assert {flag: engine.get(flag) for flag in shared} == given
     assert "--enable-lora" in engine
 
 
@@ -152,7 +185,7 @@ def test_no_key_stands_in_the_file_and_the_door_is_closed() -> None:
         for key, value in (service.get("environment") or {}).items():
             assert key != "GATEWAY_OPEN", name
             if any(word in key for word in ("KEY", "PASSWORD", "SECRET", "TOKEN")):
-                assert value.startswith("/run/"), f"{name}: {key} is written out"
+                assert not value or value.startswith("/run/"), f"{name}: {key} is written out"
 
 
 def test_each_sees_only_the_key_it_needs() -> None:
@@ -161,7 +194,7 @@ def test_each_sees_only_the_key_it_needs() -> None:
         for volume in ("gateway-keys", "operator-key", "metrics-key", "grafana-key")
     }
     assert seen == {
-        "gateway-keys": {"keys", "gateway"},
+        "gateway-keys": {"keys", *GATEWAYS},
         "operator-key": {"keys", "demo"},
         "metrics-key": {"keys", "prometheus"},
         "grafana-key": {"keys", "grafana"},
@@ -194,10 +227,12 @@ def test_keys_are_made_once_with_their_roles(tmp_path: Path) -> None:
     assert (tmp_path / "gateway" / "keys").read_text() == stored
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "own-cpu", "own-gpu"])
 def test_a_profile_is_whole(profile: str) -> None:
     chosen = {name: service for name, service in SERVICES.items() if profile in service["profiles"]}
-    assert {"gateway", "demo", "prometheus", "grafana", f"engine-{profile}"} <= chosen.keys()
+    processor = profile.removeprefix(OWN)
+    assert {f"{own(profile)}gateway", "prometheus", "grafana", f"{own(profile)}engine-{processor}"} <= chosen.keys()
+    assert ("demo" in chosen) == (profile == processor)
     assert sum("engine" in (service.get("networks") or {}) for service in chosen.values()) == 2
     for name, service in chosen.items():
         assert set(service.get("depends_on", {})) <= chosen.keys(), name
@@ -209,19 +244,21 @@ def test_what_runs_on_is_watched(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
-def test_a_gateway_that_ends_has_the_time_that_its_requests_get() -> None:
-    service = SERVICES["gateway"]
+@every_gateway
+def test_a_gateway_that_ends_has_the_time_that_its_requests_get(name: str) -> None:
+    service = SERVICES[name]
     drain = float(service["environment"].get("GATEWAY_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
     assert int(service["stop_grace_period"].removesuffix("s")) > drain + SHUTDOWN_S
 
 
 def test_the_demo_waits_until_the_gateway_can_serve() -> None:
     assert SERVICES["demo"]["depends_on"]["gateway"]["condition"] == "service_healthy"
-    assert "/ready" in " ".join(SERVICES["gateway"]["healthcheck"]["test"])
+    assert all("/ready" in " ".join(SERVICES[name]["healthcheck"]["test"]) for name in GATEWAYS)
 
 
-def test_the_gpu_is_reserved() -> None:
-    (device,) = SERVICES["engine-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+@pytest.mark.parametrize("name", ["engine-gpu", "own-engine-gpu"])
+def test_the_gpu_is_reserved(name: str) -> None:
+    (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 
 
@@ -235,7 +272,8 @@ def test_a_compose_client_takes_it() -> None:
     for client in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(client[0]) is None or subprocess.run([*client, "version"], capture_output=True).returncode:
             continue
-        command = [*client, "--file", str(FILE), "--profile", "cpu", "--profile", "gpu", "config"]
+        profiles = [word for profile in ("cpu", "gpu", "own-cpu", "own-gpu") for word in ("--profile", profile)]
+        command = [*client, "--file", str(FILE), *profiles, "config"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert yaml.safe_load(done.stdout)["services"].keys() == SERVICES.keys()
@@ -246,6 +284,6 @@ def test_a_compose_client_takes_it() -> None:
 def test_health_checks_in_python_are_python() -> None:
     tests = [service["healthcheck"]["test"] for service in SERVICES.values() if "healthcheck" in service]
     codes = [test[-1] for test in tests if test[-2] == "-c"]
-    assert len(codes) == 3
+    assert len(codes) == len(GATEWAYS) + len(ENGINES)
     for code in codes:
         compile(code, "healthcheck", "exec")
