@@ -108,6 +108,25 @@ def test_responses(sdk: openai.OpenAI, http: httpx.Client) -> None:
         sdk.responses.retrieve(whole.id)
 
 
+def test_tokens(http: httpx.Client) -> None:
+    chat = chat_body(MODEL, QUESTION)
+    used = http.post("/v1/chat/completions", json=chat).json()["usage"]["prompt_tokens"]
+    asked = {"model": MODEL, "messages": chat["messages"]}
+    assert http.post("/tokenize", json=asked).json()["count"] == used
+    found = http.post("/tokenize", json={"model": MODEL, "prompt": QUESTION, "return_token_strs": True}).json()
+    assert found["count"] == len(found["tokens"]) == len(found["token_strs"]) > 1
+    back = http.post("/detokenize", json={"model": f"{MODEL}@1", "tokens": found["tokens"]})
+    assert QUESTION in back.json()["prompt"]
+    for path, nothing in (
+        ("tokenize", {"prompt": ""}),
+        ("detokenize", {"tokens": []}),
+        ("detokenize", {"tokens": [1 << 30]}),
+    ):
+        answer = http.post(f"/{path}", json={"model": MODEL, **nothing})
+        assert answer.status_code in (200, 400), answer.text
+        print(path, nothing, answer.text)
+
+
 def test_embeddings_are_not_offered_by_a_model_that_generates(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         sdk.embeddings.create(model=MODEL, input="hello")

@@ -53,6 +53,8 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/v1/completions"): _SERVED,
     ("POST", "/v1/responses"): _SERVED,
     ("POST", "/v1/embeddings"): _SERVED,
+    ("POST", "/tokenize"): _SERVED,
+    ("POST", "/detokenize"): _SERVED,
 }
 """Stages whose errors a route may return, besides the door's."""
 

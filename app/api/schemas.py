@@ -239,6 +239,25 @@ class Embeddings(_Relayed):
     data: list[dict[str, Any]]
 
 
+class Tokenized(BaseModel):
+    """Token ids of a prompt, relayed. max_model_len: tokens of the engine's context."""
+
+    model_config = ConfigDict(extra="allow")
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    """Text of token ids, relayed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+
+
 class NewOwner(BaseModel):
     """Body of a transfer."""
 

@@ -11,10 +11,9 @@ from pydantic_core import PydanticUndefined
 
 from app.domain.errors import CODES
 from app.observe.metrics import Metrics
-from app.serve.fields.chat import CHAT, COMPLETIONS
 from app.serve.fields.refused import REFUSED
-from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.fields.validators import Check
+from app.serve.request import TABLES as REQUEST_FIELDS
 from app.server.settings import Settings
 from app.validate.config_fields import FIELDS, Kind
 
@@ -67,14 +66,13 @@ def request_fields_table() -> str:
 
     The values are in the words in which the gateway refuses others.
     """
-    tables = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "embeddings": EMBEDDINGS}
     routes: dict[tuple[str, str], list[str]] = {}
-    for route, fields in tables.items():
+    for route, fields in REQUEST_FIELDS.items():
         for name, check in fields.items():
             routes.setdefault((name, _wanted(check)), []).append(route)
     rows = ["| Field | Routes | Value |", "| --- | --- | --- |"]
     for (name, wanted), where in sorted(routes.items()):
-        rows.append(f"| `{name}` | {'all' if len(where) == len(tables) else ', '.join(where)} | {wanted} |")
+        rows.append(f"| `{name}` | {'all' if len(where) == len(REQUEST_FIELDS) else ', '.join(where)} | {wanted} |")
     return "\n".join(rows)
 
 

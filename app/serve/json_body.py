@@ -61,10 +61,10 @@ def values_in(raw: bytes) -> int:
     return count
 
 
-def read(raw: bytes) -> dict[str, Any]:
-    """Decode `raw` to a JSON object. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE."""
-    if len(raw) > MAX_BODY_BYTES:
-        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {MAX_BODY_BYTES}")
+def read(raw: bytes, cap: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """Decode `raw`, of at most `cap` bytes, to a JSON object. Raises Refused INVALID_REQUEST or REQUEST_TOO_LARGE."""
+    if len(raw) > cap:
+        raise Refused(REQUEST_TOO_LARGE, f"the body has {len(raw)} bytes, the cap is {cap}")
     whole = raw.strip(b" \t\r\n")
     if not (whole.startswith(b"{") and whole.endswith(b"}")):
         raise Refused(INVALID_REQUEST, "the body must be a JSON object")

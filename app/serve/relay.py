@@ -31,7 +31,7 @@ from app.observe.log import event
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, addressed, parse
-from app.serve.request_load import Kind, Load
+from app.serve.request_load import TOKENIZING, Kind, Load
 from app.serve.responses_stream import ResponseStream
 from app.serve.routing_table import RoutingTable, Target
 from app.serve.sse import strict_json
@@ -43,6 +43,8 @@ PATHS: Final[Mapping[Kind, str]] = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
 }
 """Paths of the engine that a request can reach, and no others; never built from request data."""
 
@@ -161,7 +163,7 @@ class Relay:
             await admit(inference.load)
         waited = time.monotonic() - asked
         target = self._routing_table.resolve(inference.model)  # may be another version than before the wait
-        body = addressed(written, target.engine_name, self._salt_of(owner))
+        body = addressed(written, target.engine_name, self._salt_of(owner) if kind not in TOKENIZING else None)
         clock = Clock(self._hooks, target, began, waited)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
@@ -173,7 +175,7 @@ class Relay:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
                 return Answer(200, SSE_TYPE, stream, target, clock.worked, inference.ignored)
-            return replace(await self._whole(response, engine, target, clock), ignored=inference.ignored)
+            return replace(await self._whole(kind, response, engine, target, clock), ignored=inference.ignored)
         except GatewayError as error:
             clock.failed(error)
             raise
@@ -227,7 +229,9 @@ class Relay:
             on_end=lambda: self._routing_table.in_flight.end(target.engine_name),
         )
 
-    async def _whole(self, response: EngineResponse, engine: Answering, target: Target, clock: Clock) -> Answer:
+    async def _whole(
+        self, kind: Kind, response: EngineResponse, engine: Answering, target: Target, clock: Clock
+    ) -> Answer:
         clock.wait()
         try:
             if response.status != 200:
@@ -238,9 +242,9 @@ class Relay:
             clock.work()
         try:
             if len(answer) <= SMALL_BYTES:
-                usage, body = _relabelled(answer, target)
+                usage, body = _relabelled(kind, answer, target)
             else:
-                usage, body = await self._pool(_relabelled, answer, target)
+                usage, body = await self._pool(_relabelled, kind, answer, target)
         except ValueError as error:
             raise Unavailable(UPSTREAM_FAILED, f"the engine's answer cannot be read: {error}") from error
         clock.over(200, usage)
@@ -265,10 +269,10 @@ def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
     return inference, inference.written()
 
 
-def _relabelled(answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:
+def _relabelled(kind: Kind, answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:
     """Return an answer's token counts, and the answer under the requested name. Raises ValueError, Unavailable."""
     parsed = strict_json(answer)
-    return usage_of(parsed), relabel(answer, parsed, target)
+    return usage_of(parsed), answer if kind in TOKENIZING else relabel(answer, parsed, target)
 
 
 def _headers(request_id: str | None) -> Mapping[str, str]:

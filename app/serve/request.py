@@ -14,22 +14,34 @@ from app.serve.fields.ignored import Ignored, ignore
 from app.serve.fields.messages import MAX_MESSAGES
 from app.serve.fields.refused import REFUSED
 from app.serve.fields.responses import EMBEDDINGS, RESPONSES
+from app.serve.fields.tokens import DETOKENIZE, MAX_TOKENIZED_BYTES, TOKENIZE
 from app.serve.fields.validators import DROPPED, Check
 from app.serve.request_load import Kind, Load, load_of
 from app.serve.sse import dump
 
-_TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
+TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "chat": CHAT,
     "completions": COMPLETIONS,
     "responses": RESPONSES,
     "embeddings": EMBEDDINGS,
+    "tokenize": TOKENIZE,
+    "detokenize": DETOKENIZE,
 }
-_REQUIRED: Final[Mapping[Kind, str]] = {
-    "chat": "messages",
-    "completions": "prompt",
-    "responses": "input",
-    "embeddings": "input",
+"""Fields that go on to the engine, and the check of each."""
+
+_REQUIRED: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "chat": ("messages",),
+    "completions": ("prompt",),
+    "responses": ("input",),
+    "embeddings": ("input",),
+    "tokenize": ("prompt", "messages"),
+    "detokenize": ("tokens",),
 }
+"""Fields of which a request must have exactly one."""
+
+_CAPS: Final[Mapping[Kind, int]] = {"tokenize": MAX_TOKENIZED_BYTES}
+"""Bytes of a body, for kinds with a lower cap than MAX_BODY_BYTES."""
+
 _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
 """Kinds whose streams give token counts only on request; streams of /v1/responses always do."""
 
@@ -110,7 +122,7 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     Raises Refused INVALID_REQUEST, REQUEST_TOO_LARGE or SCHEMA_TOO_COSTLY, naming the field.
     """
     with Ignored() as ignored:
-        fields = _checked(_TABLES[kind], json_body.read(raw))
+        fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES)))
     model = fields.pop("model", None)
     _check_combinations(kind, fields)
     return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
@@ -142,8 +154,10 @@ def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, A
 def _check_combinations(kind: Kind, fields: dict[str, Any]) -> None:
     """Check the rules that involve several fields, and drop those that say nothing. Raises Refused INVALID_REQUEST."""
     required = _REQUIRED[kind]
-    if required not in fields:
-        raise Refused(INVALID_REQUEST, f"{required} is missing", param=required)
+    if (found := sum(name in fields for name in required)) != 1:
+        names = " or ".join(required)
+        message = f"{names} is taken, not both" if found else f"{names} is missing"
+        raise Refused(INVALID_REQUEST, message, param=required[0])
     if kind == "chat" and not fields.get("tools"):  # vLLM refuses an empty list, and a choice among no tools
         fields.pop("tools", None)
         if fields.get("tool_choice") in ("auto", "none"):

@@ -8,7 +8,10 @@ from app.domain.errors import INVALID_REQUEST, Refused
 from app.serve.fields.chat import MAX_ALL_TOKENS, MAX_BEAM_TOKENS, MAX_BEAMS, MAX_SEQUENCES
 from app.serve.format_cost import cost_of
 
-Kind = Literal["chat", "completions", "responses", "embeddings"]
+Kind = Literal["chat", "completions", "responses", "embeddings", "tokenize", "detokenize"]
+
+TOKENIZING: Final[frozenset[Kind]] = frozenset({"tokenize", "detokenize"})
+"""Kinds that need the engine's tokenizer only: no cached prompts are used, and answers name no model."""
 
 TOKENS_UNSAID: Final = 1024
 """Tokens assumed for a sequence if the request does not limit them: an answer of some length."""
@@ -38,7 +41,7 @@ def load_of(kind: Kind, fields: Mapping[str, Any]) -> Load:
     sequences = count * answers
     if sequences > MAX_SEQUENCES:
         raise Refused(INVALID_REQUEST, f"{count} prompts × n {answers}: the cap is {MAX_SEQUENCES}", param="n")
-    if kind == "embeddings":
+    if kind == "embeddings" or kind in TOKENIZING:
         return Load(sequences, 0)
     asked = next((name for name in _TOKENS if name in fields), None)
     tokens = sequences * (TOKENS_UNSAID if asked is None else fields[asked])

@@ -21,6 +21,8 @@ GUARDED = [
     ("GET", "/v1/models/x"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/metrics"),
     ("GET", "/metrics/engine"),
     ("GET", "/openapi.json"),

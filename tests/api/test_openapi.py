@@ -36,6 +36,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "messages": {"model": "known", "messages": [{"role": "user", "content": "x"}]},
     "prompt": {"model": "known", "prompt": "x"},
     "input": {"model": "known", "input": "x"},
+    "tokens": {"model": "known", "tokens": [65]},
     "weights": {part: data for part, (_, data) in form("known").items()},
 }
 """A right body, by the field that tells which it is."""

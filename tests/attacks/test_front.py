@@ -142,6 +142,10 @@ PATHS = [
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
     "/server_info",
+    "/tokenizer_info",
+    "/tokenize/",
+    "//tokenize",
+    "/v1/tokenize",
     "/sleep",
     "/pause",
     "/collective_rpc",
@@ -173,7 +177,9 @@ async def test_paths_that_are_no_routes_reach_nothing(running: Running, method: 
     assert not running.simulator.loads
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/adapters", "/adapters/x", "/health", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/tokenize", "/adapters", "/adapters/x", "/health", "/metrics"]
+)
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "HEAD", "PROPFIND", "CONNECT"])
 @pytest.mark.hostile("P09")
 async def test_other_methods_are_refused(running: Running, method: str, path: str) -> None:
@@ -185,7 +191,7 @@ async def test_other_methods_are_refused(running: Running, method: str, path: st
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "identity, gzip", "GZIP", "x"])
-@pytest.mark.parametrize("path", ["/adapters", "/screen", "/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/adapters", "/screen", "/v1/chat/completions", "/v1/completions", "/tokenize"])
 @pytest.mark.hostile("U10")
 async def test_no_body_is_unpacked(running: Running, path: str, coding: str) -> None:
     answer = await running.http.post(path, content=b"\x1f\x8b", headers={"Content-Encoding": coding})

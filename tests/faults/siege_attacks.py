@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from app.bench.engine.soak import variant
 from app.demo.assets import ADAPTERS, MIXED, PURE
+from app.serve.relay import PATHS
 from tests.faults.attacking import HEADER_BOMB, NICENESS
 from tests.support.adapters import raw
 from tests.support.large_bodies import Body, large_bodies
@@ -233,13 +234,6 @@ async def slow_reader(caller: Caller) -> str:
     said = [{"role": "user", "content": QUESTION}]
     more: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True, "logprobs": True, "top_logprobs": 20, "stream": True}
     return await caller.ask("/v1/chat/completions", messages=said, slowly=True, **more)
-
-
-PATHS: Final[Mapping[str, str]] = {
-    "chat": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "responses": "/v1/responses",
-}
 
 
 async def large_body(caller: Caller) -> str:

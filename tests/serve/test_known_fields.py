@@ -2,7 +2,7 @@
 
 import copy
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,7 +35,7 @@ OF_BOTH: dict[str, Any] = {
     "stream": True,
     "repetition_detection": {"max_pattern_size": 2, "min_count": 3},
 }
-BODIES: dict[str, list[dict[str, Any]]] = {
+BODIES: dict[Kind, list[dict[str, Any]]] = {
     "chat": [
         {
             **OF_BOTH,
@@ -77,6 +77,11 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"input": "x"},
     ],
     "embeddings": [{"input": "x", "dimensions": 4}],
+    "tokenize": [
+        {"prompt": "x", "return_token_strs": True},
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}], "tools": [TOOL]},
+    ],
+    "detokenize": [{"tokens": [65, 66]}],
 }
 ANSWERED_FOR = frozenset(
     {
@@ -118,7 +123,7 @@ def objects(value: Any, form: Any) -> list[tuple[dict[str, Any], frozenset[str]]
 @st.composite
 def padded(draw: st.DrawFn) -> tuple[Kind, dict[str, Any], dict[str, Any]]:
     """A body, and the same with members added that no table has, wherever there is an object."""
-    kind: Kind = draw(st.sampled_from(["chat", "completions", "responses", "embeddings"]))
+    kind: Kind = draw(st.sampled_from(get_args(Kind)))
     plain = draw(st.sampled_from(BODIES[kind]))
     full = copy.deepcopy(plain)
     places = objects(full, SENT[kind])

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
-from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
+from app.serve.fields.chat import DROPPED_FIELDS
 from app.serve.fields.ignored import MAX_HEADER_CHARS
 from app.serve.fields.messages import MAX_MESSAGES
 from app.serve.fields.refused import REFUSED
-from app.serve.fields.responses import EMBEDDINGS, RESPONSES
 from app.serve.fields.validators import MAX_SCHEMA_DEPTH
 from app.serve.json_body import MAX_BODY_BYTES
-from app.serve.request import parse
+from app.serve.request import TABLES, parse
 from app.serve.request_load import Kind
 from tests.support.known_fields import SENT, invented, surplus
 
@@ -29,6 +28,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "x"},
     "responses": {"input": "x"},
     "embeddings": {"input": "x"},
+    "tokenize": {"prompt": "x"},
+    "detokenize": {"tokens": [1]},
 }
 
 
@@ -163,7 +164,7 @@ DANGEROUS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "embeddings"])
+@pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("field", DANGEROUS)
 @pytest.mark.parametrize("value", [1, None, {}, "x"])
 @pytest.mark.hostile("P05")
@@ -173,7 +174,7 @@ def test_a_field_that_endangers_others_is_refused_by_name_even_null(kind: Kind, 
     assert set(DANGEROUS) == set(REFUSED)
 
 
-@pytest.mark.parametrize("kind", ["chat", "completions", "responses", "embeddings"])
+@pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize(
     ("field", "named"),
     [
@@ -480,7 +481,6 @@ JSON = st.recursive(
 )
 
 
-TABLES: dict[str, Any] = {"chat": CHAT, "completions": COMPLETIONS, "responses": RESPONSES, "embeddings": EMBEDDINGS}
 FIELDS = sorted({field for table in (*TABLES.values(), DROPPED_FIELDS) for field in table})
 
 

@@ -111,6 +111,13 @@ EMBEDDINGS: dict[str, Any] = {
     "use_activation": SCALAR,
     "input": PROMPT,
 }
+TOKENIZE: dict[str, Any] = {
+    **_leaves("prompt", "add_special_tokens", "return_token_strs", "add_generation_prompt", "continue_final_message"),
+    "messages": [MESSAGE],
+    "chat_template_kwargs": FREE,
+    "tools": [TOOL],
+}
+DETOKENIZE: dict[str, Any] = {"tokens": [SCALAR]}
 SENT: dict[str, dict[str, Any]] = {
     kind: {"model": SCALAR, **fields}
     for kind, fields in {
@@ -118,6 +125,8 @@ SENT: dict[str, dict[str, Any]] = {
         "completions": COMPLETIONS,
         "responses": RESPONSES,
         "embeddings": EMBEDDINGS,
+        "tokenize": TOKENIZE,
+        "detokenize": DETOKENIZE,
     }.items()
 }
 """Of each kind: what the engine may receive."""

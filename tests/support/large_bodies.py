@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from app.serve.fields.tokens import MAX_TOKENIZED_BYTES
 from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES
 from app.serve.request_load import Kind
 
@@ -121,6 +122,9 @@ def _written() -> Iterator[Body]:
     yield _body("token ids", "completions", prompt=[1 << 30] * (MAX_VALUES - 64))
     yield _body("lists of token ids", "completions", prompt=[[7] * 2000] * 64)
     yield _body("texts", "completions", prompt=["x" * 60_000] * 64)
+    yield _body("a text to be tokenized", "tokenize", prompt="x" * (MAX_TOKENIZED_BYTES - 64))
+    yield _body("a text that is too long to be tokenized", "tokenize", prompt="x" * MAX_TOKENIZED_BYTES)
+    yield _body("tokens to be put together", "detokenize", tokens=[65] * (MAX_VALUES - 64))
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
     yield _body("tools", "chat", **hello, tools=[tool] * 20, tool_choice="required")
     yield _body("biases", "chat", **hello, logit_bias={str(i): 1.5 for i in range(100_000)})

@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,11 +20,11 @@ from aiohttp import web
 
 from tests.support.simulated_chunks import TOKENS, chunk_of, usage_of
 from tests.support.simulated_responses import simulate_response
+from tests.support.simulated_tokens import MAX_MODEL_LEN, simulate_detokenize, simulate_tokenize
 from tests.support.tally import Faults
 from tests.support.vllm_metrics import exposition
 
 MODEL = "tiny-llama"
-MAX_MODEL_LEN = 512
 
 FAULTS = {
     "*": ("reset", "hang", "500", "garbage"),  # on every route
@@ -105,6 +106,8 @@ class Simulator:
                 web.post("/v1/completions", self._faulty("completions", self._completions)),
                 web.post("/v1/responses", self._faulty("responses", self._responses)),
                 web.post("/v1/embeddings", self._faulty("embeddings", self._embeddings)),
+                web.post("/tokenize", self._faulty("tokenize", partial(simulate_tokenize, self))),
+                web.post("/detokenize", self._faulty("detokenize", partial(simulate_detokenize, self))),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)

@@ -25,7 +25,10 @@ from app.serve.request import parse
 from app.serve.request_load import Kind
 
 EXAMPLES = 6
-"""Bodies for each field of each class."""
+"""Bodies for each field of each class, at least."""
+
+OF_A_CLASS = 320
+"""Bodies for each class, at least."""
 
 TEXT = st.text(string.ascii_letters + " é<|>{}", min_size=1, max_size=6)
 NAME = st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=12)
@@ -80,7 +83,7 @@ MANY = 3
 
 def made_of(form: Any, name: str = "") -> st.SearchStrategy[Any]:
     """Values that have the form of an annotation."""
-    if name in BY_NAME:
+    if name in BY_NAME and (name, form) != ("prompt", str):  # a prompt to be tokenized has one form
         return BY_NAME[name]
     origin, within = typing.get_origin(form), typing.get_args(form)
     if origin in (typing.Annotated, Required, NotRequired):
@@ -187,7 +190,8 @@ def compare(kind: Kind, cls: type[BaseModel], given_body: dict[str, Any]) -> tup
     """Return the verdict of the two on one body, as a word, with the reason."""
     try:
         asked: Any = cls.model_validate(json.loads(json.dumps(given_body)))
-        asked.to_sampling_params(16, {})
+        if hasattr(asked, "to_sampling_params"):  # requests to be tokenized have none
+            asked.to_sampling_params(16, {})
     except Exception as error:  # noqa: BLE001 - vLLM has several kinds
         return "not vLLM's", str(error)[:100]
     try:
@@ -234,7 +238,7 @@ class Found:
 
 
 def explore(kind: Kind, cls: type[BaseModel], required: str) -> Found:
-    """Compare EXAMPLES bodies for each field of a class."""
+    """Compare some bodies for each field of a class."""
     found = Found(unseen=set(cls.model_fields))
 
     def take(body: dict[str, Any]) -> None:
@@ -247,7 +251,7 @@ def explore(kind: Kind, cls: type[BaseModel], required: str) -> Found:
 
     for field in cls.model_fields:
         quick = settings(
-            max_examples=EXAMPLES,
+            max_examples=max(EXAMPLES, OF_A_CLASS // len(cls.model_fields)),
             deadline=None,
             database=None,
             phases=[Phase.generate],
@@ -262,13 +266,17 @@ def main() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.serve.tokenize import protocol as tokens
 
     cases: list[tuple[Kind, type[BaseModel], str]] = [
         ("chat", ChatCompletionRequest, "messages"),
         ("completions", CompletionRequest, "prompt"),
         ("responses", ResponsesRequest, "input"),
+        ("tokenize", tokens.TokenizeCompletionRequest, "prompt"),
+        ("tokenize", tokens.TokenizeChatRequest, "messages"),
+        ("detokenize", tokens.DetokenizeRequest, "tokens"),
     ]
-    said = {kind: explore(kind, cls, required) for kind, cls, required in cases}
+    said = {cls.__name__: explore(kind, cls, required) for kind, cls, required in cases}
     shown = {k: {"counts": f.counts, "others": f.others[:20], "unseen": sorted(f.unseen)} for k, f in said.items()}
     print(json.dumps(shown))
 

@@ -1,5 +1,5 @@
-"""OpenAI-compatible routes: /v1/models, /v1/chat/completions, /v1/completions, and, if the engine supports them,
-/v1/responses and /v1/embeddings.
+"""Routes of inference in the shapes of OpenAI's API and of vLLM's own: /v1/models, /v1/chat/completions, /v1/completions,
+/tokenize, /detokenize, and, if the engine supports them, /v1/responses and /v1/embeddings.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
 from app.api.openapi import EVENTS, body, fields
-from app.api.schemas import Completion, Embeddings, Model, ModelResponse, Models
+from app.api.schemas import Completion, Detokenized, Embeddings, Model, ModelResponse, Models, Tokenized
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
-from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
-from app.serve.fields.responses import EMBEDDINGS, RESPONSES
+from app.serve.fields.chat import DROPPED_FIELDS
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
+from app.serve.request import TABLES
 from app.serve.request_load import Kind
 from app.serve.stream import Stream
 from app.serve.timing import CLIENT_GONE
 
-router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(guarded)])
+router = APIRouter(tags=["openai"], dependencies=[Depends(guarded)])
 
 Ctx = Annotated[Context, Depends(context)]
 
@@ -39,23 +39,29 @@ STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": EVENTS}}
 """Description of an answer that may be a stream of events as well."""
 
 
-@router.get("/models", response_model=Models)
+def _body(kind: Kind, *either: str, **required: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a kind's body, in which `model`, the `required` fields, and one of `either` must be."""
+    schema = fields({"model": TEXT, **required}, {**TABLES[kind], **DROPPED_FIELDS})
+    return body(schema | ({"oneOf": [{"required": [name]} for name in either]} if either else {}))
+
+
+@router.get("/v1/models", response_model=Models)
 async def models(ctx: Ctx) -> Response:
     """List every value that `model` may have."""
     return JSONResponse(models_payload(ctx.routing_table))
 
 
-@router.get("/models/{name}", response_model=Model)
+@router.get("/v1/models/{name}", response_model=Model)
 async def model(name: str, ctx: Ctx) -> Response:
     """Show one model."""
     return JSONResponse(model_payload(ctx.routing_table, name))
 
 
 @router.post(
-    "/chat/completions",
+    "/v1/chat/completions",
     response_model=Completion,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "messages": MESSAGES}, {**CHAT, **DROPPED_FIELDS})),
+    openapi_extra=_body("chat", messages=MESSAGES),
 )
 async def chat_completions(request: Request) -> Response:
     """Chat with an adapter's active version (`name`), one version (`name@3`) or the served model itself."""
@@ -63,10 +69,10 @@ async def chat_completions(request: Request) -> Response:
 
 
 @router.post(
-    "/completions",
+    "/v1/completions",
     response_model=Completion,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "prompt": {}}, {**COMPLETIONS, **DROPPED_FIELDS})),
+    openapi_extra=_body("completions", prompt={}),
 )
 async def completions(request: Request) -> Response:
     """Complete a prompt, with the same model names."""
@@ -74,10 +80,10 @@ async def completions(request: Request) -> Response:
 
 
 @router.post(
-    "/responses",
+    "/v1/responses",
     response_model=ModelResponse,
     responses=STREAMED,
-    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**RESPONSES, **DROPPED_FIELDS})),
+    openapi_extra=_body("responses", input={}),
 )
 async def responses(request: Request) -> Response:
     """Create a response, which is not stored: each request contains its whole conversation."""
@@ -85,13 +91,29 @@ async def responses(request: Request) -> Response:
 
 
 @router.post(
-    "/embeddings",
+    "/v1/embeddings",
     response_model=Embeddings,
-    openapi_extra=body(fields({"model": TEXT, "input": {}}, {**EMBEDDINGS, **DROPPED_FIELDS})),
+    openapi_extra=_body("embeddings", input={}),
 )
 async def embeddings(request: Request) -> Response:
     """Create embeddings, if the engine serves an embedding model."""
     return await _answer(request, "embeddings")
+
+
+@router.post("/tokenize", response_model=Tokenized, openapi_extra=_body("tokenize", "prompt", "messages"))
+async def tokenize(request: Request) -> Response:
+    """Return the token ids of a `prompt`, or of `messages` in the form in which the model reads them."""
+    return await _answer(request, "tokenize")
+
+
+@router.post(
+    "/detokenize",
+    response_model=Detokenized,
+    openapi_extra=_body("detokenize", tokens={"type": "array", "items": {"type": "integer"}}),
+)
+async def detokenize(request: Request) -> Response:
+    """Return the text of token ids."""
+    return await _answer(request, "detokenize")
 
 
 async def _answer(request: Request, kind: Kind) -> Response:
