@@ -32,7 +32,7 @@ from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, addressed, parse
 from app.serve.request_load import TOKENIZING, Kind, Load
-from app.serve.responses_stream import ResponseStream
+from app.serve.responses_stream import MessageStream, ResponseStream
 from app.serve.routing_table import RoutingTable, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
@@ -43,10 +43,14 @@ PATHS: Final[Mapping[Kind, str]] = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
+    "messages": "/v1/messages",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
 """Paths of the engine that a request can reach, and no others; never built from request data."""
+
+_STREAMS: Final[Mapping[Kind, type[Stream]]] = {"responses": ResponseStream, "messages": MessageStream}
+"""Streams of kinds whose events have names."""
 
 MAX_ANSWER_BYTES: Final = 32 << 20
 """Bytes of an answer that is not streamed: 16 choices with 20 log-probabilities for each of thousands of tokens."""
@@ -220,8 +224,7 @@ class Relay:
         return await last.post(path, body, headers), last
 
     def _stream(self, response: EngineResponse, inference: Inference, target: Target, clock: Clock) -> Stream:
-        made = ResponseStream if inference.kind == "responses" else Stream
-        return made(
+        return _STREAMS.get(inference.kind, Stream)(
             response,
             target,
             clock,
