@@ -160,6 +160,24 @@ class Relay:
         inference, written = await self._read(kind, raw)
         if inference.ignored:
             event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
+        try:
+            answer = await self._answer(inference, written, began, request_id, admit, owner)
+        except GatewayError as error:
+            error.ignored = inference.ignored
+            raise
+        return replace(answer, ignored=inference.ignored)
+
+    async def _answer(
+        self,
+        inference: Inference,
+        written: bytes,
+        began: float,
+        request_id: str | None,
+        admit: Admit | None,
+        owner: str | None,
+    ) -> Answer:
+        """Answer a checked request, whose body for the engine is `written`. Raises Refused, Unavailable."""
+        kind = inference.kind
         self._check_offered(inference)
         self._routing_table.resolve(inference.model)
         asked = time.monotonic()
@@ -178,8 +196,8 @@ class Relay:
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
-                return Answer(200, SSE_TYPE, stream, target, clock.worked, inference.ignored)
-            return replace(await self._whole(kind, response, engine, target, clock), ignored=inference.ignored)
+                return Answer(200, SSE_TYPE, stream, target, clock.worked)
+            return await self._whole(kind, response, engine, target, clock)
         except GatewayError as error:
             clock.failed(error)
             raise

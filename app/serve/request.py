@@ -126,9 +126,9 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     """
     with Ignored() as ignored:
         fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES)))
-    model = fields.pop("model", None)
-    _check_combinations(kind, fields)
-    return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
+        model = fields.pop("model", None)
+        _check_combinations(kind, fields)
+        return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
 
 
 def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, Any]:
