@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -125,6 +126,34 @@ def test_tokens(http: httpx.Client) -> None:
         answer = http.post(f"/{path}", json={"model": MODEL, **nothing})
         assert answer.status_code in (200, 400), answer.text
         print(path, nothing, answer.text)
+
+
+def test_messages(demo_gateway: GatewayProcess, http: httpx.Client) -> None:
+    """By Anthropic's own SDK; its key is sent as `auth_token`."""
+    sdk = anthropic.Anthropic(base_url=demo_gateway.url, auth_token="unused", max_retries=0)
+    question: Any = {
+        "role": "user",
+        "content": [{"type": "text", "text": QUESTION, "cache_control": {"type": "ephemeral"}}],
+    }
+    asked: Any = {"model": MODEL, "messages": [question], "max_tokens": 32, "extra_body": {"temperature": 0}}
+    raw = sdk.messages.with_raw_response.create(**asked)
+    assert raw.headers["x-gateway-ignored-fields"] == "messages[].content[].cache_control"
+    assert raw.headers["x-adapter-version"]
+    whole = raw.parse()
+    (block,) = whole.content
+    assert (whole.model, block.type) == (MODEL, "text")
+    assert block.text.strip() == say(http, MODEL, QUESTION)
+    with sdk.messages.stream(**asked) as stream:
+        assert "".join(stream.text_stream) == block.text
+        last = stream.get_final_message()
+    assert (last.model, last.stop_reason, last.usage.output_tokens) == (MODEL, "end_turn", whole.usage.output_tokens)
+    turns: Any = [question, {"role": "assistant", "content": [block.model_dump()]}, question]
+    more = sdk.messages.create(**asked | {"messages": turns})
+    assert more.usage.input_tokens > whole.usage.input_tokens
+    with pytest.raises(anthropic.NotFoundError, match="model_not_found"):
+        sdk.messages.create(**asked | {"model": "nobody"})
+    with pytest.raises(anthropic.BadRequestError, match="engine_refused"):
+        sdk.messages.create(**asked | {"max_tokens": 4096})
 
 
 def test_embeddings_are_not_offered_by_a_model_that_generates(sdk: openai.OpenAI) -> None:

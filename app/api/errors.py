@@ -41,6 +41,8 @@ def respond(error: GatewayError, extra: dict[str, object] | None = None) -> JSON
     headers = {"Retry-After": str(error.retry_after or RETRY_AFTER_S)} if error.code.retryable else {}
     if error.code.stage in BODY_UNREAD or error.code is REQUEST_TOO_LARGE:
         headers["Connection"] = "close"
+    if error.ignored:
+        headers["X-Gateway-Ignored-Fields"] = error.ignored
     if error.code.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({**envelope(error), **(extra or {})}, error.code.status, headers)

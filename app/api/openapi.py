@@ -53,6 +53,7 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/v1/completions"): _SERVED,
     ("POST", "/v1/responses"): _SERVED,
     ("POST", "/v1/embeddings"): _SERVED,
+    ("POST", "/v1/messages"): _SERVED,
     ("POST", "/tokenize"): _SERVED,
     ("POST", "/detokenize"): _SERVED,
 }

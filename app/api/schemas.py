@@ -239,6 +239,14 @@ class Embeddings(_Relayed):
     data: list[dict[str, Any]]
 
 
+class Message(_Relayed):
+    """Anthropic's message object."""
+
+    id: str
+    type: Literal["message"]
+    content: list[dict[str, Any]]
+
+
 class Tokenized(BaseModel):
     """Token ids of a prompt, relayed. max_model_len: tokens of the engine's context."""
 

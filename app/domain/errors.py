@@ -304,13 +304,15 @@ class GatewayError(Exception):
         details: tuple[Fault, ...] = (),
     ) -> None:
         """retry_after: seconds after which retrying helps, if known. remedy: in place of the code's hint. details: every
-        fault found, the first one being this error's own; empty if it is the only kind looked for."""
+        fault found, the first one being this error's own; empty if it is the only kind looked for. Later `ignored` may be
+        set: the names of the fields that were left out of the request, as a header's value."""
         self.code = code
         self.retry_after = retry_after
         self.message = printable(message)
         self.param = None if param is None else printable(param)
         self.remedy = None if remedy is None else printable(remedy)
         self.details = details
+        self.ignored = ""
         super().__init__(f"{code.name}: {self.message}")
 
     @property

@@ -14,7 +14,7 @@ MAX_LOOSE: Final = 32
 """Formats in it that match texts of any length: the engine follows each of them at each token."""
 
 _LOOSE: Final = frozenset({"any_text", "any_tokens", "exclude_token"})
-_FORMS: Final = frozenset({"response_format", "structured_outputs", "text", "tools"})
+_FORMS: Final = frozenset({"response_format", "structured_outputs", "text", "output_config", "tools"})
 """Fields that may have the engine compile something."""
 
 _LOOSE_COST: Final = 300
@@ -24,36 +24,38 @@ _MARK_CHARS: Final = 16
 """Characters of a text that cost 1, as in an enumeration."""
 
 
-def cost_of(fields: Mapping[str, Any], *, flat: bool) -> int:
+def cost_of(fields: Mapping[str, Any], *, within: str | None = None) -> int:
     """Return the cost of the forms that the engine compiles for checked fields.
 
     Those are the answer's, and the tools' schemas if one of the tools must be called. Schemas of tools that may be called
-    are part of the prompt, but the caps on their parts apply to them too. flat: of /v1/responses, whose format and tools
-    have no inner object.
+    are part of the prompt, but the caps on their parts apply to them too. within: field that holds the answer's format, in
+    APIs whose formats and tools have no inner object; None for `response_format`.
 
     Raises Refused SCHEMA_TOO_COSTLY, naming the place.
     """
     if _FORMS.isdisjoint(fields):
         return 0
-    answer, where = _answers(fields, flat=flat)
-    tools = _tools(fields, flat=flat)
-    total = answer + (tools if fields.get("tool_choice") not in (None, "none", "auto") else 0)
+    answer, where = _answers(fields, within)
+    tools = _tools(fields, flat=within is not None)
+    choice = fields.get("tool_choice")
+    chosen = choice.get("type") if isinstance(choice, Mapping) else choice
+    total = answer + (tools if chosen not in (None, "none", "auto") else 0)
     if total > MAX_COST:
         message = f"schemas that cost {total} to compile, the cap is {MAX_COST}"
         raise Refused(SCHEMA_TOO_COSTLY, message, param="tools" if tools else where)
     return total
 
 
-def _answers(fields: Mapping[str, Any], *, flat: bool) -> tuple[int, str]:
+def _answers(fields: Mapping[str, Any], within: str | None) -> tuple[int, str]:
     """Return the cost of the answer's forms, and the place of the last of them."""
     total, where = 0, ""
-    asked = (fields.get("text") or {}).get("format") if flat else fields.get("response_format")
+    asked = (fields.get(within) or {}).get("format") if within else fields.get("response_format")
     if asked is not None:
-        where = "text.format" if flat else "response_format"
-        if asked["type"] == "structural_tag":
+        where = f"{within}.format" if within else "response_format"
+        if asked.get("type") == "structural_tag":
             total += _named(_tag, asked, where)
         else:
-            inner, where = (asked, where) if flat else (asked.get("json_schema") or {}, f"{where}.json_schema")
+            inner, where = (asked, where) if within else (asked.get("json_schema") or {}, f"{where}.json_schema")
             total += _named(schema_cost, inner.get("schema"), f"{where}.schema")
     if (structured := fields.get("structured_outputs")) is not None:
         where = "structured_outputs"
@@ -65,7 +67,8 @@ def _tools(fields: Mapping[str, Any], *, flat: bool) -> int:
     total = 0
     for number, tool in enumerate(fields.get("tools", ())):
         inner, where = (tool, f"tools.{number}") if flat else (tool["function"], f"tools.{number}.function")
-        total += _named(schema_cost, inner.get("parameters"), f"{where}.parameters")
+        for name in ("parameters", "input_schema"):
+            total += _named(schema_cost, inner.get(name), f"{where}.{name}")
         for second, one in enumerate(tool.get("tools", ())):
             total += _named(schema_cost, one.get("parameters"), f"{where}.tools.{second}.parameters")
     return total

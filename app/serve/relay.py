@@ -32,7 +32,7 @@ from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, addressed, parse
 from app.serve.request_load import TOKENIZING, Kind, Load
-from app.serve.responses_stream import ResponseStream
+from app.serve.responses_stream import MessageStream, ResponseStream
 from app.serve.routing_table import RoutingTable, Target
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
@@ -43,10 +43,14 @@ PATHS: Final[Mapping[Kind, str]] = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
+    "messages": "/v1/messages",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
 """Paths of the engine that a request can reach, and no others; never built from request data."""
+
+_STREAMS: Final[Mapping[Kind, type[Stream]]] = {"responses": ResponseStream, "messages": MessageStream}
+"""Streams of kinds whose events have names."""
 
 MAX_ANSWER_BYTES: Final = 32 << 20
 """Bytes of an answer that is not streamed: 16 choices with 20 log-probabilities for each of thousands of tokens."""
@@ -156,6 +160,24 @@ class Relay:
         inference, written = await self._read(kind, raw)
         if inference.ignored:
             event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
+        try:
+            answer = await self._answer(inference, written, began, request_id, admit, owner)
+        except GatewayError as error:
+            error.ignored = inference.ignored
+            raise
+        return replace(answer, ignored=inference.ignored)
+
+    async def _answer(
+        self,
+        inference: Inference,
+        written: bytes,
+        began: float,
+        request_id: str | None,
+        admit: Admit | None,
+        owner: str | None,
+    ) -> Answer:
+        """Answer a checked request, whose body for the engine is `written`. Raises Refused, Unavailable."""
+        kind = inference.kind
         self._check_offered(inference)
         self._routing_table.resolve(inference.model)
         asked = time.monotonic()
@@ -174,8 +196,8 @@ class Relay:
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
-                return Answer(200, SSE_TYPE, stream, target, clock.worked, inference.ignored)
-            return replace(await self._whole(kind, response, engine, target, clock), ignored=inference.ignored)
+                return Answer(200, SSE_TYPE, stream, target, clock.worked)
+            return await self._whole(kind, response, engine, target, clock)
         except GatewayError as error:
             clock.failed(error)
             raise
@@ -220,8 +242,7 @@ class Relay:
         return await last.post(path, body, headers), last
 
     def _stream(self, response: EngineResponse, inference: Inference, target: Target, clock: Clock) -> Stream:
-        made = ResponseStream if inference.kind == "responses" else Stream
-        return made(
+        return _STREAMS.get(inference.kind, Stream)(
             response,
             target,
             clock,

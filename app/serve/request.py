@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve import json_body
+from app.serve.fields.anthropic import MESSAGES
 from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
 from app.serve.fields.ignored import Ignored, ignore
 from app.serve.fields.messages import MAX_MESSAGES
@@ -24,20 +25,22 @@ TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "completions": COMPLETIONS,
     "responses": RESPONSES,
     "embeddings": EMBEDDINGS,
+    "messages": MESSAGES,
     "tokenize": TOKENIZE,
     "detokenize": DETOKENIZE,
 }
 """Fields that go on to the engine, and the check of each."""
 
-_REQUIRED: Final[Mapping[Kind, tuple[str, ...]]] = {
-    "chat": ("messages",),
-    "completions": ("prompt",),
-    "responses": ("input",),
-    "embeddings": ("input",),
-    "tokenize": ("prompt", "messages"),
-    "detokenize": ("tokens",),
+_REQUIRED: Final[Mapping[Kind, tuple[tuple[str, ...], ...]]] = {
+    "chat": (("messages",),),
+    "completions": (("prompt",),),
+    "responses": (("input",),),
+    "embeddings": (("input",),),
+    "messages": (("messages",), ("max_tokens",)),
+    "tokenize": (("prompt", "messages"),),
+    "detokenize": (("tokens",),),
 }
-"""Fields of which a request must have exactly one."""
+"""Groups of fields of which a request must have exactly one each."""
 
 _CAPS: Final[Mapping[Kind, int]] = {"tokenize": MAX_TOKENIZED_BYTES}
 """Bytes of a body, for kinds with a lower cap than MAX_BODY_BYTES."""
@@ -123,9 +126,9 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     """
     with Ignored() as ignored:
         fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES)))
-    model = fields.pop("model", None)
-    _check_combinations(kind, fields)
-    return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
+        model = fields.pop("model", None)
+        _check_combinations(kind, fields)
+        return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
 
 
 def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,18 +156,31 @@ def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, A
 
 def _check_combinations(kind: Kind, fields: dict[str, Any]) -> None:
     """Check the rules that involve several fields, and drop those that say nothing. Raises Refused INVALID_REQUEST."""
-    required = _REQUIRED[kind]
-    if (found := sum(name in fields for name in required)) != 1:
-        names = " or ".join(required)
-        message = f"{names} is taken, not both" if found else f"{names} is missing"
-        raise Refused(INVALID_REQUEST, message, param=required[0])
-    if kind == "chat" and not fields.get("tools"):  # vLLM refuses an empty list, and a choice among no tools
-        fields.pop("tools", None)
-        if fields.get("tool_choice") in ("auto", "none"):
-            del fields["tool_choice"]
+    for group in _REQUIRED[kind]:
+        if (found := sum(name in fields for name in group)) != 1:
+            message = f"{' or '.join(group)} is {'taken, not both' if found else 'missing'}"
+            raise Refused(INVALID_REQUEST, message, param=group[0])
+    if kind in ("chat", "messages"):
+        _check_tools(kind, fields)
     if not fields.get("stream_options", True):
         del fields["stream_options"]
     if "stream_options" in fields and not fields.get("stream"):
         raise Refused(INVALID_REQUEST, "stream_options needs stream: true", param="stream_options")
     if kind == "chat" and fields.get("top_logprobs") and not fields.get("logprobs"):
         raise Refused(INVALID_REQUEST, "top_logprobs needs logprobs: true", param="top_logprobs")
+
+
+def _check_tools(kind: Kind, fields: dict[str, Any]) -> None:
+    """Drop an empty list of tools, and a choice among none: vLLM refuses them.
+
+    Raises Refused INVALID_REQUEST for a tool chosen in /v1/messages that is not in the list; in a chat, vLLM checks that.
+    """
+    choice: Any = fields.get("tool_choice")
+    names = [tool.get("name") for tool in fields.get("tools", ())]
+    word = choice["type"] if kind == "messages" and choice else choice
+    if not names:
+        fields.pop("tools", None)
+        if word in ("auto", "none"):
+            del fields["tool_choice"]
+    if kind == "messages" and ((word == "any" and not names) or (word == "tool" and choice.get("name") not in names)):
+        raise Refused(INVALID_REQUEST, "tool_choice: takes tools of this request only", param="tool_choice")

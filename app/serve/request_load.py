@@ -8,10 +8,13 @@ from app.domain.errors import INVALID_REQUEST, Refused
 from app.serve.fields.chat import MAX_ALL_TOKENS, MAX_BEAM_TOKENS, MAX_BEAMS, MAX_SEQUENCES
 from app.serve.format_cost import cost_of
 
-Kind = Literal["chat", "completions", "responses", "embeddings", "tokenize", "detokenize"]
+Kind = Literal["chat", "completions", "responses", "embeddings", "messages", "tokenize", "detokenize"]
 
 TOKENIZING: Final[frozenset[Kind]] = frozenset({"tokenize", "detokenize"})
 """Kinds that need the engine's tokenizer only: no cached prompts are used, and answers name no model."""
+
+_FORMAT_WITHIN: Final[Mapping[Kind, str]] = {"responses": "text", "messages": "output_config"}
+"""Fields that hold the form of an answer, where it is not `response_format`."""
 
 TOKENS_UNSAID: Final = 1024
 """Tokens assumed for a sequence if the request does not limit them: an answer of some length."""
@@ -51,7 +54,7 @@ def load_of(kind: Kind, fields: Mapping[str, Any]) -> Load:
         )
     if fields.get("use_beam_search"):
         _check_beams(answers, None if asked is None else fields[asked])
-    return Load(sequences, tokens, cost_of(fields, flat=kind == "responses"))
+    return Load(sequences, tokens, cost_of(fields, within=_FORMAT_WITHIN.get(kind)))
 
 
 def _check_beams(beams: int, tokens: int | None) -> None:

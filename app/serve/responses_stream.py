@@ -1,8 +1,9 @@
-"""Streamed answer of /v1/responses: named events, labelled with the model at the beginning and the end, without [DONE]."""
+"""Streamed answers of /v1/responses and /v1/messages: named events, of which some name the model, without [DONE]."""
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Set as AbstractSet
+from typing import Any, ClassVar, Final
 
 from app.domain.errors import GatewayError, envelope
 from app.load.client.engine import EngineResponse
@@ -12,17 +13,22 @@ from app.serve.sse import dump, event_of
 from app.serve.stream import Stream, usage_of
 from app.serve.timing import Clock
 
-LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
-"""Events that end a stream."""
-
 _NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 _BROKEN: Final = 500
+_TEXT_OF_DELTAS: Final = frozenset({"text", "thinking", "partial_json"})
+"""Members of a delta of /v1/messages that hold generated text."""
 
 
 class ResponseStream(Stream):
     """Stream of /v1/responses. Passes nothing on before the engine has named the model that answers."""
 
     __slots__ = ("_labelled", "_sent")
+
+    LABELLED: ClassVar[str] = "response"
+    """Member of an event that names the model."""
+
+    LAST: ClassVar[AbstractSet[str]] = frozenset({"response.completed", "response.incomplete", "response.failed"})
+    """Events that end a stream."""
 
     def __init__(
         self,
@@ -51,8 +57,8 @@ class ResponseStream(Stream):
         name = parsed.get("type")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError("an event without a name")
-        if "response" in parsed:
-            data = relabel_within(data, parsed, "response", self._target)
+        if self.LABELLED in parsed:
+            data = relabel_within(data, parsed, self.LABELLED, self._target)
             self._labelled = True
         elif not self._labelled:
             raise ValueError("an answer that does not say whose it is")
@@ -67,8 +73,26 @@ class ResponseStream(Stream):
         return b"event: error\n" + event_of(dump(event))
 
     def _is_last(self, parsed: Mapping[str, Any]) -> bool:
-        return parsed.get("type") in LAST
+        return parsed.get("type") in self.LAST
 
     def _texts(self, parsed: Mapping[str, Any]) -> tuple[int, int]:
         piece = int(str(parsed.get("type")).endswith(".delta") and bool(parsed.get("delta")))
+        return piece, piece
+
+
+class MessageStream(ResponseStream):
+    """Stream of /v1/messages, in Anthropic's events."""
+
+    __slots__ = ()
+
+    LABELLED = "message"
+    LAST = frozenset({"message_stop"})
+
+    def _error(self, error: GatewayError) -> bytes:
+        """Return Anthropic's error event with the error envelope inside."""
+        return b"event: error\n" + event_of(dump({"type": "error", **envelope(error)}))
+
+    def _texts(self, parsed: Mapping[str, Any]) -> tuple[int, int]:
+        delta = parsed.get("delta")
+        piece = int(isinstance(delta, Mapping) and not _TEXT_OF_DELTAS.isdisjoint(delta))
         return piece, piece

@@ -14,6 +14,7 @@ MAX_STREAM_BYTES: Final = 256 << 20
 """Bytes of one streamed answer; a million tokens at some 250 bytes a chunk."""
 
 _DONE_DATA: Final = b"[DONE]"
+_PROMPT_PARTS: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _TEXTS: Final = ("content", "tool_calls", "reasoning", "reasoning_content")
 
 
@@ -22,8 +23,9 @@ def usage_of(parsed: Mapping[str, Any]) -> Mapping[str, Any] | None:
     usage = parsed.get("usage")
     if not isinstance(usage, Mapping):
         return None
-    if "input_tokens" in usage:  # names of /v1/responses
-        usage = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage.get("output_tokens")}
+    if "input_tokens" in usage:  # names of /v1/responses and /v1/messages; the latter counts cached tokens apart
+        parts = [usage[name] for name in _PROMPT_PARTS if isinstance(usage.get(name), int)]
+        usage = {"prompt_tokens": sum(parts), "completion_tokens": usage.get("output_tokens")}
     return usage
 
 

@@ -114,3 +114,26 @@ async def test_what_was_left_out_of_a_request_is_named_in_a_header_and_in_the_lo
         "/v1/chat/completions", json={"model": SERVED, "messages": [message | {"content": "x"}]}
     )
     assert "x-gateway-ignored-fields" not in plain.headers
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"temperature": 9}, 400),
+        ({"top_logprobs": 3}, 400),
+        ({"prompt_logprobs": 1}, 400),
+        ({"model": "nobody"}, 404),
+        ({"max_tokens": 1 << 19}, 400),
+        ({"max_tokens": 600}, 400),
+    ],
+)
+async def test_a_refusal_names_what_was_left_out_before_it(running: Running, more: dict[str, Any], status: int) -> None:
+    asked = {"model": SERVED, "seeds": [1], "messages": [{"role": "user", "content": "x", "y": 1}], **more}
+    answer = await running.http.post("/v1/chat/completions", json=asked)
+    assert (answer.status_code, answer.headers["x-gateway-ignored-fields"]) == (status, "seeds, messages[].y"), (
+        answer.text
+    )
+    known = {key: value for key, value in asked.items() if key != "seeds"} | {"messages": []}
+    plain = await running.http.post("/v1/chat/completions", json=known)
+    assert plain.status_code >= 400
+    assert "x-gateway-ignored-fields" not in plain.headers

@@ -33,7 +33,7 @@ DESCRIBED: Final = sorted(
 )
 AnyCase = Case[Any]
 BODIES: Final[dict[str, dict[str, Any]]] = {
-    "messages": {"model": "known", "messages": [{"role": "user", "content": "x"}]},
+    "messages": {"model": "known", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8},
     "prompt": {"model": "known", "prompt": "x"},
     "input": {"model": "known", "input": "x"},
     "tokens": {"model": "known", "tokens": [65]},

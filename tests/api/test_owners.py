@@ -210,6 +210,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "x"},
     "responses": {"input": "x"},
     "embeddings": {"input": "x"},
+    "messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 8},
 }
 
 

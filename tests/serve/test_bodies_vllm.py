@@ -21,13 +21,14 @@ import json, os, sys
 from app.domain.errors import GatewayError
 from app.serve.request import parse
 from tests.support.large_bodies import large_bodies
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeCompletionRequest
 
 CLASSES = {"chat": ChatCompletionRequest, "completions": CompletionRequest, "responses": ResponsesRequest}
-CLASSES |= {"tokenize": TokenizeCompletionRequest, "detokenize": DetokenizeRequest}
+CLASSES |= {"messages": AnthropicMessagesRequest, "tokenize": TokenizeCompletionRequest, "detokenize": DetokenizeRequest}
 
 def kib(field):
     return int(open("/proc/self/status").read().split(field + ":")[1].split()[0])

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = {
-    *("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"),
+    *("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "AnthropicMessagesRequest"),
     *("TokenizeCompletionRequest", "TokenizeChatRequest", "DetokenizeRequest"),
 }
 
@@ -28,4 +28,5 @@ def test_what_vllm_takes_the_gateway_takes_or_names_as_dangerous() -> None:
         assert said["others"] == [], name
         unseen = ["prompt"] if name == "ResponsesRequest" else []  # vLLM has no stored prompts either
         assert said["unseen"] == unseen, name
-        assert said["counts"]["taken"] > 100, name
+        few = name == "AnthropicMessagesRequest"  # vLLM takes few of the combinations of roles and blocks
+        assert said["counts"]["taken"] > (40 if few else 100), name

@@ -77,6 +77,40 @@ BODIES: dict[Kind, list[dict[str, Any]]] = {
         {"input": "x"},
     ],
     "embeddings": [{"input": "x", "dimensions": 4}],
+    "messages": [
+        {
+            "max_tokens": 8,
+            "stream": True,
+            "system": [TEXT],
+            "messages": [
+                {"role": "user", "content": [TEXT]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "x", "signature": "y"},
+                        {"type": "redacted_thinking", "data": "x"},
+                        {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "c",
+                            "content": [TEXT, {"type": "tool_reference", "tool_name": "f"}],
+                        },
+                        {"type": "tool_reference", "tool_name": "f"},
+                    ],
+                },
+            ],
+            "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "tool", "name": "f"},
+            "thinking": {"type": "adaptive"},
+            "output_config": {"format": {"type": "json_schema", "schema": {}}},
+        },
+        {"max_tokens": 8, "messages": [{"role": "user", "content": "x"}]},
+    ],
     "tokenize": [
         {"prompt": "x", "return_token_strs": True},
         {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}], "tools": [TOOL]},
@@ -140,6 +174,7 @@ def test_unknown_members_are_added_in_objects_of_every_sort() -> None:
         assert all(len(objects(body, SENT[kind])) >= 1 for body in bodies)
     assert len(objects(BODIES["chat"][0], SENT["chat"])) > 20
     assert len(objects(BODIES["responses"][0], SENT["responses"])) > 15
+    assert len(objects(BODIES["messages"][0], SENT["messages"])) > 15
 
 
 @pytest.mark.hostile("P05")

@@ -28,6 +28,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "completions": {"prompt": "x"},
     "responses": {"input": "x"},
     "embeddings": {"input": "x"},
+    "messages": {"messages": MESSAGES, "max_tokens": 8},
     "tokenize": {"prompt": "x"},
     "detokenize": {"tokens": [1]},
 }

@@ -111,6 +111,30 @@ EMBEDDINGS: dict[str, Any] = {
     "use_activation": SCALAR,
     "input": PROMPT,
 }
+IN_RESULT = (_leaves("type", "text"), _leaves("type", "tool_name", "name"))
+BLOCKS = (
+    SCALAR,
+    [
+        (
+            *IN_RESULT,
+            _leaves("type", "thinking", "signature"),
+            _leaves("type", "data"),
+            {**_leaves("type", "id", "name"), "input": FREE},
+            {**_leaves("type", "tool_use_id", "is_error"), "content": (SCALAR, [IN_RESULT])},
+        )
+    ],
+)
+ANTHROPIC: dict[str, Any] = {
+    **_leaves("max_tokens", "stream", "temperature", "top_k", "top_p"),
+    "messages": [{"role": SCALAR, "content": BLOCKS}],
+    "system": BLOCKS,
+    "stop_sequences": [SCALAR],
+    "tools": [{**_leaves("name", "description", "strict", "defer_loading"), "input_schema": FREE}],
+    "tool_choice": _leaves("type", "name", "disable_parallel_tool_use"),
+    "thinking": _leaves("type", "budget_tokens", "display"),
+    "output_config": {"effort": SCALAR, "format": {"type": SCALAR, "schema": FREE}},
+    "chat_template_kwargs": FREE,
+}
 TOKENIZE: dict[str, Any] = {
     **_leaves("prompt", "add_special_tokens", "return_token_strs", "add_generation_prompt", "continue_final_message"),
     "messages": [MESSAGE],
@@ -125,6 +149,7 @@ SENT: dict[str, dict[str, Any]] = {
         "completions": COMPLETIONS,
         "responses": RESPONSES,
         "embeddings": EMBEDDINGS,
+        "messages": ANTHROPIC,
         "tokenize": TOKENIZE,
         "detokenize": DETOKENIZE,
     }.items()

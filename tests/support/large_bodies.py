@@ -85,6 +85,13 @@ MESSAGES: tuple[dict[str, Any], ...] = (
     {"role": "assistant", "annotations": [], "function_call": None, "reasoning": "x"},
     {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "refusal", "refusal": "x"}] * 8},
 )
+BLOCKS: tuple[dict[str, Any], ...] = (
+    PART,
+    {"type": "thinking", "thinking": "x", "signature": "y", "cache_control": {}},
+    {"type": "tool_use", "id": "c", "name": "f", "input": {"a": [[]] * 8}},
+    {"type": "tool_result", "tool_use_id": "c", "content": [PART] * 8},
+    {"type": "image", "source": {"type": "base64", "data": ""}},
+)
 SCHEMA = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 9} for i in range(2000)}}
 
 
@@ -122,6 +129,9 @@ def _written() -> Iterator[Body]:
     yield _body("token ids", "completions", prompt=[1 << 30] * (MAX_VALUES - 64))
     yield _body("lists of token ids", "completions", prompt=[[7] * 2000] * 64)
     yield _body("texts", "completions", prompt=["x" * 60_000] * 64)
+    for number, block in enumerate(BLOCKS):
+        message = {"role": "user", "content": [block] * 16}
+        yield _body(f"block {number}", "messages", max_tokens=8, messages=_many(message))
     yield _body("a text to be tokenized", "tokenize", prompt="x" * (MAX_TOKENIZED_BYTES - 64))
     yield _body("a text that is too long to be tokenized", "tokenize", prompt="x" * MAX_TOKENIZED_BYTES)
     yield _body("tokens to be put together", "detokenize", tokens=[65] * (MAX_VALUES - 64))

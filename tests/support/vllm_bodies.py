@@ -22,7 +22,7 @@ from typing_extensions import get_type_hints, is_typeddict
 from app.domain.errors import Refused
 from app.serve.fields.refused import REFUSED
 from app.serve.request import parse
-from app.serve.request_load import Kind
+from app.serve.request_load import TOKENIZING, Kind
 
 EXAMPLES = 6
 """Bodies for each field of each class, at least."""
@@ -150,6 +150,8 @@ def dangers(kind: Kind, body: dict[str, Any]) -> set[str]:
         found.add("response_format")
     if body.get("use_beam_search"):
         found.add("use_beam_search")
+    if kind == "messages":
+        return found | _anthropic_dangers(body)
     if any(_is_odd(message) for message in body.get("messages", ())):
         found.add("messages")
     if kind == "responses":
@@ -165,6 +167,28 @@ def _is_odd(message: dict[str, Any]) -> bool:
     media = any(word in key for part in parts for key in (*part, str(part.get("type"))) for word in MEDIA)
     untyped = any(part.get("type") is None for part in parts)
     return media or untyped or any(call.get("type") != "function" for call in calls)
+
+
+def _anthropic_dangers(body: dict[str, Any]) -> set[str]:
+    """Media, changes of tools within the conversation, results that are no text, and tools chosen that are not there."""
+    places = {"system": [body.get("system")], "messages": [one["content"] for one in body["messages"]]}
+    odd = {
+        name
+        for name, contents in places.items()
+        if any(_is_odd_block(block) for one in contents if isinstance(one, list) for block in one)
+    }
+    chosen, names = body.get("tool_choice") or {}, [tool["name"] for tool in body.get("tools") or ()]
+    absent = chosen.get("type") == "any" and not names
+    absent |= chosen.get("type") == "tool" and chosen.get("name") not in names
+    return odd | ({"tool_choice"} if absent else set())
+
+
+def _is_odd_block(block: dict[str, Any]) -> bool:
+    content = block.get("content")
+    within = content if isinstance(content, list) and block["type"] == "tool_result" else ()
+    return block["type"] in ("image", "tool_addition", "tool_removal") or any(
+        part.get("type") not in ("text", "tool_reference") for part in within
+    )
 
 
 def _responses_dangers(body: dict[str, Any]) -> set[str]:
@@ -190,7 +214,11 @@ def compare(kind: Kind, cls: type[BaseModel], given_body: dict[str, Any]) -> tup
     """Return the verdict of the two on one body, as a word, with the reason."""
     try:
         asked: Any = cls.model_validate(json.loads(json.dumps(given_body)))
-        if hasattr(asked, "to_sampling_params"):  # requests to be tokenized have none
+        if kind == "messages":
+            from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+            asked = AnthropicServingMessages.to_chat_completion_request(asked)
+        if kind not in TOKENIZING:
             asked.to_sampling_params(16, {})
     except Exception as error:  # noqa: BLE001 - vLLM has several kinds
         return "not vLLM's", str(error)[:100]
@@ -208,8 +236,9 @@ def compare(kind: Kind, cls: type[BaseModel], given_body: dict[str, Any]) -> tup
 
 
 def bodies_of(cls: type[BaseModel], required: str, field: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Bodies with one field of a class, the required one, and sometimes a third."""
+    """Bodies with one field of a class, those that must be there, and sometimes a third."""
     forms = {name: model_field.annotation for name, model_field in cls.model_fields.items()}
+    needed = {name for name, model_field in cls.model_fields.items() if model_field.is_required()}
     logprobs = True if bool in typing.get_args(forms.get("logprobs")) else 1
     needs: dict[str, dict[str, Any]] = {
         "stream_options": {"stream": True},
@@ -220,7 +249,7 @@ def bodies_of(cls: type[BaseModel], required: str, field: str) -> st.SearchStrat
     @st.composite
     def some(draw: st.DrawFn) -> dict[str, Any]:
         third = draw(st.sampled_from(sorted(forms)))
-        body = {name: draw(made_of(forms[name], name)) for name in sorted({required, field, third})}
+        body = {name: draw(made_of(forms[name], name)) for name in sorted({*needed, required, field, third})}
         for name in set(needs) & set(body):
             body |= needs[name] if forms.keys() >= needs[name].keys() else {}
         return body if body[required] else {**body, required: draw(made_of(forms[required], required).filter(bool))}
@@ -263,6 +292,7 @@ def explore(kind: Kind, cls: type[BaseModel], required: str) -> Found:
 
 def main() -> None:
     """Compare, and print what was found."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -272,6 +302,7 @@ def main() -> None:
         ("chat", ChatCompletionRequest, "messages"),
         ("completions", CompletionRequest, "prompt"),
         ("responses", ResponsesRequest, "input"),
+        ("messages", AnthropicMessagesRequest, "messages"),
         ("tokenize", tokens.TokenizeCompletionRequest, "prompt"),
         ("tokenize", tokens.TokenizeChatRequest, "messages"),
         ("detokenize", tokens.DetokenizeRequest, "tokens"),

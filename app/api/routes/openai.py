@@ -1,5 +1,5 @@
-"""Routes of inference in the shapes of OpenAI's API and of vLLM's own: /v1/models, /v1/chat/completions, /v1/completions,
-/tokenize, /detokenize, and, if the engine supports them, /v1/responses and /v1/embeddings.
+"""Routes of inference: OpenAI's /v1/models, /v1/chat/completions, /v1/completions, and, if the engine supports them,
+/v1/responses and /v1/embeddings; Anthropic's /v1/messages; vLLM's /tokenize and /detokenize.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
 from app.api.openapi import EVENTS, body, fields
-from app.api.schemas import Completion, Detokenized, Embeddings, Model, ModelResponse, Models, Tokenized
+from app.api.schemas import Completion, Detokenized, Embeddings, Message, Model, ModelResponse, Models, Tokenized
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
 from app.serve.fields.chat import DROPPED_FIELDS
@@ -98,6 +98,17 @@ async def responses(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     """Create embeddings, if the engine serves an embedding model."""
     return await _answer(request, "embeddings")
+
+
+@router.post(
+    "/v1/messages",
+    response_model=Message,
+    responses=STREAMED,
+    openapi_extra=_body("messages", messages=MESSAGES, max_tokens={"type": "integer"}),
+)
+async def messages(request: Request) -> Response:
+    """Create a message, in the shape of Anthropic's API, with the same model names."""
+    return await _answer(request, "messages")
 
 
 @router.post("/tokenize", response_model=Tokenized, openapi_extra=_body("tokenize", "prompt", "messages"))

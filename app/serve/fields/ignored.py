@@ -7,6 +7,8 @@ import re
 from contextvars import ContextVar
 from typing import Final, Self
 
+from app.domain.errors import GatewayError
+
 MAX_NAMES: Final = 16
 """Names in one header; a list that goes on ends with MORE."""
 
@@ -25,7 +27,7 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9_.$-]")
 class Ignored:
     """Names left out of one request, in the order in which they came, each once.
 
-    Within `with`, and in that thread, it is told by `ignore`.
+    Within `with`, and in that thread, it is told by `ignore`. A gateway error that leaves the block gets the names.
     """
 
     __slots__ = ("_cut", "_names", "_token")
@@ -38,8 +40,10 @@ class Ignored:
         self._token = _COLLECTOR.set(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         _COLLECTOR.reset(self._token)
+        if isinstance(error, GatewayError):
+            error.ignored = self.header()
 
     def add(self, place: str, key: str) -> None:
         """Add the member `key` of the object at `place`, as in `messages[]`; "" is the body."""

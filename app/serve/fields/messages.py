@@ -97,13 +97,21 @@ def _message(value: Any) -> Any:
     return found
 
 
-def messages(value: Any) -> Any:
-    """Check a conversation."""
-    need(isinstance(value, list) and len(value) > 0, "must be a list of messages")
-    found = []
-    for index, message in enumerate(value):
-        try:
-            found.append(_message(message))
-        except ValueError as error:
-            raise ValueError(f"message {index}: {error}") from error
-    return found
+def messages_of(check_message: Check) -> Check:
+    """Return a check for a conversation, whose refusals say which message is meant."""
+
+    def check(value: Any) -> Any:
+        need(isinstance(value, list) and len(value) > 0, "must be a list of messages")
+        found = []
+        for index, message in enumerate(value):
+            try:
+                found.append(check_message(message))
+            except ValueError as error:
+                raise ValueError(f"message {index}: {error}") from error
+        return found
+
+    return check
+
+
+messages: Final = messages_of(_message)
+"""Check of a conversation."""

@@ -1,0 +1,82 @@
+"""The simulated engine's /v1/messages, in the shapes of vLLM 0.32; part of simulator.py."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from tests.support.simulator import Simulator
+
+WORDS = ("t0", " t1", " t2")
+USAGE = {"input_tokens": 3, "output_tokens": len(WORDS)}
+
+FAULTS = ("half", "malformed", "error", "other", "nan", "unlabelled", "eof", "slow")
+"""As for /v1/responses."""
+
+
+async def simulate_message(simulator: "Simulator", request: web.Request) -> web.StreamResponse:
+    """Answer one request."""
+    body, fault = await request.json(), simulator.faults.get("messages")
+    simulator.seen.append(body)
+    simulator.request_ids.append(request.headers.get("x-request-id", ""))
+    if body["model"] != simulator.model and body["model"] not in simulator.loaded:
+        return _error(404, "NotFoundError", f"The model `{body['model']}` does not exist.")
+    if fault == "400":
+        return _error(400, "BadRequestError", f"the engine says 400 of {body['model']}")
+    model = "another@000000000000" if fault == "other" else body["model"]
+    if not body.get("stream"):
+        await simulator.core()
+        block = {"type": "text", "text": "".join(WORDS)}
+        return web.json_response(_message(model, [block], "end_turn"), dumps=_dumps)
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    async with simulator.run():
+        for event in _events(model, fault):
+            await simulator.core()
+            await response.write(event)
+            if fault == "slow":
+                await asyncio.sleep(0.05)
+    return response
+
+
+def _events(model: str, fault: str | None) -> Iterator[bytes]:
+    if fault != "unlabelled":
+        yield _event("message_start", message=_message(model, [], None))
+    yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    for word in WORDS * (1 << 10) if fault == "slow" else WORDS:
+        yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+    match fault:
+        case "half":
+            yield b'event: message_delta\ndata: {"type'
+        case "malformed":
+            yield b'event: message_delta\ndata: {"type": \n\n'
+        case "nan":
+            yield b'event: ping\ndata: {"type": "ping", "n": NaN}\n\n'
+        case "error":
+            yield _event("error", error={"type": "internal_error", "message": f"{model} broke"})
+        case None | "unlabelled":
+            yield _event("content_block_stop", index=0)
+            delta = {"stop_reason": "end_turn", "stop_sequence": None}
+            yield _event("message_delta", delta=delta, usage=USAGE | {"input_tokens": 1, "cache_read_input_tokens": 2})
+            yield _event("message_stop")
+
+
+def _event(kind: str, **more: Any) -> bytes:
+    return f"event: {kind}\ndata: {_dumps({'type': kind, **more})}\n\n".encode()
+
+
+def _message(model: str, content: list[Any], stop: str | None) -> Mapping[str, Any]:
+    head = {"id": "chatcmpl-1", "type": "message", "role": "assistant", "content": content, "model": model}
+    return head | {"stop_reason": stop, "usage": USAGE if stop else USAGE | {"output_tokens": 0}}
+
+
+def _error(status: int, kind: str, message: str) -> web.Response:
+    """An error in Anthropic's envelope."""
+    return web.json_response({"type": "error", "error": {"type": kind, "message": message}}, status=status)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
