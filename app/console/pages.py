@@ -21,6 +21,7 @@ from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remem
 from app.console.engine_list import engine_list
 from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, page
+from app.console.trends import OUTCOMES, trends
 from app.console.version_history import history, version_of
 from app.domain.api_keys import Role
 from app.domain.errors import (
@@ -215,6 +216,13 @@ def chat(
     left = a or (others[0] if others else served)
     right = b or served
     return _page(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
+
+
+@router.get("/console/trends")
+def trends_page(request: Request, ctx: Ctx) -> Response:
+    """Show the uploads of the last days: their outcomes, changed modules, and answers to canaries."""
+    found = trends(ctx.uploads.components.catalogue, ctx.summaries)
+    return _page(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
 
 
 @router.get("/console/engines")

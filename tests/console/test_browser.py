@@ -163,6 +163,7 @@ PAGES = (
     "/console/adapters/shown",
     "/console/adapters/shown/compare",
     "/console/upload",
+    "/console/trends",
     "/console/engines",
     "/console/audit",
     "/console/settings",

@@ -58,6 +58,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/adapters/{name}"): _for(Role.UPLOAD),
     ("GET", "/console/adapters/{name}/compare"): _for(Role.UPLOAD),
     ("GET", "/console/adapters/{name}/versions/{number}/report.json"): _for(Role.UPLOAD),
+    ("GET", "/console/trends"): _for(Role.UPLOAD),
     ("GET", "/console/engines"): _for(Role.METRICS),
     ("GET", "/console/audit"): ADMIN_ONLY,
     ("GET", "/console/settings"): ADMIN_ONLY,

@@ -2,12 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
 from app.domain.version_state import State
 from app.store.catalogue.queries import versions_where
-from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, adapters, versions
+from app.store.catalogue.tables import (
+    VERSION_COLUMNS,
+    AdapterRow,
+    VersionRow,
+    adapter_record,
+    adapters,
+    version_row,
+    versions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,12 @@ def overviews(connection: Connection, contains: str) -> tuple[Overview, ...]:
     for version in versions_where(connection, *fits, of_interest):
         found[version.name.key].append(version)
     return tuple(Overview(row, tuple(found[row.name.key])) for row in rows)
+
+
+def uploaded_since(connection: Connection, since: datetime, limit: int) -> tuple[VersionRow, ...]:
+    """Return the newest `limit` versions that were begun from this time on, newest first."""
+    query = select(*VERSION_COLUMNS).where(versions.c.created_at >= since, versions.c.state != State.DELETED)
+    return tuple(version_row(row) for row in connection.execute(query.order_by(versions.c.id.desc()).limit(limit)))
 
 
 def reports_of(connection: Connection, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:

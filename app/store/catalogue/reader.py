@@ -1,6 +1,7 @@
 """Read-only part of the catalogue, for the API's GET routes, the relay and the loader."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy import select
 
@@ -8,7 +9,7 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.database import Database
-from app.store.catalogue.listing import Overview, overviews, reports_of
+from app.store.catalogue.listing import Overview, overviews, reports_of, uploaded_since
 from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.catalogue.row_cache import RowCache
@@ -76,6 +77,11 @@ class CatalogueReader:
             query = select(versions.c.report).where(versions.c.spelling == row.name.text, versions.c.number == number)
             report: str | None = connection.execute(query).scalar_one()
             return report
+
+    def uploaded_since(self, since: datetime, limit: int) -> tuple[VersionRow, ...]:
+        """Return the newest `limit` versions that were begun from this time on, newest first."""
+        with self._database.reading() as connection:
+            return uploaded_since(connection, since, limit)
 
     def reports(self, keys: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
         """Return (name, number) → report (JSON text) of those of these versions that exist and have one."""
