@@ -71,6 +71,7 @@ async def test_one_that_does_not_is_served_as_the_first_rung_that_does(running: 
     answer = await push(running)
     assert answer.status_code == 201, answer.text
     assert (await behaviour(running))["chosen"] == rung
+    await rested(running, [Promise("style", 1)])  # other candidates are unloaded in the background
     (engine_name,) = (name for name in running.simulator.loaded if name.startswith("style@"))
     assert energy_of(running.simulator.loaded[engine_name]) == ENERGIES[rung]
     assert (answer.json()["outcome"], answer.json()["rung"]) == ("projected", rung)
