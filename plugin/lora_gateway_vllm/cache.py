@@ -118,7 +118,8 @@ class Cache:
             )
 
     def _digests(self) -> list[str]:
-        return [entry.name for entry in os.scandir(self.root) if len(entry.name) == HEX_DIGITS and entry.is_dir()]
+        with os.scandir(self.root) as entries:
+            return [entry.name for entry in entries if len(entry.name) == HEX_DIGITS and entry.is_dir()]
 
     def _remove(self, digest: str) -> None:
         """In one step: a kill leaves it whole, or in staging."""
@@ -131,7 +132,7 @@ class Cache:
 
 def _is_whole(home: Path, digest: str) -> bool:
     try:
-        if {entry.name for entry in os.scandir(home)} != set(FILES):
+        if set(os.listdir(home)) != set(FILES):
             return False
         if any((home / name).is_symlink() for name in FILES):
             return False
@@ -141,7 +142,8 @@ def _is_whole(home: Path, digest: str) -> bool:
 
 
 def _size(home: Path) -> int:
-    return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(home))
+    with os.scandir(home) as entries:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
 
 
 @contextlib.contextmanager

@@ -36,10 +36,16 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise Unavailable(code, f"{doing}: {error.strerror or error}") from error
 
 
+def entries_of(directory: Path) -> list["os.DirEntry[str]"]:
+    """Return a directory's entries. Unlike with a bare `os.scandir`, the directory is closed whatever the caller raises."""
+    with os.scandir(directory) as found:
+        return list(found)
+
+
 def digests_in(root: Path) -> frozenset[Digest]:
     """Return the digests that entries of `root` are named by; other entries are ignored. Raises Unavailable."""
     with disk_errors(f"store directory {root}"):
-        names = [entry.name for entry in os.scandir(root) if not entry.name.startswith(".")]
+        names = [name for name in os.listdir(root) if not name.startswith(".")]
     found = []
     for name in names:
         with suppress(ValueError):

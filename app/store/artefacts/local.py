@@ -186,7 +186,7 @@ class BlobStore:
         """
         directory = self.path(digest)
         with disk_errors(f"artefact {digest.short}"):
-            present = {entry.name for entry in os.scandir(directory)}
+            present = set(os.listdir(directory))
         if missing := set(FILES) - present:
             raise _damaged(digest, min(missing), "missing")
         if foreign := present - set(FILES):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.errors import STORE_FAILED, Unavailable
-from app.store.artefacts.files import create_once, disk_errors
+from app.store.artefacts.files import create_once, disk_errors, entries_of
 
 MARK: Final = ".store"
 _MARK: Final = re.compile(r"[0-9a-f]{32}\n?")
@@ -29,7 +29,7 @@ class Staging:
         self._fd: int | None = None
         with disk_errors(f"sweep {root}"):
             root.mkdir(mode=0o700, exist_ok=True)
-            for entry in os.scandir(root):
+            for entry in entries_of(root):
                 _sweep(entry)
             self.path: Final = self._part(root) if shared else root
 

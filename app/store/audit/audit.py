@@ -14,6 +14,7 @@ from typing import Final
 from app.domain.artefact import WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
+from app.store.artefacts.files import entries_of
 from app.store.artefacts.local import LOCK, STAGING
 from app.store.artefacts.staging import MARK
 from app.store.audit import engines, rules, s3, uploads
@@ -158,7 +159,7 @@ def _skipped(root: Path, stored: s3.Stored | None, *, gateway_running: bool) -> 
 
 def _blobs(root: Path, between: Callable[[int], object]) -> tuple[list[BlobSeen], list[Finding]]:
     blobs, foreign = [], []
-    for entry in sorted(os.scandir(root), key=lambda e: e.name) if root.is_dir() else ():
+    for entry in sorted(entries_of(root), key=lambda e: e.name) if root.is_dir() else ():
         if entry.name in (STAGING, LOCK, FILE_NAME, MARK) or entry.name.startswith((".standing-", f"{MARK}-")):
             continue
         if len(entry.name) != 2 * 32 or not set(entry.name) <= _HEX or not entry.is_dir(follow_symlinks=False):

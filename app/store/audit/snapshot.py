@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, create_engine, make_url, select
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from app.store.artefacts.files import entries_of
 from app.store.catalogue.database import BUSY_SECONDS, ONE_MOMENT, database_errors
 from app.store.catalogue.postgres import postgres_engine
 from app.store.catalogue.tables import adapters, schema_info, versions
@@ -159,7 +160,7 @@ def _read_only(url: str) -> Engine:
 
 def read_blob(directory: Path) -> BlobSeen:
     """Read and hash every file of one artefact. Raises FileNotFoundError if it no longer exists."""
-    files = {entry.name: _seen(entry) for entry in os.scandir(directory)}
+    files = {entry.name: _seen(entry) for entry in entries_of(directory)}
     return BlobSeen(
         directory.name,
         stat.S_IMODE(directory.lstat().st_mode),

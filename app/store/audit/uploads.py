@@ -12,6 +12,7 @@ from typing import Final
 
 from app.domain.digest import SHORT
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
+from app.store.artefacts.files import entries_of
 from app.store.audit.rules import Finding, Findings
 from app.store.audit.snapshot import CatalogueSeen
 
@@ -54,7 +55,7 @@ def count(data: Path) -> int:
 
 def _entries(root: Path) -> Iterator["os.DirEntry[str]"]:
     if root.is_dir():
-        yield from (entry for entry in os.scandir(root) if not entry.name.startswith("."))
+        yield from (entry for entry in entries_of(root) if not entry.name.startswith("."))
 
 
 def _original(entry: "os.DirEntry[str]") -> Findings:
