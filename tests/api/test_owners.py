@@ -172,7 +172,7 @@ async def test_scores_are_rounded_for_all_but_administrators(
     open_gateway: OpenHouse, keys: Path, rejecting: bool
 ) -> None:
     strict = {"max_adapter_score": -1e6} if rejecting else {}
-    async with open_gateway(api_keys_file=keys, **strict) as running:
+    async with open_gateway(api_keys_file=keys, all_comparisons=True, **strict) as running:
         exact = (await ask(running, "ops", "POST", "/screen", files=form("prod"))).json()["verdict"]
         shown = [(await ask(running, "alice", "POST", "/screen", files=form("prod"))).json()["verdict"]]
         pushed = (await push(running, "alice", "prod")).json()
