@@ -32,7 +32,7 @@ from app.domain.lora import Adapter, LoraModule
 from app.screen.bits import has_subnormal, magnitude, magnitudes
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, summed
 from app.screen.exact import by_rows, gram, product, shifted
-from app.screen.threads import each, usable_cores
+from app.screen.threads import each, threads_for
 
 GRAM_SLICES: Final = 3
 """Slices of 19 bits into which factors are cut for their Gram matrices: float64's own precision."""
@@ -106,7 +106,7 @@ class _Pairs:
 def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: float | None = None) -> Adapter:
     """Return `adapter` with every module balanced, at most of its rank; the bytes depend only on the module's own.
 
-    workers: threads, one module each (None: one per usable core). deadline_s: seconds after which no further module
+    workers: threads, one module each (None: see `threads_for`). deadline_s: seconds after which no further module
     is started (None: no limit). Raises Refused BAD_NUMBERS, naming the module, and SCREENING_TIMEOUT.
     """
     end = None if deadline_s is None else time.monotonic() + deadline_s
@@ -118,7 +118,7 @@ def balance_all(adapter: Adapter, *, workers: int | None = None, deadline_s: flo
             )
         return balance(module)
 
-    modules = tuple(each(one, adapter.modules, workers or usable_cores()))
+    modules = tuple(each(one, adapter.modules, workers or threads_for(adapter.modules)))
     return Adapter(modules, adapter.dtype, balanced=True)
 
 

@@ -21,7 +21,7 @@ from app.screen.engine_arithmetic import objection
 from app.screen.lora_svd import Update, thin_svd
 from app.screen.reference.manifest import ModuleInfo
 from app.screen.reference.open import Reference, check_policy
-from app.screen.threads import each, usable_cores
+from app.screen.threads import each, threads_for, usable_cores
 
 SCORE_DECIMALS: Final = 6
 """Decimals to which scores are rounded before any decision: the reported score is the compared one, and sums taken in
@@ -41,7 +41,8 @@ def screen(
 
     complete: measure every comparison that the reference allows, which reads each V three times; False: only the one that
     decides, which for `input` reads no V. Decisions are the same.
-    workers: threads, each measuring one module at a time (None: one per usable core); the numbers do not depend on it.
+    workers: threads, each measuring one module at a time (None: one per usable core if V is read, else see `threads_for`);
+    the numbers do not depend on it.
     Memory beyond the reference is some 10 MiB a worker. The same bytes give the same verdict.
     deadline_s: seconds after which no further module is started (None: no limit); running measurements finish first.
 
@@ -64,7 +65,9 @@ def screen(
             raise Refused(SCREENING_TIMEOUT, late)
         return _measure(module, reference, policy, measured)
 
-    found = each(measure, adapter.modules, workers or usable_cores())
+    reads_v = Comparison.ALIGNMENT in measured
+    threads = workers or (usable_cores() if reads_v else threads_for(adapter.modules))
+    found = each(measure, adapter.modules, threads)
     reference.check_unchanged()
     outcome, reason, modules = decide(found, policy)
     return Verdict(
