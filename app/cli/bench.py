@@ -53,7 +53,9 @@ def bench_screening(
 
 @bench.command("uploads")
 def bench_uploads(
-    large: Annotated[bool, typer.Option(help="70B's shapes too: 5 GB of disk and of memory, minutes")] = False,
+    large: Annotated[
+        bool, typer.Option(help="70B's shapes too: a file of 1.7 GB, and three times that in memory")
+    ] = False,
     beside: Annotated[
         str | None, typer.Option(help="Command to time on the same files, which are added to it: `adaptersentry scan`")
     ] = None,

@@ -108,12 +108,8 @@ def _weights(adapter: Adapter, target: TargetModel) -> bytes:
         shape = target.modules[name]
         for key, rows, columns in (("A", adapter.rank, shape.d_in), ("B", shape.d_out, adapter.rank)):
             begin, end = end, end + rows * columns * size
-            place = [begin, end]
-            header[f"{KEY_PREFIX}{name}.lora_{key}.weight"] = {
-                "dtype": kind,
-                "shape": [rows, columns],
-                "data_offsets": place,
-            }
+            entry = {"dtype": kind, "shape": [rows, columns], "data_offsets": [begin, end]}
+            header[f"{KEY_PREFIX}{name}.lora_{key}.weight"] = entry
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     file = io.BytesIO()

@@ -11,13 +11,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from app.screen.balance import NEAR_ORTHOGONAL
+
 RESOLUTION: Final = 1e-13
 """Share of ‖B‖·‖A‖ below which a singular value of B·A is float64 rounding error of the two (r·2⁻⁵³, with a margin)."""
-
-NEAR_ORTHOGONAL: Final = 0.5
-"""Largest sum of a column's cosines with all others for which Gram matrices are used. By Gershgorin's theorem the columns'
-Gram matrix then has eigenvalues between ½ and 3/2: its Cholesky factor is as exact as a QR decomposition's, up to a factor
-of 3 (tests/screen/test_lora_svd.py compares the two). Balanced factors always qualify (balance.py)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +76,11 @@ def thin_svd(b: Tensor, a: Tensor) -> Update | None:
 
 
 def _cholesky(gram: Tensor) -> Tensor | None:
-    """Return the upper triangular R (r, r) with Rᵀ·R = gram; None unless the columns are nearly orthogonal, none zero."""
+    """Return the upper triangular R (r, r) with Rᵀ·R = gram; None unless the columns are nearly orthogonal, none zero.
+
+    With NEAR_ORTHOGONAL and Gershgorin's theorem, the Gram matrix of the normalised columns has eigenvalues between ½ and
+    3/2: its Cholesky factor is as exact as a QR decomposition's, up to a factor of 3. Balanced factors qualify.
+    """
     lengths = gram.diagonal().sqrt()
     cosines = gram / lengths / lengths[:, None]
     if not bool((cosines.abs().sum(0) - 1.0 <= NEAR_ORTHOGONAL).all()):  # false for NaN, too

@@ -17,9 +17,9 @@ import torch
 from app.domain.lora import LoraModule
 
 WORTH_A_THREAD: Final = 1 << 18
-"""Values of the average module's factors, r·(d_in + d_out), from which several threads are faster than one. Below it the
-threads spend their time waiting for the interpreter's lock between small operations: with two cores a module of
-16·(4096 + 4096) took 16.0 ms with two threads and 12.5 with one, one of 64·(4096 + 4096) 35.0 and 45.9 (ad hoc)."""
+"""Values of the average module's factors, r·(d_in + d_out), from which several threads are faster than one. Below it
+they spend their time waiting for the interpreter's lock between small operations: `bench uploads` took longer with two
+threads than with one at 16·(4096 + 4096) values, and less time at four times as many."""
 
 T = TypeVar("T")
 R = TypeVar("R")

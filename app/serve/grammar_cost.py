@@ -6,11 +6,11 @@ repetitions multiply; parsers of regular expressions recurse for each parenthesi
 millisecond of xgrammar 0.2.8 with 65,000 tokens, on a busy core.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.serve.pattern_ambiguity import Ambiguity, ambiguity, atom_length
+from app.serve.pattern_ambiguity import Ambiguity, ambiguity
+from app.serve.pattern_syntax import Kind, Piece, pieces
 
 MAX_PATTERN_CHARS: Final = 1024
 """Characters of one regular expression; a strict one for e-mail addresses has some 400."""
@@ -32,9 +32,6 @@ MAX_REFERENCES: Final = 256
 
 MAX_ENUM: Final = 2_000
 """Values of one enumeration."""
-
-_QUANTIFIER = re.compile(r"\{(\d{1,9})(?:(,)(\d{1,9})?)?\}")
-_GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_]\w{0,63}>|<?[=!]|[a-zA-Z-]*:))?")
 
 _CLASS_COST: Final = 30
 """Cost of a character class, against 1 for a character: most of the vocabulary is tried."""
@@ -63,26 +60,22 @@ def pattern_cost(pattern: str) -> int:
     if len(pattern) > MAX_PATTERN_CHARS:
         raise ValueError(f"a pattern of {len(pattern)} characters, the cap is {MAX_PATTERN_CHARS}")
     groups: list[int] = []  # of each open group: places before it
-    places = last = at = classes = 0  # repetition multiplies places, not classes: each class is looked up once
-    while at < len(pattern):
-        char, step = pattern[at], 1
-        if char == "(":
+    places = last = classes = 0  # repetition multiplies places, not classes: each class is looked up once
+    for piece in pieces(pattern):
+        if piece.kind is Kind.OPEN:
             groups.append(places)
             if len(groups) > MAX_PATTERN_DEPTH:
                 raise ValueError(f"a pattern with over {MAX_PATTERN_DEPTH} parentheses within each other")
-            found = _GROUP.match(pattern, at)
-            step, places, last = len(found.group()) if found else 1, 0, 0
-        elif char == ")" and groups:
+            places, last = 0, 0
+        elif piece.kind is Kind.CLOSE:
             last = places + 1
             places = groups.pop() + last
-        elif (repeated := _repeats(pattern, at)) is not None:
-            step, times = repeated
+        elif piece.kind is Kind.QUANTIFIER:
+            times = _written_out(piece)
             places, last = places + last * (times - 1), last * times
         else:
-            step = atom_length(pattern, at)
-            classes += step > 1 or char == "."
+            classes += len(piece.text) > 1 or piece.text in (".", "\\")
             places, last = places + 1, 1
-        at += step
     places += sum(groups)
     cost = classes * _CLASS_COST + places + places * places // 2_000
     if cost > MAX_PATTERN_COST:
@@ -90,15 +83,11 @@ def pattern_cost(pattern: str) -> int:
     return cost
 
 
-def _repeats(pattern: str, at: int) -> tuple[int, int] | None:
-    """Return the length of the quantifier at this position, and how many times it writes out the atom before it."""
-    if pattern[at] in "*+?":
-        return 1, 2
-    found = _QUANTIFIER.match(pattern, at)
-    if found is None:
-        return None
-    low, open_end, high = found.groups()
-    return len(found.group()), max(1, int(high or low)) + (open_end is not None and high is None)
+def _written_out(quantifier: Piece) -> int:
+    """Return how many times a quantifier writes out the part before it; `?` counts as twice: with it and without."""
+    if quantifier.text == "?":
+        return 2
+    return max(1, quantifier.least) + 1 if quantifier.most is None else max(1, quantifier.most)
 
 
 def schema_cost(schema: Mapping[str, Any]) -> int:

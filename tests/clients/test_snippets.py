@@ -59,7 +59,7 @@ MINUTES_TO_INSTALL: Final = {"LlamaIndex", "LiteLLM", "Vercel AI SDK"}
 
 @pytest_asyncio.fixture
 async def port(open_gateway: OpenHouse) -> AsyncIterator[int]:
-    """Where a gateway listens that serves the page's adapter."""
+    """Address of a gateway that serves the page's adapter."""
     async with open_gateway() as running, on_a_port(running) as found:
         assert (await running.http.post("/adapters", files=form(NAME))).status_code == 201
         yield found

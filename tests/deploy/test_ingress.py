@@ -26,7 +26,7 @@ def option(name: str) -> str:
 
 
 def goes_through(path: str) -> bool:
-    """Whether the Ingress would pass a path on, by Kubernetes' rules for Exact and Prefix."""
+    """Return True if the Ingress passes a path on, by Kubernetes' rules for Exact and Prefix."""
     (rule,) = ingress()["spec"]["rules"]
     return any(
         path == one["path"] or (one["pathType"] == "Prefix" and path.startswith(one["path"].rstrip("/") + "/"))

@@ -24,7 +24,7 @@ def inside() -> Resource:
 
 
 def run(volume: Path, tools: Path) -> str:
-    """What the Job's own script prints, with this folder as the volume."""
+    """Output of the Job's own script, run with this folder as the volume."""
     (script,) = inside()["args"]
     line = [*inside()["command"], script.replace("cd /checkpoints", f"cd {shlex.quote(str(volume))}")]
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -25,7 +25,7 @@ FILLED: Final = {
     "API_KEYS": "k" * MIN_KEY_CHARS,
     "GATEWAY_PORT": "9000",
 }
-"""What somebody writes into their .env."""
+"""Values that somebody writes into their .env."""
 
 
 def given() -> dict[str, str]:

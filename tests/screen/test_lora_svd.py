@@ -88,7 +88,7 @@ def by_qr(b: Tensor, a: Tensor) -> Update:
 
 
 def check_equal(one: Update, other: Update, size: float) -> None:
-    """The same singular values and the same update on both sides, to float64's rounding of ‖B‖·‖A‖."""
+    """Assert that both have one spectrum and one update on either side, to float64's rounding of ‖B‖·‖A‖."""
     assert len(one.s) == len(other.s)
     torch.testing.assert_close(one.s, other.s, rtol=0, atol=1e-13 * size)
     g = torch.Generator().manual_seed(7)

@@ -10,7 +10,7 @@ import pytest
 from app.domain.errors import SCHEMA_TOO_COSTLY, Refused
 from app.serve.request import parse
 from tests.support.gateway import Running, form
-from tests.support.simulated_messages import WORDS
+from tests.support.simulated_events import WORDS
 
 TEXT = "".join(WORDS)
 USER = {"role": "user", "content": "hello"}

@@ -47,7 +47,7 @@ def test_plain_and_delimited_repetitions_pass(pattern: str) -> None:
 
 
 def ways(body: str, text: str) -> int:
-    """In how many ways `text` is a sequence of texts that `body` matches."""
+    """Number of ways to cut `text` into texts that `body` matches."""
     if not text:
         return 1
     ends = (end for end in range(1, len(text) + 1) if re.fullmatch(body, text[:end]))

@@ -10,7 +10,8 @@ import pytest
 from app.domain.errors import Refused
 from app.serve.request import parse
 from tests.support.gateway import SERVED, Running, form
-from tests.support.simulated_responses import USAGE, WORDS
+from tests.support.simulated_events import WORDS
+from tests.support.simulated_responses import USAGE
 
 TEXT = "".join(WORDS)
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}

@@ -1,52 +1,39 @@
 """The simulated engine's /v1/messages, in the shapes of vLLM 0.32; part of simulator.py."""
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.support.simulated_events import WORDS, knows, model_of, received, streamed, words
+
 if TYPE_CHECKING:
     from tests.support.simulator import Simulator
 
-WORDS = ("t0", " t1", " t2")
 USAGE = {"input_tokens": 3, "output_tokens": len(WORDS)}
-
-FAULTS = ("half", "malformed", "error", "other", "nan", "unlabelled", "eof", "slow")
-"""As for /v1/responses."""
 
 
 async def simulate_message(simulator: "Simulator", request: web.Request) -> web.StreamResponse:
     """Answer one request."""
-    body, fault = await request.json(), simulator.faults.get("messages")
-    simulator.seen.append(body)
-    simulator.request_ids.append(request.headers.get("x-request-id", ""))
-    if body["model"] != simulator.model and body["model"] not in simulator.loaded:
+    body, fault = await received(simulator, request, "messages")
+    if not knows(simulator, body):
         return _error(404, "NotFoundError", f"The model `{body['model']}` does not exist.")
     if fault == "400":
         return _error(400, "BadRequestError", f"the engine says 400 of {body['model']}")
-    model = "another@000000000000" if fault == "other" else body["model"]
+    model = model_of(body, fault)
     if not body.get("stream"):
         await simulator.core()
         block = {"type": "text", "text": "".join(WORDS)}
         return web.json_response(_message(model, [block], "end_turn"), dumps=_dumps)
-    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
-    async with simulator.run():
-        for event in _events(model, fault):
-            await simulator.core()
-            await response.write(event)
-            if fault == "slow":
-                await asyncio.sleep(0.05)
-    return response
+    return await streamed(simulator, request, _events(model, fault), fault)
 
 
 def _events(model: str, fault: str | None) -> Iterator[bytes]:
     if fault != "unlabelled":
         yield _event("message_start", message=_message(model, [], None))
     yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    for word in WORDS * (1 << 10) if fault == "slow" else WORDS:
+    for word in words(fault):
         yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
     match fault:
         case "half":

