@@ -1,7 +1,7 @@
 """Parts that the simulated engine's streams of named events share: /v1/responses and /v1/messages.
 
-Faults: half, malformed, error, other, nan and eof as for chat; unlabelled: words before any event has named a model; slow: a
-delta every PAUSE_S, for ever; 400 (messages only): the engine's own refusal.
+Faults: half, malformed, error, other, nan and eof as for chat; unlabelled: words before any event has named a model; slow:
+a delta every PAUSE_S, for ever; 400 (messages only): the engine's own refusal.
 """
 
 import asyncio
