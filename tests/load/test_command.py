@@ -3,12 +3,26 @@
 import ctypes
 import importlib.util
 import itertools
+import platform
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from app.load.embedded import command
+from app.load.embedded import amx, command
 from app.load.embedded.command import EngineSpec, arguments, environment, missing_library
+
+TILES = 1 << 18
+PERMITTED = """
+import ctypes
+supported, permitted = ctypes.c_ulong(), ctypes.c_ulong()
+ctypes.CDLL(None).syscall(158, 0x1021, ctypes.byref(supported))
+ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(permitted))
+print(supported.value, permitted.value)
+"""
+"""Prints what arch_prctl says that this kernel supports of the processor's state, and permits to this process."""
 
 SPEC = EngineSpec(Path("/models/tiny"), "tiny", max_model_len=512, extra=("--enforce-eager",))
 
@@ -40,9 +54,25 @@ def test_no_secret_of_the_gateway_reaches_the_engine() -> None:
     assert "secret" not in " ".join(env.values())
     assert "VLLM_SERVER_DEV_MODE" not in env
     assert "PYTHONPATH" not in env
-    assert (env["HF_HUB_OFFLINE"], env["VLLM_PLUGINS"], env["VLLM_NO_USAGE_STATS"]) == ("1", "", "1")
+    assert (env["HF_HUB_OFFLINE"], env["VLLM_PLUGINS"], env["VLLM_NO_USAGE_STATS"]) == ("1", amx.PLUGIN, "1")
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert env["PATH"] == "/bin"
+
+
+def test_the_one_plugin_is_ours() -> None:
+    (found,) = metadata.entry_points(group="vllm.general_plugins", name=amx.PLUGIN)
+    assert found.load() is amx.permit
+
+
+def test_a_process_may_use_amx_once_it_has_asked() -> None:
+    """In processes of their own: a permission lasts as long as its process."""
+    asked = "from app.load.embedded.amx import permit; permit(); " + PERMITTED
+    supported, permitted = (int(word) for word in subprocess.check_output([sys.executable, "-c", asked]).split())
+    if platform.machine() != "x86_64" or not supported & TILES:
+        pytest.skip("this processor has no AMX")
+    assert permitted & TILES
+    _, before = (int(word) for word in subprocess.check_output([sys.executable, "-c", PERMITTED]).split())
+    assert not before & TILES
 
 
 def test_threads_are_set_only_where_asked() -> None:

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from app.load.embedded.amx import PLUGIN
+
 ENTRY: Final = "vllm.entrypoints.launchers.api_server.entry"
 
 GRACE_S: Final = 10.0
@@ -25,7 +27,7 @@ PASSED_ON: Final = frozenset({
 
 FIXED: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",  # a wrong path must not become a download
-    "VLLM_PLUGINS": "",  # no code but its own, no resolver that builds paths from model names
+    "VLLM_PLUGINS": PLUGIN,  # no other: a resolver would build paths from model names
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
