@@ -8,7 +8,7 @@ from typing import Final
 from app.domain.digest import Digest
 from app.domain.policy import Comparison, Policy
 
-METRIC_VERSION: Final = "e-diem/2"
+METRIC_VERSION: Final = "e-diem/3"
 """Version of the metric: changes whenever the same bytes and policy could score differently; part of every verdict's id."""
 
 

@@ -16,5 +16,5 @@ exact              products of float64 matrices, bit-identical on any machine
 core_svd           singular values and vectors of small matrices, bit-identical on any machine
 threads            parallelism over modules, never inside a product
 reference/         building a reference from two checkpoints; opening, verifying and holding it
-compiled/          numba kernels for quadratic_form and core_svd's rotations; NumPy code is the fallback
+compiled/          core_svd's rotations as a numba kernel; NumPy code is the fallback
 """

@@ -27,10 +27,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from app.screen.compiled.numba_support import kernel
-
 Array = NDArray[np.float64]
-Complex = NDArray[np.complex128]
 Weights = Callable[[Array], tuple[Array, Array]]
 """t (n,) → w(t) (n, m) and its derivative dw/dt (n, m)."""
 
@@ -59,7 +56,7 @@ FINER: Final = 4
 FORETOLD: Final = 1e-8
 """Predicted error (a probability) of a sum above which the step is halved. For sums S over steps h, 2h, 4h that converge
 exponentially, each error is the square of the one before, so that of S_h is about δ³/δ₂² with δ = |S_h − S_2h| and
-δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 8e-9: no step is halved there."""
+δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 4e-9: no step is halved there."""
 
 ROUGH: Final = 1e-4
 """Value of δ itself above which the step is also halved: the prediction fails there. Nulls of updates stay below 6e-5."""
@@ -73,8 +70,11 @@ REFINEMENTS: Final = 6
 DECAY: Final = 25.0
 """−ln |φ| at which the upper end is cut: e⁻²⁵ ≈ 1e-11."""
 
-SMALL: Final = 2e-3
-"""Value of u, in 1/(|mean| + deviation), below which φ is its Taylor polynomial of degree two to about 1e-9."""
+SMALL: Final = 2.3e-3
+"""Value of u, in 1/(|mean| + deviation), below which φ is its Taylor polynomial of degree two to about 1e-9.
+
+It also sets where the nodes lie. Measured from 2e-3 to 3.3e-3: at 2e-3 and 2.6e-3 the coarse sums of many nulls agree by
+chance, and their error is overestimated."""
 
 LAST: Final = math.log(1e9)
 """Largest x: forms with two or three degrees of freedom decay slowly and are cut there, at an error of 1e-9."""
@@ -88,11 +88,14 @@ MAX_STEPS: Final = 60
 CLOSE: Final = 3e-4
 """Share of the form's spread: Newton stops after a smaller step. It converges quadratically, so the error is below 1e-7."""
 
-_SETTING: Final = (
-    *(STEP, ANGLE, DECAY, math.log(SMALL), LAST, CANTELLI, GROWTH, HALVINGS, LOOK, FINER),
-    *(FORETOLD, ROUGH, AGREE, REFINEMENTS),
-)
-"""The constants above, as passed to compiled/quadratic_form.py."""
+FIRST: Final = math.log(SMALL)
+"""Smallest x of the grid; the sum over the nodes below it is known."""
+
+_COARSE: Final[Array] = np.arange(FIRST, LAST, LOOK, dtype=np.float64)
+"""The x at which the ray and the end of the grid are chosen."""
+
+_EVERY: Final = np.array([[1.0], [2.0], [4.0]])
+"""The sums taken of one grid: over every node, every second and every fourth."""
 
 
 def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
@@ -114,52 +117,61 @@ def probability(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
 
 def _near(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
     usual = np.where(np.sum(w**3 * dof, axis=1) > 0.0, -ANGLE, ANGLE)
-    angle = _side(w, dof, usual)
+    angle, top = _side(w, dof, usual)
     value, slope = np.empty(len(w)), np.empty(len(w))
     for rows, step in ((angle == usual, STEP), (angle != usual, STEP / FINER)):
         if rows.any():
-            value[rows], slope[rows] = _along(w[rows], dof[rows], dw[rows], angle[rows], step)
+            value[rows], slope[rows] = _along(w[rows], dof[rows], dw[rows], angle[rows], step, top)
     return value, slope
 
 
-def _along(w: Array, dof: Array, dw: Array, angle: Array, step: float) -> tuple[Array, Array]:
-    x = _grid(w, dof, angle, step)  # (n, nodes), descending
+def _along(w: Array, dof: Array, dw: Array, angle: Array, step: float, top: float) -> tuple[Array, Array]:
+    x: Array = FIRST + step * np.arange(math.ceil((top - FIRST) / step) + 1, dtype=np.float64)
     moments = _moments(w, dof, dw)
     across, along = _terms(w, dof, dw, x, angle)
-    value, slope = _sum(moments, angle, x[:, -1], step, np.sum(across, axis=1), np.sum(along, axis=1))
-    two, four = (_coarser(moments, angle, x[:, ::many], many * step, across[:, ::many]) for many in (2, 4))
+    sums = np.stack([np.sum(across[:, ::every], axis=1) for every in (1, 2, 4)])
+    (value, two, four), slopes = _sum(moments, angle, FIRST, step * _EVERY, sums, np.sum(along, axis=1))
+    slope = slopes[0]
     delta, before = np.abs(value - two), np.abs(two - four)
     for i in np.flatnonzero((delta**3 > FORETOLD * before**2) | (delta > ROUGH)):
         row = slice(i, i + 1)
-        value[row], slope[row] = _refined(w[row], dof[row], dw[row], angle[row], x[row], step)
+        value[row], slope[row] = _refined(w[row], dof[row], dw[row], angle[row], x, step)
     return np.clip(value, 0.0, 1.0), slope
 
 
-def _coarser(moments: Moments, angle: Array, x: Array, step: float, across: Array) -> Array:
-    """Return the probability from these nodes alone."""
-    return _sum(moments, angle, x[:, -1], step, np.sum(across, axis=1), 0.0)[0]
-
-
 def _refined(w: Array, dof: Array, dw: Array, angle: Array, x: Array, step: float) -> tuple[Array, Array]:
-    """Return the sum of one row, the step halved until two agree; x (1, nodes): grid of the first. Not clipped."""
+    """Return the sum of one row, the step halved until two agree; x (nodes,): grid of the first. Not clipped."""
     sums = [np.sum(y, axis=1) for y in _terms(w, dof, dw, x, angle)]
-    found = _sum(moments := _moments(w, dof, dw), angle, x[:, -1], step, *sums)
+    found = _sum(moments := _moments(w, dof, dw), angle, FIRST, np.array(step), *sums)
     for level in range(1, REFINEMENTS + 1):
         before, finer = found, step / 2**level
         for between in range(1, 2**level, 2):  # the grid again, shifted to positions without nodes so far
             sums = [
                 a + np.sum(b, axis=1) for a, b in zip(sums, _terms(w, dof, dw, x - finer * between, angle), strict=True)
             ]
-        found = _sum(moments, angle, x[:, -1] - (step - finer), finer, *sums)
+        found = _sum(moments, angle, FIRST - (step - finer), np.array(finer), *sums)
         if abs(found[0][0] - before[0][0]) <= AGREE:
             break
     return found
 
 
 def _terms(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Array, Array]:
-    """Return the summands at the nodes, (n, nodes): Im φ and its derivative."""
-    phi, slope = _characteristic(w, dof, dw, x, angle)
-    return phi.imag, (phi * slope).imag
+    """Return the summands at the nodes, (n, nodes): Im φ and its derivative. In real arithmetic, which numpy vectorises."""
+    real, imag = _factor(w, x, angle)
+    square = real * real + imag * imag
+    half = 0.5 * dof
+    size = np.exp(-0.5 * _weighted(half, np.log(square)))
+    phase = -_weighted(half, np.arctan2(imag, real))
+    part = half * dw  # d ln φ = Σ ½ν·dw·i·u·conj(factor)/|factor|²
+    turned = _weighted(part, real / square) - 1j * _weighted(part, imag / square)
+    phi = size * np.exp(1j * phase)
+    return phi.imag, (phi * turned * np.exp(x) * (1j * np.exp(1j * angle))[:, None]).imag
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    """Return Σ_j weights_nj·values_njk, (n, nodes), in a fixed order of summation on any machine."""
+    found: Array = np.einsum("nj,njk->nk", weights, values)
+    return found
 
 
 def _moments(w: Array, dof: Array, dw: Array) -> Moments:
@@ -169,75 +181,39 @@ def _moments(w: Array, dof: Array, dw: Array) -> Moments:
     return k1, k1 * k1 + k2, d1, 2.0 * k1 * d1 + d2
 
 
-def _sum(
-    moments: Moments, angle: Array, last: Array, step: float, across: Array, along: Array | float
-) -> tuple[Array, Array]:
+def _sum(moments: Moments, angle: Array, last: float, step: Array, across: Array, along: Array) -> tuple[Array, Array]:
     """Return probability and slope from the sums over the nodes, of which x = last is the lowest.
 
     For the nodes below it, at which φ = 1 + i·κ₁·u/2 − (κ₁² + κ₂)·u²/8, the sum is two geometric series.
     """
     k1, square, d1, d_square = moments
-    one = 0.5 * np.cos(angle) * np.exp(last) / math.expm1(step)
-    two = -0.125 * np.sin(2.0 * angle) * np.exp(2.0 * last) / math.expm1(2.0 * step)
+    one = 0.5 * np.cos(angle) * math.exp(last) / np.expm1(step)
+    two = -0.125 * np.sin(2.0 * angle) * math.exp(2.0 * last) / np.expm1(2.0 * step)
     per = step / math.pi
     value = 0.5 - (across * step + angle) / math.pi - per * (k1 * one + square * two)
     return value, -along * step / math.pi - per * (d1 * one + d_square * two)
 
 
-def _side(w: Array, dof: Array, angle: Array) -> Array:
-    """Return the ray's angle (n,): the usual one unless |φ| grows on it; else the other side's, or half that, and so on."""
-    x = np.arange(math.log(SMALL), LAST, LOOK)
-    for _ in range(HALVINGS):
-        for _ in range(2):
-            real, imag = _factor(w, np.broadcast_to(x, (len(w), len(x))), angle)
-            fallen = 0.25 * np.sum(dof[:, :, None] * np.log(real * real + imag * imag), axis=1)
-            grows = np.min(fallen - np.maximum.accumulate(np.maximum(fallen, 0.0), axis=1), axis=1) < -GROWTH
-            if not grows.any():
-                return angle
-            angle = np.where(grows, -angle, angle)
-        angle = np.where(grows, 0.5 * angle, angle)
-    return angle
+def _side(w: Array, dof: Array, angle: Array) -> tuple[Array, float]:
+    """Return the rays' angles (n,), and the x at which |φ| has decayed on all of them.
+
+    An angle is the usual one unless |φ| grows on its ray; else the other side's, or half that, and so on.
+    """
+    for attempt in range(2 * HALVINGS):
+        real, imag = _factor(w, _COARSE, angle)
+        fallen = _weighted(0.25 * dof, np.log(real * real + imag * imag))
+        grows = np.min(fallen - np.maximum.accumulate(np.maximum(fallen, 0.0), axis=1), axis=1) < -GROWTH
+        if not grows.any():
+            break
+        angle = np.where(grows, (-1.0 if attempt % 2 == 0 else -0.5) * angle, angle)
+    decayed = np.all(fallen >= DECAY, axis=0)
+    return angle, float(_COARSE[np.argmax(decayed)]) if decayed.any() else LAST
 
 
 def _factor(w: Array, x: Array, angle: Array) -> tuple[Array, Array]:
-    """Return the real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}."""
-    wu = w[:, :, None] * np.exp(x)[:, None, :]
+    """Return the real and imaginary part of 1 − i·w·u, (n, m, nodes), on the ray u = e^{x + i·angle}; x: (nodes,)."""
+    wu = w[:, :, None] * np.exp(x)
     return 1.0 + wu * np.sin(angle)[:, None, None], -wu * np.cos(angle)[:, None, None]
-
-
-def _characteristic(w: Array, dof: Array, dw: Array, x: Array, angle: Array) -> tuple[Complex, Complex]:
-    """Return φ(u) and d ln φ(u) along dw, (n, nodes). In real arithmetic, which numpy vectorises."""
-    real, imag = _factor(w, x, angle)
-    square = real * real + imag * imag
-    half = 0.5 * dof[:, :, None]
-    size = np.exp(-0.5 * np.sum(half * np.log(square), axis=1))
-    phase = -np.sum(half * np.arctan2(imag, real), axis=1)
-    part = half * dw[:, :, None] / square  # d ln φ = Σ ½ν·dw·i·u·conj(factor)/|factor|²
-    turned = np.sum(part * real, axis=1) - 1j * np.sum(part * imag, axis=1)
-    iu = np.exp(x) * (1j * np.exp(1j * angle))[:, None]
-    return size * np.exp(1j * phase), iu * turned
-
-
-def _grid(w: Array, dof: Array, angle: Array, step: float) -> Array:
-    """Return nodes x (n, nodes), from the point at which φ has vanished down to the one at which it is a polynomial."""
-    low, high = np.zeros(len(w)), np.full(len(w), LAST)
-    for _ in range(8):  # bisection to LAST/2⁸ < STEP: the range need not be exact
-        middle = 0.5 * (low + high)
-        real, imag = _factor(w, middle[:, None], angle)
-        fallen = 0.25 * np.sum(dof * np.log(real * real + imag * imag)[:, :, 0], axis=1)
-        high, low = np.where(fallen >= DECAY, middle, high), np.where(fallen >= DECAY, low, middle)
-    nodes = math.ceil((float(high.max()) - math.log(SMALL)) / step)
-    grid: Array = high[:, None] - step * np.arange(nodes)[None, :]
-    return grid
-
-
-def _measured(w: Array, dof: Array, dw: Array) -> tuple[Array, Array]:
-    """Compute `probability` for rows with the same degrees of freedom (m,): compiled if numba is installed."""
-    fast = kernel("quadratic_form")
-    if fast is None:
-        return probability(w, np.broadcast_to(dof, w.shape), dw)
-    found: tuple[Array, Array] = fast.probability(w, dof, dw, _SETTING)
-    return found
 
 
 def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple[float, float]) -> Array:
@@ -251,7 +227,7 @@ def quantiles(weights: Weights, dof: Array, p: Array, mean: float, bounds: tuple
     moving = np.ones(len(p), dtype=bool)
     for _ in range(MAX_STEPS):
         w, dw = weights(t)
-        value, density = _measured(w, dof, dw)
+        value, density = probability(w, np.broadcast_to(dof, w.shape), dw)
         low, high = np.where(value < p, t, low), np.where(value < p, high, t)
         newton = t - (value - p) / np.where(density > 0.0, density, math.inf)
         close = (density > 0.0) & (np.abs(newton - t) <= CLOSE * spread)

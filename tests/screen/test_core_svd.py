@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from app.screen import core_svd as module
 from app.screen.compiled.numba_support import PLAIN, kernel
+from app.screen.compiled.warm import warm
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, round_robin, summed
 
 
@@ -56,7 +57,16 @@ def test_compiled_and_plain_agree_to_the_bit(p: int, q: int, seed: int, ties: bo
     assert plain is not None
     for one, two in zip(fast, plain, strict=True):
         assert one.tobytes() == two.tobytes()
-    assert PLAIN == "SCREEN_PLAIN"
+
+
+def test_without_numba_the_plain_form_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLAIN, "1")
+    kernel.cache_clear()
+    try:
+        assert kernel("rotations") is None
+        assert warm() < 5.0
+    finally:
+        kernel.cache_clear()
 
 
 def test_zeros_have_no_singular_values() -> None:

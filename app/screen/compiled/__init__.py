@@ -1,1 +1,1 @@
-"""Compiled kernels: machine code, through numba, for the measurements that are slow in NumPy or torch."""
+"""Compiled Jacobi rotations: machine code, through numba, for the one loop that NumPy runs several times slower."""
