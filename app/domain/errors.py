@@ -57,7 +57,9 @@ _D, _U, _V = Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE
 _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.SERVE
 
 # door: before a request's content is processed
-UNAUTHORIZED = _code("unauthorized", 401, _D, "Send `Authorization: Bearer <key>` with a key this gateway knows.")
+UNAUTHORIZED = _code(
+    "unauthorized", 401, _D, "Send `Authorization: Bearer <key>` (or `x-api-key: <key>`) with a key this gateway knows."
+)
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role that the message names, or ask the operator for one.")
 CROSS_SITE = _code(
     "cross_site", 403, _D, "Send it from this gateway's own pages, or from a program that sends no Origin header."

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -39,6 +40,18 @@ async def test_without_a_key_nothing_but_health_answers(running: Running, method
     assert (error["code"], error["type"]) == ("unauthorized", "authentication_error")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert KEY not in answer.text
+
+
+async def test_the_key_is_taken_where_anthropics_clients_send_it(running: Running) -> None:
+    async def status(*headers: tuple[str, str]) -> int:
+        request = running.http.build_request("GET", "/v1/models")
+        request.headers = httpx.Headers([("host", request.headers["host"]), *headers])
+        return (await running.http.send(request)).status_code
+
+    assert await status(("x-api-key", KEY)) == 200
+    assert await status(("x-api-key", f"{KEY}x")) == 401
+    assert await status(("x-api-key", KEY), ("authorization", "Bearer wrong")) == 401
+    assert await status(("x-api-key", KEY), ("x-api-key", KEY)) == 400
 
 
 @pytest.mark.parametrize("path", ["/health", "/healthz"])

@@ -63,6 +63,7 @@ def left_out(name: str) -> set[str]:
     ("name", "environment", "program"),
     [
         ("openai for Python", None, "openai_turns.py"),
+        ("Anthropic", "anthropic", "anthropic_turns.py"),
         ("LangChain", "langchain-openai", "langchain_turns.py"),
         ("LlamaIndex", "llama-index", "llama_index_turns.py"),
         ("LiteLLM", "litellm", "litellm_turns.py"),

@@ -49,12 +49,13 @@ RUN: Final = {
     "openai for Python": in_python(None),
     "openai for Node": in_node("openai-node"),
     "curl": in_a_shell,
+    "Anthropic": in_python("anthropic"),
     "LangChain": in_python("langchain-openai"),
     "LlamaIndex": in_python("llama-index"),
     "LiteLLM": in_python("litellm"),
     "Vercel AI SDK": in_node("ai-sdk"),
 }
-MINUTES_TO_INSTALL: Final = {"LlamaIndex", "LiteLLM", "Vercel AI SDK"}
+MINUTES_TO_INSTALL: Final = {"Anthropic", "LlamaIndex", "LiteLLM", "Vercel AI SDK"}
 
 
 @pytest_asyncio.fixture

@@ -24,7 +24,7 @@ async def simulate_message(simulator: "Simulator", request: web.Request) -> web.
     model = model_of(body, fault)
     if not body.get("stream"):
         await simulator.core()
-        block = {"type": "text", "text": "".join(WORDS)}
+        block = {"type": "text", "text": f"words of {body['model'].partition('@')[0]}"}
         return web.json_response(_message(model, [block], "end_turn"), dumps=_dumps)
     return await streamed(simulator, request, _events(model, fault), fault)
 

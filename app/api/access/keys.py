@@ -1,7 +1,7 @@
-"""Authentication by API key from the `Authorization` header. A key never appears in a log, a metric or an error."""
+"""Authentication by API key, sent as by OpenAI's or Anthropic's clients. No log, metric or error contains a key."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from app.domain.api_keys import Key, Role, digest_of_key
@@ -12,6 +12,14 @@ ANYBODY: Final = Key("open", frozenset(Role), b"")
 
 MAX_KEY_CHARS: Final = 512
 """Characters of an `Authorization` header that are examined."""
+
+
+def authorization(headers: Mapping[str, str]) -> str | None:
+    """Return the `Authorization` header, or what it would be for the key in `x-api-key`, Anthropic's header for keys."""
+    given = headers.get("authorization")
+    if given is None and (key := headers.get("x-api-key")) is not None:
+        return f"Bearer {key}"
+    return given
 
 
 class Keys:

@@ -7,6 +7,7 @@ from typing import Final
 
 from fastapi import Request
 
+from app.api.access.keys import authorization
 from app.api.access.rate_limits import Kind
 from app.api.dependencies import context_of
 from app.domain.api_keys import NOBODY, Key, Role
@@ -95,7 +96,7 @@ async def guarded(request: Request) -> None:
     rule = ROUTES.get((request.method, route), ADMIN_ONLY)
     if rule.roles is None:
         return
-    key = ctx.keys.admit(request.headers.get("authorization"), rule.roles)
+    key = ctx.keys.admit(authorization(request.headers), rule.roles)
     request.state.key = key.name
     request.state.permits = partial(permits, key)
     KEY_NAME.set(key.name)
