@@ -1,4 +1,7 @@
-"""Other people's programs, unmodified, against one gateway on the real engine. The openai SDK: tests/test_openai_sdk.py."""
+"""Other people's programs, unmodified, against one gateway on the real engine. The openai SDK: tests/test_openai_sdk.py.
+
+Those that are installed first are run by `make clients`; `make test` sends what they were seen to send (test_recorded.py).
+"""
 
 import json
 import sys
@@ -29,6 +32,7 @@ def expected(client: httpx.Client) -> str:
     return say(client, MODEL, QUESTION)
 
 
+@pytest.mark.long
 def test_openai_for_node(demo_gateway: GatewayProcess, expected: str, tmp_path: Path) -> None:
     node, folder = node_with("openai-node")
     said = json.loads(run(node, HOME / "openai_node.mjs", folder, demo_gateway.url, MODEL, QUESTION, cwd=tmp_path))
@@ -46,6 +50,7 @@ def test_openai_for_node(demo_gateway: GatewayProcess, expected: str, tmp_path: 
         assert all(len(token["top_logprobs"]) >= 3 for token in choice["logprobs"]["content"])
 
 
+@pytest.mark.long
 def test_langchain(demo_gateway: GatewayProcess, expected: str, tmp_path: Path) -> None:
     program = HOME / "langchain_client.py"
     said = json.loads(run(python_with("langchain-openai"), program, demo_gateway.url, MODEL, QUESTION, cwd=tmp_path))
@@ -57,6 +62,7 @@ def test_langchain(demo_gateway: GatewayProcess, expected: str, tmp_path: Path) 
     assert said["refused"] == NOT_FOUND
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [["--no-stream"], []], ids=["whole", "streamed"])
 def test_llm(demo_gateway: GatewayProcess, expected: str, tmp_path: Path, how: list[str]) -> None:
     models = f"- model_id: mine\n  model_name: {MODEL}\n  api_base: {demo_gateway.url}/v1\n"

@@ -1,10 +1,12 @@
 """Two turns by other people's clients on the real engine: an answer goes back as history in the client's own form.
 
 Run by `make clients`, which also says which clients do not install here. The fields that the gateway leaves out of these
-requests are the table of docs/clients.md.
+requests are the table of docs/clients.md. `CLIENTS_RECORD=1 make clients` writes the requests anew into
+tests/clients/recorded, from where test_recorded.py sends them in every run of the tests.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import pytest
 from app.demo.assets import ADAPTERS, BENIGN
 from app.demo.child_gateway import GatewayProcess
 from app.demo.questions import new_skill_held_out
-from tests.support.clients import HOME, node_program, python_with, run
+from tests.support.clients import HOME, RECORDED, node_program, python_with, run
 from tests.support.demo_gateway import chat_body, push
 from tests.support.recorder import Recorder, recording
 
@@ -59,6 +61,14 @@ def left_out(name: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", LEFT_OUT[name]))
 
 
+def check(name: str, recorder: Recorder) -> None:
+    """Compare what was left out with the page; keep the requests if that was asked for."""
+    assert recorder.ignored == left_out(name)
+    if os.environ.get("CLIENTS_RECORD"):
+        text = json.dumps({"client": name, "requests": recorder.seen}, indent=1, ensure_ascii=False)
+        (RECORDED / f"{name.lower().replace(' ', '-')}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "environment", "program"),
     [
@@ -75,7 +85,7 @@ def test_two_turns_in_python(
     python = Path(sys.executable) if environment is None else python_with(environment)
     said = run(python, TURNS / program, recorder.url, MODEL, FIRST, SECOND, cwd=tmp_path)
     assert stripped(json.loads(said)) == stripped(expected)
-    assert recorder.ignored == left_out(name)
+    check(name, recorder)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_two_turns_in_node(
     command = node_program(environment, (TURNS / program).read_text(encoding="utf-8"), tmp_path)
     said = run(*command, recorder.url, MODEL, FIRST, SECOND, cwd=tmp_path)
     assert stripped(json.loads(said)) == stripped(expected)
-    assert recorder.ignored == left_out(name)
+    check(name, recorder)
 
 
 def test_two_turns_of_llm(expected: list[str], recorder: Recorder, tmp_path: Path) -> None:
@@ -105,4 +115,4 @@ def test_two_turns_of_llm(expected: list[str], recorder: Recorder, tmp_path: Pat
         for asked in (["-m", "mine", FIRST], ["-c", SECOND])
     ]
     assert stripped(said) == stripped(expected)
-    assert recorder.ignored == left_out("llm")
+    check("llm", recorder)

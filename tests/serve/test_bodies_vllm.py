@@ -33,7 +33,11 @@ CLASSES |= {"messages": AnthropicMessagesRequest, "tokenize": TokenizeCompletion
 def kib(field):
     return int(open("/proc/self/status").read().split(field + ":")[1].split()[0])
 
-def read(body, written):  # in a child: memory that was had once is not given back
+def read(body):  # in a child: memory that was had once is not given back
+    try:
+        written = parse(body.kind, body.raw).encode("mine")
+    except GatewayError:
+        os._exit(0)
     open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
     before = kib("VmRSS")
     try:
@@ -41,17 +45,20 @@ def read(body, written):  # in a child: memory that was had once is not given ba
         said = "taken"
     except Exception as error:
         said = str(error)[:300]
-    print(json.dumps([body.name, said, (kib("VmHWM") - before) >> 10]), flush=True)
+    os.write(1, (json.dumps([body.name, said, (kib("VmHWM") - before) >> 10]) + "\\n").encode())
     os._exit(0)
 
+running = 0
 for body in large_bodies():
-    try:
-        written = parse(body.kind, body.raw).encode("mine")
-    except GatewayError:
-        continue
+    if running == min(os.cpu_count(), 4):
+        os.wait()
+        running -= 1
     if os.fork() == 0:
-        read(body, written)
+        read(body)
+    running += 1
+while running:
     os.wait()
+    running -= 1
 """
 
 

@@ -20,6 +20,9 @@ import pytest
 HOME: Final = Path(__file__).resolve().parents[1] / "clients"
 """The clients' pins and programs."""
 
+RECORDED: Final = HOME / "recorded"
+"""Requests of two turns by each client."""
+
 KEPT: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lora-gateway-tests" / "clients"
 ANSWER_S: Final = 120.0
 INSTALL_S: Final = 600.0

@@ -1,11 +1,12 @@
-"""Reverse proxy in front of a gateway that notes the fields which each answer says were left out of its request."""
+"""Reverse proxy in front of a gateway that notes requests, and the fields which their answers say were left out of them."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -17,9 +18,10 @@ PASSED_ON: Final = ("authorization", "content-type", "accept")
 
 @dataclass(frozen=True)
 class Recorder:
-    """A running proxy. ignored: names in X-Gateway-Ignored-Fields of the answers so far."""
+    """A running proxy. seen: paths and bodies of requests; ignored: names in X-Gateway-Ignored-Fields of the answers."""
 
     url: str
+    seen: list[tuple[str, Any]] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
 
 
@@ -31,6 +33,7 @@ def recording(gateway: str) -> Iterator[Recorder]:
         class Pass(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                recorder.seen.append((self.path, json.loads(body)))
                 headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
                 answer = http.post(self.path, content=body, headers=headers)
                 listed = answer.headers.get("x-gateway-ignored-fields", "")

@@ -7,6 +7,7 @@ caps, which are its own; every field, every member and every form of it is made 
 
 import collections.abc
 import dataclasses
+import functools
 import json
 import string
 import types
@@ -101,6 +102,7 @@ def made_of(form: Any, name: str = "") -> st.SearchStrategy[Any]:
     return _simple(form)
 
 
+@functools.cache
 def _simple(form: Any) -> st.SearchStrategy[Any]:
     if is_typeddict(form):
         hints = get_type_hints(form, include_extras=True)
