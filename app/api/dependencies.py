@@ -19,6 +19,7 @@ from app.observe.metrics import Metrics
 from app.serve.admission import Admission
 from app.serve.relay import Relay
 from app.serve.routing_table import RoutingTable
+from app.store.envelope import Signer
 from app.upload.receive import PendingUpload
 
 
@@ -28,8 +29,8 @@ class Context:
 
     ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
     sealed upload. readiness: name of a part → None, or the problem with it. details: further fields of /ready.
-    engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit. settings: those in
-    force, without secrets.
+    engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit. signer: signs
+    statements, if there is a key. settings: those in force, without secrets.
     """
 
     keys: Keys
@@ -49,6 +50,7 @@ class Context:
     details: Callable[[], dict[str, str]]
     engine_metrics: Callable[[], Awaitable[bytes]]
     auditor: Auditor
+    signer: Signer | None
     settings: tuple[SettingInForce, ...]
 
 

@@ -115,6 +115,21 @@ class Owner(View):
     owner: str
 
 
+class Signature(View):
+    """One signature of an envelope, base64. keyid: SHA-256 of the public key, a hint only."""
+
+    keyid: str
+    sig: str
+
+
+class Envelope(View):
+    """DSSE envelope; payload: an in-toto statement, base64."""
+
+    payloadType: str  # noqa: N815 - the name in DSSE
+    payload: str
+    signatures: list[Signature]
+
+
 class ErrorDetail(View):
     """One fault of an upload. where: the field, tensor or module. what_to_do: its remedy."""
 

@@ -23,6 +23,7 @@ from app.cli.gateway import chat, status
 from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
+from app.cli.verify import verify
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
@@ -61,6 +62,7 @@ cli.add_typer(canaries, name="canaries")
 store.command("move")(move_command)
 cli.command("status")(status)
 cli.command("chat")(chat)
+cli.command("verify")(verify)
 
 
 def _print_version(wanted: bool) -> None:

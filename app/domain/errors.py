@@ -187,6 +187,10 @@ VERSION_NOT_READY = _code(
 ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
 )
+NOT_SIGNED = _code("not_signed", 404, _T, "Ask the operator for statements: they need a key in GATEWAY_SIGNING_KEY.")
+BAD_STATEMENT = _code(
+    "bad_statement", 422, _T, "Do not serve these files; ask who sent them for a statement about these bytes."
+)
 RESCREENING = _code("rescreening", 429, _T, "Wait until the other rescreening has ended.", retryable=True)
 
 # evaluate: behaviour on canaries

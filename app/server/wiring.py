@@ -268,6 +268,7 @@ def _context(
         details=partial(details_of, components),
         engine_metrics=engine.exposition,
         auditor=auditor,
+        signer=settings.signer,
         settings=settings_in_force(settings),
     )
 

@@ -22,6 +22,7 @@ from app.api.access.rules import ROUTES
 from app.domain.errors import CODES
 from tests.console.conftest import serving
 from tests.support.gateway import form
+from tests.support.signing import signing_key
 
 EXAMPLES: Final = int(os.environ.get("EXAMPLES", "12"))
 """Requests of each kind a route gets: `make test EXAMPLES=…` for more."""
@@ -52,7 +53,7 @@ CHECKS: Final = [
 @pytest.fixture(scope="module")
 def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An open gateway on a port, over the simulated engine."""
-    unbounded = {
+    unbounded: dict[str, Any] = {
         "keep_originals": True,
         "uploads_per_minute": 0,
         "screens_per_minute": 0,
@@ -60,6 +61,7 @@ def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "chats_per_minute": 0,
         "screen_sandbox": False,
     }
+    unbounded["signing_key"] = signing_key(tmp_path_factory.mktemp("keys") / "key.pem")
     with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
         yield found
 

@@ -47,6 +47,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/adapters"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}/versions/{number}/attestation"): _for(Role.UPLOAD),
     ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
     ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
     ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,

@@ -11,7 +11,19 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import body
-from app.api.schemas import Adapter, AdapterPage, Error, NewOwner, Owner, Report, Version, View, Warmed, WarmEngine
+from app.api.schemas import (
+    Adapter,
+    AdapterPage,
+    Envelope,
+    Error,
+    NewOwner,
+    Owner,
+    Report,
+    Version,
+    View,
+    Warmed,
+    WarmEngine,
+)
 from app.api.views import adapters_page, one_adapter, one_version, remarks_on
 from app.domain.api_keys import check_owner
 from app.domain.coarse import coarse_verdict
@@ -20,6 +32,7 @@ from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
 from app.domain.verdict import Verdict
 from app.domain.version_state import State
+from app.gateway.attestation import attestation
 from app.gateway.uploads import Uploads
 from app.gateway.warm_up import warm
 from app.observe.log import event
@@ -159,6 +172,14 @@ async def adapter(name: str, request: Request, ctx: Ctx) -> Response:
 async def version(name: str, number: Number, request: Request, ctx: Ctx) -> Response:
     """Show one version with its report: every module's score and decision."""
     return await _read(ctx, one_version, name, number, request.state.uploader.admin)
+
+
+@router.get("/adapters/{name}/versions/{number}/attestation", response_model=Envelope)
+async def signed_statement(name: str, number: Number, ctx: Ctx) -> Response:
+    """Return a signed statement about one version: the bytes of its files, and how they were screened (DSSE, in-toto)."""
+    components = ctx.uploads.components
+    envelope = await components.pools.fetching(attestation, components, ctx.signer, name, number)
+    return Envelope.model_validate(envelope).response()
 
 
 async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Response:

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode
 from app.domain.digest import Digest
 from app.domain.retention import DEFAULT_KEEP_VERSIONS
 from app.server.settings.parts import comma_separated
+from app.store.envelope import Signer
 
 
 class ServedModelSettings(BaseSettings):
@@ -83,6 +84,11 @@ class StorageSettings(BaseSettings):
         description="Versions of each adapter, besides the active one, that stay loaded and answer as name@n; older ones "
         "stay in the catalogue only, and rollback loads them again",
     )
+    signing_key: Path | None = Field(
+        None,
+        description="Private key in PEM, Ed25519 or ECDSA P-256, that signs statements about versions; read at start; "
+        "default: no statements",
+    )
     audit_seconds: float = Field(
         3600.0,
         ge=0,
@@ -90,3 +96,15 @@ class StorageSettings(BaseSettings):
         description="Time between the gateway's own audits, seconds (each reads every local artefact, 64 MiB a second at "
         "most); 0: never",
     )
+
+    @field_validator("signing_key")
+    @classmethod
+    def _signs(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            Signer.read(value)
+        return value
+
+    @property
+    def signer(self) -> Signer | None:
+        """Signer with the key, which is read anew. Raises ValueError if it is not valid any more."""
+        return None if self.signing_key is None else Signer.read(self.signing_key)
