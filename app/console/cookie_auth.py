@@ -26,6 +26,9 @@ HEADER: Final = "x-console"
 """Header sent by the console's own scripts, with any value; other sites cannot send it."""
 
 PAGES: Final = "/console"
+REFERENCE: Final = "/docs"
+"""Page of the API, where people look for it."""
+
 MAX_KEY_BYTES: Final = 512
 """Most bytes of a key in the cookie; a browser stores cookies of about 4 KiB."""
 
@@ -43,7 +46,7 @@ def forget(response: Response) -> None:
 
 def is_page(path: str) -> bool:
     """Return whether a path belongs to the console."""
-    return path in {"/", PAGES} or path.startswith(f"{PAGES}/")
+    return path in {"/", PAGES, REFERENCE} or path.startswith(f"{PAGES}/")
 
 
 class CookieToKey:

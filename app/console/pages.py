@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Coroutine
+from importlib import resources
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs, quote
 
@@ -17,10 +18,10 @@ from app.api.routes.adapters import MAX_NUMBER
 from app.api.views import one_version
 from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.comparison import comparison
-from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, forget, remember
+from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, REFERENCE, forget, remember
 from app.console.engine_list import engine_list
 from app.console.heatmap import fate, heat_map, ratio
-from app.console.render import HEADERS, page
+from app.console.render import HEADERS, POLICY, page
 from app.console.trends import OUTCOMES, trends
 from app.console.version_history import history, version_of
 from app.domain.api_keys import Role
@@ -70,8 +71,12 @@ class ConsoleRoute(APIRoute):
 
 public = APIRouter(include_in_schema=False)
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
-FILES: Final = {path.name: path for path in (pathlib.Path(__file__).parent / "static").iterdir() if path.is_file()}
-"""Style sheet and scripts: served without a key, like the sign-in page that needs them. No other file is served."""
+SWAGGER: Final = pathlib.Path(str(resources.files("fastapi_offline"))) / "static"
+FILES: Final = {
+    **{path.name: path for path in (pathlib.Path(__file__).parent / "static").iterdir() if path.is_file()},
+    **{name: SWAGGER / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")},
+}
+"""Style sheets and scripts: served without a key, like the sign-in page that needs them. No other file is served."""
 
 Ctx = Annotated[Context, Depends(context)]
 
@@ -241,6 +246,14 @@ def audit(request: Request, ctx: Ctx) -> Response:
 def settings(request: Request, ctx: Ctx) -> Response:
     """Show every setting in force. Secrets are not among the values that this floor knows."""
     return _page(request, ctx, "settings.html", settings=ctx.settings)
+
+
+@router.get(REFERENCE)
+def api_reference(request: Request, ctx: Ctx) -> Response:
+    """Show every route by Swagger UI, which sends requests with the visitor's key."""
+    response = _page(request, ctx, "api.html")
+    response.headers["Content-Security-Policy"] = POLICY.replace("img-src 'self'", "img-src 'self' data:")
+    return response
 
 
 @router.get("/console/{rest:path}")

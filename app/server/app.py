@@ -98,21 +98,18 @@ def server_options(gateway: Gateway) -> dict[str, Any]:
 
 def build_app(gateway: Gateway) -> FastAPI:
     """Return the FastAPI application of an opened gateway. Its lifespan starts, stops and closes the components."""
-
-    open_door = gateway.context.keys.open_door
     app = FastAPI(
         title="LoRA gateway",
         version=__version__,
         lifespan=lambda _: started(gateway),
         middleware=middleware(gateway),
-        docs_url="/docs" if open_door else None,  # a browser sends no key
+        docs_url=None,  # a page of the console
         redoc_url=None,
-        openapi_url="/openapi.json" if open_door else None,
+        openapi_url=None,  # added below, with a guard
         redirect_slashes=False,  # a redirect would echo the caller's Host, before any key is checked
     )
     describe(app)
-    if not open_door:
-        app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
+    app.add_api_route("/openapi.json", app.openapi, dependencies=[Depends(guarded)], include_in_schema=False)
     app.state.context = gateway.context
     errors.install(app)
     # Routes are matched one by one for every request: those of inference come first.

@@ -115,7 +115,10 @@ async def test_every_error_is_openais_envelope(
 
 async def test_the_documentation_is_for_those_with_a_key(open_gateway: OpenHouse) -> None:
     async with open_gateway() as running:
-        assert (await running.http.get("/docs")).status_code == 404
+        assert (await running.http.get("/docs")).status_code == 200
+        assert (
+            await running.http.get("/docs", headers={"Authorization": ""})
+        ).status_code == 303  # to the sign-in page
         assert "/adapters" in (await running.http.get("/openapi.json")).json()["paths"]
     async with open_gateway(api_keys="", open=True) as running:
         assert (await running.http.get("/docs")).status_code == 200

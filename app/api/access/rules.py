@@ -42,6 +42,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/resolve/{model}"): _for(Role.ENGINE),
     ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE),
     ("GET", "/openapi.json"): _for(*Role),
+    ("GET", "/docs"): _for(*Role),
     ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
     ("POST", "/screen"): _for(Role.UPLOAD, rate=Kind.SCREEN),
     ("GET", "/adapters"): _for(Role.UPLOAD),
