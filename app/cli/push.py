@@ -28,20 +28,24 @@ from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, worst_modules
 from app.observe.version_table import version_line
 from app.upload.adapter_files import AdapterFiles, adapter_files
+from app.upload.hub_source import FORM, SCHEME, HubSource
 
 
 def push_adapter(
     name: Annotated[str, typer.Argument(help="Adapter name")],
-    path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
+    source: Annotated[
+        str,
+        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {FORM}"),
+    ],
     url: Url = LOCAL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Upload an adapter and show its verdict and state.
+    """Upload an adapter and show its verdict and state. One on the Hugging Face hub is fetched to this machine first.
 
     Exit status: 0 served as it came, 3 changed, 2 rejected or invalid, 1 if the gateway could not be asked.
     """
-    found = adapter_files(path)
+    found = _found(source)
     with client_of(url, key) as client:
         response = _sent(client, name, found)
     if as_json:
@@ -59,6 +63,16 @@ def push_adapter(
         out.print(f"note: {remark}", highlight=False)
     out.print(version_line(version), highlight=False)
     sys.exit(_status(response))
+
+
+def _found(source: str) -> AdapterFiles:
+    """Return an adapter's files, fetching them from the hub if they are there."""
+    if not source.startswith(SCHEME):
+        return adapter_files(Path(source))
+    hub = HubSource.parse(source)
+    found, commit = hub.fetch()
+    err.print(f"{hub.repository} at commit {commit}", highlight=False)
+    return found
 
 
 def _sent(client: httpx.Client, name: str, found: AdapterFiles) -> httpx.Response:

@@ -90,6 +90,9 @@ TOO_MANY_FOLLOWERS = _code(
 )
 
 # upload: bytes as they arrive
+SOURCE_UNAVAILABLE = _code(
+    "source_unavailable", 502, _U, "Check the source's name and revision, and HF_TOKEN if it is private or gated."
+)
 BAD_MULTIPART = _code(
     "bad_multipart", 400, _U, "Send multipart/form-data with exactly the parts name, config and weights."
 )

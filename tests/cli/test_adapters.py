@@ -5,18 +5,24 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import pytest
 import pytest_asyncio
 import uvicorn
 
 from app.cli.client import AS_IT_CAME, CHANGED, NOT_ASKED, REJECTED
+from app.domain.digest import digest_of
 from tests.support.gateway import KEY, OpenHouse, Running, form
+from tests.support.hub import COMMIT, REPOSITORY, hub
 from tests.support.waiting import STUCK_S
 
 ROOT = Path(__file__).parents[2]
+Env = Mapping[str, str]
+NO_ENV: Env = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Shell:
     address: str
     folder: Path
 
-    async def __call__(self, *args: str, columns: int | None = None, typed: str = "") -> Done:
-        env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    async def __call__(self, *args: str, columns: int | None = None, typed: str = "", given: Env = NO_ENV) -> Done:
+        env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | dict(given)
         env |= {"GATEWAY_URL": self.address, "GATEWAY_API_KEY": KEY} | ({"COLUMNS": str(columns)} if columns else {})
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
@@ -163,3 +169,49 @@ async def test_status_and_chat(shell: Shell) -> None:
     assert [message["role"] for message in talk] == ["system", "user", "assistant", "user"]
     missing = await shell("chat", "nobody", "hello")
     assert (missing.status, "model_not_found" in missing.err) == (1, True)
+
+
+@pytest.fixture
+def hub_url() -> Iterator[str]:
+    """A hub with one adapter at the top of a repository, one in a folder, and a pickle in another."""
+    parts, other = form("any"), form("any", seed=1)
+    files = dict((parts["config"], parts["weights"]))
+    files |= {f"second/{name}": data for name, data in (other["config"], other["weights"])}
+    files |= {"old/adapter_config.json": b"{}", "old/adapter_model.bin": b"x", "README.md": b"x"}
+    with hub(files) as url:
+        yield url
+
+
+async def test_an_adapter_is_pushed_from_the_hub_at_one_commit(shell: Shell, hub_url: str, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = await shell("adapters", "push", "first", f"hf://{REPOSITORY}", given=env)
+    assert done.status in (AS_IT_CAME, CHANGED), done.err
+    assert f"{REPOSITORY} at commit {COMMIT}" in done.err
+    done = await shell("adapters", "push", "second", f"hf://{REPOSITORY}@v1/second", given=env)
+    assert done.status in (AS_IT_CAME, CHANGED), done.err
+    received = [
+        (await shell.running.http.get(f"/adapters/{name}/versions/1")).json()["report"]["received"]["weights_sha256"]
+        for name in ("first", "second")
+    ]
+    assert received == [digest_of(form("any", seed)["weights"][1]).hex for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (f"hf://{REPOSITORY}/old", "holds a pickle"),
+        (f"hf://{REPOSITORY}/nowhere", "Name one of the folders with an adapter: second"),
+        ("hf://someone/else", "Check the source's name and revision, and HF_TOKEN"),
+        (f"hf://{REPOSITORY}@v9", "Check the source's name and revision"),
+        ("hf://poems", "is not of the form hf://org/repository"),
+        ("hf://a/../../etc", "is not of the form hf://org/repository"),
+    ],
+)
+async def test_what_the_hub_does_not_have_is_said_with_what_to_do(
+    shell: Shell, hub_url: str, tmp_path: Path, source: str, said: str
+) -> None:
+    env = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = await shell("adapters", "push", "first", source, given=env, columns=200)
+    assert done.status == 1
+    assert said in done.err
+    assert (await shell.running.http.get("/adapters")).json()["adapters"] == []
