@@ -114,6 +114,7 @@ def test_tokens(http: httpx.Client) -> None:
     used = http.post("/v1/chat/completions", json=chat).json()["usage"]["prompt_tokens"]
     asked = {"model": MODEL, "messages": chat["messages"]}
     assert http.post("/tokenize", json=asked).json()["count"] == used
+    assert http.post("/v1/messages/count_tokens", json=asked).json()["input_tokens"] == used
     found = http.post("/tokenize", json={"model": MODEL, "prompt": QUESTION, "return_token_strs": True}).json()
     assert found["count"] == len(found["tokens"]) == len(found["token_strs"]) > 1
     back = http.post("/detokenize", json={"model": f"{MODEL}@1", "tokens": found["tokens"]})

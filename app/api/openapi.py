@@ -55,6 +55,7 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/v1/responses"): _SERVED,
     ("POST", "/v1/embeddings"): _SERVED,
     ("POST", "/v1/messages"): _SERVED,
+    ("POST", "/v1/messages/count_tokens"): _SERVED,
     ("POST", "/tokenize"): _SERVED,
     ("POST", "/detokenize"): _SERVED,
 }

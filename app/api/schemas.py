@@ -262,6 +262,14 @@ class Message(_Relayed):
     content: list[dict[str, Any]]
 
 
+class TokenCount(BaseModel):
+    """Number of tokens of a prompt, relayed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input_tokens: int
+
+
 class Tokenized(BaseModel):
     """Token ids of a prompt, relayed. max_model_len: tokens of the engine's context."""
 

@@ -44,6 +44,7 @@ PATHS: Final[Mapping[Kind, str]] = {
     "responses": "/v1/responses",
     "embeddings": "/v1/embeddings",
     "messages": "/v1/messages",
+    "count_tokens": "/v1/messages/count_tokens",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }

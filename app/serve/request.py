@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve import json_body
-from app.serve.fields.anthropic import MESSAGES
+from app.serve.fields.anthropic import COUNT_TOKENS, MESSAGES
 from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
 from app.serve.fields.ignored import Ignored, ignore
 from app.serve.fields.messages import MAX_MESSAGES
@@ -26,6 +26,7 @@ TABLES: Final[Mapping[Kind, Mapping[str, Check]]] = {
     "responses": RESPONSES,
     "embeddings": EMBEDDINGS,
     "messages": MESSAGES,
+    "count_tokens": COUNT_TOKENS,
     "tokenize": TOKENIZE,
     "detokenize": DETOKENIZE,
 }
@@ -37,13 +38,17 @@ _REQUIRED: Final[Mapping[Kind, tuple[tuple[str, ...], ...]]] = {
     "responses": (("input",),),
     "embeddings": (("input",),),
     "messages": (("messages",), ("max_tokens",)),
+    "count_tokens": (("messages",),),
     "tokenize": (("prompt", "messages"),),
     "detokenize": (("tokens",),),
 }
 """Groups of fields of which a request must have exactly one each."""
 
-_CAPS: Final[Mapping[Kind, int]] = {"tokenize": MAX_TOKENIZED_BYTES}
+_CAPS: Final[Mapping[Kind, int]] = {"count_tokens": MAX_TOKENIZED_BYTES, "tokenize": MAX_TOKENIZED_BYTES}
 """Bytes of a body, for kinds with a lower cap than MAX_BODY_BYTES."""
+
+ANTHROPIC: Final[frozenset[Kind]] = frozenset({"messages", "count_tokens"})
+"""Kinds in the shape of Anthropic's API."""
 
 _WITH_COUNTS: Final[frozenset[Kind]] = frozenset({"chat", "completions"})
 """Kinds whose streams give token counts only on request; streams of /v1/responses always do."""
@@ -160,7 +165,7 @@ def _check_combinations(kind: Kind, fields: dict[str, Any]) -> None:
         if (found := sum(name in fields for name in group)) != 1:
             message = f"{' or '.join(group)} is {'taken, not both' if found else 'missing'}"
             raise Refused(INVALID_REQUEST, message, param=group[0])
-    if kind in ("chat", "messages"):
+    if kind == "chat" or kind in ANTHROPIC:
         _check_tools(kind, fields)
     if not fields.get("stream_options", True):
         del fields["stream_options"]
@@ -177,10 +182,10 @@ def _check_tools(kind: Kind, fields: dict[str, Any]) -> None:
     """
     choice: Any = fields.get("tool_choice")
     names = [tool.get("name") for tool in fields.get("tools", ())]
-    word = choice["type"] if kind == "messages" and choice else choice
+    word = choice["type"] if kind in ANTHROPIC and choice else choice
     if not names:
         fields.pop("tools", None)
         if word in ("auto", "none"):
             del fields["tool_choice"]
-    if kind == "messages" and ((word == "any" and not names) or (word == "tool" and choice.get("name") not in names)):
+    if kind in ANTHROPIC and ((word == "any" and not names) or (word == "tool" and choice.get("name") not in names)):
         raise Refused(INVALID_REQUEST, "tool_choice: takes tools of this request only", param="tool_choice")

@@ -8,9 +8,9 @@ from app.domain.errors import INVALID_REQUEST, Refused
 from app.serve.fields.chat import MAX_ALL_TOKENS, MAX_BEAM_TOKENS, MAX_BEAMS, MAX_SEQUENCES
 from app.serve.format_cost import cost_of
 
-Kind = Literal["chat", "completions", "responses", "embeddings", "messages", "tokenize", "detokenize"]
+Kind = Literal["chat", "completions", "responses", "embeddings", "messages", "count_tokens", "tokenize", "detokenize"]
 
-TOKENIZING: Final[frozenset[Kind]] = frozenset({"tokenize", "detokenize"})
+TOKENIZING: Final[frozenset[Kind]] = frozenset({"count_tokens", "tokenize", "detokenize"})
 """Kinds that need the engine's tokenizer only: no cached prompts are used, and answers name no model."""
 
 _FORMAT_WITHIN: Final[Mapping[Kind, str]] = {"responses": "text", "messages": "output_config"}

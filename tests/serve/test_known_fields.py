@@ -111,6 +111,7 @@ BODIES: dict[Kind, list[dict[str, Any]]] = {
         },
         {"max_tokens": 8, "messages": [{"role": "user", "content": "x"}]},
     ],
+    "count_tokens": [{"messages": [{"role": "user", "content": "x"}], "system": "x", "thinking": {"type": "adaptive"}}],
     "tokenize": [
         {"prompt": "x", "return_token_strs": True},
         {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}], "tools": [TOOL]},

@@ -269,7 +269,7 @@ def test_tools_are_compiled_if_one_must_be_called(choice: Any, compiled: bool) -
     assert (load.sequences, load.tokens, load.schemas > 0) == (1, 8, compiled)
 
 
-@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/messages/count_tokens", "/v1/messages/render"])
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/messages/render"])
 async def test_no_other_path_of_the_engines_is_reached(running: Running, path: str) -> None:
     answer = await running.http.post(path, json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")

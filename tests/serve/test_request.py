@@ -29,6 +29,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "responses": {"input": "x"},
     "embeddings": {"input": "x"},
     "messages": {"messages": MESSAGES, "max_tokens": 8},
+    "count_tokens": {"messages": MESSAGES},
     "tokenize": {"prompt": "x"},
     "detokenize": {"tokens": [1]},
 }

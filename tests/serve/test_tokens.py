@@ -123,3 +123,16 @@ async def test_its_prompt_reaches_no_log(
     assert (await http.post("/tokenize", json={"model": SERVED, "prompt": "Qz17-secret"})).status_code == 200
     assert running.simulator.seen[-1]["prompt"] == "Qz17-secret"
     assert "Qz17-secret" not in caplog.text
+
+
+async def test_a_messages_tokens_are_counted_and_no_field_of_its_answer_is_sent(
+    http: httpx.AsyncClient, running: Running
+) -> None:
+    asked = {"messages": [USER], "system": "be brief"}
+    answer = await http.post("/v1/messages/count_tokens", json={"model": "mine", "max_tokens": 8, **asked})
+    assert (answer.status_code, answer.json()) == (200, {"input_tokens": len("<user>hi")})
+    assert answer.headers["x-gateway-ignored-fields"] == "max_tokens"
+    assert {key: value for key, value in running.simulator.seen[-1].items() if key != "model"} == asked
+    choice = {"type": "tool", "name": "absent"}
+    answer = await http.post("/v1/messages/count_tokens", json={"model": "mine", **asked, "tool_choice": choice})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")

@@ -135,6 +135,10 @@ ANTHROPIC: dict[str, Any] = {
     "output_config": {"effort": SCALAR, "format": {"type": SCALAR, "schema": FREE}},
     "chat_template_kwargs": FREE,
 }
+COUNT_TOKENS = {
+    name: ANTHROPIC[name]
+    for name in (*("messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs"),)
+}
 TOKENIZE: dict[str, Any] = {
     **_leaves("prompt", "add_special_tokens", "return_token_strs", "add_generation_prompt", "continue_final_message"),
     "messages": [MESSAGE],
@@ -150,6 +154,7 @@ SENT: dict[str, dict[str, Any]] = {
         "responses": RESPONSES,
         "embeddings": EMBEDDINGS,
         "messages": ANTHROPIC,
+        "count_tokens": COUNT_TOKENS,
         "tokenize": TOKENIZE,
         "detokenize": DETOKENIZE,
     }.items()

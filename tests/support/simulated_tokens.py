@@ -1,4 +1,4 @@
-"""The simulated engine's /tokenize and /detokenize, in vLLM's shapes; part of simulator.py.
+"""The simulated engine's /tokenize, /detokenize and /v1/messages/count_tokens, in vLLM's shapes; part of simulator.py.
 
 Its tokenizer has a token for each character, the one with the character's number.
 """
@@ -25,6 +25,15 @@ async def simulate_tokenize(simulator: "Simulator", request: web.Request) -> web
     strings = list(said) if body.get("return_token_strs") else None
     found = {"count": len(said), "max_model_len": MAX_MODEL_LEN, "tokens": [ord(one) for one in said]}
     return web.json_response({**found, "token_strs": strings})
+
+
+async def simulate_count(simulator: "Simulator", request: web.Request) -> web.StreamResponse:
+    """Answer a request for the number of tokens."""
+    body = await request.json()
+    if (refused := _begin(simulator, request, body)) is not None:
+        return refused
+    said = "".join(f"<{message['role']}>{message['content']}" for message in body["messages"])
+    return web.json_response({"input_tokens": len(said)})
 
 
 async def simulate_detokenize(simulator: "Simulator", request: web.Request) -> web.StreamResponse:

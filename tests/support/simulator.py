@@ -21,7 +21,7 @@ from aiohttp import web
 from tests.support.simulated_chunks import TOKENS, chunk_of, usage_of
 from tests.support.simulated_messages import simulate_message
 from tests.support.simulated_responses import simulate_response
-from tests.support.simulated_tokens import MAX_MODEL_LEN, simulate_detokenize, simulate_tokenize
+from tests.support.simulated_tokens import MAX_MODEL_LEN, simulate_count, simulate_detokenize, simulate_tokenize
 from tests.support.tally import Faults
 from tests.support.vllm_metrics import exposition
 
@@ -108,6 +108,7 @@ class Simulator:
                 web.post("/v1/responses", self._faulty("responses", self._responses)),
                 web.post("/v1/embeddings", self._faulty("embeddings", self._embeddings)),
                 web.post("/v1/messages", self._faulty("messages", partial(simulate_message, self))),
+                web.post("/v1/messages/count_tokens", self._faulty("count_tokens", partial(simulate_count, self))),
                 web.post("/tokenize", self._faulty("tokenize", partial(simulate_tokenize, self))),
                 web.post("/detokenize", self._faulty("detokenize", partial(simulate_detokenize, self))),
             ]

@@ -22,7 +22,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from app.domain.errors import Refused
 from app.serve.fields.refused import REFUSED
-from app.serve.request import parse
+from app.serve.request import ANTHROPIC, parse
 from app.serve.request_load import TOKENIZING, Kind
 
 EXAMPLES = 6
@@ -152,7 +152,7 @@ def dangers(kind: Kind, body: dict[str, Any]) -> set[str]:
         found.add("response_format")
     if body.get("use_beam_search"):
         found.add("use_beam_search")
-    if kind == "messages":
+    if kind in ANTHROPIC:
         return found | _anthropic_dangers(body)
     if any(_is_odd(message) for message in body.get("messages", ())):
         found.add("messages")
@@ -216,7 +216,7 @@ def compare(kind: Kind, cls: type[BaseModel], given_body: dict[str, Any]) -> tup
     """Return the verdict of the two on one body, as a word, with the reason."""
     try:
         asked: Any = cls.model_validate(json.loads(json.dumps(given_body)))
-        if kind == "messages":
+        if kind in ANTHROPIC:
             from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 
             asked = AnthropicServingMessages.to_chat_completion_request(asked)
@@ -294,7 +294,7 @@ def explore(kind: Kind, cls: type[BaseModel], required: str) -> Found:
 
 def main() -> None:
     """Compare, and print what was found."""
-    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -305,6 +305,7 @@ def main() -> None:
         ("completions", CompletionRequest, "prompt"),
         ("responses", ResponsesRequest, "input"),
         ("messages", AnthropicMessagesRequest, "messages"),
+        ("count_tokens", AnthropicCountTokensRequest, "messages"),
         ("tokenize", tokens.TokenizeCompletionRequest, "prompt"),
         ("tokenize", tokens.TokenizeChatRequest, "messages"),
         ("detokenize", tokens.DetokenizeRequest, "tokens"),

@@ -79,6 +79,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/v1/responses"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/v1/embeddings"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/v1/messages"): _for(Role.CHAT, rate=Kind.CHAT),
+    ("POST", "/v1/messages/count_tokens"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/tokenize"): _for(Role.CHAT, rate=Kind.CHAT),
     ("POST", "/detokenize"): _for(Role.CHAT, rate=Kind.CHAT),
 }

@@ -16,7 +16,17 @@ from app.api.access.rules import guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
 from app.api.openapi import EVENTS, body, fields
-from app.api.schemas import Completion, Detokenized, Embeddings, Message, Model, ModelResponse, Models, Tokenized
+from app.api.schemas import (
+    Completion,
+    Detokenized,
+    Embeddings,
+    Message,
+    Model,
+    ModelResponse,
+    Models,
+    TokenCount,
+    Tokenized,
+)
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
 from app.serve.fields.chat import DROPPED_FIELDS
@@ -109,6 +119,14 @@ async def embeddings(request: Request) -> Response:
 async def messages(request: Request) -> Response:
     """Create a message, in the shape of Anthropic's API, with the same model names."""
     return await _answer(request, "messages")
+
+
+@router.post(
+    "/v1/messages/count_tokens", response_model=TokenCount, openapi_extra=_body("count_tokens", messages=MESSAGES)
+)
+async def count_tokens(request: Request) -> Response:
+    """Count the tokens of a message's prompt, in the shape of Anthropic's API."""
+    return await _answer(request, "count_tokens")
 
 
 @router.post("/tokenize", response_model=Tokenized, openapi_extra=_body("tokenize", "prompt", "messages"))

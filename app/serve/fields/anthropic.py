@@ -125,3 +125,11 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "output_config": object_of("output_config", {"effort": _EFFORT, "format": _FORMAT}),
     "chat_template_kwargs": template_values,
 }
+
+COUNT_TOKENS: Final[Mapping[str, Check]] = {
+    name: MESSAGES[name]
+    for name in (
+        *("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs"),
+    )
+}
+"""Fields of /v1/messages/count_tokens."""
