@@ -88,6 +88,18 @@ def _current(client: httpx.Client, name: str) -> int:
     return int(number)
 
 
+@adapters.command("attestation")
+def attestation(
+    name: Name,
+    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Print a signed statement about one version, which `verify` reads: JSON, to keep as attestation.json."""
+    with client_of(url, key) as client:
+        print_json(answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}/attestation")))
+
+
 @adapters.command("rollback")
 def rollback(
     name: Name,

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from app.cli.client import AS_IT_CAME, CHANGED, NOT_ASKED, REJECTED
 from app.domain.digest import digest_of
 from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.hub import COMMIT, REPOSITORY, hub
+from tests.support.signing import signing_key
 from tests.support.waiting import STUCK_S
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,7 @@ class Shell:
         return str(folder)
 
 
+@asynccontextmanager
 async def listening(running: Running, folder: Path) -> AsyncIterator[Shell]:
     server = uvicorn.Server(uvicorn.Config(running.app, lifespan="off", log_level="warning"))
     with socket.socket() as bound:
@@ -77,9 +80,8 @@ async def listening(running: Running, folder: Path) -> AsyncIterator[Shell]:
 
 @pytest_asyncio.fixture
 async def shell(open_gateway: OpenHouse, tmp_path: Path) -> AsyncIterator[Shell]:
-    async with open_gateway(tau=1e6) as running:
-        async for made in listening(running, tmp_path):
-            yield made
+    async with open_gateway(tau=1e6) as running, listening(running, tmp_path) as made:
+        yield made
 
 
 async def test_an_adapter_from_its_first_push_to_its_removal(shell: Shell) -> None:
@@ -110,28 +112,26 @@ async def test_an_adapter_from_its_first_push_to_its_removal(shell: Shell) -> No
 
 
 async def test_the_exit_status_of_a_push_says_what_became_of_it(open_gateway: OpenHouse, tmp_path: Path) -> None:
-    async with open_gateway(tau=-1e6, max_pruned_share=1.0) as running:
-        async for shell in listening(running, tmp_path):
-            changed = await shell("adapters", "push", "style", shell.adapter("a"))
-            assert (changed.status, "modules pruned" in changed.out) == (CHANGED, True)
-            (tmp_path / "a" / "adapter_config.json").write_text("{")
-            invalid = await shell("adapters", "push", "style", str(tmp_path / "a"))
-            assert (invalid.status, "bad_config" in invalid.err) == (REJECTED, True)
+    async with open_gateway(tau=-1e6, max_pruned_share=1.0) as running, listening(running, tmp_path) as shell:
+        changed = await shell("adapters", "push", "style", shell.adapter("a"))
+        assert (changed.status, "modules pruned" in changed.out) == (CHANGED, True)
+        (tmp_path / "a" / "adapter_config.json").write_text("{")
+        invalid = await shell("adapters", "push", "style", str(tmp_path / "a"))
+        assert (invalid.status, "bad_config" in invalid.err) == (REJECTED, True)
 
 
 async def test_a_rejected_push_says_why_which_modules_and_where_the_report_is(
     open_gateway: OpenHouse, tmp_path: Path
 ) -> None:
-    async with open_gateway(tau=-1e6, max_pruned_share=0.1) as running:
-        async for shell in listening(running, tmp_path):
-            done = await shell("adapters", "push", "style", shell.adapter("a"))
-            assert done.status == REJECTED
-            assert done.err.startswith("error: rejected: ")
-            assert "model.layers.0." in done.out
-            command = done.out.splitlines()[-1].partition("python -m app ")[2].split()
-            report = await shell(*command)
-            assert report.status == 0
-            assert "rejected" in report.out
+    async with open_gateway(tau=-1e6, max_pruned_share=0.1) as running, listening(running, tmp_path) as shell:
+        done = await shell("adapters", "push", "style", shell.adapter("a"))
+        assert done.status == REJECTED
+        assert done.err.startswith("error: rejected: ")
+        assert "model.layers.0." in done.out
+        command = done.out.splitlines()[-1].partition("python -m app ")[2].split()
+        report = await shell(*command)
+        assert report.status == 0
+        assert "rejected" in report.out
 
 
 async def test_a_gateway_that_cannot_be_asked_is_named(shell: Shell) -> None:
@@ -215,3 +215,12 @@ async def test_what_the_hub_does_not_have_is_said_with_what_to_do(
     assert done.status == 1
     assert said in done.err
     assert (await shell.running.http.get("/adapters")).json()["adapters"] == []
+
+
+async def test_a_statement_is_printed_as_the_gateway_signed_it(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    private = signing_key(tmp_path / "key.pem")
+    async with open_gateway(signing_key=private) as running, listening(running, tmp_path) as shell:
+        assert (await shell("adapters", "push", "first", shell.adapter("first"))).status in (AS_IT_CAME, CHANGED)
+        done = await shell("adapters", "attestation", "first")
+        answer = await running.http.get("/adapters/first/versions/1/attestation")
+        assert (done.status, json.loads(done.out)) == (0, answer.json())
