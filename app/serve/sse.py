@@ -58,7 +58,10 @@ def _data(event: bytes) -> bytes | None:
 
 
 def strict_json(data: bytes) -> dict[str, Any]:
-    """Decode a JSON object with finite numbers. Raises ValueError otherwise."""
+    """Decode a JSON object. Raises ValueError for anything else, and for NaN and Infinity, words that JSON does not have.
+
+    A number beyond float64's range, such as 1e999, is JSON; it is decoded as infinite, and `dump` would refuse it.
+    """
     try:
         found = (_DECODE if len(data) <= LARGE_BYTES else _DECODE_LARGE)(data.decode())
     except RecursionError as error:
