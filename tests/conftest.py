@@ -15,6 +15,6 @@ pytest_plugins = [
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported and collected, a million objects, out of every later garbage collection."""
+    """Leave what was imported and collected out of every later garbage collection: it lives until the end."""
     gc.collect()
     gc.freeze()

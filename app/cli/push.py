@@ -24,11 +24,11 @@ from app.cli.client import (
     out,
     print_json,
 )
+from app.cli.hub_source import FORM, SCHEME, HubSource
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, worst_modules
 from app.observe.version_table import version_line
 from app.upload.adapter_files import AdapterFiles, adapter_files
-from app.upload.hub_source import FORM, SCHEME, HubSource
 
 
 def push_adapter(

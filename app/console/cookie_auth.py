@@ -21,6 +21,8 @@ from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.access.keys import authorization
+
 COOKIE: Final = "gateway_console"
 HEADER: Final = "x-console"
 """Header sent by the console's own scripts, with any value; other sites cannot send it."""
@@ -65,7 +67,7 @@ class CookieToKey:
 def _key(scope: Scope) -> bytes | None:
     """Return the key to add to this request, if any."""
     headers = Headers(scope=scope)
-    if "authorization" in headers or "cookie" not in headers:
+    if authorization(headers) is not None or "cookie" not in headers:
         return None
     is_page_view = scope["method"] in {"GET", "HEAD"} and is_page(scope["path"])
     if not is_page_view and HEADER not in headers:

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from app.screen.compiled.numba_support import kernel
+from app.screen.compiled.numba_support import rotations_kernel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
@@ -74,7 +74,7 @@ def core_svd(core: Array) -> tuple[Array, Array, Array] | None:
         return None if turned is None else (turned[2], turned[1], turned[0])
     rows = np.ascontiguousarray(core.T)  # (q, p): a column of the core is a row here
     rows = rows[np.argsort(-summed(rows * rows), kind="stable")]
-    fast = kernel("rotations")
+    fast = rotations_kernel()
     turn = fast.sweep if fast is not None else _sweep
     schedule = round_robin(len(rows))
     for _ in range(SWEEPS):

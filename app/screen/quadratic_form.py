@@ -56,7 +56,7 @@ FINER: Final = 4
 FORETOLD: Final = 1e-8
 """Predicted error (a probability) of a sum above which the step is halved. For sums S over steps h, 2h, 4h that converge
 exponentially, each error is the square of the one before, so that of S_h is about δ³/δ₂² with δ = |S_h − S_2h| and
-δ₂ = |S_2h − S_4h|. For nulls of updates that is at most 4e-9: no step is halved there."""
+δ₂ = |S_2h − S_4h|. For nulls of updates it stays below this: no step is halved there (a test asserts it)."""
 
 ROUGH: Final = 1e-4
 """Value of δ itself above which the step is also halved: the prediction fails there. Nulls of updates stay below 6e-5."""
@@ -73,8 +73,7 @@ DECAY: Final = 25.0
 SMALL: Final = 2.3e-3
 """Value of u, in 1/(|mean| + deviation), below which φ is its Taylor polynomial of degree two to about 1e-9.
 
-It also sets where the nodes lie. Measured from 2e-3 to 3.3e-3: at 2e-3 and 2.6e-3 the coarse sums of many nulls agree by
-chance, and their error is overestimated."""
+It also sets where the nodes lie. At 2e-3 the coarse sums of many nulls agree by chance, which overestimates their error."""
 
 LAST: Final = math.log(1e9)
 """Largest x: forms with two or three degrees of freedom decay slowly and are cut there, at an error of 1e-9."""

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from app.domain.errors import BAD_STATEMENT, Refused
 
 MAX_BYTES: Final = 1 << 20
-"""Most bytes of an envelope; that of an adapter has about 2,000."""
+"""Most bytes of an envelope; its size does not depend on the adapter's."""
 
 WANTED: Final = "Ed25519, or ECDSA on the curve P-256"
 

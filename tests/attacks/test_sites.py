@@ -15,6 +15,7 @@ OURS = {
     "with a port": {"Origin": "http://gateway:8080", "Host": "gateway:8080"},
     "an IPv6 address": {"Origin": "http://[::1]:8080", "Host": "[::1]:8080"},
     "whoever has a key": {"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example", "Authorization": "Bearer x"},
+    "whoever has a key, as Anthropic's clients send it": {"Origin": "https://app.example", "x-api-key": "x"},
 }
 THEIRS = {
     "another site": {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},

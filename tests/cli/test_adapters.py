@@ -199,10 +199,11 @@ async def test_an_adapter_is_pushed_from_the_hub_at_one_commit(shell: Shell, hub
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (f"hf://{REPOSITORY}/old", "holds a pickle"),
-        (f"hf://{REPOSITORY}/nowhere", "Name one of the folders with an adapter: second"),
+        (f"hf://{REPOSITORY}/old", "Pickles (.bin) are not taken"),
+        (f"hf://{REPOSITORY}/nowhere", "has no adapter_model.safetensors"),
         ("hf://someone/else", "Check the source's name and revision, and HF_TOKEN"),
         (f"hf://{REPOSITORY}@v9", "Check the source's name and revision"),
+        (f"hf://{REPOSITORY}@no-such", "someone/poems@no-such"),
         ("hf://poems", "is not of the form hf://org/repository"),
         ("hf://a/../../etc", "is not of the form hf://org/repository"),
     ],

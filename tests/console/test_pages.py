@@ -100,8 +100,11 @@ async def test_a_cookie_that_is_none_of_ours_is_nobody(running: Running, value: 
     assert answer.status_code == 303
 
 
-async def test_an_authorization_header_goes_before_the_cookie(running: Running) -> None:
-    headers = {**await signed_in(running), **OURS, "authorization": "Bearer wrong"}
+@pytest.mark.parametrize(
+    "key", [{"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}], ids=lambda key: next(iter(key))
+)
+async def test_a_key_in_a_header_goes_before_the_cookie(running: Running, key: dict[str, str]) -> None:
+    headers = {**await signed_in(running), **OURS, **key}
     assert (await anonymous(running).get("/adapters", headers=headers)).status_code == 401
 
 

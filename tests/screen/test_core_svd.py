@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from app.screen import core_svd as module
-from app.screen.compiled.numba_support import PLAIN, kernel
+from app.screen.compiled.numba_support import PLAIN, rotations_kernel
 from app.screen.compiled.warm import warm
 from app.screen.core_svd import Array, cholesky, core_svd, multiply, round_robin, summed
 
@@ -44,14 +44,14 @@ def test_is_the_singular_value_decomposition(p: int, q: int, seed: int, ties: bo
         assert_allclose(side.T @ side, np.eye(len(s)), atol=1e-8)
 
 
-@pytest.mark.skipif(kernel("rotations") is None, reason="numba is not installed")
+@pytest.mark.skipif(rotations_kernel() is None, reason="numba is not installed")
 @settings(max_examples=60, deadline=None)
 @CASES
 def test_compiled_and_plain_agree_to_the_bit(p: int, q: int, seed: int, ties: bool, decades: float) -> None:
     core = matrix(p, q, seed, ties=ties, decades=decades)
     fast = core_svd(core)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "kernel", lambda _: None)
+        patched.setattr(module, "rotations_kernel", lambda: None)
         plain = core_svd(core)
     assert fast is not None
     assert plain is not None
@@ -61,12 +61,12 @@ def test_compiled_and_plain_agree_to_the_bit(p: int, q: int, seed: int, ties: bo
 
 def test_without_numba_the_plain_form_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAIN, "1")
-    kernel.cache_clear()
+    rotations_kernel.cache_clear()
     try:
-        assert kernel("rotations") is None
+        assert rotations_kernel() is None
         assert warm() < 5.0
     finally:
-        kernel.cache_clear()
+        rotations_kernel.cache_clear()
 
 
 def test_zeros_have_no_singular_values() -> None:

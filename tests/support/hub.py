@@ -1,7 +1,7 @@
 """Hugging Face hub of the tests' own: one repository, in the few answers that huggingface_hub asks for to download files.
 
-Shapes are those of the public hub's API: /api/models/{id}/revision/{revision} lists files and the commit, and
-/{id}/resolve/{commit}/{file} has a file's bytes, with its commit and an ETag in headers.
+Shapes are those of the public hub: /api/models/{id}/revision/{revision} has the commit, /api/models/{id}/tree/{commit}
+lists the files, and /{id}/resolve/{commit}/{file} has a file's bytes, with its commit and an ETag in headers.
 """
 
 import hashlib
@@ -14,37 +14,48 @@ from typing import Final
 
 REPOSITORY: Final = "someone/poems"
 COMMIT: Final = "c0ffee" + "0" * 34
+MISSING: Final = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+
+
+def answers(files: Mapping[str, bytes]) -> dict[str, tuple[bytes, Mapping[str, str]]]:
+    """Path → body and headers. `main` and `v1` name the commit."""
+    api, listing = f"/api/models/{REPOSITORY}", [{"rfilename": name} for name in files]
+    commit = {"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": listing, "tags": []}
+    tree = [
+        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        for name, data in files.items()
+    ]
+    found: dict[str, tuple[bytes, Mapping[str, str]]] = {
+        f"/{REPOSITORY}/resolve/{COMMIT}/{name}": (
+            data,
+            {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT},
+        )
+        for name, data in files.items()
+    }
+    said = {f"{api}/revision/{name}": commit for name in ("main", "v1", COMMIT)} | {f"{api}/tree/{COMMIT}": tree}
+    return found | {
+        path: (json.dumps(one).encode(), {"Content-Type": "application/json"}) for path, one in said.items()
+    }
 
 
 @contextmanager
 def hub(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve `files` as REPOSITORY at COMMIT, which `main` and `v1` name, on a port of loopback: its URL."""
+    """Serve `files` as REPOSITORY at COMMIT, on a port of loopback: its URL."""
+    known = answers(files)
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            for revision in ("main", "v1", COMMIT):
-                if self.path.partition("?")[0] == f"/api/models/{REPOSITORY}/revision/{revision}":
-                    listing = [{"rfilename": name} for name in files]
-                    said = {"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": listing, "tags": []}
-                    return self._send(200, json.dumps(said).encode(), {"Content-Type": "application/json"})
-            at = f"/{REPOSITORY}/resolve/{COMMIT}/"
-            name = self.path.removeprefix(at)
-            if self.path.startswith(at) and name in files:
-                data = files[name]
-                tag = f'"{hashlib.sha256(data).hexdigest()}"'
-                return self._send(200, data, {"ETag": tag, "X-Repo-Commit": COMMIT})
-            return self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def _send(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
+            path = self.path.partition("?")[0]
+            data, headers = known.get(path, (b"", MISSING))
+            self.send_response(200 if path in known else 404)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(data)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -137,7 +137,7 @@ ANTHROPIC: dict[str, Any] = {
 }
 COUNT_TOKENS = {
     name: ANTHROPIC[name]
-    for name in (*("messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs"),)
+    for name in ("messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs")
 }
 TOKENIZE: dict[str, Any] = {
     **_leaves("prompt", "add_special_tokens", "return_token_strs", "add_generation_prompt", "continue_final_message"),

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from app.api.access.keys import authorization
 from app.domain.errors import CROSS_SITE, Refused
 
 UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -28,10 +29,10 @@ def check_site(method: str, headers: Headers, hosts: Collection[str], allowed: C
 
     hosts: names the operator allows; empty: any. allowed: origins whose pages may send requests.
 
-    Requests with a bearer token pass: a browser does not add one by itself, unlike a cookie or a password. Raises Refused
+    Requests with a key pass: a browser does not add one by itself, unlike a cookie or a password. Raises Refused
     CROSS_SITE.
     """
-    if method not in UNSAFE or headers.get("authorization", "").lower().startswith("bearer "):
+    if method not in UNSAFE or (authorization(headers) or "").lower().startswith("bearer "):
         return
     fetch_sites, origins = headers.getlist("sec-fetch-site"), headers.getlist("origin")
     if origins and set(origins) <= set(allowed):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from app.screen.compiled.numba_support import compiled, kernel
+from app.screen.compiled.numba_support import compiled, rotations_kernel
 from app.screen.threads import usable_cores
 
 READ_BYTES: Final = 512 << 20
@@ -84,7 +84,7 @@ def bytes_from_disk() -> int:
 
 def _adder() -> Callable[[NDArray[np.int64]], Any]:
     """Return a function that sums an array as fast as it can be read: compiled, or numpy's if numba is missing."""
-    if kernel("rotations") is None:
+    if rotations_kernel() is None:
         return np.add.reduce
 
     def add(x: Any) -> int:

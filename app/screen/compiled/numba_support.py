@@ -1,6 +1,6 @@
-"""Compilation of kernels with numba: one thread, without the interpreter's lock, cached on disk if possible.
+"""Compilation with numba: one thread, without the interpreter's lock, cached on disk if possible.
 
-Every compiled kernel has a plain counterpart that gives the same numbers to rounding; it is used if numba is not
+The one compiled kernel has a plain counterpart in core_svd.py that gives the same bits; it serves where numba is not
 installed.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 PLAIN: Final = "SCREEN_PLAIN"
-"""Environment variable: if set, the compiled kernels are not used."""
+"""Environment variable: if set, the compiled kernel is not used."""
 
 
 def compiled(function: F) -> F:
@@ -33,12 +33,12 @@ def compiled(function: F) -> F:
 
 
 @functools.cache
-def kernel(name: str) -> ModuleType | None:
-    """Return module `name` of the compiled kernels, or None if numba is not installed or SCREEN_PLAIN is set."""
+def rotations_kernel() -> ModuleType | None:
+    """Return the module of the compiled rotations, or None if numba is not installed or SCREEN_PLAIN is set."""
     if os.environ.get(PLAIN):
         return None
     try:
         import numba  # noqa: F401 - a numba that does not fit this machine counts as none
     except ImportError:
         return None
-    return importlib.import_module(f"app.screen.compiled.{name}")
+    return importlib.import_module("app.screen.compiled.rotations")

@@ -126,10 +126,8 @@ MESSAGES: Final[Mapping[str, Check]] = {
     "chat_template_kwargs": template_values,
 }
 
-COUNT_TOKENS: Final[Mapping[str, Check]] = {
-    name: MESSAGES[name]
-    for name in (
-        *("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "chat_template_kwargs"),
-    )
-}
+_NOT_COUNTED: Final = frozenset({"max_tokens", "stop_sequences", "stream", "temperature", "top_k", "top_p"})
+"""Fields that say nothing of the prompt."""
+
+COUNT_TOKENS: Final[Mapping[str, Check]] = {name: check for name, check in MESSAGES.items() if name not in _NOT_COUNTED}
 """Fields of /v1/messages/count_tokens."""

@@ -1,10 +1,12 @@
 """Names of adapters on the hub, and a hub that does not answer. What is fetched: tests/cli/test_adapters.py."""
 
+from pathlib import Path
+
 import huggingface_hub.constants
 import pytest
 
+from app.cli.hub_source import HubSource
 from app.domain.errors import SOURCE_UNAVAILABLE, Refused, Unavailable
-from app.upload.hub_source import HubSource
 
 
 @pytest.mark.parametrize(
@@ -31,8 +33,11 @@ def test_another_form_is_refused(text: str) -> None:
         HubSource.parse(text)
 
 
-def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: bool) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Unavailable, match="hf://org/name@main: ") as caught:
         HubSource.parse("hf://org/name").fetch()
     assert caught.value.code is SOURCE_UNAVAILABLE
