@@ -67,6 +67,6 @@ async def context(request: Request) -> Context:
 
 
 def holder_of(request: Request) -> str:
-    """Return the caller's name in the ledger of shares: its key's name if the route requires a key, else its address."""
-    key = getattr(request.state, "key", None)
-    return key or address_holder(request.client.host if request.client else "")
+    """Return the caller's name in the ledger of shares: its key's holder if the route requires a key, else its address."""
+    caller = getattr(request.state, "caller", None)
+    return caller.key.holder if caller else address_holder(request.client.host if request.client else "")

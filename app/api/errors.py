@@ -80,7 +80,7 @@ async def _refused_version(request: Request, error: GatewayError) -> dict[str, o
         return {}
     row = error.row
     uploads = request.app.state.context.uploads
-    which = (str(row.name), row.number, request.state.uploader.admin)
+    which = (str(row.name), row.number, request.state.caller.key.operator)
     view = await uploads.components.pools.reading(one_version, uploads, *which)
     return {"version": view.plain()}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.api.schemas import Adapter, AdapterPage, InEngine, Report, Version, VersionError
 from app.domain.coarse import coarse_report
+from app.domain.tenants import full_name, split_name
 from app.domain.version_state import SERVABLE, State
 from app.gateway.uploads import Uploads
 from app.observe.verdict_report import notes
@@ -19,9 +20,9 @@ def version_view(uploads: Uploads, row: VersionRow, report: str | None = None, w
     withheld, old = state.withheld.get(row.key), state.is_unloaded(row)
     answers = row.state in SERVABLE and withheld is None and not old
     view = Version(
-        name=str(row.name),
+        name=row.name.plain,
         version=row.number,
-        model=f"{row.name}@{row.number}" if answers else None,
+        model=f"{row.name.plain}@{row.number}" if answers else None,
         state=row.state,
         active=answers and row.state is State.READY,
         withheld=withheld,
@@ -63,15 +64,15 @@ def _in_engine(uploads: Uploads, engine_name: str) -> InEngine:
     )
 
 
-def adapter_view(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], whole: bool = False) -> Adapter:
-    """Return one adapter with its versions, newest first. whole: with its owner, which is for administrators."""
+def adapter_view(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, ...], owner: bool = False) -> Adapter:
+    """Return one adapter with its versions, newest first. owner: with its owner, which is for administrators."""
     view = Adapter(
-        name=str(row.name),
+        name=row.name.plain,
         active_version=row.active,
         created_at=row.created_at,
         versions=[version_view(uploads, version) for version in reversed(versions)],
     )
-    return view.model_copy(update={"owner": row.key_owner}) if whole else view
+    return view.model_copy(update={"owner": row.key_owner}) if owner else view
 
 
 def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -> Version:
@@ -84,14 +85,14 @@ def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -
     return version_view(uploads, row, catalogue.report(name, number), whole)
 
 
-def one_adapter(uploads: Uploads, name: str, whole: bool = False) -> Adapter:
+def one_adapter(uploads: Uploads, name: str, owner: bool = False) -> Adapter:
     """Return an adapter with its versions. Blocking. Raises Refused ADAPTER_NOT_FOUND."""
     catalogue = uploads.components.catalogue
-    return adapter_view(uploads, catalogue.adapter(name), catalogue.versions(name), whole)
+    return adapter_view(uploads, catalogue.adapter(name), catalogue.versions(name), owner)
 
 
-def adapters_page(uploads: Uploads, after: str, limit: int, whole: bool = False) -> AdapterPage:
-    """Return some adapters with their versions, ordered by name. Blocking."""
-    chapter = uploads.components.catalogue.chapter(after, limit)
-    views = [adapter_view(uploads, adapter, versions, whole) for adapter, versions in chapter.adapters]
-    return AdapterPage(adapters=views, next=chapter.next)
+def adapters_page(uploads: Uploads, tenant: str, after: str, limit: int, owner: bool = False) -> AdapterPage:
+    """Return some of a tenant's adapters with their versions, ordered by name. Blocking."""
+    chapter = uploads.components.catalogue.chapter(full_name(tenant, after) if after else "", limit, tenant)
+    views = [adapter_view(uploads, adapter, versions, owner) for adapter, versions in chapter.adapters]
+    return AdapterPage(adapters=views, next=split_name(chapter.next)[1] if chapter.next else None)

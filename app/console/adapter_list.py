@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from app.domain.errors import printable
+from app.domain.tenants import DEFAULT
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
 from app.gateway.version_summary import NOTHING, Severity, Summaries, Summary, severity
@@ -151,13 +152,19 @@ class Listing:
     refused: tuple[Line, ...]
 
 
-def listing(uploads: Uploads, summaries: Summaries | None, traffic: TrafficByAdapter, wanted: Wanted) -> Listing:
-    """Read one page. Blocking. A number beyond the last page gives the last page.
+def listing(
+    uploads: Uploads,
+    summaries: Summaries | None,
+    traffic: TrafficByAdapter,
+    wanted: Wanted,
+    tenant: str = DEFAULT,
+) -> Listing:
+    """Read one page of a tenant's adapters. Blocking. A number beyond the last page gives the last page.
 
     summaries: None for a caller who may not read reports.
     """
     wanted = replace(wanted, contains=printable(wanted.contains.strip(), MAX_FILTER))
-    overviews = uploads.components.catalogue.overviews(wanted.contains)
+    overviews = uploads.components.catalogue.overviews(wanted.contains, tenant)
     lines = [_line(uploads, overview, traffic) for overview in overviews]
     refused = [line for one in lines if (line := _refused(one)) is not None]
     served = [line for line in lines if line.group is not Group.REFUSED]
@@ -203,17 +210,17 @@ def pruned_share(row: VersionRow) -> float | None:
 
 
 def _line(uploads: Uploads, overview: Overview, traffic: TrafficByAdapter) -> Line:
-    name, versions = str(overview.adapter.name), overview.versions
+    name, versions = overview.adapter.name, overview.versions
     newest = versions[-1] if versions else None
     shown = next((version for version in versions if version.number == overview.adapter.active), newest)
     newer = newest if newest is not shown else None
     return Line(
-        name=name,
+        name=name.plain,
         shown=shown,
         standing=standing(uploads, shown) if shown else None,
         newer=newer,
         newer_standing=standing(uploads, newer) if newer else None,
-        traffic=traffic.of(name),
+        traffic=traffic.of(str(name)),
     )
 
 

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 
-from app.api.access.rules import guarded
+from app.api.access.caller import AdapterInPath, Caller, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
@@ -24,7 +24,6 @@ from app.console.heatmap import fate, heat_map, ratio
 from app.console.render import HEADERS, POLICY, page
 from app.console.trends import OUTCOMES, trends
 from app.console.version_history import history, version_of
-from app.domain.api_keys import Role
 from app.domain.errors import (
     BAD_REQUEST,
     NOT_FOUND,
@@ -34,6 +33,7 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
+from app.domain.tenants import DEFAULT
 from app.observe.log import event
 from app.serve.models import models_payload
 from app.store.audit.rules import INVARIANTS
@@ -94,11 +94,12 @@ def _refused(request: Request, error: GatewayError) -> Response:
 
 def _page(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
     """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else."""
+    caller: Caller | None = getattr(request.state, "caller", None)
     frame = {
         "here": request.url.path,
         "signed_in": not ctx.keys.open_door and COOKIE in request.cookies,
         "open_door": ctx.keys.open_door,
-        "permits": getattr(request.state, "permits", lambda _method, _route: False),
+        "permits": caller.permits if caller else lambda _method, _route: False,
     }
     return page(template, status, **frame, **values)
 
@@ -116,13 +117,14 @@ def adapters(
     """Show every adapter with its status, and the settings in force."""
     components = ctx.uploads.components
     traffic = ctx.metrics.traffic()
-    measured = request.state.permits("GET", REPORT)
+    caller = caller_of(request)
+    measured = caller.permits("GET", REPORT)
     wanted = Wanted(q, state, sort, order == "desc", number)
     return _page(
         request,
         ctx,
         "adapters.html",
-        listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted),
+        listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted, caller.tenant),
         measured=measured,
         components=components,
         engines=components.reconciler.each,
@@ -140,13 +142,13 @@ def home() -> Response:
 def adapter(
     request: Request,
     ctx: Ctx,
-    name: str,
+    name: AdapterInPath,
     version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
     before: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Response:
     """Show one adapter: a version's heat map and verdict, and the history of all versions."""
     row = ctx.uploads.components.catalogue.adapter(name)
-    exact = request.state.uploader.admin
+    exact = caller_of(request).key.operator
     versions, older = history(ctx.uploads, name, before, exact=exact)
     number = version or row.active or (versions[0].row.number if versions else None)
     chosen = version_of(ctx.uploads, name, number, exact=exact) if number is not None else None
@@ -178,12 +180,12 @@ def _totals(ctx: Context, name: str) -> dict[str, int]:
 def compare(
     request: Request,
     ctx: Ctx,
-    name: str,
+    name: AdapterInPath,
     a: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
     b: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Response:
     """Show version `a` of an adapter beside version `b`; by default the one before `b`, and the active or newest one."""
-    catalogue, exact = ctx.uploads.components.catalogue, request.state.uploader.admin
+    catalogue, exact = ctx.uploads.components.catalogue, caller_of(request).key.operator
     row = catalogue.adapter(name)
     numbers = [version.number for version in catalogue.versions(name)]
     if not numbers:
@@ -195,9 +197,11 @@ def compare(
 
 
 @router.get("/console/adapters/{name}/versions/{number}/report.json")
-def report(request: Request, ctx: Ctx, name: str, number: Annotated[int, Path(ge=1, le=MAX_NUMBER)]) -> Response:
+def report(
+    request: Request, ctx: Ctx, name: AdapterInPath, number: Annotated[int, Path(ge=1, le=MAX_NUMBER)]
+) -> Response:
     """Return a version with its report as a file: the API's answer, with scores rounded for the same callers."""
-    view = one_version(ctx.uploads, name, number, request.state.uploader.admin)
+    view = one_version(ctx.uploads, name, number, caller_of(request).key.operator)
     file = f'attachment; filename="{view.name}-v{number}-report.json"'
     return view.response(headers={**HEADERS, "Content-Disposition": file})
 
@@ -216,7 +220,7 @@ def chat(
     b: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """Show two models side by side. a, b: the models preselected."""
-    models = [card["id"] for card in models_payload(ctx.routing_table)["data"]]
+    models = [card["id"] for card in models_payload(ctx.routing_table, caller_of(request).reach)["data"]]
     served, others = models[0], models[1:]
     left = a or (others[0] if others else served)
     right = b or served
@@ -225,8 +229,10 @@ def chat(
 
 @router.get("/console/trends")
 def trends_page(request: Request, ctx: Ctx) -> Response:
-    """Show the uploads of the last days: their outcomes, changed modules, and answers to canaries."""
-    found = trends(ctx.uploads.components.catalogue, ctx.summaries)
+    """Show the uploads of the last days, to the operator everyone's: outcomes, changed modules, answers to canaries."""
+    caller = caller_of(request)
+    whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
+    found = trends(ctx.uploads.components.catalogue, ctx.summaries, whose)
     return _page(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
 
 
@@ -284,7 +290,7 @@ async def open_session(request: Request, ctx: Ctx) -> Response:
     """Check a key (form field `key`) and set the session cookie. Only for the console's own script: see cookie_auth.py."""
     _require_script(request)
     key = await _posted_key(request)
-    ctx.keys.admit(f"Bearer {key}", frozenset(Role))
+    ctx.keys.admit(f"Bearer {key}")
     response = Response(status_code=204, headers=HEADERS)
     remember(response, key, secure=request.url.scheme == "https")
     return response

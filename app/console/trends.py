@@ -52,11 +52,11 @@ class Trends:
         return max((day.uploads for day in self.days), default=0) or 1
 
 
-def trends(catalogue: Catalogue, summaries: Summaries, today: date | None = None) -> Trends:
-    """Read the trends until `today` (default: now, UTC). Blocking."""
+def trends(catalogue: Catalogue, summaries: Summaries, tenant: str | None = None, today: date | None = None) -> Trends:
+    """Read a tenant's trends, or everyone's, until `today` (default: now, UTC). Blocking."""
     today = today or datetime.now(UTC).date()
     first = today - timedelta(days=DAYS - 1)
-    rows = catalogue.uploaded_since(datetime.combine(first, time(), UTC), MOST + 1)
+    rows = catalogue.uploaded_since(datetime.combine(first, time(), UTC), MOST + 1, tenant)
     complete, rows = len(rows) <= MOST, rows[:MOST]
     found: dict[date, list[tuple[VersionRow, Canaries | None]]] = {}
     for row, summary in zip(rows, summaries.of(rows), strict=True):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from app.domain.tenants import DEFAULT, check_tenant, full_name
+
 PREFIX: Final = "lg_"
 """Prefix of every generated key, so that scanners of repositories and logs can recognise one."""
 
@@ -27,12 +29,14 @@ MAX_KEYS: Final = 10_000
 """Most keys in a keys file; every request is compared with all of them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_OWNER: Final = "owner="
+_LABELS: Final = ("owner", "tenant")
+"""Labels that may follow a key's digest, each once."""
+
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Role(StrEnum):
-    """Permission of a key. `engine` is for remote engines, which read artefacts; `admin` may do everything."""
+    """Permission of a key in its tenant. `engine`: remote engines, which read artefacts. `admin`: everything."""
 
     UPLOAD = "upload"
     CHAT = "chat"
@@ -41,41 +45,59 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+OPERATOR_ROLES: Final = frozenset({Role.METRICS, Role.ENGINE})
+"""Roles that concern every tenant's adapters, so that only keys of the tenant `default` may have them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One API key. name: its name in logs and rate limits. digest: SHA-256 of the key's UTF-8 bytes, 32 bytes.
 
-    owner: label shared by the keys that own the same adapters; None: the key's name.
+    owner: label shared by the keys that own the same adapters; None: the key's name. tenant: the only tenant whose
+    adapters it reaches, except for the operator's keys.
     """
 
     name: str
     roles: frozenset[Role]
     digest: bytes
     owner: str | None = None
+    tenant: str = DEFAULT
 
     def may(self, roles: frozenset[Role]) -> bool:
         """Return whether the key has one of these roles; always true with `admin`."""
         return Role.ADMIN in self.roles or not self.roles.isdisjoint(roles)
 
     @property
-    def line(self) -> str:
-        """The key's line in a keys file."""
-        label = "" if self.owner is None else f" {_OWNER}{self.owner}"
-        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}{label}"
+    def operator(self) -> bool:
+        """Whether it is the operator's, who may act in every tenant."""
+        return self.tenant == DEFAULT and Role.ADMIN in self.roles
 
     @property
-    def uploader(self) -> "Uploader":
-        """Owner and rights of uploads made with this key."""
-        return Uploader(self.owner or self.name, admin=Role.ADMIN in self.roles)
+    def holder(self) -> str:
+        """Name under which it holds shared resources: its own, or its tenant's. No key's name contains a slash."""
+        return self.name if self.tenant == DEFAULT else full_name(self.tenant, "")
+
+    @property
+    def line(self) -> str:
+        """The key's line in a keys file."""
+        given = {"owner": self.owner, "tenant": None if self.tenant == DEFAULT else self.tenant}
+        labels = "".join(f" {name}={value}" for name, value in given.items() if value is not None)
+        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.digest.hex()}{labels}"
+
+    def uploader(self, tenant: str) -> "Uploader":
+        """Owner and rights of uploads made with this key. Names made in another tenant belong to no key of its own."""
+        owner = self.owner or self.name
+        return Uploader(owner if tenant == self.tenant else None, Role.ADMIN in self.roles, tenant)
 
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
     """Owner and rights of an upload. owner: label that a new name will belong to, None: no owner. admin: may push to any
-    name."""
+    name of the tenant."""
 
     owner: str | None
     admin: bool = False
+    tenant: str = DEFAULT
 
 
 NOBODY: Final = Uploader(None, admin=True)
@@ -88,10 +110,13 @@ def digest_of_key(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def new_key(name: str, roles: Iterable[Role], owner: str | None = None) -> tuple[str, Key]:
-    """Generate a random key: its text, to be shown once, and the Key to store. Raises ValueError: bad name or no role."""
+def new_key(name: str, roles: Iterable[Role], owner: str | None = None, tenant: str = DEFAULT) -> tuple[str, Key]:
+    """Generate a random key: its text, to be shown once, and the Key to store.
+
+    Raises ValueError: bad name or label, no role, or one that no tenant's key may have.
+    """
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    return key, _checked(Key(name, frozenset(roles), digest_of_key(key), owner))
+    return key, _checked(Key(name, frozenset(roles), digest_of_key(key), owner, tenant))
 
 
 def key_for_all(key: str, number: int) -> Key:
@@ -102,8 +127,8 @@ def key_for_all(key: str, number: int) -> Key:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """Parse a keys file: one `name role[,role] sha256:<hex> [owner=label]` per line. Empty lines and lines that begin
-    with # are ignored.
+    """Parse a keys file: one `name role[,role] sha256:<hex> [owner=label] [tenant=label]` per line. Empty lines and lines
+    that begin with # are ignored.
 
     Raises ValueError naming the line for anything else, and for a name or a key that occurs twice.
     """
@@ -127,15 +152,16 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 def _parse(line: str) -> Key:
     words = line.split()
-    labelled = len(words) == 4 and words[3].startswith(_OWNER)
-    if not (len(words) == 3 or labelled) or not (digest := _DIGEST.fullmatch(words[2])):
-        raise ValueError("must read: name role[,role] sha256:<64 hex digits> [owner=label]")
+    given = dict(label.partition("=")[::2] for label in words[3:])
+    digest = _DIGEST.fullmatch(words[2]) if len(words) > 2 else None
+    if not digest or len(given) < len(words[3:]) or not given.keys() <= set(_LABELS):
+        raise ValueError("must read: name role[,role] sha256:<64 hex digits> [owner=label] [tenant=label]")
     known = {role.value for role in Role}
     roles = words[1].split(",")
     if unknown := [role for role in roles if role not in known]:
         raise ValueError(f"no such role: {unknown[0][:40]!r}; there are {', '.join(sorted(known))}")
-    owner = words[3].removeprefix(_OWNER) if labelled else None
-    return _checked(Key(words[0], frozenset(map(Role, roles)), bytes.fromhex(digest[1]), owner))
+    owner, tenant = given.get("owner"), given.get("tenant", DEFAULT)
+    return _checked(Key(words[0], frozenset(map(Role, roles)), bytes.fromhex(digest[1]), owner, tenant))
 
 
 def check_owner(label: str) -> None:
@@ -149,6 +175,9 @@ def _checked(key: Key) -> Key:
         raise ValueError("a key's name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
     if key.owner is not None:
         check_owner(key.owner)
+    check_tenant(key.tenant)
     if not key.roles:
         raise ValueError("a key needs a role")
+    if key.tenant != DEFAULT and (theirs := key.roles & OPERATOR_ROLES):
+        raise ValueError(f"a tenant's key cannot have the role {min(theirs)}: it concerns every tenant")
     return key

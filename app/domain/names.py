@@ -1,7 +1,7 @@
 """Adapter names: the names callers use and the names engines use.
 
-Callers: `name` (its active version) or `name@3` (a version). Engines: `name@<digest12>`, which no caller may use. A
-request's name is resolved once, when the request arrives.
+Callers: `name` (its active version) or `name@3` (a version). Engines: `name@<digest12>`, and `tenant~name@<digest12>` for a
+tenant's adapter, which no caller may use. A request's name is resolved once, when the request arrives.
 """
 
 import re
@@ -10,9 +10,16 @@ from typing import Final
 
 from app.domain.digest import Digest
 from app.domain.errors import BAD_NAME, RESERVED_NAME, Refused
+from app.domain.tenants import DEFAULT, SEPARATOR, TENANT_LIMIT, full_name, is_tenant, split_name
 
 NAME_LIMIT: Final = 63
 """Most characters of a name: a DNS label's length, so that names fit Kubernetes labels and host names."""
+
+FULL_NAME_LIMIT: Final = TENANT_LIMIT + 1 + NAME_LIMIT
+"""Most characters of a name with its tenant."""
+
+IN_ENGINES: Final = "~"
+"""Separator of tenant and name in an engine's name: a slash would end a part of the path of an address."""
 
 RESERVED: Final = frozenset({"models", "health", "ready", "metrics", "base", "default", "docs", "screen", "adapters"})
 """Words used by routes and operators; an adapter of such a name would confuse people, not code."""
@@ -23,21 +30,32 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class AdapterName:
-    """A valid adapter name. Use `AdapterName.parse` for untrusted input."""
+    """A valid adapter name, with its tenant. Use `AdapterName.parse` for untrusted input."""
 
     text: str
 
     @classmethod
-    def parse(cls, text: str, served: frozenset[str] = frozenset()) -> "AdapterName":
-        """Parse an untrusted name. `served`: names of the served model itself.
+    def parse(cls, text: str, served: frozenset[str] = frozenset(), tenant: str = DEFAULT) -> "AdapterName":
+        """Parse an untrusted plain name of a valid tenant's. `served`: names of the served model itself.
 
         Raises Refused BAD_NAME or RESERVED_NAME.
         """
         if not _NAME.fullmatch(text):
             raise Refused(BAD_NAME, f"{text[:80]!r} is not a valid adapter name", param="name")
-        if text.casefold() in RESERVED | {name.casefold() for name in served}:
+        full = full_name(tenant, text)
+        if {text.casefold(), full.casefold()} & (RESERVED | {name.casefold() for name in served}):
             raise Refused(RESERVED_NAME, f"{text!r} is reserved", param="name")
-        return cls(text)
+        return cls(full)
+
+    @property
+    def tenant(self) -> str:
+        """The tenant whose adapter this is."""
+        return split_name(self.text)[0]
+
+    @property
+    def plain(self) -> str:
+        """The name without its tenant, as the tenant's own callers use it."""
+        return split_name(self.text)[1]
 
     @property
     def key(self) -> str:
@@ -50,13 +68,14 @@ class AdapterName:
 
 def engine_name(name: AdapterName, digest: Digest) -> str:
     """Return the engine's name for one version's bytes: `<adapter>@<digest12>`. Never accepted from a caller."""
-    return f"{name.text}@{digest.short}"
+    return f"{name.text.replace(SEPARATOR, IN_ENGINES)}@{digest.short}"
 
 
 def parse_model(text: str) -> tuple[str, int | None] | None:
-    """Split a caller's `model` field into (name, version or None); return None if it cannot name an adapter."""
+    """Split a model's full name into (name, version or None); return None if it cannot name an adapter."""
     name, at, version = text.partition("@")
-    if not _NAME.fullmatch(name):
+    tenant, plain = split_name(name)
+    if not _NAME.fullmatch(plain) or not is_tenant(tenant):
         return None
     if not at:
         return name, None

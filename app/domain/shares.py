@@ -110,7 +110,7 @@ class Shares:
         self._limits = {resource: row.limit for resource, row in SHARED.items()} | dict(limits or {})
         known = tuple(keys)
         self._keys = {
-            resource: frozenset(key.name for key in known if row.roles is not None and key.may(row.roles))
+            resource: frozenset(key.holder for key in known if row.roles is not None and key.may(row.roles))
             for resource, row in SHARED.items()
         }
         self._single_key = frozenset(  # a single key may hold all of it
@@ -138,7 +138,7 @@ class Shares:
         return self._taken[resource]
 
     def take(self, resource: Resource, who: str, amount: int = 1) -> Holding:
-        """Hold `amount` for the caller `who`: a key's name, or `address_holder`. Raises Refused with the row's code."""
+        """Hold `amount` for the caller `who`: `Key.holder`, or `address_holder`. Raises Refused with the row's code."""
         holding = Holding(self, resource, who)
         holding.more(amount)
         return holding

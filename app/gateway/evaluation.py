@@ -20,6 +20,7 @@ from app.domain.artefact import Artefact
 from app.domain.digest import Digest
 from app.domain.errors import CANARIES_FAILED, ENGINE_UNAVAILABLE, LOAD_FAILED, Refused, Stage, Unavailable
 from app.domain.manifest import verdict_json
+from app.domain.tenants import DEFAULT
 from app.domain.verdict import Verdict
 from app.evaluate.plan import Plan
 from app.evaluate.report import asked_again_json
@@ -30,7 +31,7 @@ from app.gateway.ladder_search import Found, LadderSearch, Subject, load_candida
 from app.gateway.upload_steps import UploadSteps
 from app.gateway.version_refused import VersionRefused
 from app.serve.relay import Choose
-from app.store.catalogue.tables import VersionRow
+from app.store.catalogue.tables import AdapterRow, VersionRow
 from app.upload.receive import PendingUpload, SealedUpload
 
 BREAKS: Final = 3
@@ -165,7 +166,7 @@ class Evaluation:
 
     async def _run(self, row: VersionRow) -> VersionRow:
         adapter = await self._components.pools.store(self._components.catalogue.adapter, row.name)
-        async with self._turns.turn(("owner", adapter.key_owner)):
+        async with self._turns.turn(_owner(adapter)):
             fields = {"adapter": str(row.name), "version": row.number, "digest": str(row.artefact)}
             try:
                 with self._components.metrics.stage(Stage.EVALUATE, **fields):
@@ -233,6 +234,11 @@ class Evaluation:
         if verdict is not None:
             report |= {"verdict": verdict_json(verdict), "floor": report["verdict"]}
         return json.dumps({**report, "behaviour": behaviour}, allow_nan=False)
+
+
+def _owner(adapter: AdapterRow) -> tuple[str, str | None]:
+    """Return the holder of an adapter's turns: its tenant, in `default` its owner."""
+    return adapter.name.tenant, adapter.key_owner if adapter.name.tenant == DEFAULT else None
 
 
 def _dry_run_name(digest: Digest, token: str) -> str:

@@ -137,7 +137,7 @@ class Rescreening:
         if same is not None and same.state is State.REJECTED:  # it would be rejected again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(recall(code, same.error_message or "it was refused before"), same)
-        return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True))
+        return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True, tenant=adapter.name.tenant))
 
     def _upload(self, source: _Source) -> SealedUpload:
         """Return the kept upload as if it had just arrived, its digests checked. Blocking."""
@@ -146,7 +146,7 @@ class Rescreening:
         weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
         held = ExitStack()
         held.callback(weights.close)
-        return SealedUpload(str(source.row.name), original.config, weights, held)
+        return SealedUpload(source.row.name.plain, original.config, weights, held)
 
     def _close_abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
         if not opening.cancelled() and opening.exception() is None:

@@ -67,7 +67,7 @@ class Uploads:
         Refused or Unavailable; a refused version stays in the catalogue with its report.
         """
         c = self.components
-        name = AdapterName.parse(upload.name, frozenset({c.target.name}))
+        name = AdapterName.parse(upload.name, frozenset({c.target.name}), by.tenant)
         begin = partial(c.catalogue.begin, name, upload.received, c.parameters, after=after, by=by)
         begun = await self._begin(name.text, begin)
         if isinstance(begun, Same):

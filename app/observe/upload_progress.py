@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from app.domain.errors import CODES
+from app.domain.tenants import split_name
 from app.domain.version_state import IN_FLIGHT, State
 
 MAX_VERSIONS: Final = 1024
@@ -102,7 +103,7 @@ class Step:
         code = CODES.get(self.error_code or "")
         error = {"code": self.error_code, "message": self.error_message, "hint": code.hint if code else None}
         return {
-            "name": self.name,
+            "name": split_name(self.name)[1],
             "version": self.version,
             "state": self.state.value,
             "seconds": None if self.seconds is None else round(self.seconds, 3),

@@ -3,28 +3,30 @@
 from typing import Any
 
 from app.domain.errors import MODEL_NOT_FOUND, Refused
+from app.domain.tenants import EVERYTHING, Reach
 from app.serve.routing_table import RoutingTable, Served
 
 OWNER = "lora-gateway"
 
 
-def models_payload(routing_table: RoutingTable) -> dict[str, Any]:
-    """Return the list: the served model first, then each adapter's name, then each of its versions."""
-    versions = sorted(routing_table.snapshot.served, key=lambda served: (served.adapter.casefold(), served.version))
+def models_payload(routing_table: RoutingTable, reach: Reach = EVERYTHING) -> dict[str, Any]:
+    """Return a caller's list: the served model first, then each adapter's name, then each of its versions."""
+    named = ((reach.shown(served.adapter), served) for served in routing_table.snapshot.served)
+    versions = [(name, served) for name, served in named if name is not None]
+    versions.sort(key=lambda one: (one[0].casefold(), one[1].version))
     data = [_card(routing_table.model, routing_table.created, None)]
-    data += [_adapter(served, served.adapter, routing_table.model) for served in versions if served.active]
-    data += [_adapter(served, f"{served.adapter}@{served.version}", routing_table.model) for served in versions]
+    data += [_adapter(served, name, routing_table.model) for name, served in versions if served.active]
+    data += [_adapter(served, f"{name}@{served.version}", routing_table.model) for name, served in versions]
     return {"object": "list", "data": data}
 
 
-def model_payload(routing_table: RoutingTable, name: str) -> dict[str, Any]:
+def model_payload(routing_table: RoutingTable, name: str, reach: Reach = EVERYTHING) -> dict[str, Any]:
     """Return the entry of one model. Raises Refused MODEL_NOT_FOUND."""
     if name == routing_table.model:
         return _card(routing_table.model, routing_table.created, None)
-    table = routing_table.snapshot
-    if (target := table.targets.get(name)) is not None:
+    if (target := routing_table.target(name, reach)) is not None:
         meant = (target.adapter, target.version)
-        served = next(one for one in table.served if (one.adapter, one.version) == meant)
+        served = next(one for one in routing_table.snapshot.served if (one.adapter, one.version) == meant)
         return _adapter(served, name, routing_table.model)
     raise Refused(MODEL_NOT_FOUND, f"The model {name[:80]!r} does not exist", param="model")
 

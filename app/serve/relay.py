@@ -25,6 +25,7 @@ from app.domain.errors import (
     Refused,
     Unavailable,
 )
+from app.domain.tenants import EVERYTHING, Reach
 from app.load.client.engine import JSON_HEADERS, Answering, EngineResponse, words
 from app.load.client.response import NotReached
 from app.observe.log import event
@@ -145,14 +146,16 @@ class Relay:
         raw: bytes,
         request_id: str | None = None,
         admit: Admit | None = None,
-        owner: str | None = None,
+        cache: str | None = None,
+        reach: Reach = EVERYTHING,
     ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
         request_id: the caller's id of this request; the engine gets it with a random suffix, because two callers may
             choose the same.
         admit: called with the request's load before the engine gets it; may wait or refuse.
-        owner: owner of the cached prompts that may be used and added to; None: those without an owner.
+        cache: name of the cache of prompts that may be used and added to; None: the one without a name.
+        reach: adapters that the caller can name.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         if the engine is down or does not hold the version, UPSTREAM_FAILED if its answer is not accepted.
@@ -162,7 +165,7 @@ class Relay:
         if inference.ignored:
             event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
         try:
-            answer = await self._answer(inference, written, began, request_id, admit, owner)
+            answer = await self._answer(inference, written, began, request_id, admit, cache, reach)
         except GatewayError as error:
             error.ignored = inference.ignored
             raise
@@ -175,18 +178,19 @@ class Relay:
         began: float,
         request_id: str | None,
         admit: Admit | None,
-        owner: str | None,
+        cache: str | None,
+        reach: Reach,
     ) -> Answer:
         """Answer a checked request, whose body for the engine is `written`. Raises Refused, Unavailable."""
         kind = inference.kind
         self._check_offered(inference)
-        self._routing_table.resolve(inference.model)
+        self._routing_table.resolve(inference.model, reach)
         asked = time.monotonic()
         if admit is not None:
             await admit(inference.load)
         waited = time.monotonic() - asked
-        target = self._routing_table.resolve(inference.model)  # may be another version than before the wait
-        body = addressed(written, target.engine_name, self._salt_of(owner) if kind not in TOKENIZING else None)
+        target = self._routing_table.resolve(inference.model, reach)  # may be another version than before the wait
+        body = addressed(written, target.engine_name, self._salt_of(cache) if kind not in TOKENIZING else None)
         clock = Clock(self._hooks, target, began, waited)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
@@ -223,9 +227,9 @@ class Relay:
             return _read(kind, raw)
         return await self._pool(_read, kind, raw)
 
-    def _salt_of(self, owner: str | None) -> str | None:
-        """Return a salt that nobody outside this process can know or guess; it reveals neither the owner nor a key."""
-        return None if owner is None else hmac.digest(self._salt_key, owner.encode(), "sha256").hex()
+    def _salt_of(self, cache: str | None) -> str | None:
+        """Return a salt that nobody outside this process can know or guess; it reveals neither a tenant nor a key."""
+        return None if cache is None else hmac.digest(self._salt_key, cache.encode(), "sha256").hex()
 
     async def _ask(
         self, name: str, path: str, body: bytes, headers: Mapping[str, str]

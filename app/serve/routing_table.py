@@ -5,16 +5,17 @@ A request keeps the target that its name was resolved to, however the table chan
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from app.domain.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, VERSION_UNLOADED, Refused, Unavailable
-from app.domain.names import NAME_LIMIT, parse_model
+from app.domain.names import FULL_NAME_LIMIT, parse_model
+from app.domain.tenants import EVERYTHING, Reach
 from app.serve.in_flight import InFlight
 
-MODEL_LIMIT: Final = NAME_LIMIT + 11
-"""Characters of the longest possible model name: a name, `@`, a version number."""
+MODEL_LIMIT: Final = FULL_NAME_LIMIT + 11
+"""Characters of the longest possible model name: a name with its tenant, `@`, a version number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +120,23 @@ class RoutingTable:
             {served.engine_name for served in versions if served.engine_name} | {self._base.engine_name}
         )
 
-    def resolve(self, model: object) -> Target:
-        """Return the target of `model`, as sent in an untrusted request.
+    def target(self, model: str, reach: Reach) -> Target | None:
+        """Return the target of `model` for a caller with this reach, under the name that it used; None if there is none."""
+        if model == self.model:
+            return self._base
+        full = reach.full(model)
+        found = self._snapshot.targets.get(full) if full is not None else None
+        return found if found is None or found.asked == model else replace(found, asked=model)
+
+    def resolve(self, model: object, reach: Reach = EVERYTHING) -> Target:
+        """Return the target of `model`, as sent in an untrusted request by a caller with this reach.
 
         Raises Refused MODEL_MISSING, MODEL_NOT_FOUND or VERSION_UNLOADED; Unavailable ENGINE_UNAVAILABLE if it is known
         but the engine does not hold it now: never another adapter, never the served model in its place.
         """
-        target = self._snapshot.targets.get(model) if isinstance(model, str) else None
+        target = self.target(model, reach) if isinstance(model, str) else None
         if target is None:
-            raise _unknown(model, self._snapshot.unloaded)
+            raise _unknown(model, reach, self._snapshot.unloaded)
         if not self.is_loaded(target):
             raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
         return target
@@ -138,12 +147,13 @@ class RoutingTable:
         return (name == self.model and not self._guarded) or self._loaded(name)
 
 
-def _unknown(model: object, unloaded: AbstractSet[tuple[str, int]]) -> Refused:
+def _unknown(model: object, reach: Reach, unloaded: AbstractSet[tuple[str, int]]) -> Refused:
     if model is None or model == "":
         return Refused(MODEL_MISSING, "the request names no model", param="model")
     if not isinstance(model, str):
         return Refused(MODEL_NOT_FOUND, "`model` must be a string", param="model")
-    parsed = None if len(model) > MODEL_LIMIT else parse_model(model)
+    full = None if len(model) > MODEL_LIMIT else reach.full(model)
+    parsed = None if full is None else parse_model(full)
     if parsed is None:
         return Refused(MODEL_NOT_FOUND, f"The model {model[:MODEL_LIMIT]!r} cannot exist", param="model")
     if parsed in unloaded:

@@ -15,10 +15,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import errors
+from app.api.access.caller import guarded
 from app.api.access.ending import EndingRequests
 from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
-from app.api.access.rules import guarded
 from app.api.http_protocol import wire
 from app.api.openapi import describe
 from app.api.routes import adapters, engine_pull, events, openai, operations, rescreening

@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import Request
 
+from app.api.dependencies import holder_of
 from app.domain.shares import SHARED, Resource, Shares
 from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
@@ -60,7 +61,7 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
     watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
     async def receive_body(request: Request) -> PendingUpload:
-        caller, pool = request.state.key, components.pools.receiving
+        caller, pool = holder_of(request), components.pools.receiving
         return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
 
     return receive_body

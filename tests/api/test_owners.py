@@ -235,7 +235,7 @@ async def test_cached_prompts_are_shared_among_the_keys_of_one_owner_only(
             assert one is not None
             assert len(one) == 64
             key, stored = KEYS[who]
-            for told in (who, key, stored.uploader.owner or ""):
+            for told in (who, key, stored.owner or stored.name):
                 assert one not in {hashlib.sha256(told.encode()).hexdigest(), told}
         own = {"model": SERVED, **ASKED[path], "cache_salt": salts["alice"]}
         assert refused(await ask(running, "bob", "POST", f"/v1/{path}", json=own)) == (400, "invalid_request")

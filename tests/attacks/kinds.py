@@ -152,4 +152,5 @@ KINDS: Final[dict[str, str]] = {
     "O05": "the engine within reach",
     "O06": "an engine with its developer's doors open",
     "O07": "error texts that carry what was sent",
+    "T01": "another tenant's names, in every place that a request has for one",
 }

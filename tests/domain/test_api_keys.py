@@ -15,6 +15,7 @@ from app.domain.api_keys import (
     new_key,
     parse_keys,
 )
+from app.domain.tenants import DEFAULT
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -81,7 +82,38 @@ def test_keys_of_one_label_have_one_owner_and_others_own_what_they_make_themselv
     _, other = new_key("team", [Role.UPLOAD])
     _, admin = new_key("ops", [Role.ADMIN])
     assert parse_keys(f"{one.line}\n{other.line}") == (one, other)
-    assert one.uploader == other.uploader == Uploader("team")
-    assert admin.uploader == Uploader("ops", admin=True)
+    assert one.uploader(DEFAULT) == other.uploader(DEFAULT) == Uploader("team")
+    assert admin.uploader(DEFAULT) == Uploader("ops", admin=True)
     with pytest.raises(ValueError, match="owner's label"):
         new_key("ci", [Role.UPLOAD], owner="a b")
+
+
+def test_a_tenant_stands_in_the_keys_line_and_its_keys_are_not_the_operators() -> None:
+    _, acme = new_key("ci", [Role.ADMIN], owner="team", tenant="acme")
+    assert acme.line.endswith(" owner=team tenant=acme")
+    assert parse_keys(acme.line) == parse_keys(acme.line.replace("owner=team tenant=acme", "tenant=acme owner=team"))
+    assert parse_keys(acme.line) == (acme,)
+    assert not acme.operator
+    assert acme.uploader("acme") == Uploader("team", admin=True, tenant="acme")
+    _, operator = new_key("ops", [Role.ADMIN])
+    assert operator.operator
+    assert operator.uploader("acme") == Uploader(None, admin=True, tenant="acme"), "any key of acme may push to it"
+
+
+@pytest.mark.parametrize("tenant", ["", "Acme", "a_b", "a/b", "-a", "a-", "a" * 64, "ä", "a b", "a\n"])
+def test_a_tenant_is_a_dns_label(tenant: str) -> None:
+    with pytest.raises(ValueError, match="a tenant is 1 to 63"):
+        new_key("ci", [Role.CHAT], tenant=tenant)
+
+
+@pytest.mark.parametrize("role", [Role.METRICS, Role.ENGINE])
+def test_roles_that_concern_every_tenant_are_for_the_operators_keys(role: Role) -> None:
+    with pytest.raises(ValueError, match=f"cannot have the role {role}"):
+        new_key("ci", [Role.CHAT, role], tenant="acme")
+
+
+@pytest.mark.parametrize("label", ["owner=a owner=b", "tenant=a tenant=b", "team=a", "tenant", "tenant=acme x"])
+def test_labels_stand_once_and_are_known(label: str) -> None:
+    _, key = new_key("ci", [Role.CHAT])
+    with pytest.raises(ValueError, match=r"line 1: (must read|a tenant is)"):
+        parse_keys(f"{key.line} {label}")

@@ -29,7 +29,7 @@ async def ask(relay: Relay, seed: int, owner: str, model: str) -> float:
     """Seconds that one token after this prompt took."""
     fields = {"model": model, "prompt": prompt(seed), "max_tokens": 1, "temperature": 0}
     began = time.perf_counter()
-    answer = await relay.complete("completions", json.dumps(fields).encode(), owner=owner)
+    answer = await relay.complete("completions", json.dumps(fields).encode(), cache=owner)
     assert answer.status == 200
     return time.perf_counter() - began
 

@@ -1,35 +1,34 @@
-"""Access rules: one table of the roles each route requires, and the dependency that checks them before reading a body."""
+"""Access rules: one table of the keys that each route requires."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
-from fastapi import Request
-
-from app.api.access.keys import authorization
 from app.api.access.rate_limits import Kind
-from app.api.dependencies import context_of
-from app.domain.api_keys import NOBODY, Key, Role
-from app.observe.request_id import KEY_NAME
+from app.domain.api_keys import Key, Role
+from app.domain.tenants import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Access rule of a route. roles: any one of them suffices, `admin` always does; None: no key is required. rate:
-    kind of request for the rate limits."""
+    kind of request for the rate limits. operators: only keys of the tenant `default`: it concerns every tenant."""
 
     roles: frozenset[Role] | None
     rate: Kind | None = None
+    operators: bool = False
 
 
-def _for(*roles: Role, rate: Kind | None = None) -> Rule:
-    return Rule(frozenset(roles), rate)
+def _for(*roles: Role, rate: Kind | None = None, operators: bool = False) -> Rule:
+    return Rule(frozenset(roles), rate, operators)
 
 
 PUBLIC: Final = Rule(None)
 ADMIN_ONLY: Final = _for()
-"""Rule for administrators' routes, and for a route that is missing from the table."""
+"""Rule for routes of each tenant's administrators."""
+
+OPERATOR_ONLY: Final = _for(operators=True)
+"""Rule for the operator's routes, and for a route that is missing from the table."""
 
 ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/health"): PUBLIC,
@@ -37,10 +36,10 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/ready"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
     ("GET", "/version"): _for(*Role),
-    ("GET", "/metrics"): _for(Role.METRICS),
-    ("GET", "/metrics/engine"): _for(Role.METRICS),
-    ("GET", "/resolve/{model}"): _for(Role.ENGINE),
-    ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE),
+    ("GET", "/metrics"): _for(Role.METRICS, operators=True),
+    ("GET", "/metrics/engine"): _for(Role.METRICS, operators=True),
+    ("GET", "/resolve/{model}"): _for(Role.ENGINE, operators=True),
+    ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE, operators=True),
     ("GET", "/openapi.json"): _for(*Role),
     ("GET", "/docs"): _for(*Role),
     ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
@@ -52,7 +51,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
     ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
     ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,
-    ("POST", "/rescreen"): ADMIN_ONLY,
+    ("POST", "/rescreen"): OPERATOR_ONLY,
     ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
     ("PUT", "/adapters/{name}/owner"): ADMIN_ONLY,
     ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
@@ -62,9 +61,9 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/adapters/{name}/compare"): _for(Role.UPLOAD),
     ("GET", "/console/adapters/{name}/versions/{number}/report.json"): _for(Role.UPLOAD),
     ("GET", "/console/trends"): _for(Role.UPLOAD),
-    ("GET", "/console/engines"): _for(Role.METRICS),
-    ("GET", "/console/audit"): ADMIN_ONLY,
-    ("GET", "/console/settings"): ADMIN_ONLY,
+    ("GET", "/console/engines"): _for(Role.METRICS, operators=True),
+    ("GET", "/console/audit"): OPERATOR_ONLY,
+    ("GET", "/console/settings"): OPERATOR_ONLY,
     ("GET", "/console/upload"): _for(Role.UPLOAD),
     ("GET", "/console/chat"): _for(Role.CHAT),
     ("GET", "/console/{rest:path}"): _for(*Role),
@@ -86,23 +85,11 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
 """Rules of every route. A test fails if a served route is missing here."""
 
 
-def permits(key: Key, method: str, route: str) -> bool:
-    """Return whether a key may use a route."""
-    rule = ROUTES.get((method, route), ADMIN_ONLY)
-    return rule.roles is None or key.may(rule.roles)
-
-
-async def guarded(request: Request) -> None:
-    """Check the caller's key against the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
-    ctx = context_of(request)
-    route = request.scope["route"].path
-    rule = ROUTES.get((request.method, route), ADMIN_ONLY)
-    if rule.roles is None:
-        return
-    key = ctx.keys.admit(authorization(request.headers), rule.roles)
-    request.state.key = key.name
-    request.state.permits = partial(permits, key)
-    KEY_NAME.set(key.name)
-    request.state.uploader = NOBODY if ctx.keys.open_door else key.uploader
-    if rule.rate is not None:
-        ctx.rates.take(key.name, rule.rate)
+def refusal(key: Key, rule: Rule) -> str | None:
+    """Return the reason why a key may not use a route with this rule; None if it may."""
+    if rule.roles is not None and not key.may(rule.roles):
+        wanted = ", ".join(sorted(rule.roles | {Role.ADMIN}))
+        return f"the key {key.name!r} lacks the role; one of these is needed: {wanted}"
+    if rule.operators and key.tenant != DEFAULT:
+        return f"the key {key.name!r} belongs to a tenant; this concerns every tenant and is for the operator's keys"
+    return None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 
-from app.api.access.rules import guarded
+from app.api.access.caller import AdapterInPath, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import body
@@ -30,6 +30,7 @@ from app.domain.coarse import coarse_verdict
 from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage
 from app.domain.manifest import received_json, verdict_json
 from app.domain.names import NAME_LIMIT
+from app.domain.tenants import split_name
 from app.domain.verdict import Verdict
 from app.domain.version_state import State
 from app.gateway.attestation import attestation
@@ -96,19 +97,20 @@ async def upload(
     201: a new version is served; 200: a version with these bytes exists already; 202: stored, and loaded once the engine is
     available.
     """
+    caller = caller_of(request)
     try:
         received = await _receive(request, ctx)
     except GatewayError as error:
         ctx.metrics.upload_refused(error)
         raise
     async with received as sealed:
-        begun = await ctx.uploads.register(sealed, wait=wait, by=request.state.uploader)
+        begun = await ctx.uploads.register(sealed, wait=wait, by=caller.uploader)
     row = begun.row
     view = await ctx.uploads.components.pools.reading(
-        one_version, ctx.uploads, str(row.name), row.number, request.state.uploader.admin
+        one_version, ctx.uploads, str(row.name), row.number, caller.key.operator
     )
     served = row.state is not State.STORED
-    location = f"/adapters/{row.name}/versions/{row.number}"
+    location = caller.address(f"/adapters/{row.name.plain}/versions/{row.number}")
     status = (200 if isinstance(begun, Same) else 201) if served else 202
     return view.response(status, {"Location": location})
 
@@ -123,7 +125,7 @@ async def dry_run(
 
     With `canaries` it is loaded into the engine for as long as it is asked, under a name that no request can use, and the
     report has `behaviour`; it has none if the adapter is rejected before, or nothing is left of it. Scores are rounded to
-    two digits for all callers but administrators, here and in every other report.
+    two digits for all callers but the operator, here and in every other report.
     """
     rules = ctx.uploads.components.rules
     async with await _receive(request, ctx) as sealed:
@@ -138,7 +140,7 @@ async def dry_run(
             verdict = tried.verdict
             behaviour = {"behaviour": tried.found.behaviour} if tried.found else {}
         measured = verdict_json(verdict)
-        shown = measured if request.state.uploader.admin else coarse_verdict(measured)
+        shown = measured if caller_of(request).key.operator else coarse_verdict(measured)
         received = received_json(sealed.received)
         return Report(received=received, verdict=shown, **behaviour, **remarks_on(measured)).response()
 
@@ -158,24 +160,24 @@ async def index(
     after: Annotated[str, Query(max_length=NAME_LIMIT, description="`next` of the page before")] = "",
 ) -> Response:
     """List adapters with their versions, ordered by name; `next` is null on the last page."""
-    admin = request.state.uploader.admin
-    return await _read(ctx, adapters_page, after, limit, admin)
+    caller = caller_of(request)
+    return await _read(ctx, adapters_page, caller.tenant, after, limit, caller.uploader.admin)
 
 
 @router.get("/adapters/{name}", response_model=Adapter)
-async def adapter(name: str, request: Request, ctx: Ctx) -> Response:
+async def adapter(name: AdapterInPath, request: Request, ctx: Ctx) -> Response:
     """Show one adapter with its versions."""
-    return await _read(ctx, one_adapter, name, request.state.uploader.admin)
+    return await _read(ctx, one_adapter, name, caller_of(request).uploader.admin)
 
 
 @router.get("/adapters/{name}/versions/{number}", response_model=Version)
-async def version(name: str, number: Number, request: Request, ctx: Ctx) -> Response:
+async def version(name: AdapterInPath, number: Number, request: Request, ctx: Ctx) -> Response:
     """Show one version with its report: every module's score and decision."""
-    return await _read(ctx, one_version, name, number, request.state.uploader.admin)
+    return await _read(ctx, one_version, name, number, caller_of(request).key.operator)
 
 
 @router.get("/adapters/{name}/versions/{number}/attestation", response_model=Envelope)
-async def signed_statement(name: str, number: Number, ctx: Ctx) -> Response:
+async def signed_statement(name: AdapterInPath, number: Number, ctx: Ctx) -> Response:
     """Return a signed statement about one version: the bytes of its files, and how they were screened (DSSE, in-toto)."""
     components = ctx.uploads.components
     envelope = await components.pools.fetching(attestation, components, ctx.signer, name, number)
@@ -190,15 +192,17 @@ async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Respons
 
 
 @router.post("/adapters/{name}/rollback", response_model=Version)
-async def rollback(name: str, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None) -> Response:
+async def rollback(
+    name: AdapterInPath, request: Request, ctx: Ctx, to: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None
+) -> Response:
     """Point the name to an earlier version: `to`, or the one before the active version."""
     row = await ctx.uploads.publishing.rollback(name, to)
-    return await _read(ctx, one_version, name, row.number, True)
+    return await _read(ctx, one_version, name, row.number, caller_of(request).key.operator)
 
 
 @router.post("/adapters/{name}/warm", response_model=Warmed)
 async def warm_up(
-    name: str,
+    name: AdapterInPath,
     ctx: Ctx,
     version: Annotated[
         int | None, Query(ge=1, le=MAX_NUMBER, description="Version number; default: the active version")
@@ -219,17 +223,17 @@ async def warm_up(
         )
         for one in done.engines
     ]
-    return Warmed(model=done.target.asked, digest=done.target.digest, engines=engines).response()
+    return Warmed(model=split_name(done.target.asked)[1], digest=done.target.digest, engines=engines).response()
 
 
 @router.put("/adapters/{name}/owner", response_model=Owner, openapi_extra=body(NewOwner.model_json_schema()))
-async def transfer(name: str, request: Request, ctx: Ctx) -> Response:
+async def transfer(name: AdapterInPath, request: Request, ctx: Ctx) -> Response:
     """Transfer an adapter to another owner, whose keys, besides administrators', may push to it from now on."""
     async with body_of(request, MAX_OWNER_BODY) as raw:
         owner = _owner_in(raw)
     row = await ctx.uploads.components.pools.store(ctx.uploads.components.catalogue.transfer, name, owner)
     event("transferred", adapter=row.name, owner=owner)
-    return Owner(name=str(row.name), owner=owner).response()
+    return Owner(name=row.name.plain, owner=owner).response()
 
 
 def _owner_in(raw: bytes) -> str:
@@ -245,7 +249,7 @@ def _owner_in(raw: bytes) -> str:
 
 
 @router.delete("/adapters/{name}", status_code=204)
-async def delete(name: str, ctx: Ctx) -> Response:
+async def delete(name: AdapterInPath, ctx: Ctx) -> Response:
     """Delete an adapter with all its versions. Running requests finish; its version numbers are never reused."""
     await ctx.uploads.publishing.delete(name)
     return Response(status_code=204)

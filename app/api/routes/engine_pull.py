@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, Response
 
-from app.api.access.rules import guarded
+from app.api.access.caller import guarded
 from app.api.dependencies import Context, context
 from app.api.schemas import Resolved
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE

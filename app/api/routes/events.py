@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.access.rules import guarded
+from app.api.access.caller import AdapterInPath, guarded
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import EVENTS
 from app.api.routes.adapters import MAX_NUMBER
 from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
 from app.domain.names import AdapterName
 from app.domain.shares import Resource
+from app.domain.tenants import split_name
 from app.gateway.uploads import Uploads
 from app.observe.upload_progress import Follower
 
@@ -53,7 +54,7 @@ class _Events(StreamingResponse):
 )
 async def events(
     request: Request,
-    name: str,
+    name: AdapterInPath,
     ctx: Annotated[Context, Depends(context)],
     after: Annotated[
         int | None, Query(ge=0, le=MAX_NUMBER, description="Wait for a version above this number to begin")
@@ -66,7 +67,7 @@ async def events(
     """
     waits = after is not None
     if waits:
-        AdapterName.parse(name)
+        AdapterName.parse(split_name(name)[1])
     with ExitStack() as held:
         held.enter_context(ctx.shares.take(Resource.WATCHERS, holder_of(request)))
         follower = ctx.uploads.components.progress.follower()

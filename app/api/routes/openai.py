@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.access.rules import guarded
+from app.api.access.caller import caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
 from app.api.openapi import EVENTS, body, fields
@@ -56,15 +56,15 @@ def _body(kind: Kind, *either: str, **required: dict[str, Any]) -> dict[str, Any
 
 
 @router.get("/v1/models", response_model=Models)
-async def models(ctx: Ctx) -> Response:
+async def models(request: Request, ctx: Ctx) -> Response:
     """List every value that `model` may have."""
-    return JSONResponse(models_payload(ctx.routing_table))
+    return JSONResponse(models_payload(ctx.routing_table, caller_of(request).reach))
 
 
 @router.get("/v1/models/{name}", response_model=Model)
-async def model(name: str, ctx: Ctx) -> Response:
+async def model(name: str, request: Request, ctx: Ctx) -> Response:
     """Show one model."""
-    return JSONResponse(model_payload(ctx.routing_table, name))
+    return JSONResponse(model_payload(ctx.routing_table, name, caller_of(request).reach))
 
 
 @router.post(
@@ -150,10 +150,10 @@ async def _answer(request: Request, kind: Kind) -> Response:
     ctx = context_of(request)  # not a dependency: FastAPI spends much time on each
     async with body_of(request, MAX_BODY_BYTES) as raw:
         with ExitStack() as held:
-            holder = holder_of(request)
+            holder, caller = holder_of(request), caller_of(request)
             held.enter_context(ctx.shares.take(Resource.REQUESTS, holder))
             admit = partial(ctx.admission.admit, holder, held=held)
-            answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, request.state.uploader.owner)
+            answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, caller.cache, caller.reach)
             answer = await _unless_disconnected(request, answering)
             return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
 

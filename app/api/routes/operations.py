@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.api.access.rules import guarded
+from app.api.access.caller import guarded
 from app.api.dependencies import Context, context
 from app.api.openapi import text
 from app.api.schemas import GatewayVersion, Health, Readiness

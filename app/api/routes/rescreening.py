@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.access.rules import guarded
+from app.api.access.caller import AdapterInPath, caller_of, guarded
 from app.api.dependencies import Context, context
 from app.api.openapi import EVENTS
 from app.api.routes.adapters import VERSION_RESPONSES
@@ -43,7 +43,7 @@ class _Results(StreamingResponse):
 
 
 @router.post("/adapters/{name}/rescreen", status_code=201, response_model=Version, responses=VERSION_RESPONSES)
-async def rescreen(name: str, ctx: Ctx) -> Response:
+async def rescreen(name: AdapterInPath, request: Request, ctx: Ctx) -> Response:
     """Screen the active version's upload again by the current policy and reference, and move the name to the new version.
 
     201: a new version is served; 202: it is stored, and loaded once the engine is available; 200: nothing to do, it was
@@ -52,10 +52,10 @@ async def rescreen(name: str, ctx: Ctx) -> Response:
     done = await ctx.rescreening.one(name)
     assert done.row is not None
     view = await ctx.uploads.components.pools.reading(
-        one_version, ctx.uploads, str(done.row.name), done.row.number, True
+        one_version, ctx.uploads, str(done.row.name), done.row.number, caller_of(request).key.operator
     )
     status = 200 if done.result is Result.UNCHANGED else 201
-    location = f"/adapters/{done.row.name}/versions/{done.row.number}"
+    location = caller_of(request).address(f"/adapters/{done.row.name.plain}/versions/{done.row.number}")
     return view.response(202 if done.row.state is State.STORED else status, {"Location": location})
 
 

@@ -6,8 +6,9 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
+from app.domain.tenants import full_name
 from app.domain.version_state import State
-from app.store.catalogue.queries import versions_where
+from app.store.catalogue.queries import of_tenant, versions_where
 from app.store.catalogue.tables import (
     VERSION_COLUMNS,
     AdapterRow,
@@ -27,9 +28,14 @@ class Overview:
     versions: tuple[VersionRow, ...]
 
 
-def overviews(connection: Connection, contains: str) -> tuple[Overview, ...]:
-    """Return the adapters whose names contain this text in any case, by name, in two queries for any number of adapters."""
-    fits = (adapters.c.deleted.is_(False), adapters.c.name_key.contains(contains.casefold(), autoescape=True))
+def overviews(connection: Connection, tenant: str, contains: str) -> tuple[Overview, ...]:
+    """Return a tenant's adapters whose names contain this text in any case, by name, in two queries for any number."""
+    plain = func.substr(adapters.c.name_key, len(full_name(tenant, "")) + 1)
+    fits = (
+        adapters.c.deleted.is_(False),
+        of_tenant(tenant),
+        plain.contains(contains.casefold(), autoescape=True),
+    )
     query = select(adapters).where(*fits).order_by(adapters.c.name_key)
     rows = [adapter_record(row).public for row in connection.execute(query)]
     there = versions.alias()
@@ -43,9 +49,10 @@ def overviews(connection: Connection, contains: str) -> tuple[Overview, ...]:
     return tuple(Overview(row, tuple(found[row.name.key])) for row in rows)
 
 
-def uploaded_since(connection: Connection, since: datetime, limit: int) -> tuple[VersionRow, ...]:
-    """Return the newest `limit` versions that were begun from this time on, newest first."""
-    query = select(*VERSION_COLUMNS).where(versions.c.created_at >= since, versions.c.state != State.DELETED)
+def uploaded_since(connection: Connection, tenant: str | None, since: datetime, limit: int) -> tuple[VersionRow, ...]:
+    """Return the newest `limit` versions of a tenant, or of all, that were begun from this time on, newest first."""
+    fits = (of_tenant(tenant), versions.c.created_at >= since, versions.c.state != State.DELETED)
+    query = select(*VERSION_COLUMNS).join_from(versions, adapters).where(*fits)
     return tuple(version_row(row) for row in connection.execute(query.order_by(versions.c.id.desc()).limit(limit)))
 
 

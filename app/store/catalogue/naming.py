@@ -48,9 +48,9 @@ def bind(connection: Connection, row: VersionRow) -> None:
 
 def _check(adapter: AdapterRecord, name: AdapterName, owner: str | None) -> None:
     if adapter.name != name:
-        raise Refused(NAME_TAKEN, f"{name.text!r} differs from {adapter.name.text!r} only in case", param="name")
+        raise Refused(NAME_TAKEN, f"{name.plain!r} differs from {adapter.name.plain!r} only in case", param="name")
     if adapter.key_owner not in (None, owner):
-        raise Refused(NAME_TAKEN, f"{name.text!r} belongs to the owner of another key", param="name")
+        raise Refused(NAME_TAKEN, f"{name.plain!r} belongs to the owner of another key", param="name")
 
 
 def spelled(connection: Connection, name: AdapterName) -> AdapterRecord:

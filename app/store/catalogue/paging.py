@@ -6,23 +6,24 @@ from sqlalchemy import Connection, and_, select
 
 from app.domain.names import AdapterName
 from app.domain.version_state import State
+from app.store.catalogue.queries import of_tenant
 from app.store.catalogue.tables import VERSION_COLUMNS, AdapterRow, VersionRow, adapters, version_row, versions
 
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Some adapters, each with its versions by number. next: name to continue after; None at the end."""
+    """Some adapters, each with its versions by number. next: full name to continue after; None at the end."""
 
     adapters: tuple[tuple[AdapterRow, tuple[VersionRow, ...]], ...]
     next: str | None
 
 
-def adapters_after(connection: Connection, after: str, limit: int) -> Chapter:
-    """Return up to `limit` (≥ 1) adapters whose names come after this one, ignoring case. One query.
+def adapters_after(connection: Connection, tenant: str, after: str, limit: int) -> Chapter:
+    """Return up to `limit` (≥ 1) of a tenant's adapters whose names come after this one, ignoring case. One query.
 
     Continues in the right place even if the adapter of that name was deleted.
     """
-    fits = (adapters.c.deleted.is_(False), adapters.c.name_key > after.casefold())
+    fits = (adapters.c.deleted.is_(False), of_tenant(tenant), adapters.c.name_key > after.casefold())
     some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()
     own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"), some.c.key_owner.label("whose"))
     not_deleted = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)

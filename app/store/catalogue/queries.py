@@ -1,11 +1,12 @@
 """Queries of `reader` and `catalogue`, each run in a transaction of theirs. Deleted rows are left out unless noted."""
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select, true
 
 from app.domain.digest import Digest
 from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, VERSION_NOT_READY, Refused
 from app.domain.lora import Received
 from app.domain.names import AdapterName, engine_name
+from app.domain.tenants import DEFAULT, SEPARATOR
 from app.domain.version_state import ENDED, IN_FLIGHT, State
 from app.store.catalogue.tables import (
     VERSION_COLUMNS,
@@ -19,6 +20,19 @@ from app.store.catalogue.tables import (
 
 Name = AdapterName | str
 """Adapter's name, parsed or as a caller wrote it: a string that is not a valid name finds nothing."""
+
+
+_AFTER_SEPARATOR = chr(ord(SEPARATOR) + 1)
+
+
+def of_tenant(tenant: str | None) -> ColumnElement[bool]:
+    """Return the condition that an adapter belongs to a tenant; None: to any. A range of the index, except of `default`."""
+    if tenant is None:
+        return true()
+    if tenant == DEFAULT:
+        return adapters.c.name_key.not_like(f"%{SEPARATOR}%")
+    key = adapters.c.name_key
+    return and_(key > f"{tenant}{SEPARATOR}", key < f"{tenant}{_AFTER_SEPARATOR}")
 
 
 def adapter_named(connection: Connection, name: Name, *, lock: bool = False) -> AdapterRecord:

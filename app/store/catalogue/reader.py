@@ -7,6 +7,7 @@ from sqlalchemy import select
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
+from app.domain.tenants import DEFAULT
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.database import Database
 from app.store.catalogue.listing import Overview, overviews, reports_of, uploaded_since
@@ -45,15 +46,15 @@ class CatalogueReader:
         with self._database.reading() as connection:
             return connection.execute(select(adapters.c.id).limit(1)).first() is not None
 
-    def overviews(self, contains: str = "") -> tuple[Overview, ...]:
-        """Return the adapters whose names contain this text in any case, each with its active and its newest version."""
+    def overviews(self, contains: str = "", tenant: str = DEFAULT) -> tuple[Overview, ...]:
+        """Return a tenant's adapters whose names contain this text, each with its active and its newest version."""
         with self._database.reading() as connection:
-            return overviews(connection, contains)
+            return overviews(connection, tenant, contains)
 
-    def chapter(self, after: str, limit: int) -> Chapter:
-        """Return adapters with all their versions, from the name after this one on; "" begins. limit: ≥ 1."""
+    def chapter(self, after: str, limit: int, tenant: str = DEFAULT) -> Chapter:
+        """Return a tenant's adapters with all versions, from the full name after this one on; "" begins. limit: ≥ 1."""
         with self._database.reading() as connection:
-            return adapters_after(connection, after, limit)
+            return adapters_after(connection, tenant, after, limit)
 
     def adapter(self, name: Name) -> AdapterRow:
         """Return one adapter."""
@@ -78,10 +79,10 @@ class CatalogueReader:
             report: str | None = connection.execute(query).scalar_one()
             return report
 
-    def uploaded_since(self, since: datetime, limit: int) -> tuple[VersionRow, ...]:
-        """Return the newest `limit` versions that were begun from this time on, newest first."""
+    def uploaded_since(self, since: datetime, limit: int, tenant: str | None = None) -> tuple[VersionRow, ...]:
+        """Return the newest `limit` versions of a tenant, or of all, that were begun from this time on, newest first."""
         with self._database.reading() as connection:
-            return uploaded_since(connection, since, limit)
+            return uploaded_since(connection, tenant, since, limit)
 
     def reports(self, keys: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], str]:
         """Return (name, number) → report (JSON text) of those of these versions that exist and have one."""

@@ -25,11 +25,11 @@ from sqlalchemy import (
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
-from app.domain.names import AdapterName
+from app.domain.names import FULL_NAME_LIMIT, AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 _HEX: Final = 64
@@ -68,7 +68,12 @@ class _Name(TypeDecorator[str]):
 _COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
 """Column type of bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
 
-_IN_BYTE_ORDER: Final = String(63).with_variant(String(63, collation="C"), "postgresql")
+_FULL: Final = FULL_NAME_LIMIT
+_AT_FIRST: Final = 63
+"""Declared length of names when the tables were new. SQLite still has it: it enforces none, and cannot change one."""
+
+_FULL_NAME: Final = _Name(_FULL).with_variant(_Name(_AT_FIRST), "sqlite")
+_IN_BYTE_ORDER: Final = String(_AT_FIRST).with_variant(String(_FULL, collation="C"), "postgresql")
 """Column type sorted by bytes whatever the server's language is, as in SQLite."""
 
 metadata: Final = MetaData()
@@ -79,7 +84,7 @@ adapters: Final = Table(
     "adapters",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", _Name(63), nullable=False),
+    Column("name", _FULL_NAME, nullable=False),  # with its tenant
     Column("name_key", _IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
     Column("created_at", _Utc, nullable=False),
     Column("active_version", Integer),  # the alias: a number among this adapter's versions
@@ -107,7 +112,9 @@ versions: Final = Table(
     Column("modules_pruned", Integer),
     Column("modules_projected", Integer),
     Column("artefact", String(_HEX)),
-    Column("engine_name", String(128), unique=True),  # kept when the version is deleted: never used twice
+    Column(
+        "engine_name", String(_FULL + 32).with_variant(String(128), "sqlite"), unique=True
+    ),  # kept when the version is deleted: never used twice
     Column("error_code", String(64)),
     Column("error_message", Text),
     Column("report", Text),
@@ -116,7 +123,7 @@ versions: Final = Table(
     Column("owner", String(32)),  # the gateway working on it, if several share the catalogue
     Column("revision", _COUNT, nullable=False, server_default="0"),  # the catalogue's at this row's last change
     Column("key_owner", String(63)),  # the adapter's owner if this is its first stored version
-    Column("spelling", _Name(63), nullable=False, server_default=""),  # spelling of the name in this upload
+    Column("spelling", _FULL_NAME, nullable=False, server_default=""),  # spelling of the name in this upload
     Column("evaluated", String(_HEX)),  # key of the evaluation that this artefact passed
     Column("rung", Integer),  # the ladder's rung that made it, 0: the floor
     Column("failed_evaluation", String(_HEX)),  # key of the evaluation that it failed when it was asked again
