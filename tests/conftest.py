@@ -9,7 +9,7 @@ settings.load_profile("any machine")  # how long an example takes says how busy 
 
 pytest_plugins = [
     *("tests.support.engine", "tests.support.demo_gateway", "tests.support.gateway", "tests.support.prometheus"),
-    "tests.support.postgres",
+    *("tests.support.postgres", "tests.support.joining"),
     "tests.support.hostile",
 ]
 

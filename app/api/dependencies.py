@@ -12,6 +12,7 @@ from app.domain.setting_in_force import SettingInForce
 from app.domain.shares import Shares, address_holder
 from app.gateway.audit_job import Auditor
 from app.gateway.evaluation import Evaluation
+from app.gateway.key_ring import KeyRing
 from app.gateway.rescreening import Rescreening
 from app.gateway.uploads import Uploads
 from app.gateway.version_summary import Summaries
@@ -27,13 +28,14 @@ from app.upload.receive import PendingUpload
 class Context:
     """Components available to a route.
 
-    ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
-    sealed upload. readiness: name of a part → None, or the problem with it. details: further fields of /ready.
-    engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit. signer: signs
-    statements, if there is a key. settings: those in force, without secrets.
+    ring: keys that are accepted. ending: state of a gateway that may end. evaluation: None without a battery. receive:
+    turns a request's body into a sealed upload. readiness: name of a part → None, or the problem with it. details: further
+    fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit.
+    signer: signs statements, if there is a key. settings: those in force, without secrets.
     """
 
     keys: Keys
+    ring: KeyRing
     rates: Rates
     ending: Ending
     shares: Shares

@@ -115,6 +115,46 @@ class Owner(View):
     owner: str
 
 
+class StoredApiKey(View):
+    """One key made at run time. last_used_at: to a minute. previous_until: time until which the key before a rotation is
+    accepted as well."""
+
+    tenant: str
+    name: str
+    roles: list[str]
+    owner: str | None
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None
+    previous_until: Time | None
+
+
+class NewApiKey(StoredApiKey):
+    """A key that was just made or rotated. key: the key itself, shown this once and stored nowhere."""
+
+    key: str
+
+
+class ApiKeys(View):
+    """Keys of one tenant that were made at run time, by name."""
+
+    keys: list[StoredApiKey]
+
+
+class Tenant(View):
+    """One tenant. keys: made at run time and not revoked."""
+
+    tenant: str
+    adapters: int
+    keys: int
+
+
+class Tenants(View):
+    """Tenants that have an adapter or a key, by label; `default` is always among them."""
+
+    tenants: list[Tenant]
+
+
 class Signature(View):
     """One signature of an envelope, base64. keyid: SHA-256 of the public key, a hint only."""
 

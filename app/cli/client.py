@@ -33,6 +33,9 @@ Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway, such 
 Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="API key of the gateway")]
 Json = Annotated[bool, typer.Option("--json", help="Print the gateway's answer as JSON")]
 
+TENANT: Final = "GATEWAY_TENANT"
+"""Environment variable with the tenant in which an operator's commands act; default: the key's own."""
+
 LOCAL: Final = "http://127.0.0.1:8080"
 
 
@@ -43,9 +46,14 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def client_of(url: str, key: str | None, timeout_s: float = UPLOAD_TIMEOUT_S) -> httpx.Client:
-    """Return a client of the gateway at `url`, which is http without a scheme."""
+    """Return a client of the gateway at `url`, which is http without a scheme.
+
+    Its requests act in the tenant of the variable TENANT, if that is set.
+    """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url if "://" in url else f"http://{url}", headers=headers, timeout=timeout_s)
+    tenant = {"tenant": named} if (named := os.environ.get(TENANT)) else {}
+    base = url if "://" in url else f"http://{url}"
+    return httpx.Client(base_url=base, headers=headers, params=tenant, timeout=timeout_s)
 
 
 def answer_of(response: httpx.Response, status: int = 1) -> Any:

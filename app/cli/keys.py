@@ -12,6 +12,7 @@ from rich.table import Table
 from app.cli.client import Json, fail, out, print_json
 from app.domain.api_keys import Key as StoredKey
 from app.domain.api_keys import Role, new_key, parse_keys
+from app.domain.tenants import DEFAULT
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
@@ -25,13 +26,14 @@ def new(
     owner: Annotated[
         str | None, typer.Option(help="Label of the keys that own the same adapters; default: the key's own name")
     ] = None,
+    tenant: Annotated[str, typer.Option(help="Tenant of the key")] = DEFAULT,
 ) -> None:
     """Print a new key, once, to standard error, and the line for GATEWAY_API_KEYS_FILE to standard output.
 
     For example, `python -m app keys new --name ci --role upload >> keys` stores the line and shows the key.
     """
     try:
-        key, stored = new_key(name, role, owner)
+        key, stored = new_key(name, role, owner, tenant)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -46,16 +48,21 @@ KeysFile = Annotated[
 
 @keys.command("list")
 def list_keys(file: KeysFile, as_json: Json = False) -> None:
-    """List the keys of a file: names, roles and owners. Keys themselves are not in it."""
+    """List the keys of a file: names, roles, owners and tenants. Keys themselves are not in it."""
     found = _read(file)
     if as_json:
-        print_json([{"name": one.name, "roles": sorted(one.roles), "owner": one.owner or one.name} for one in found])
+        print_json(
+            [
+                {"name": one.name, "roles": sorted(one.roles), "owner": one.owner or one.name, "tenant": one.tenant}
+                for one in found
+            ]
+        )
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "roles", "owner"):
+    for column in ("name", "roles", "owner", "tenant"):
         table.add_column(column, overflow="fold")
     for one in found:
-        table.add_row(one.name, ", ".join(sorted(one.roles)), one.owner or one.name)
+        table.add_row(one.name, ", ".join(sorted(one.roles)), one.owner or one.name, one.tenant)
     out.print(table)
 
 

@@ -23,6 +23,7 @@ from app.cli.gateway import chat, status
 from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
+from app.cli.tenants import tenants
 from app.cli.verify import verify
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
@@ -55,6 +56,7 @@ reference = typer.Typer(no_args_is_help=True, help="Build and inspect references
 cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(keys, name="keys")
+cli.add_typer(tenants, name="tenants")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")

@@ -91,7 +91,7 @@ class Pools:
     following: applying the catalogue's state to the routing table, for which versions may be measured again.
     background: garbage collection, possibly in object storage.
     fetching: reading artefacts that an engine requests, possibly from object storage.
-    heartbeat: signs of life for the other gateways.
+    heartbeat: signs of life for the other gateways, and looking for keys that they revoked.
     readiness: /ready.
     metrics: /metrics, one scrape at a time.
     bodies: decoding and checking large inference bodies, and large answers.
@@ -120,7 +120,7 @@ class Pools:
             following=Pool("following", 1),  # one read at a time, or an older state might be applied last
             background=Pool("background", 1),
             fetching=Pool("fetching", READERS),
-            heartbeat=Pool("heartbeat", 3),  # one thread for each task of peer_sync.py: none waits for another
+            heartbeat=Pool("heartbeat", 4),  # one thread for each task of peer_sync.py, one for key_ring.py
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory

@@ -73,6 +73,11 @@ class Key:
         return self.tenant == DEFAULT and Role.ADMIN in self.roles
 
     @property
+    def id(self) -> str:
+        """Its tenant and name, unique among all keys: its name in logs and rate limits."""
+        return full_name(self.tenant, self.name)
+
+    @property
     def holder(self) -> str:
         """Name under which it holds shared resources: its own, or its tenant's. No key's name contains a slash."""
         return self.name if self.tenant == DEFAULT else full_name(self.tenant, "")

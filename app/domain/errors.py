@@ -61,6 +61,14 @@ UNAUTHORIZED = _code(
     "unauthorized", 401, _D, "Send `Authorization: Bearer <key>` (or `x-api-key: <key>`) with a key this gateway knows."
 )
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role that the message names, or ask the operator for one.")
+KEY_EXISTS = _code("key_exists", 409, _D, "Choose another name for the key, or rotate the one that has it.")
+KEY_NOT_FOUND = _code(
+    "key_not_found",
+    404,
+    _D,
+    "Check the name; keys of the environment or of the keys file are changed where they stand.",
+)
+TOO_MANY_KEYS = _code("too_many_keys", 409, _D, "Revoke keys that are not used; rotating one keeps its name.")
 CROSS_SITE = _code(
     "cross_site", 403, _D, "Send it from this gateway's own pages, or from a program that sends no Origin header."
 )

@@ -108,17 +108,22 @@ class Shares:
     def __init__(self, keys: Iterable[Key] = (), limits: Mapping[Resource, int] | None = None) -> None:
         """keys: all known keys. limits: override the table's."""
         self._limits = {resource: row.limit for resource, row in SHARED.items()} | dict(limits or {})
-        known = tuple(keys)
-        self._keys = {
-            resource: frozenset(key.holder for key in known if row.roles is not None and key.may(row.roles))
-            for resource, row in SHARED.items()
-        }
-        self._single_key = frozenset(  # a single key may hold all of it
-            resource for resource, row in SHARED.items() if row.roles is not None and len(self._keys[resource]) < 2
-        )
+        self.know(keys)
         self._held: dict[Resource, Counter[str]] = {resource: Counter() for resource in SHARED}
         self._taken = dict.fromkeys(SHARED, 0)
         self._lock = threading.Lock()
+
+    def know(self, keys: Iterable[Key]) -> None:
+        """Replace the known keys."""
+        roles = {resource: row.roles for resource, row in SHARED.items()}
+        known = {(key.holder, key.roles): key for key in keys}.values()
+        self._keys = {
+            resource: frozenset(key.holder for key in known if wanted is not None and key.may(wanted))
+            for resource, wanted in roles.items()
+        }
+        self._single_key = frozenset(  # a single key may hold all of it
+            resource for resource, wanted in roles.items() if wanted is not None and len(self._keys[resource]) < 2
+        )
 
     def limit(self, resource: Resource) -> int:
         """Return the most that all callers may hold together."""

@@ -27,6 +27,7 @@ from app.gateway.desired_state import StateInForce
 from app.gateway.evaluation import Evaluation
 from app.gateway.garbage import GarbageCollector
 from app.gateway.gauges import watch_gateway
+from app.gateway.key_ring import KeyRing
 from app.gateway.peer_sync import PeerSync
 from app.gateway.policy_recheck import PolicyRecheck
 from app.gateway.publishing import Publishing
@@ -235,6 +236,8 @@ def _context(
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
+    shared = components.peers is not None
+    ring = KeyRing(settings.keys, components.catalogue.keys, components.pools, shares, shared=shared)
     choose = only(front) if front else _choose(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
@@ -243,7 +246,8 @@ def _context(
     }
     per_day = {Kind.SCREEN: settings.screens_per_day}
     return Context(
-        keys=Keys(settings.keys, open_door=settings.open),
+        keys=Keys(ring.find, open_door=settings.open and not settings.keys),
+        ring=ring,
         rates=Rates(per_minute, per_day=per_day),
         ending=Ending(),
         shares=shares,

@@ -38,6 +38,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "prompt": {"model": "known", "prompt": "x"},
     "input": {"model": "known", "input": "x"},
     "tokens": {"model": "known", "tokens": [65]},
+    "roles": {"name": "known", "roles": ["chat"]},
     "weights": {part: data for part, (_, data) in form("known").items()},
 }
 """A right body, by the field that tells which it is."""
@@ -131,6 +132,11 @@ def _about_what_exists(url: str, case: AnyCase) -> None:
         parameters |= {"digest": there[0]["digest"], "file": "adapter_config.json"}
     if "number" in parameters:
         parameters["number"] = there[0]["version"]
+    if "tenant" in parameters:
+        parameters["tenant"] = "known"
+    if "key" in parameters:
+        httpx.post(f"{url}/tenants/known/keys", json=BODIES["roles"])
+        parameters["key"] = "known"
     if case.path.endswith("/rollback"):
         case.query = {"to": there[-1]["version"]}
     if isinstance(case.body, dict):

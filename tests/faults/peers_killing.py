@@ -18,16 +18,12 @@ from app.store.failpoints import VARIABLE
 from tests.faults.killing import SEEDS, _push, promises
 from tests.store.crashing import FAILPOINTS
 from tests.support.gateway import Running, gateway
+from tests.support.joining import options
 
 SHARED = ("one", "two", "Three")
 DOOMED = "doomed"
 UP_S = 60.0
 PLACES = [place for place in FAILPOINTS if place != "store.after_exchange"]
-
-
-def options(home: Path, url: str) -> dict[str, Any]:
-    """What the gateways have in common."""
-    return {"catalogue_url": url, "artefacts": home / "artefacts", "tau": 1e9, "max_pruned_share": 1.0}
 
 
 def live(home: Path, reference: Path, engine_url: str, number: int, url: str, seed: int, place: str | None) -> None:

@@ -10,9 +10,10 @@ import pytest
 from app.gateway.policy_recheck import PolicyRecheck
 from app.gateway.uploads import Uploads
 from app.store.cluster.peers import Peers
-from tests.faults.test_peers import Join, join, push  # noqa: F401 - `join` is a fixture
+from tests.faults.test_peers import push
 from tests.support.gateway import Running
 from tests.support.holding import Held
+from tests.support.joining import Join
 from tests.support.waiting import STUCK_S
 
 BEATS: Counter[str] = Counter()
@@ -46,7 +47,7 @@ async def still_beats(running: Running) -> None:
 
 
 async def test_screenings_that_fill_every_thread_do_not_stop_it(
-    join: Join,  # noqa: F811
+    join: Join,
     held: Held,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -64,7 +65,7 @@ async def test_screenings_that_fill_every_thread_do_not_stop_it(
 
 
 async def test_following_a_change_for_minutes_does_not_stop_it(
-    join: Join,  # noqa: F811
+    join: Join,
     held: Held,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

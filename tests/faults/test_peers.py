@@ -3,9 +3,7 @@
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +19,14 @@ from app.store.catalogue.queries import Name
 from app.store.catalogue.tables import VersionRow
 from app.store.cluster.leases import LEASE_S, MISSED_BEATS
 from tests.faults.killing import promises, simulated, victims
-from tests.faults.peers_killing import PLACES, Victims, numbered_once, options
+from tests.faults.peers_killing import PLACES, Victims, numbered_once
 from tests.support.audited import rested
 from tests.support.gateway import KEY, SERVED, Running, form, gateway
+from tests.support.joining import Join, options
 from tests.support.postgres import Server
-from tests.support.simulator import Simulator
 from tests.support.waiting import STUCK_S
 
 KILLS = 9
-
-
-Join = Callable[..., Awaitable[Running]]
-
-
-@pytest_asyncio.fixture
-async def join(tiny_reference_dir: Path, tmp_path: Path, postgres: Server) -> AsyncIterator[Join]:
-    """`await join(tau=…)`: one more gateway on this store, with an engine of its own, in this process."""
-    url, numbers = postgres.fresh(), count()
-    async with AsyncExitStack() as closers:
-
-        async def joined(**overrides: Any) -> Running:
-            number = next(numbers)
-            simulator = Simulator(tmp_path / f"e{number}.sock", SERVED)
-            await simulator.start()
-            closers.push_async_callback(simulator.stop)
-            set_so = {**options(tmp_path, url), "tau": 3.0, **overrides}
-            opened = gateway(tmp_path / f"data-{number}", tiny_reference_dir, simulator, **set_so)
-            return await closers.enter_async_context(opened)
-
-        yield joined
 
 
 @pytest_asyncio.fixture

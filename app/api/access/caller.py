@@ -14,7 +14,7 @@ from app.domain.tenants import DEFAULT, Reach, check_tenant, full_name
 from app.observe.request_id import KEY_NAME
 
 TENANT: Final = "tenant"
-"""Query parameter that names the tenant in which the operator acts."""
+"""Parameter of the path or the query that names the tenant in which the operator acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,20 @@ async def guarded(request: Request) -> None:
     if rule.roles is None:
         return
     key = ctx.keys.admit(authorization(request.headers))
-    KEY_NAME.set(key.name)
+    KEY_NAME.set(key.id)
     if (why := refusal(key, rule)) is not None:
         raise Refused(FORBIDDEN, why)
     request.state.caller = Caller(key, _tenant_of(request, key))
     if rule.rate is not None:
-        ctx.rates.take(key.name, rule.rate)
+        ctx.rates.take(key.id, rule.rate)
 
 
 def _tenant_of(request: Request, key: Key) -> str:
-    """Return the tenant in which the caller acts: the operator may name one in the query. Raises Refused."""
-    if not request.scope["query_string"] or (wanted := request.query_params.get(TENANT, key.tenant)) == key.tenant:
+    """Return the tenant in which the caller acts: the operator may name one, in path or query. Raises Refused."""
+    wanted: str | None = request.path_params.get(TENANT)
+    if wanted is None and request.scope["query_string"]:
+        wanted = request.query_params.get(TENANT)
+    if wanted is None or wanted == key.tenant:
         return key.tenant
     if not key.operator:  # for every other label alike, also if there is no such tenant
         raise Refused(FORBIDDEN, f"the key {key.name!r} acts in its own tenant only", param=TENANT)

@@ -1,6 +1,6 @@
 """Authentication by API key, sent as by OpenAI's or Anthropic's clients. No log, metric or error contains a key."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from app.domain.api_keys import Key, Role, digest_of_key
@@ -22,11 +22,11 @@ def authorization(headers: Mapping[str, str]) -> str | None:
 
 
 class Keys:
-    """The keys this gateway accepts; with `open_door` and no keys it accepts every caller."""
+    """Admission of callers by their keys; with `open_door` every caller is admitted. find: SHA-256 → key, if accepted."""
 
-    def __init__(self, keys: Iterable[Key], *, open_door: bool = False) -> None:
-        self._by_digest = {key.digest: key for key in keys}
-        self.open_door = open_door and not self._by_digest
+    def __init__(self, find: Callable[[bytes], Key | None], *, open_door: bool = False) -> None:
+        self._find = find
+        self.open_door = open_door
 
     def admit(self, authorization: str | None) -> Key:
         """Return the caller's key. Raises Refused UNAUTHORIZED.
@@ -38,7 +38,7 @@ class Keys:
             return ANYBODY
         scheme, _, key = (authorization or "")[:MAX_KEY_CHARS].partition(" ")
         offered = digest_of_key(key.strip())
-        known = self._by_digest.get(offered)
+        known = self._find(offered)
         if scheme.lower() != "bearer" or known is None:
             raise Refused(UNAUTHORIZED, "missing or unknown API key")
         return known

@@ -1,15 +1,18 @@
 """Read-only part of the catalogue, for the API's GET routes, the relay and the loader."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import select
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
-from app.domain.tenants import DEFAULT
+from app.domain.tenants import DEFAULT, split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.database import Database
+from app.store.catalogue.keys import KeyStore
 from app.store.catalogue.listing import Overview, overviews, reports_of, uploaded_since
 from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
@@ -27,6 +30,7 @@ class CatalogueReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.keys: Final = KeyStore(database)
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:
@@ -34,6 +38,12 @@ class CatalogueReader:
         query = select(adapters).where(adapters.c.deleted.is_(False)).order_by(adapters.c.name_key)
         with self._database.reading() as connection:
             return tuple(adapter_record(row).public for row in connection.execute(query))
+
+    def adapters_by_tenant(self) -> Mapping[str, int]:
+        """Return tenant → number of its adapters; tenants without an adapter are missing."""
+        with self._database.reading() as connection:
+            names = connection.execute(select(adapters.c.name_key).where(adapters.c.deleted.is_(False))).scalars()
+            return Counter(split_name(name)[0] for name in names)
 
     def has_named(self, key: str) -> bool:
         """Return whether an adapter has this name (casefolded)."""

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import FULL_NAME_LIMIT, AdapterName
+from app.domain.tenants import TENANT_LIMIT
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 
@@ -162,6 +163,24 @@ deletions: Final = Table(
     Column("digest", String(_HEX), primary_key=True),
     Column("gateway", String(32), nullable=False),  # no foreign key: a gateway that left may have a request in flight
     Column("marked_at", _Utc, nullable=False),  # by the database's clock
+)
+
+api_keys: Final = Table(
+    "api_keys",  # made at run time; keys.py
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("roles", String(128), nullable=False),  # comma-separated
+    Column("key_owner", String(63)),
+    Column("digest", String(_HEX), nullable=False),  # SHA-256 of the key
+    Column("previous_digest", String(_HEX)),  # of the key before the last rotation
+    Column("previous_until", _Utc),  # time until which that one is accepted
+    Column("created_at", _Utc, nullable=False),
+    Column("expires_at", _Utc),
+    Column("last_used_at", _Utc),
+    Column("revoked_at", _Utc),  # the row stays for a while, so that every gateway sees it
+    Column("revision", _COUNT, nullable=False),  # grows with every change of any key
+    Index("api_keys_revision", "revision"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Revision 0008: longer names, which begin with their tenant."""
+"""Revision 0008: tenants: longer names, which begin with their tenant; keys made at run time."""
 
 from typing import Final
 
@@ -8,15 +8,32 @@ from alembic import op
 revision: Final = "0008"
 down_revision: Final = "0007"
 
+_COUNT: Final = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
+
 
 def upgrade() -> None:
-    """Widen the columns of names. SQLite does not enforce the length of a text."""
-    if op.get_bind().dialect.name == "sqlite":
-        return
-    for table, column, length, collation in (
-        ("adapters", "name", 127, None),
-        ("adapters", "name_key", 127, "C"),
-        ("versions", "spelling", 127, None),
-        ("versions", "engine_name", 159, None),
-    ):
-        op.alter_column(table, column, type_=sa.String(length, collation=collation))
+    """Widen the columns of names, where a length is enforced, and create the table of keys."""
+    if op.get_bind().dialect.name != "sqlite":
+        for table, column, length, collation in (
+            ("adapters", "name", 127, None),
+            ("adapters", "name_key", 127, "C"),
+            ("versions", "spelling", 127, None),
+            ("versions", "engine_name", 159, None),
+        ):
+            op.alter_column(table, column, type_=sa.String(length, collation=collation))
+    op.create_table(
+        "api_keys",
+        sa.Column("tenant", sa.String(63), primary_key=True),
+        sa.Column("name", sa.String(63), primary_key=True),
+        sa.Column("roles", sa.String(128), nullable=False),
+        sa.Column("key_owner", sa.String(63)),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("previous_digest", sa.String(64)),
+        sa.Column("previous_until", sa.DateTime),
+        sa.Column("created_at", sa.DateTime, nullable=False),
+        sa.Column("expires_at", sa.DateTime),
+        sa.Column("last_used_at", sa.DateTime),
+        sa.Column("revoked_at", sa.DateTime),
+        sa.Column("revision", _COUNT, nullable=False),
+    )
+    op.create_index("api_keys_revision", "api_keys", ["revision"])

@@ -1,0 +1,98 @@
+"""`python -m app tenants`: commands that manage tenants' keys of a running gateway over HTTP."""
+
+from typing import Annotated, Any, Final
+
+import typer
+from rich import box
+from rich.table import Table
+
+from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, err, out, print_json
+from app.domain.api_keys import Role
+
+DAY_S: Final = 86_400
+
+tenants = typer.Typer(no_args_is_help=True, help="List tenants; make, list, rotate and revoke their keys.")
+
+Tenant = Annotated[str, typer.Argument(help="Tenant, such as acme; the operator's own is default")]
+Name = Annotated[str, typer.Option(help="Name of the key")]
+
+
+@tenants.command("list")
+def list_tenants(url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+    """List the tenants that have an adapter or a key made at run time."""
+    with client_of(url, key) as client:
+        found = answer_of(client.get("/tenants"))["tenants"]
+    _show(found, ("tenant", "adapters", "keys"), as_json)
+
+
+@tenants.command("keys")
+def keys(tenant: Tenant, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+    """List a tenant's keys that were made at run time."""
+    with client_of(url, key) as client:
+        found = answer_of(client.get(f"/tenants/{tenant}/keys"))["keys"]
+    _show(found, ("name", "roles", "owner", "created_at", "expires_at", "last_used_at", "previous_until"), as_json)
+
+
+@tenants.command("new-key")
+def new_key(
+    tenant: Tenant,
+    name: Name,
+    role: Annotated[list[Role], typer.Option(help="upload, chat or admin; may be given several times")],
+    owner: Annotated[str | None, typer.Option(help="Label of the keys that own the same adapters")] = None,
+    days: Annotated[float | None, typer.Option(min=1 / DAY_S, help="Days until it expires; default: never")] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, once."""
+    wanted: dict[str, Any] = {"name": name, "roles": [one.value for one in role], "owner": owner}
+    wanted |= {"expires_in_seconds": None if days is None else round(days * DAY_S)}
+    with client_of(url, key) as client:
+        _print_key(answer_of(client.post(f"/tenants/{tenant}/keys", json=wanted)), as_json)
+
+
+@tenants.command("rotate")
+def rotate(
+    tenant: Tenant,
+    name: Name,
+    overlap: Annotated[int, typer.Option(min=0, help="Seconds for which the key before is accepted as well")] = 0,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Replace a key under its name, and print the new one, once."""
+    with client_of(url, key) as client:
+        answer = answer_of(client.post(f"/tenants/{tenant}/keys/{name}/rotate", json={"overlap_seconds": overlap}))
+    _print_key(answer, as_json)
+
+
+@tenants.command("revoke")
+def revoke(tenant: Tenant, name: Name, url: Url = LOCAL, key: Key = None) -> None:
+    """Revoke a key: every gateway refuses it within a second."""
+    with client_of(url, key) as client:
+        answer_of(client.delete(f"/tenants/{tenant}/keys/{name}"))
+    out.print(f"{name} of {tenant} is revoked", highlight=False)
+
+
+def _print_key(answer: dict[str, Any], as_json: bool) -> None:
+    """Print the key to standard output alone, so that it can be piped; what it is for goes to standard error."""
+    if as_json:
+        print_json(answer)
+        return
+    until = f", until {answer['expires_at']}" if answer["expires_at"] else ""
+    about = f"{answer['name']} of {answer['tenant']}: {', '.join(answer['roles'])}{until}. Shown this once:"
+    err.print(about, highlight=False, soft_wrap=True)
+    typer.echo(answer["key"])
+
+
+def _show(found: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.removesuffix("_at").replace("_", " "), overflow="fold")
+    for one in found:
+        values = (one[column] for column in columns)
+        table.add_row(*(", ".join(v) if isinstance(v, list) else "–" if v is None else str(v)[:19] for v in values))
+    out.print(table)

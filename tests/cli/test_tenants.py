@@ -1,0 +1,38 @@
+"""`tenants` as an operator runs it, against a gateway over the simulated engine."""
+
+import json
+
+from tests.cli.test_adapters import Shell, shell  # noqa: F401 - `shell` is a fixture
+
+
+async def test_keys_of_a_tenant_from_the_first_to_the_last(shell: Shell) -> None:  # noqa: F811
+    made = await shell(
+        "tenants", "new-key", "acme", "--name", "app", "--role", "upload", "--role", "chat", "--days", "1"
+    )
+    assert (made.status, made.err.splitlines()[0][:26]) == (0, "app of acme: chat, upload,")
+    key = made.out.strip()
+    given = {"GATEWAY_API_KEY": key}
+    folder = shell.adapter("sql")
+    pushed = await shell("adapters", "push", "sql", folder, "--key", key)
+    assert pushed.status in (0, 3), pushed.err
+    listed = await shell("adapters", "list", "--key", key)
+    assert "sql" in listed.out
+    mine = await shell("adapters", "list")
+    assert "no adapters yet" in mine.out, "the operator's own tenant has none"
+    theirs = await shell("adapters", "list", "--json", given={"GATEWAY_TENANT": "acme"})
+    assert [one["name"] for one in json.loads(theirs.out)] == ["sql"]
+    tenants = await shell("tenants", "list", "--json")
+    assert json.loads(tenants.out)[0] == {"tenant": "acme", "adapters": 1, "keys": 1}
+    rotated = await shell("tenants", "rotate", "acme", "--name", "app", "--overlap", "60")
+    assert rotated.out.strip() != key
+    for each in (key, rotated.out.strip()):
+        assert (await shell("adapters", "list", "--key", each)).status == 0
+    table = await shell("tenants", "keys", "acme")
+    assert table.out.split()[:2] == ["name", "roles"]
+    assert "chat, upload" in table.out
+    assert (await shell("tenants", "revoke", "acme", "--name", "app")).status == 0
+    for each in (key, rotated.out.strip()):
+        refused = await shell("adapters", "list", "--key", each)
+        assert (refused.status, "unauthorized" in refused.err) == (1, True)
+    gone = await shell("tenants", "revoke", "acme", "--name", "app", given=given)
+    assert (gone.status, "key_not_found" in gone.err) == (1, True)
