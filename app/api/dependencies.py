@@ -15,6 +15,7 @@ from app.gateway.evaluation import Evaluation
 from app.gateway.key_ring import KeyRing
 from app.gateway.rescreening import Rescreening
 from app.gateway.uploads import Uploads
+from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
 from app.observe.metrics import Metrics
 from app.serve.admission import Admission
@@ -28,14 +29,15 @@ from app.upload.receive import PendingUpload
 class Context:
     """Components available to a route.
 
-    ring: keys that are accepted. ending: state of a gateway that may end. evaluation: None without a battery. receive:
-    turns a request's body into a sealed upload. readiness: name of a part → None, or the problem with it. details: further
-    fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit.
-    signer: signs statements, if there is a key. settings: those in force, without secrets.
+    ring: keys that are accepted. usage: counts what requests use. ending: state of a gateway that may end. evaluation: None
+    without a battery. receive: turns a request's body into a sealed upload. readiness: name of a part → None, or its
+    problem. details: further fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format.
+    auditor: has the last audit. signer: signs statements, if there is a key. settings: those in force, without secrets.
     """
 
     keys: Keys
     ring: KeyRing
+    usage: UsageLedger
     rates: Rates
     ending: Ending
     shares: Shares

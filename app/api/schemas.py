@@ -155,6 +155,28 @@ class Tenants(View):
     tenants: list[Tenant]
 
 
+class UsageLine(View):
+    """Usage of one key, adapter and version in one hour. hour: its beginning, UTC. adapter, version: null for the served
+    model itself; another tenant's adapter, which the operator asked, is `tenant/name`."""
+
+    hour: Time
+    tenant: str
+    key: str
+    adapter: str | None
+    version: int | None
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class UsagePage(View):
+    """Usage by the hour, oldest first. next: value of `after` for the following page, null on the last one."""
+
+    usage: list[UsageLine]
+    next: str | None
+
+
 class Signature(View):
     """One signature of an envelope, base64. keyid: SHA-256 of the public key, a hint only."""
 

@@ -24,6 +24,7 @@ from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
 from app.cli.tenants import tenants
+from app.cli.usage import usage
 from app.cli.verify import verify
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
@@ -65,6 +66,7 @@ store.command("move")(move_command)
 cli.command("status")(status)
 cli.command("chat")(chat)
 cli.command("verify")(verify)
+cli.command("usage")(usage)
 
 
 def _print_version(wanted: bool) -> None:

@@ -100,11 +100,15 @@ def give_way() -> None:
     os.nice(NICENESS)
 
 
-def shut_away(memory_bytes: int, seconds: float) -> None:
-    """Apply the limits of one child. memory_bytes: beyond its usage at the fork. seconds: wall-clock time, and CPU time
-    per core."""
+def shut_away(worker: int, memory_bytes: int, seconds: float) -> None:
+    """Apply the limits of one child. worker: process id of its parent. memory_bytes: beyond its usage at the fork.
+    seconds: wall-clock time, and CPU time per core. Raises OSError if the worker has ended."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if (
+        os.getppid() != worker
+    ):  # it was killed before that line: no signal comes any more, and nobody would end this child
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     point_at_nothing(sys.stderr.fileno())
     for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGXFSZ):
@@ -218,9 +222,10 @@ class Forker:
         """Fork a child for one order and return its process id. Raises OSError."""
         if truncated or 1 + len(descriptors) < ORDER_DESCRIPTORS:  # the kernel had no free descriptor
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        worker = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._child(status, *descriptors)
+            self._child(worker, status, *descriptors)
         return pid
 
     def _reap(self) -> None:
@@ -231,7 +236,7 @@ class Forker:
                 with self._children.pop(pid) as status:
                     _report(status, ChildStatus.ENDED, os.waitstatus_to_exitcode(ended))
 
-    def _child(self, status: socket.socket, line_fd: int, weights_fd: int) -> NoReturn:
+    def _child(self, worker: int, status: socket.socket, line_fd: int, weights_fd: int) -> NoReturn:
         """Process one upload, after closing other uploads' descriptors. Exits with EX_OSERR on failure before it."""
         code = os.EX_OSERR
         try:
@@ -240,7 +245,7 @@ class Forker:
                 own.close()
             os.close(self._woken)
             os.close(self._waker)
-            shut_away(self._settings.memory_bytes, self._settings.wall_seconds)
+            shut_away(worker, self._settings.memory_bytes, self._settings.wall_seconds)
             line = Line(socket.socket(fileno=line_fd))
             order = Order.receive(line, self._settings.memory_bytes)
             code = 1

@@ -25,10 +25,10 @@ from app.domain.errors import (
     Refused,
     Unavailable,
 )
-from app.domain.tenants import EVERYTHING, Reach
 from app.load.client.engine import JSON_HEADERS, Answering, EngineResponse, words
 from app.load.client.response import NotReached
 from app.observe.log import event
+from app.serve.asker import GATEWAY, Asker
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, addressed, parse
@@ -146,16 +146,14 @@ class Relay:
         raw: bytes,
         request_id: str | None = None,
         admit: Admit | None = None,
-        cache: str | None = None,
-        reach: Reach = EVERYTHING,
+        asker: Asker = GATEWAY,
     ) -> Answer:
         """Answer one request body. Cancelling it, or closing the stream it returns, makes the engine abort its work.
 
         request_id: the caller's id of this request; the engine gets it with a random suffix, because two callers may
             choose the same.
         admit: called with the request's load before the engine gets it; may wait or refuse.
-        cache: name of the cache of prompts that may be used and added to; None: the one without a name.
-        reach: adapters that the caller can name.
+        asker: sender of the request.
 
         Raises Refused (the request's fault, or the engine's 4xx as ENGINE_REFUSED) or Unavailable: ENGINE_UNAVAILABLE
         if the engine is down or does not hold the version, UPSTREAM_FAILED if its answer is not accepted.
@@ -165,7 +163,7 @@ class Relay:
         if inference.ignored:
             event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
         try:
-            answer = await self._answer(inference, written, began, request_id, admit, cache, reach)
+            answer = await self._answer(inference, written, began, request_id, admit, asker)
         except GatewayError as error:
             error.ignored = inference.ignored
             raise
@@ -178,20 +176,21 @@ class Relay:
         began: float,
         request_id: str | None,
         admit: Admit | None,
-        cache: str | None,
-        reach: Reach,
+        asker: Asker,
     ) -> Answer:
         """Answer a checked request, whose body for the engine is `written`. Raises Refused, Unavailable."""
         kind = inference.kind
         self._check_offered(inference)
-        self._routing_table.resolve(inference.model, reach)
+        self._routing_table.resolve(inference.model, asker.reach)
         asked = time.monotonic()
         if admit is not None:
             await admit(inference.load)
         waited = time.monotonic() - asked
-        target = self._routing_table.resolve(inference.model, reach)  # may be another version than before the wait
-        body = addressed(written, target.engine_name, self._salt_of(cache) if kind not in TOKENIZING else None)
-        clock = Clock(self._hooks, target, began, waited)
+        target = self._routing_table.resolve(
+            inference.model, asker.reach
+        )  # may be another version than before the wait
+        body = addressed(written, target.engine_name, self._salt_of(asker.cache) if kind not in TOKENIZING else None)
+        clock = Clock(self._hooks, target, began, waited, asker.used)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
         try:

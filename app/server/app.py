@@ -21,7 +21,7 @@ from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.api.http_protocol import wire
 from app.api.openapi import describe
-from app.api.routes import adapters, engine_pull, events, openai, operations, rescreening, tenants
+from app.api.routes import adapters, engine_pull, events, openai, operations, rescreening, tenants, usage
 from app.console import pages
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import Unavailable
@@ -121,6 +121,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         events.router,
         engine_pull.router,
         tenants.router,
+        usage.router,
     ):
         app.include_router(router)
     for router in (pages.public, pages.router):
@@ -172,6 +173,8 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
             gateway.peer_sync.start()
         stack.push_async_callback(gateway.context.ring.stop)
         gateway.context.ring.start()
+        stack.push_async_callback(gateway.context.usage.stop)
+        gateway.context.usage.start()
         if gateway.recheck is not None:
             stack.push_async_callback(gateway.recheck.stop)
             gateway.recheck.start()

@@ -36,6 +36,7 @@ from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.uploads import Uploads
+from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
 from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
@@ -236,25 +237,25 @@ def _context(
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
-    shared = components.peers is not None
-    ring = KeyRing(settings.keys, components.catalogue.keys, components.pools, shares, shared=shared)
+    catalogue, pools = components.catalogue, components.pools
+    ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=components.peers is not None)
     choose = only(front) if front else _choose(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
         Kind.CHAT: settings.chats_per_minute,
     }
-    per_day = {Kind.SCREEN: settings.screens_per_day}
     return Context(
         keys=Keys(ring.find, open_door=settings.open and not settings.keys),
         ring=ring,
-        rates=Rates(per_minute, per_day=per_day),
+        usage=UsageLedger(catalogue.usage, pools, settings.usage_days),
+        rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
         ending=Ending(),
         shares=shares,
         admission=Admission(shares),
         metrics=components.metrics,
         uploads=uploads,
-        summaries=Summaries(components.catalogue),
+        summaries=Summaries(catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),
         relay=Relay(
@@ -262,7 +263,7 @@ def _context(
             components.routing_table,
             hooks=components.metrics,
             missing=lambda _: components.reconciler.poke(),
-            pool=components.pools.bodies,
+            pool=pools.bodies,
             prompt_logprobs=settings.prompt_logprobs,
             seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
         ),

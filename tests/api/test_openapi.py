@@ -117,6 +117,12 @@ def test_it_answers_as_described(url: str, described: Any, method: str, path: st
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def _known_key(url: str) -> dict[str, str]:
+    """The place of a key that there is."""
+    httpx.post(f"{url}/tenants/known/keys", json=BODIES["roles"])
+    return {"tenant": "known", "key": "known"}
+
+
 def _about_what_exists(url: str, case: AnyCase) -> None:
     """Ask it of an adapter that is there, with an earlier version to go back to."""
     if httpx.get(f"{url}/adapters/known").status_code == 404:
@@ -132,11 +138,8 @@ def _about_what_exists(url: str, case: AnyCase) -> None:
         parameters |= {"digest": there[0]["digest"], "file": "adapter_config.json"}
     if "number" in parameters:
         parameters["number"] = there[0]["version"]
-    if "tenant" in parameters:
-        parameters["tenant"] = "known"
     if "key" in parameters:
-        httpx.post(f"{url}/tenants/known/keys", json=BODIES["roles"])
-        parameters["key"] = "known"
+        parameters |= _known_key(url)
     if case.path.endswith("/rollback"):
         case.query = {"to": there[-1]["version"]}
     if isinstance(case.body, dict):

@@ -21,6 +21,14 @@ async def test_keys_of_a_tenant_from_the_first_to_the_last(shell: Shell) -> None
     assert "no adapters yet" in mine.out, "the operator's own tenant has none"
     theirs = await shell("adapters", "list", "--json", given={"GATEWAY_TENANT": "acme"})
     assert [one["name"] for one in json.loads(theirs.out)] == ["sql"]
+    assert (await shell("chat", "sql", "hello", "--key", key)).status == 0
+    used = await shell("usage", given={"GATEWAY_TENANT": "acme"})
+    assert [line.split()[:5] for line in used.out.splitlines() if "app" in line] == [["acme", "app", "sql", "1", "1"]]
+    lines = await shell("usage", "--csv")
+    assert lines.out.splitlines()[0].startswith("hour,tenant,key,adapter,version,requests,")
+    assert len(lines.out.splitlines()) == 2
+    wrong = await shell("usage", "--csv", "--since", "never")
+    assert (wrong.status, "bad_request" in wrong.err) == (1, True)
     tenants = await shell("tenants", "list", "--json")
     assert json.loads(tenants.out)[0] == {"tenant": "acme", "adapters": 1, "keys": 1}
     rotated = await shell("tenants", "rotate", "acme", "--name", "app", "--overlap", "60")

@@ -48,10 +48,12 @@ async def test_what_one_took_in_the_other_serves_and_what_it_deleted_goes_from_t
         digests = {}
         for number, (to, name) in enumerate([(one, "bard"), (two, "clerk"), (one, "judge"), (two, "scribe")]):
             pushed = await to.http.post("/adapters", files=form(name, number))
-            assert pushed.status_code == 201, pushed.text
+            assert pushed.status_code in (201, 202), pushed.text  # 202: its engine's gateway did not know it yet
             digests[name] = pushed.json()["digest"]
         for each, name in itertools.product((one, two), digests):
-            async with asyncio.timeout(30):  # the other follows, or a version waits until its engine's gateway knew it
+            async with asyncio.timeout(
+                STUCK_S
+            ):  # the other follows, or a version waits until its engine's gateway knew it
                 while await chat(each, name) != 200:
                     await asyncio.sleep(0.1)
         assert not any(engine.loads for engine in engines)

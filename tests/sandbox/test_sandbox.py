@@ -29,7 +29,18 @@ from app.screen.reference.open import open_reference
 from app.validate.adapter import ValidateLimits
 from tests.support.adapters import Upload
 from tests.support.references import make_reference
-from tests.support.sandboxes import BOUND_S, MEMORY, WALL_S, refused, sound, sound_in_the_end, through
+from tests.support.sandboxes import (
+    BOUND_S,
+    MEMORY,
+    WALL_S,
+    InFlight,
+    children,
+    refused,
+    sound,
+    sound_in_the_end,
+    through,
+    worker_pid,
+)
 
 # ---- the same answer, elsewhere ----------------------------------------------------------------------------------------
 
@@ -124,12 +135,12 @@ def test_too_slow_it_refuses_one_upload(
 
 
 def test_a_file_cut_short_while_it_is_mapped_ends_one_upload(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:
-    cut = threading.Timer(0.5, lambda: os.truncate(tmp_path / "weights", 0))
-    cut.start()
-    error = refused(bad, upload, tmp_path, "cut short")
-    cut.join()
-    assert error.code is SCREENING_KILLED
-    assert str(-signal.SIGBUS) in error.message
+    with InFlight(bad, upload, tmp_path / "cut", "cut short") as mapped:
+        os.truncate(tmp_path / "cut" / "weights", 0)
+        with pytest.raises(Refused) as caught:
+            mapped.finished()
+    assert caught.value.code is SCREENING_KILLED
+    assert str(-signal.SIGBUS) in caught.value.message
     sound(bad, upload, tmp_path)
 
 
@@ -190,12 +201,35 @@ def test_killed_with_a_child_at_work_it_is_our_failure(bad: Sandbox, upload: Upl
     sound(bad, upload, tmp_path)
     assert bad._worker is not None
     process = bad._worker.process
-    killing = threading.Timer(0.5, process.kill)
-    killing.start()
-    error = refused(bad, upload, tmp_path, "sleep")
-    killing.join()
-    assert error.code is SCREENING_FAILED
+    with InFlight(bad, upload, tmp_path / "killed") as flight:
+        process.kill()
+        with pytest.raises(Unavailable) as caught:
+            flight.finished()
+    assert caught.value.code is SCREENING_FAILED
     sound(bad, upload, tmp_path)
+
+
+def test_killed_before_a_new_child_could_ask_to_die_with_it_no_child_is_left(
+    measure: Measure, tiny_reference_dir: Path, upload: Upload, tmp_path: Path
+) -> None:
+    sandbox = Sandbox(measure, tiny_reference_dir, MEMORY, wall_seconds=600, module="tests.support.late_sandbox_worker")
+    sandbox.start()
+    sandbox.warm()
+    parent, found = worker_pid(sandbox), list[int]()
+
+    def kill() -> None:
+        while not found:
+            found.extend(children(parent))
+            time.sleep(0.01)
+        os.kill(parent, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    assert refused(sandbox, upload, tmp_path, "sleep").code is SCREENING_FAILED
+    killing.join()
+    while Path(f"/proc/{found[0]}").exists():  # the test would not end
+        time.sleep(0.01)
+    sandbox.close()
 
 
 def test_a_gateway_with_thousands_of_connections(bad: Sandbox, upload: Upload, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from app.serve.asker import Asker
 from app.serve.relay import Relay
 from tests.serve.test_relay_engine import Gateway, gateway  # noqa: F401 - a fixture
 from tests.support.engine import LiveEngine
@@ -29,7 +30,7 @@ async def ask(relay: Relay, seed: int, owner: str, model: str) -> float:
     """Seconds that one token after this prompt took."""
     fields = {"model": model, "prompt": prompt(seed), "max_tokens": 1, "temperature": 0}
     began = time.perf_counter()
-    answer = await relay.complete("completions", json.dumps(fields).encode(), cache=owner)
+    answer = await relay.complete("completions", json.dumps(fields).encode(), asker=Asker(cache=owner))
     assert answer.status == 200
     return time.perf_counter() - began
 

@@ -76,10 +76,10 @@ def sound_in_the_end(hasty: Sandbox, upload: Upload, directory: Path) -> None:
 
 
 class InFlight:
-    """An upload that a child is at work on, from `with` until `finished`."""
+    """An upload that a child is at work on, from `with` until `finished`. wish: what the child does then."""
 
-    def __init__(self, sandbox: Sandbox, upload: Upload, directory: Path) -> None:
-        self._sandbox, self._upload, self._directory = sandbox, upload, directory
+    def __init__(self, sandbox: Sandbox, upload: Upload, directory: Path, wish: str = "wait") -> None:
+        self._sandbox, self._upload, self._directory, self._wish = sandbox, upload, directory, wish
         self._held = ExitStack()
         self._result: Future[tuple[Artefact | None, Heard]]
 
@@ -92,7 +92,7 @@ class InFlight:
         self._held.callback(os.close, seen)
         self._go = os.open(go, os.O_RDWR)
         self._held.callback(os.close, self._go)
-        config = f"wait:{self._directory}".encode() + b"|" + self._upload.config_bytes
+        config = f"{self._wish}:{self._directory}".encode() + b"|" + self._upload.config_bytes
         pool = self._held.enter_context(ThreadPoolExecutor(1))
         self._result = pool.submit(through, self._sandbox, self._upload, self._directory, config)
         waiting = select.poll()

@@ -55,6 +55,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
     ("PUT", "/adapters/{name}/owner"): ADMIN_ONLY,
     ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
+    ("GET", "/usage"): ADMIN_ONLY,
     ("GET", "/tenants"): OPERATOR_ONLY,
     ("GET", "/tenants/{tenant}/keys"): ADMIN_ONLY,
     ("POST", "/tenants/{tenant}/keys"): ADMIN_ONLY,

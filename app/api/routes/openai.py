@@ -29,6 +29,7 @@ from app.api.schemas import (
 )
 from app.domain.shares import Resource
 from app.observe.request_id import REQUEST_ID
+from app.serve.asker import Asker
 from app.serve.fields.chat import DROPPED_FIELDS
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
@@ -152,8 +153,9 @@ async def _answer(request: Request, kind: Kind) -> Response:
         with ExitStack() as held:
             holder, caller = holder_of(request), caller_of(request)
             held.enter_context(ctx.shares.take(Resource.REQUESTS, holder))
+            asker = Asker(caller.reach, caller.cache, ctx.usage.counter(caller.key))
             admit = partial(ctx.admission.admit, holder, held=held)
-            answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, caller.cache, caller.reach)
+            answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, asker)
             answer = await _unless_disconnected(request, answering)
             return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
 

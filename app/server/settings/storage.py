@@ -84,6 +84,9 @@ class StorageSettings(BaseSettings):
         description="Versions of each adapter, besides the active one, that stay loaded and answer as name@n; older ones "
         "stay in the catalogue only, and rollback loads them again",
     )
+    usage_days: int = Field(
+        400, ge=1, le=3660, description="Days for which the usage of each hour is kept: more than a year, for bills"
+    )
     signing_key: Path | None = Field(
         None,
         description="Private key in PEM, Ed25519 or ECDSA P-256, that signs statements about versions; read at start; "

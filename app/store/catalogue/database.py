@@ -93,7 +93,14 @@ class Database:
 
     @contextmanager
     def beside(self) -> Iterator[Connection]:
-        """Run a write that need not exclude other writers and must not wait for them: only on this gateway's own rows."""
+        """Run a write that need not exclude others and must not wait for them: this gateway's own rows, a sum's growth.
+
+        On SQLite it is like any other write: a transaction that reads first could fail instead of waiting.
+        """
+        if not self.shared:
+            with self.writing() as connection:
+                yield connection
+            return
         with database_errors(), self._engine.begin() as connection:
             still_ours(connection)
             yield connection

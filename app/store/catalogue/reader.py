@@ -18,6 +18,7 @@ from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.catalogue.row_cache import RowCache
 from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, adapters, versions
+from app.store.catalogue.usage import UsageStore
 
 
 class CatalogueReader:
@@ -31,6 +32,7 @@ class CatalogueReader:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.keys: Final = KeyStore(database)
+        self.usage: Final = UsageStore(database)
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:

@@ -69,6 +69,9 @@ class _Name(TypeDecorator[str]):
 _COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
 """Column type of bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
 
+_TOTAL: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""Column type of sums; SQLite's INTEGER has 64 bits."""
+
 _FULL: Final = FULL_NAME_LIMIT
 _AT_FIRST: Final = 63
 """Declared length of names when the tables were new. SQLite still has it: it enforces none, and cannot change one."""
@@ -181,6 +184,28 @@ api_keys: Final = Table(
     Column("revoked_at", _Utc),  # the row stays for a while, so that every gateway sees it
     Column("revision", _COUNT, nullable=False),  # grows with every change of any key
     Index("api_keys_revision", "revision"),
+)
+
+usage: Final = Table(
+    "usage",  # what requests used, by the hour; usage.py
+    metadata,
+    Column("hour", _Utc, primary_key=True),  # its beginning
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),  # of the key
+    Column("key", String(63), primary_key=True),
+    Column("adapter", String(_FULL), primary_key=True),  # full name; "": the served model itself
+    Column("version", Integer, primary_key=True),  # 0: the served model itself
+    Column("requests", _TOTAL, nullable=False),
+    Column("prompt_tokens", _TOTAL, nullable=False),
+    Column("cached_tokens", _TOTAL, nullable=False),
+    Column("completion_tokens", _TOTAL, nullable=False),
+)
+
+usage_batches: Final = Table(
+    "usage_batches",  # the last batch of each gateway process that `usage` contains
+    metadata,
+    Column("gateway", String(32), primary_key=True),
+    Column("number", _COUNT, nullable=False),
+    Column("at", _Utc, nullable=False),
 )
 
 

@@ -1,4 +1,4 @@
-"""Revision 0008: tenants: longer names, which begin with their tenant; keys made at run time."""
+"""Revision 0008: tenants: longer names, which begin with their tenant; keys made at run time; usage."""
 
 from typing import Final
 
@@ -9,10 +9,11 @@ revision: Final = "0008"
 down_revision: Final = "0007"
 
 _COUNT: Final = sa.Integer().with_variant(sa.BigInteger(), "postgresql")
+_TOTAL: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Widen the columns of names, where a length is enforced, and create the table of keys."""
+    """Widen the columns of names, where a length is enforced, and create the tables of keys and usage."""
     if op.get_bind().dialect.name != "sqlite":
         for table, column, length, collation in (
             ("adapters", "name", 127, None),
@@ -37,3 +38,21 @@ def upgrade() -> None:
         sa.Column("revision", _COUNT, nullable=False),
     )
     op.create_index("api_keys_revision", "api_keys", ["revision"])
+    op.create_table(
+        "usage",
+        sa.Column("hour", sa.DateTime, primary_key=True),
+        sa.Column("tenant", sa.String(63), primary_key=True),
+        sa.Column("key", sa.String(63), primary_key=True),
+        sa.Column("adapter", sa.String(127), primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True),
+        *(
+            sa.Column(name, _TOTAL, nullable=False)
+            for name in ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+        ),
+    )
+    op.create_table(
+        "usage_batches",
+        sa.Column("gateway", sa.String(32), primary_key=True),
+        sa.Column("number", _COUNT, nullable=False),
+        sa.Column("at", sa.DateTime, nullable=False),
+    )

@@ -1,0 +1,26 @@
+"""Asker: the sender of an inference request, as far as the relay must know it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.domain.tenants import EVERYTHING, Reach
+from app.serve.routing_table import Target
+
+Used = Callable[[Target, Mapping[str, Any] | None], None]
+"""Called once, when a request that reached an engine has ended, with OpenAI's token counts; None if there were none. It
+must not block or raise, and may be called in any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Sender of a request. reach: adapters that it can name. cache: name of the cache of prompts that its requests may use
+    and add to; None: the one without a name. used: None: nobody counts."""
+
+    reach: Reach = EVERYTHING
+    cache: str | None = None
+    used: Used | None = None
+
+
+GATEWAY: Final = Asker()
+"""The gateway itself."""
