@@ -16,18 +16,24 @@ import base64
 import binascii
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
+from urllib.parse import parse_qs
 
 from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.access.caller import TENANT
 from app.api.access.keys import authorization
+from app.domain.tenants import is_tenant
 
 COOKIE: Final = "gateway_console"
 HEADER: Final = "x-console"
 """Header sent by the console's own scripts, with any value; other sites cannot send it."""
 
 PAGES: Final = "/console"
+TENANT_COOKIE: Final = "gateway_tenant"
+"""Cookie with the tenant in which an operator's pages act; the console's script sets it."""
+
 REFERENCE: Final = "/docs"
 """Page of the API, where people look for it."""
 
@@ -36,14 +42,16 @@ MAX_KEY_BYTES: Final = 512
 
 
 def remember(response: Response, key: str, *, secure: bool) -> None:
-    """Set the session cookie to a verified key; it lasts until the browser is closed."""
+    """Set the session cookie to a verified key; it lasts until the browser is closed. Forget another visitor's tenant."""
     value = base64.urlsafe_b64encode(key.encode()).decode()  # a key may contain characters that a cookie may not
     response.set_cookie(COOKIE, value, httponly=True, samesite="strict", secure=secure, path="/")
+    response.delete_cookie(TENANT_COOKIE, samesite="strict", path="/")
 
 
 def forget(response: Response) -> None:
-    """Delete the session cookie."""
+    """Delete the session's cookies."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict", path="/")
+    response.delete_cookie(TENANT_COOKIE, samesite="strict", path="/")
 
 
 def is_page(path: str) -> bool:
@@ -52,30 +60,55 @@ def is_page(path: str) -> bool:
 
 
 class CookieToKey:
-    """ASGI middleware: turns the console's cookie into an `Authorization` header, if that is allowed (see above)."""
+    """ASGI middleware: turns the console's cookies into an `Authorization` header and the tenant in which an operator acts,
+    if that is allowed (see above)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add the header if allowed, then pass the request on (ASGI)."""
-        if scope["type"] == "http" and (key := _key(scope)) is not None:
-            scope = {**scope, "headers": [*scope["headers"], (b"authorization", b"Bearer " + key)]}
+        """Add header and tenant if allowed, then pass the request on (ASGI)."""
+        if scope["type"] == "http" and _may_use_cookies(scope):
+            cookies = _cookies(scope)
+            if (key := _key(cookies)) is not None:
+                scope = {**scope, "headers": [*scope["headers"], (b"authorization", b"Bearer " + key)]}
+            if (tenant := _tenant(cookies)) is not None and not _names_tenant(scope):
+                query = b"&".join(filter(None, (scope["query_string"], f"{TENANT}={tenant}".encode())))
+                scope = {**scope, "query_string": query}
         await self._app(scope, receive, send)
 
 
-def _key(scope: Scope) -> bytes | None:
-    """Return the key to add to this request, if any."""
+def _may_use_cookies(scope: Scope) -> bool:
     headers = Headers(scope=scope)
     if authorization(headers) is not None or "cookie" not in headers:
-        return None
-    is_page_view = scope["method"] in {"GET", "HEAD"} and is_page(scope["path"])
-    if not is_page_view and HEADER not in headers:
+        return False
+    return HEADER in headers or (scope["method"] in {"GET", "HEAD"} and is_page(scope["path"]))
+
+
+def _cookies(scope: Scope) -> SimpleCookie:
+    try:
+        return SimpleCookie(Headers(scope=scope)["cookie"])
+    except CookieError:
+        return SimpleCookie()
+
+
+def _key(cookies: SimpleCookie) -> bytes | None:
+    """Return the key to add to a request, if any."""
+    if (morsel := cookies.get(COOKIE)) is None:
         return None
     try:
-        morsel = SimpleCookie(headers["cookie"]).get(COOKIE)
-        key = base64.b64decode(morsel.value, altchars=b"-_", validate=True) if morsel is not None else b""
-    except (CookieError, binascii.Error, ValueError):
+        key = base64.b64decode(morsel.value, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
         return None
     fits = 0 < len(key) <= MAX_KEY_BYTES and not any(byte < 0x20 or byte == 0x7F for byte in key)
     return key if fits else None
+
+
+def _tenant(cookies: SimpleCookie) -> str | None:
+    """Return the chosen tenant, if any."""
+    morsel = cookies.get(TENANT_COOKIE)
+    return morsel.value if morsel is not None and is_tenant(morsel.value) else None
+
+
+def _names_tenant(scope: Scope) -> bool:
+    return TENANT in parse_qs(scope["query_string"].decode("latin-1"))

@@ -89,17 +89,21 @@ def _refused(request: Request, error: GatewayError) -> Response:
     ctx = request.app.state.context
     ctx.metrics.refused(error)
     event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
-    return _page(request, ctx, "error.html", error.code.status, error=error)
+    return show(request, ctx, "error.html", error.code.status, error=error)
 
 
-def _page(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
-    """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else."""
+def show(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
+    """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else.
+
+    elsewhere: the tenant in which an operator acts, if it is another than the key's.
+    """
     caller: Caller | None = getattr(request.state, "caller", None)
     frame = {
         "here": request.url.path,
         "signed_in": not ctx.keys.open_door and COOKIE in request.cookies,
         "open_door": ctx.keys.open_door,
         "permits": caller.permits if caller else lambda _method, _route: False,
+        "elsewhere": caller.tenant if caller and caller.tenant != caller.key.tenant else None,
     }
     return page(template, status, **frame, **values)
 
@@ -120,7 +124,7 @@ def adapters(
     caller = caller_of(request)
     measured = caller.permits("GET", REPORT)
     wanted = Wanted(q, state, sort, order == "desc", number)
-    return _page(
+    return show(
         request,
         ctx,
         "adapters.html",
@@ -153,7 +157,7 @@ def adapter(
     number = version or row.active or (versions[0].row.number if versions else None)
     chosen = version_of(ctx.uploads, name, number, exact=exact) if number is not None else None
     verdict = chosen.verdict if chosen else None
-    return _page(
+    return show(
         request,
         ctx,
         "adapter.html",
@@ -193,7 +197,7 @@ def compare(
     after = b or row.active or numbers[-1]
     before = a or max((one for one in numbers if one < after), default=numbers[0])
     pair = [version_of(ctx.uploads, name, one, exact=exact) for one in (before, after)]
-    return _page(request, ctx, "compare.html", adapter=row, numbers=numbers, compared=comparison(*pair))
+    return show(request, ctx, "compare.html", adapter=row, numbers=numbers, compared=comparison(*pair))
 
 
 @router.get("/console/adapters/{name}/versions/{number}/report.json")
@@ -209,7 +213,7 @@ def report(
 @router.get("/console/upload")
 def upload(request: Request, ctx: Ctx, name: Annotated[str, Query(max_length=200)] = "") -> Response:
     """Show the upload form. name: prefilled adapter name."""
-    return _page(request, ctx, "upload.html", name=name, components=ctx.uploads.components)
+    return show(request, ctx, "upload.html", name=name, components=ctx.uploads.components)
 
 
 @router.get("/console/chat")
@@ -224,40 +228,40 @@ def chat(
     served, others = models[0], models[1:]
     left = a or (others[0] if others else served)
     right = b or served
-    return _page(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
+    return show(request, ctx, "chat.html", served=served, models=models, left=left, right=right)
 
 
 @router.get("/console/trends")
-def trends_page(request: Request, ctx: Ctx) -> Response:
+def trendsshow(request: Request, ctx: Ctx) -> Response:
     """Show the uploads of the last days, to the operator everyone's: outcomes, changed modules, answers to canaries."""
     caller = caller_of(request)
     whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
     found = trends(ctx.uploads.components.catalogue, ctx.summaries, whose)
-    return _page(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
+    return show(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
 
 
 @router.get("/console/engines")
 def engines(request: Request, ctx: Ctx) -> Response:
     """Show every engine: its state, its last error, and the versions that it should hold."""
-    return _page(request, ctx, "engines.html", found=engine_list(ctx.uploads.components))
+    return show(request, ctx, "engines.html", found=engine_list(ctx.uploads.components))
 
 
 @router.get("/console/audit")
 def audit(request: Request, ctx: Ctx) -> Response:
     """Show the last audit: its scope and its findings."""
-    return _page(request, ctx, "audit.html", last=ctx.auditor.last, every_s=ctx.auditor.every_s, invariants=INVARIANTS)
+    return show(request, ctx, "audit.html", last=ctx.auditor.last, every_s=ctx.auditor.every_s, invariants=INVARIANTS)
 
 
 @router.get("/console/settings")
 def settings(request: Request, ctx: Ctx) -> Response:
     """Show every setting in force. Secrets are not among the values that this floor knows."""
-    return _page(request, ctx, "settings.html", settings=ctx.settings)
+    return show(request, ctx, "settings.html", settings=ctx.settings)
 
 
 @router.get(REFERENCE)
 def api_reference(request: Request, ctx: Ctx) -> Response:
     """Show every route by Swagger UI, which sends requests with the visitor's key."""
-    response = _page(request, ctx, "api.html")
+    response = show(request, ctx, "api.html")
     response.headers["Content-Security-Policy"] = POLICY.replace("img-src 'self'", "img-src 'self' data:")
     return response
 
@@ -282,7 +286,7 @@ def sign_in(
 ) -> Response:
     """Show the sign-in page. next: path on this gateway to open after signing in."""
     local = next_path if next_path.startswith("/") and not next_path.startswith(("//", "/\\")) else "/"
-    return _page(request, ctx, "sign-in.html", next=local)
+    return show(request, ctx, "sign-in.html", next=local)
 
 
 @public.post(SESSION)

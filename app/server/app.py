@@ -22,7 +22,7 @@ from app.api.access.request_ids import RequestIds
 from app.api.http_protocol import wire
 from app.api.openapi import describe
 from app.api.routes import adapters, engine_pull, events, openai, operations, rescreening, tenants, usage
-from app.console import pages
+from app.console import pages, tenant_pages
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import Unavailable
 from app.observe.log import configure, event
@@ -124,7 +124,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         usage.router,
     ):
         app.include_router(router)
-    for router in (pages.public, pages.router):
+    for router in (pages.public, tenant_pages.router, pages.router):
         app.include_router(router)
     return app
 

@@ -58,3 +58,17 @@ document.querySelector("[data-sign-out]")?.addEventListener("click", async () =>
   await request("/console/session", { method: "DELETE" });
   location.assign("/console/sign-in");
 });
+
+// ---- the tenant in which an operator's pages act ---------------------------------------------------------------------
+
+function actIn(tenant) {
+  const ends = tenant ? "" : "; max-age=0";
+  document.cookie = `gateway_tenant=${tenant}; path=/; samesite=strict${ends}`;
+  location.assign("/");
+}
+
+document.querySelectorAll("[data-tenant]").forEach((button) => button.addEventListener("click", () => actIn(button.dataset.tenant)));
+byId("new-tenant")?.addEventListener("submit", (event) => {
+  event.preventDefault();
+  actIn(byId("tenant").value);
+});

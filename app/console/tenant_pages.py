@@ -1,0 +1,45 @@
+"""Console pages about tenants: their keys, their usage, and, for the operator, all of them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from app.api.access.caller import caller_of, guarded
+from app.api.dependencies import Context, context
+from app.console.pages import ConsoleRoute, show
+from app.console.usage_chart import usage_shown
+from app.domain.api_keys import OPERATOR_ROLES, Role
+from app.domain.tenants import DEFAULT
+
+router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
+Ctx = Annotated[Context, Depends(context)]
+
+
+@router.get("/console/keys")
+def keys(request: Request, ctx: Ctx) -> Response:
+    """Show a tenant's keys that were made at run time, and a form to make one."""
+    tenant = caller_of(request).tenant
+    roles = [role for role in Role if tenant == DEFAULT or role not in OPERATOR_ROLES]
+    stored = ctx.uploads.components.catalogue.keys.of_tenant(tenant)
+    return show(request, ctx, "keys.html", keys=stored, roles=roles, tenant=tenant)
+
+
+@router.get("/console/usage")
+async def usage(request: Request, ctx: Ctx) -> Response:
+    """Show the tokens of the last days, to the operator everyone's."""
+    caller = caller_of(request)
+    await ctx.usage.flush()
+    whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
+    components = ctx.uploads.components
+    found = await components.pools.reading(usage_shown, components.catalogue.usage, whose)
+    return show(request, ctx, "usage.html", usage=found, everyone=whose is None)
+
+
+@router.get("/console/tenants")
+def tenants(request: Request, ctx: Ctx) -> Response:
+    """Show every tenant that has an adapter or a key made at run time."""
+    catalogue = ctx.uploads.components.catalogue
+    adapters, stored = catalogue.adapters_by_tenant(), catalogue.keys.tenants()
+    found = [(name, adapters.get(name, 0), stored.get(name, 0)) for name in sorted({DEFAULT, *adapters, *stored})]
+    return show(request, ctx, "tenants.html", tenants=found)

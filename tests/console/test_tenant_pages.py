@@ -1,0 +1,105 @@
+"""Pages about tenants in a real browser: the operator acts in one, makes, rotates and revokes a key, and sees its usage."""
+
+import re
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Page, expect
+
+from app.domain.api_keys import Role, new_key
+from tests.console.conftest import Serve, Visitor
+from tests.support.gateway import KEY, SERVED, form
+
+
+def sign_in(page: Page, url: str, key: str) -> None:
+    page.goto(f"{url}/console/sign-in")
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{url}/")
+
+
+def status(url: str, key: str, path: str = "/v1/models") -> int:
+    return httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+def test_the_operator_acts_in_a_tenant_from_its_first_key_on(serve: Serve, visitor: Visitor) -> None:
+    url, page = serve(api_keys=KEY), visitor.page()
+    sign_in(page, url, KEY)
+    page.get_by_role("link", name="Tenants").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.get_by_label("Tenant").fill("acme")
+    page.get_by_role("button", name="Act in it").click()
+    expect(page.locator(".elsewhere")).to_contain_text("You act in the tenant acme")
+
+    # a key, shown once
+    page.get_by_role("link", name="Keys", exact=True).click()
+    expect(page.get_by_role("heading", name="Keys of acme")).to_be_visible()
+    page.get_by_label("Name").fill("app")
+    page.get_by_label("upload").check()
+    page.get_by_label("chat", exact=True).check()
+    expect(page.get_by_label("metrics")).to_have_count(0)
+    page.get_by_label("Expires after").fill("7")
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.locator("#shown-key")).to_have_text(re.compile("^lg_"))
+    first = page.locator("#shown-key").inner_text()
+    assert status(url, first) == 200
+    page.get_by_label("Name").fill("app")
+    page.get_by_label("chat", exact=True).check()
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.locator("#notice")).to_contain_text("there is a key 'app' already")
+    page.reload()
+    expect(page.locator("body")).not_to_contain_text(first)
+    expect(page.locator("tbody tr")).to_contain_text(["app"])
+
+    # its uploads and usage, in its tenant and nowhere else
+    own = {"Authorization": f"Bearer {first}"}
+    assert httpx.post(f"{url}/adapters", files=form("sql"), headers=own, timeout=60).status_code == 201
+    body = {"model": "sql", "messages": [{"role": "user", "content": "hello"}]}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=own).status_code == 200
+    page.get_by_role("link", name="Adapters", exact=True).click()
+    expect(page.locator("tbody tr")).to_contain_text(["sql"])
+    page.get_by_role("link", name="sql").click()
+    expect(page.get_by_role("heading", name="sql v1")).to_be_visible()
+    page.get_by_role("link", name="Usage").click()
+    expect(page.locator("tbody tr")).to_contain_text([re.compile("app.*sql.*1")])
+    expect(page.locator("svg.chart rect")).to_have_count(1)
+
+    # rotated, revoked, and back
+    page.get_by_role("link", name="Keys", exact=True).click()
+    page.get_by_role("button", name="Rotate").click()
+    page.get_by_role("button", name="Yes, rotate it").click()
+    expect(page.locator("#shown-key")).to_have_text(re.compile("^lg_"))
+    second = page.locator("#shown-key").inner_text()
+    assert {status(url, key) for key in (first, second)} == {200}
+    page.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="No").click()
+    page.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Yes, revoke it").click()
+    expect(page.get_by_text("No key was made yet.")).to_be_visible()
+    assert {status(url, key) for key in (first, second)} == {401}
+    page.get_by_role("button", name="Back to default").click()
+    expect(page.locator(".elsewhere")).to_have_count(0)
+    expect(page.get_by_role("heading", name="No adapter yet")).to_be_visible()
+    page.get_by_role("link", name="Tenants").click()
+    expect(page.locator("tbody tr")).to_contain_text(["acme", "default"])
+
+
+def test_a_tenants_administrator_sees_its_own_pages_only(serve: Serve, visitor: Visitor, tmp_path: Path) -> None:
+    key, stored = new_key("admin", [Role.ADMIN], tenant="acme")
+    file = tmp_path / "keys"
+    file.write_text(stored.line)
+    url, page = serve(api_keys=KEY, api_keys_file=file), visitor.page()
+    sign_in(page, url, KEY)
+    page.goto(f"{url}/console/tenants")
+    page.get_by_label("Tenant").fill("globex")
+    page.get_by_role("button", name="Act in it").click()
+    expect(page.locator(".elsewhere")).to_be_visible()
+    sign_in(page, url, key)  # another visitor at the same browser: the operator's choice is forgotten
+    expect(page.locator(".elsewhere")).to_have_count(0)
+    links = page.get_by_role("navigation", name="Console").get_by_role("link").all_inner_texts()
+    assert links == ["Adapters", "Upload", "Chat", "Trends", "Usage", "Keys"]
+    for path in ("/console/tenants", "/console/engines", "/console/settings", "/console/audit"):
+        page.goto(url + path)
+        expect(page.locator("main")).to_contain_text("for the operator's keys")
+    page.goto(f"{url}/console/chat")
+    assert page.locator("#models option").evaluate_all("all => all.map(o => o.value)") == [SERVED]
