@@ -70,6 +70,7 @@ def note(metrics: Metrics, error: GatewayError, path: str) -> None:
 
 async def refuse(request: Request, error: GatewayError) -> JSONResponse:
     """Count and log an error, and build its response."""
+    request.state.code = error.code.name
     note(request.app.state.context.metrics, error, request.scope["path"])
     return respond(error, await _refused_version(request, error))
 

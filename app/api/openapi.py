@@ -45,6 +45,7 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("POST", "/rescreen"): _UPLOAD,
     ("DELETE", "/adapters/{name}"): _STORED | {Stage.LOAD},
     ("PUT", "/adapters/{name}/owner"): _STORED,
+    ("GET", "/audit"): _STORED,
     ("GET", "/usage"): _STORED,
     ("GET", "/tenants"): _STORED,
     ("GET", "/tenants/{tenant}/keys"): _STORED,

@@ -177,6 +177,32 @@ class UsagePage(View):
     next: str | None
 
 
+class AuditedAct(View):
+    """One entry of the audit log. key: the caller's, with its tenant unless that is `default`. tenant: in which it acted.
+    target: the adapter or key. status: of the answer, 499 if the client left. code: of the refusal. previous, hash: the
+    chain."""
+
+    number: int
+    at: Time
+    key: str
+    tenant: str
+    action: str
+    target: str
+    status: int
+    code: str
+    address: str
+    request: str
+    previous: str
+    hash: str
+
+
+class AuditPage(View):
+    """Entries of the audit log, oldest first. next: value of `after` for the following page, null on the last one."""
+
+    entries: list[AuditedAct]
+    next: int | None
+
+
 class Signature(View):
     """One signature of an envelope, base64. keyid: SHA-256 of the public key, a hint only."""
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from app import __version__
 from app.cli.adapters import adapters
+from app.cli.audit_log import audit
 from app.cli.bench import bench
 from app.cli.canaries import canaries
 from app.cli.client import AS_IT_CAME, CHANGED, REJECTED, err, fail, out
@@ -58,6 +59,7 @@ cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(keys, name="keys")
 cli.add_typer(tenants, name="tenants")
+cli.add_typer(audit, name="audit")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")

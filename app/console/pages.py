@@ -87,6 +87,7 @@ def _refused(request: Request, error: GatewayError) -> Response:
         next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{SIGN_IN}?next={quote(next_path, safe='/')}", 303, HEADERS)
     ctx = request.app.state.context
+    request.state.code = error.code.name
     ctx.metrics.refused(error)
     event("refused", stage=error.code.stage.value, code=error.code.name, message=error.message, path=request.url.path)
     return show(request, ctx, "error.html", error.code.status, error=error)
@@ -236,7 +237,7 @@ def trendsshow(request: Request, ctx: Ctx) -> Response:
     """Show the uploads of the last days, to the operator everyone's: outcomes, changed modules, answers to canaries."""
     caller = caller_of(request)
     whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
-    found = trends(ctx.uploads.components.catalogue, ctx.summaries, whose)
+    found = trends(ctx.uploads.components.catalogue, ctx.summaries, tenant=whose)
     return show(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
 
 

@@ -52,7 +52,7 @@ class Trends:
         return max((day.uploads for day in self.days), default=0) or 1
 
 
-def trends(catalogue: Catalogue, summaries: Summaries, tenant: str | None = None, today: date | None = None) -> Trends:
+def trends(catalogue: Catalogue, summaries: Summaries, today: date | None = None, tenant: str | None = None) -> Trends:
     """Read a tenant's trends, or everyone's, until `today` (default: now, UTC). Blocking."""
     today = today or datetime.now(UTC).date()
     first = today - timedelta(days=DAYS - 1)

@@ -15,13 +15,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import errors
+from app.api.access.audited import AuditedRequests
 from app.api.access.caller import guarded
 from app.api.access.ending import EndingRequests
 from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.api.http_protocol import wire
 from app.api.openapi import describe
-from app.api.routes import adapters, engine_pull, events, openai, operations, rescreening, tenants, usage
+from app.api.routes import adapters, audit_log, engine_pull, events, openai, operations, rescreening, tenants, usage
 from app.console import pages, tenant_pages
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import Unavailable
@@ -122,6 +123,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         engine_pull.router,
         tenants.router,
         usage.router,
+        audit_log.router,
     ):
         app.include_router(router)
     for router in (pages.public, tenant_pages.router, pages.router):
@@ -143,6 +145,7 @@ def middleware(gateway: Gateway) -> list[Middleware]:
         Middleware(EndingRequests, ending=gateway.context.ending),
         Middleware(RequestChecks, hosts=gateway.hosts, origins=gateway.origins),
         Middleware(CookieToKey),
+        Middleware(AuditedRequests, trail=gateway.context.trail),
     ]
 
 
@@ -173,6 +176,8 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
             gateway.peer_sync.start()
         stack.push_async_callback(gateway.context.ring.stop)
         gateway.context.ring.start()
+        stack.push_async_callback(gateway.context.trail.stop)
+        gateway.context.trail.start()
         stack.push_async_callback(gateway.context.usage.stop)
         gateway.context.usage.start()
         if gateway.recheck is not None:

@@ -19,6 +19,7 @@ from app.domain.verdict import METRIC_VERSION
 from app.evaluate.battery import read, starter
 from app.evaluate.plan import Plan
 from app.gateway.audit_job import Audited, Auditor, engines_of
+from app.gateway.audit_trail import AuditTrail
 from app.gateway.battery_reload import reload_battery
 from app.gateway.canary_recheck import CanaryRecheck
 from app.gateway.catalogue_follower import CatalogueFollower
@@ -55,12 +56,13 @@ from app.sandbox.sanitise import RULES, Measure, sanitise
 from app.screen.reference.open import Reference, check_policy, open_reference, short_of_energy
 from app.serve.admission import Admission
 from app.serve.in_flight import InFlight
-from app.serve.relay import Choose, Relay, only
+from app.serve.relay import only
 from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
 from app.server.settings import LOOPBACK, Settings
 from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
+from app.server.wiring_relay import choose_of, relay_of
 from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
 from app.upload.limits import MIB
@@ -178,7 +180,7 @@ def _with_use_cases(
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
     evaluates = components.rules.plan is not None
-    evaluation = Evaluation(components, follower, _choose(engine, components)) if evaluates else None
+    evaluation = Evaluation(components, follower, choose_of(engine, components)) if evaluates else None
     recheck = CanaryRecheck(components, follower, evaluation, settings.canary_recheck_seconds) if evaluation else None
     publishing = Publishing(components, follower, garbage, evaluation)
     after_pass.connect(publishing.settle)
@@ -239,7 +241,7 @@ def _context(
     components, shares = uploads.components, shares_of(settings)
     catalogue, pools = components.catalogue, components.pools
     ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=components.peers is not None)
-    choose = only(front) if front else _choose(engine, components)
+    choose = only(front) if front else choose_of(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -249,6 +251,7 @@ def _context(
         keys=Keys(ring.find, open_door=settings.open and not settings.keys),
         ring=ring,
         usage=UsageLedger(catalogue.usage, pools, settings.usage_days),
+        trail=AuditTrail(catalogue.audit_log, pools),
         rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
         ending=Ending(),
         shares=shares,
@@ -258,15 +261,7 @@ def _context(
         summaries=Summaries(catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),
-        relay=Relay(
-            choose,
-            components.routing_table,
-            hooks=components.metrics,
-            missing=lambda _: components.reconciler.poke(),
-            pool=pools.bodies,
-            prompt_logprobs=settings.prompt_logprobs,
-            seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
-        ),
+        relay=relay_of(settings, components, choose),
         routing_table=components.routing_table,
         receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),
@@ -276,17 +271,6 @@ def _context(
         signer=settings.signer,
         settings=settings_in_force(settings),
     )
-
-
-def _choose(engine: HttpEngine | Fleet, components: Components) -> Choose:
-    if isinstance(engine, Fleet):
-        return engine.choose
-    return only(engine, lambda: not _known_down(components.reconciler))
-
-
-def _known_down(reconciler: Reconciler | Fleet) -> bool:
-    """Return whether an engine is known to be down: asked at least once, and not up. Before that no request is refused."""
-    return any(one.looked and not one.engine_up for one in reconciler.each)
 
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:

@@ -60,6 +60,7 @@ async def guarded(request: Request) -> None:
         return
     key = ctx.keys.admit(authorization(request.headers))
     KEY_NAME.set(key.id)
+    request.state.key, request.state.rule = key, rule
     if (why := refusal(key, rule)) is not None:
         raise Refused(FORBIDDEN, why)
     request.state.caller = Caller(key, _tenant_of(request, key))
@@ -90,8 +91,15 @@ def caller_of(request: Request) -> Caller:
     return found
 
 
+def about(request: Request, target: str) -> None:
+    """Note the full name of the adapter or key that a request is about, for the audit log."""
+    request.state.target = target
+
+
 async def _named(name: Annotated[str, Path()], request: Request) -> str:
-    return caller_of(request).full(name)
+    full = caller_of(request).full(name)
+    about(request, full)
+    return full
 
 
 AdapterInPath = Annotated[str, Depends(_named)]

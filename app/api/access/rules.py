@@ -12,20 +12,25 @@ from app.domain.tenants import DEFAULT
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Access rule of a route. roles: any one of them suffices, `admin` always does; None: no key is required. rate:
-    kind of request for the rate limits. operators: only keys of the tenant `default`: it concerns every tenant."""
+    kind of request for the rate limits. operators: only keys of the tenant `default`: it concerns every tenant.
+    changes: the audit log has every request that was admitted; of other routes only those that were forbidden."""
 
     roles: frozenset[Role] | None
     rate: Kind | None = None
     operators: bool = False
+    changes: bool = False
 
 
-def _for(*roles: Role, rate: Kind | None = None, operators: bool = False) -> Rule:
-    return Rule(frozenset(roles), rate, operators)
+def _for(*roles: Role, rate: Kind | None = None, operators: bool = False, changes: bool = False) -> Rule:
+    return Rule(frozenset(roles), rate, operators, changes)
 
 
 PUBLIC: Final = Rule(None)
 ADMIN_ONLY: Final = _for()
 """Rule for routes of each tenant's administrators."""
+
+CHANGING: Final = _for(changes=True)
+"""Rule for routes by which each tenant's administrators change something."""
 
 OPERATOR_ONLY: Final = _for(operators=True)
 """Rule for the operator's routes, and for a route that is missing from the table."""
@@ -42,25 +47,26 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/artefacts/{digest}/{file}"): _for(Role.ENGINE, operators=True),
     ("GET", "/openapi.json"): _for(*Role),
     ("GET", "/docs"): _for(*Role),
-    ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD),
+    ("POST", "/adapters"): _for(Role.UPLOAD, rate=Kind.UPLOAD, changes=True),
     ("POST", "/screen"): _for(Role.UPLOAD, rate=Kind.SCREEN),
     ("GET", "/adapters"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}/attestation"): _for(Role.UPLOAD),
     ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
-    ("POST", "/adapters/{name}/rollback"): ADMIN_ONLY,
-    ("POST", "/adapters/{name}/rescreen"): ADMIN_ONLY,
-    ("POST", "/rescreen"): OPERATOR_ONLY,
-    ("DELETE", "/adapters/{name}"): ADMIN_ONLY,
-    ("PUT", "/adapters/{name}/owner"): ADMIN_ONLY,
+    ("POST", "/adapters/{name}/rollback"): CHANGING,
+    ("POST", "/adapters/{name}/rescreen"): CHANGING,
+    ("POST", "/rescreen"): _for(operators=True, changes=True),
+    ("DELETE", "/adapters/{name}"): CHANGING,
+    ("PUT", "/adapters/{name}/owner"): CHANGING,
     ("GET", "/adapters/{name}/events"): _for(Role.UPLOAD),
     ("GET", "/usage"): ADMIN_ONLY,
+    ("GET", "/audit"): ADMIN_ONLY,
     ("GET", "/tenants"): OPERATOR_ONLY,
     ("GET", "/tenants/{tenant}/keys"): ADMIN_ONLY,
-    ("POST", "/tenants/{tenant}/keys"): ADMIN_ONLY,
-    ("POST", "/tenants/{tenant}/keys/{key}/rotate"): ADMIN_ONLY,
-    ("DELETE", "/tenants/{tenant}/keys/{key}"): ADMIN_ONLY,
+    ("POST", "/tenants/{tenant}/keys"): CHANGING,
+    ("POST", "/tenants/{tenant}/keys/{key}/rotate"): CHANGING,
+    ("DELETE", "/tenants/{tenant}/keys/{key}"): CHANGING,
     ("GET", "/"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console"): _for(Role.UPLOAD, Role.CHAT),
     ("GET", "/console/adapters/{name}"): _for(Role.UPLOAD),

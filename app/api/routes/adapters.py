@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 
-from app.api.access.caller import AdapterInPath, caller_of, guarded
+from app.api.access.caller import AdapterInPath, about, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import body
@@ -103,6 +103,7 @@ async def upload(
     except GatewayError as error:
         ctx.metrics.upload_refused(error)
         raise
+    about(request, caller.full(received.name))
     async with received as sealed:
         begun = await ctx.uploads.register(sealed, wait=wait, by=caller.uploader)
     row = begun.row

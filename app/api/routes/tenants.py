@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.access.caller import guarded
+from app.api.access.caller import about, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.openapi import body
@@ -16,7 +16,7 @@ from app.api.schemas import ApiKeys, NewApiKey, StoredApiKey, Tenant, Tenants
 from app.domain.api_keys import Role
 from app.domain.errors import BAD_REQUEST, Refused
 from app.domain.stored_key import StoredKey
-from app.domain.tenants import DEFAULT
+from app.domain.tenants import DEFAULT, full_name
 from app.serve import json_body
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(guarded)])
@@ -84,6 +84,7 @@ async def create(tenant: str, request: Request, ctx: Ctx) -> Response:
     """Make a key. The answer holds the key itself, which is stored nowhere; every gateway accepts it within a second."""
     wanted = await _posted(request, NewKey)
     roles = [_role(role) for role in wanted.roles]
+    about(request, full_name(tenant, wanted.name))
     life = wanted.expires_in_seconds
     expires = datetime.now(UTC) + timedelta(seconds=life) if life is not None else None
     text, stored = await ctx.ring.create(tenant, wanted.name, roles, wanted.owner, expires)
@@ -97,14 +98,16 @@ async def create(tenant: str, request: Request, ctx: Ctx) -> Response:
 )
 async def rotate(tenant: str, key: str, request: Request, ctx: Ctx) -> Response:
     """Replace a key under its name; the one before is accepted for `overlap_seconds` more."""
+    about(request, full_name(tenant, key))
     wanted = await _posted(request, Rotation)
     text, stored = await ctx.ring.rotate(tenant, key, wanted.overlap_seconds)
     return NewApiKey(**_fields(stored), key=text).response(200, UNCACHED)
 
 
 @router.delete("/tenants/{tenant}/keys/{key}", status_code=204)
-async def revoke(tenant: str, key: str, ctx: Ctx) -> Response:
+async def revoke(tenant: str, key: str, request: Request, ctx: Ctx) -> Response:
     """Revoke a key: every gateway refuses it within a second. Running requests end as usual."""
+    about(request, full_name(tenant, key))
     await ctx.ring.revoke(tenant, key)
     return Response(status_code=204)
 

@@ -11,6 +11,7 @@ from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.tenants import DEFAULT, split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
+from app.store.catalogue.audit_log import AuditLog
 from app.store.catalogue.database import Database
 from app.store.catalogue.keys import KeyStore
 from app.store.catalogue.listing import Overview, overviews, reports_of, uploaded_since
@@ -33,6 +34,7 @@ class CatalogueReader:
         self._database = database
         self.keys: Final = KeyStore(database)
         self.usage: Final = UsageStore(database)
+        self.audit_log: Final = AuditLog(database)
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:

@@ -200,6 +200,24 @@ usage: Final = Table(
     Column("completion_tokens", _TOTAL, nullable=False),
 )
 
+audit_log: Final = Table(
+    "audit_log",  # rows are added and never changed; audit_log.py
+    metadata,
+    Column("number", _TOTAL, primary_key=True, autoincrement=False),
+    Column("at", _Utc, nullable=False),
+    Column("key", String(_FULL), nullable=False),
+    Column("tenant", String(TENANT_LIMIT), nullable=False),
+    Column("action", String(128), nullable=False),
+    Column("target", _FULL_NAME, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("request", String(128), nullable=False),
+    Column("previous", String(_HEX), nullable=False),
+    Column("hash", String(_HEX), nullable=False),
+    Index("audit_log_tenant", "tenant", "number"),
+)
+
 usage_batches: Final = Table(
     "usage_batches",  # the last batch of each gateway process that `usage` contains
     metadata,

@@ -1,4 +1,4 @@
-"""Revision 0008: tenants: longer names, which begin with their tenant; keys made at run time; usage."""
+"""Revision 0008: tenants: longer names, which begin with their tenant; keys made at run time; usage; the audit log."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ _TOTAL: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Widen the columns of names, where a length is enforced, and create the tables of keys and usage."""
+    """Widen the columns of names, where a length is enforced, and create the tables of keys, usage and audit."""
     if op.get_bind().dialect.name != "sqlite":
         for table, column, length, collation in (
             ("adapters", "name", 127, None),
@@ -56,3 +56,19 @@ def upgrade() -> None:
         sa.Column("number", _COUNT, nullable=False),
         sa.Column("at", sa.DateTime, nullable=False),
     )
+    op.create_table(
+        "audit_log",
+        sa.Column("number", _TOTAL, primary_key=True, autoincrement=False),
+        sa.Column("at", sa.DateTime, nullable=False),
+        sa.Column("key", sa.String(127), nullable=False),
+        sa.Column("tenant", sa.String(63), nullable=False),
+        sa.Column("action", sa.String(128), nullable=False),
+        sa.Column("target", sa.String(127).with_variant(sa.String(63), "sqlite"), nullable=False),
+        sa.Column("status", sa.Integer, nullable=False),
+        sa.Column("code", sa.String(64), nullable=False),
+        sa.Column("address", sa.String(64), nullable=False),
+        sa.Column("request", sa.String(128), nullable=False),
+        sa.Column("previous", sa.String(64), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.create_index("audit_log_tenant", "audit_log", ["tenant", "number"])

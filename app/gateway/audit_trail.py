@@ -1,0 +1,79 @@
+"""Audit trail: hands acts to the audit log, and keeps those that it could not write for another try."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from app.concurrency.pools import Pools
+from app.domain.audit_entry import Act
+from app.domain.errors import GatewayError
+from app.observe.log import event
+from app.store.catalogue.audit_log import AuditLog
+
+AGAIN_S: Final = 1.0
+"""Seconds between two tries to write what could not be written."""
+
+MOST: Final = 10_000
+"""Most acts that wait: some megabytes. Further ones stand in the log alone."""
+
+AT_ONCE: Final = 500
+"""Acts of one transaction."""
+
+
+class AuditTrail:
+    """Way of acts into the audit log. Used on the event loop."""
+
+    def __init__(self, log: AuditLog, pools: Pools) -> None:
+        self._log, self._pools = log, pools
+        self._waiting: deque[Act] = deque()
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def record(self, act: Act) -> None:
+        """Record an act: it is in the audit log when this returns, or is written as soon as the catalogue can be.
+
+        The gateway's log has it at once.
+        """
+        event("audited", key=act.key, tenant=act.tenant, action=act.action, target=act.target, status=act.status)
+        if len(self._waiting) >= MOST:
+            event("audit_lost", logging.ERROR, action=act.action, target=act.target)
+            return
+        self._waiting.append(act)
+        try:
+            await asyncio.shield(self._write())
+        except GatewayError as error:
+            event("audit_waits", logging.ERROR, why=error.message, waiting=len(self._waiting))
+
+    def start(self) -> None:
+        """Start the tries. Needs a running loop."""
+        self._task = asyncio.create_task(self._again(), name="audit trail")
+
+    async def stop(self) -> None:
+        """Stop the tries after a last one."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            await self._write()
+        except GatewayError as error:
+            event("audit_lost", logging.ERROR, why=error.message, acts=len(self._waiting))
+
+    async def _write(self) -> None:
+        """Write everything that waits. Raises Unavailable."""
+        async with self._writing:
+            while self._waiting:
+                some = [self._waiting[number] for number in range(min(AT_ONCE, len(self._waiting)))]
+                await self._pools.store.to_the_end(self._log.append, some)
+                for _ in some:
+                    self._waiting.popleft()
+
+    async def _again(self) -> None:
+        while True:
+            await asyncio.sleep(AGAIN_S)
+            try:
+                await self._write()
+            except GatewayError:  # logged when the first act could not be written
+                continue
+            except Exception:  # a bug must not end the task
+                logging.getLogger("gateway").exception("the audit trail broke")

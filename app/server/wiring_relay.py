@@ -1,0 +1,34 @@
+"""Relay of inference requests, made from the settings, and its choice of engines."""
+
+from app.gateway.components import Components
+from app.load.client.engine import HttpEngine
+from app.load.embedded.command import cpu_build
+from app.load.fleet.fleet import Fleet
+from app.load.reconcile.reconciler import Reconciler
+from app.serve.relay import Choose, Relay, only
+from app.server.settings import Settings
+
+
+def relay_of(settings: Settings, components: Components, choose: Choose) -> Relay:
+    """Return the relay. choose: engines for a request."""
+    return Relay(
+        choose,
+        components.routing_table,
+        hooks=components.metrics,
+        missing=lambda _: components.reconciler.poke(),
+        pool=components.pools.bodies,
+        prompt_logprobs=settings.prompt_logprobs,
+        seeds=bool(settings.engine_urls or not cpu_build()) if settings.seeds is None else settings.seeds,
+    )
+
+
+def choose_of(engine: HttpEngine | Fleet, components: Components) -> Choose:
+    """Return the choice of engines for a request."""
+    if isinstance(engine, Fleet):
+        return engine.choose
+    return only(engine, lambda: not _known_down(components.reconciler))
+
+
+def _known_down(reconciler: Reconciler | Fleet) -> bool:
+    """Return whether an engine is known to be down: asked at least once, and not up. Before that no request is refused."""
+    return any(one.looked and not one.engine_up for one in reconciler.each)
