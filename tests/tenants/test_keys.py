@@ -153,9 +153,9 @@ WRONG: Final[list[tuple[Any, str | None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), WRONG, ids=lambda value: str(value)[:60])
-async def test_a_wrong_body_is_refused_by_the_field(running: Running, body: Any, param: str | None) -> None:
-    assert code(await ask(running, "POST", ACME, json=body)) == (400, "bad_request", param)
+async def test_a_wrong_body_is_refused_by_the_field(running: Running) -> None:
+    for body, param in WRONG:
+        assert code(await ask(running, "POST", ACME, json=body)) == (400, "bad_request", param), body
     assert (await ask(running, "GET", ACME)).json()["keys"] == []
 
 
