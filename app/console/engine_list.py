@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
+from urllib.parse import quote, urlencode
 
+from app.domain.tenants import DEFAULT, split_name
 from app.gateway.components import Components
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import LastError, Reconciler
@@ -56,6 +58,13 @@ class HeldVersion:
     errors: tuple[str, ...]
     in_flight: int
     last_used: datetime | None
+
+    @property
+    def page(self) -> str:
+        """Address of the version's page, for the operator. Only of a served version."""
+        tenant, plain = split_name(self.adapter or "")
+        whose = {} if tenant == DEFAULT else {"tenant": tenant}
+        return f"/console/adapters/{quote(plain)}?{urlencode({'version': self.version, **whose})}"
 
 
 @dataclass(frozen=True, slots=True)

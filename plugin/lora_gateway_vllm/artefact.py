@@ -18,8 +18,11 @@ CHUNK: Final = 1 << 20
 """Bytes read at a time."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@([0-9a-f]{12})(?:-[0-9]{1,9})?")
-_ASKED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[0-9a-f]{1,12}(?:-[0-9]{1,9})?")
+_ADAPTER = r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?~)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""An adapter's name, after its tenant and `~` if it is a tenant's."""
+
+_ENGINE_NAME = re.compile(rf"{_ADAPTER}@([0-9a-f]{{12}})(?:-[0-9]{{1,9}})?")
+_ASKED = re.compile(rf"{_ADAPTER}@[0-9a-f]{{1,12}}(?:-[0-9]{{1,9}})?")
 
 
 @dataclass(frozen=True)

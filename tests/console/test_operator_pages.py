@@ -39,6 +39,12 @@ async def test_the_engines_page_follows_what_the_engine_does(running: Running) -
     assert f"style v1 {name} every engine 0" in page
     body = {"model": first["model"], "messages": [{"role": "user", "content": "hello"}]}
     assert "not since the start" in page
+    assert (await running.http.post("/adapters?tenant=acme", files=form("style", seed=5))).status_code == 201
+    links = re.findall('href="(/console/adapters/[^"]*)"', (await running.http.get("/console/engines")).text)
+    assert sorted(links) == ["/console/adapters/style?version=1", "/console/adapters/style?version=1&amp;tenant=acme"]
+    for link in links:
+        assert "style v1" in await words_of(running, link.replace("&amp;", "&"))
+    assert (await running.http.delete("/adapters/style?tenant=acme")).status_code == 204
     assert (await running.http.post("/v1/chat/completions", json=body)).status_code == 200
     assert "not since the start" not in await words_of(running, "/console/engines")
 

@@ -70,6 +70,18 @@ async def test_a_published_version_is_found_by_number_and_by_digest(running: Run
             assert not stat.S_IMODE(path.stat().st_mode) & 0o222
 
 
+async def test_a_tenants_version_is_found_by_the_engines_name(running: Running, settings: Settings) -> None:
+    pushed = await running.http.post("/adapters?tenant=acme", files=form("bard", 1))
+    name = f"acme~bard@{pushed.json()['digest'][:12]}"
+    assert name in running.simulator.loaded
+    async with resolver_for(settings) as resolver:
+        found = await given(resolver, name)
+        assert found.lora_name == name
+        assert Path(found.lora_path).name == pushed.json()["digest"]
+        for asked in ("acme/bard@1", "acme~bard", f"globex~bard@{pushed.json()['digest'][:12]}", "acme~~bard@1"):
+            assert await resolver.resolve_lora(BASE, asked) is None
+
+
 async def test_what_is_not_published_is_not_found(running: Running, settings: Settings) -> None:
     async with resolver_for(settings) as resolver:
         asked = ("bard", "bard@2", "nobody@1", BASE, "bard@000000000000", "../bard@1", "bard@1/../..", "", "a" * 9999)
