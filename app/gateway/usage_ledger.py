@@ -37,6 +37,7 @@ class UsageLedger:
         self._counted: dict[UsedBy, Usage] = {}
         self._batch: Mapping[UsedBy, Usage] = {}  # being written, unchanged until it is known to be
         self._number = 0
+        self._flushing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def counter(self, key: Key) -> Used:
@@ -60,14 +61,15 @@ class UsageLedger:
 
     async def flush(self) -> None:
         """Write what was counted so far; it is then in the catalogue. Raises Unavailable: it is tried again."""
-        if not self._batch:
-            with self._lock:
-                self._batch, self._counted = self._counted, {}
+        async with self._flushing:
             if not self._batch:
-                return
-            self._number += 1
-        await self._pools.heartbeat(self._store.add, self._id, self._number, self._batch)
-        self._batch = {}
+                with self._lock:
+                    self._batch, self._counted = self._counted, {}
+                if not self._batch:
+                    return
+                self._number += 1
+            await self._pools.heartbeat.to_the_end(self._store.add, self._id, self._number, self._batch)
+            self._batch = {}
 
     def _count(self, tenant: str, key: str, target: Target, counts: Mapping[str, Any] | None) -> None:
         who = UsedBy(hour_of(datetime.now(UTC)), tenant, key, target.adapter or "", target.version or 0)

@@ -1,5 +1,6 @@
 """Usage of tenants: counted by the hour, durable, never twice, and shown to whom it concerns."""
 
+import asyncio
 import csv
 import io
 import json
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.domain.api_keys import Role, new_key
 from app.domain.errors import STORE_AWAY, Unavailable
 from app.domain.usage import Usage, UsedBy, hour_of, one_request
+from app.serve.routing_table import Target
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.usage import UsageStore
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
@@ -180,6 +182,21 @@ async def test_nothing_is_lost_or_counted_twice_while_the_catalogue_is_away(
             await ledger.flush()
     (line,) = await usage(running, "acme-admin")
     assert line["requests"] == 4
+
+
+async def test_flushes_at_the_same_moment_lose_nothing(running: Running) -> None:
+    ledger, key = running.gateway.context.usage, KEYS["acme"][1]
+    assert key is not None
+    count, target = ledger.counter(key), Target(SERVED, SERVED)
+
+    async def some(number: int) -> None:
+        for _ in range(5):
+            count(target, {"completion_tokens": number})
+            await ledger.flush()
+
+    await asyncio.gather(*(some(number) for number in range(8)))
+    (line,) = await usage(running, "acme-admin")
+    assert (line["requests"], line["completion_tokens"]) == (40, 5 * sum(range(8)))
 
 
 WHO: Final = st.builds(
