@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from app.domain.tenants import split_name
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.audit import Promise
 from tests.support.audited import rested
@@ -28,7 +29,10 @@ STEPS: Final = int(os.environ.get("LIFECYCLE_STEPS", "15"))
 
 PATIENCE_S: Final = 20.0
 UNDER_WAY: Final = {state.value for state in (*IN_FLIGHT, State.STORED)}
-NAMES: Final = ("first", "second", "third")
+NAMES: Final = ("first", "second", "third", "acme/first")
+"""The last is a tenant's, and the first's namesake."""
+
+TENANTS: Final = ("default", "acme")
 SEEDS: Final = 3
 names = st.sampled_from(NAMES)
 uploads = st.tuples(names, st.integers(0, SEEDS - 1))
@@ -95,9 +99,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(bad=names, times=st.integers(1, 3))
     def upload_what_is_refused(self, bad: str, times: int) -> None:
-        sent = form(bad)
+        sent = form(split_name(bad)[1])
         sent["config"] = ("c", sent["config"][1].replace(b'"use_dora": false', b'"use_dora": true'))
-        answers = self.do(self._all(*(self.http.post("/adapters", files=sent) for _ in range(times))))
+        answers = self.do(self._all(*(self._about(bad, "POST", None, files=sent) for _ in range(times))))
         assert {answer.status_code for answer in answers} == {422}
         numbers = {answer.json()["version"]["version"] for answer in answers}
         assert len(numbers) == 1
@@ -118,15 +122,15 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name: str) -> None:
-        answer = self.do(self.http.delete(f"/adapters/{name}"))
+        answer = self.do(self._about(name, "DELETE"))
         assert answer.status_code in (204, 404), answer.text
         self._forget(name)
-        assert self.do(self.http.get(f"/adapters/{name}")).status_code == 404
+        assert self.do(self._about(name, "GET")).status_code == 404
         assert self._chat(name).status_code == 404
 
     @rule(name=names, seed=st.integers(0, SEEDS - 1), other=uploads)
     def delete_while_uploading(self, name: str, seed: int, other: tuple[str, int]) -> None:
-        work = (self._upload(name, seed, True), self.http.delete(f"/adapters/{name}"), self._upload(*other, True))
+        work = (self._upload(name, seed, True), self._about(name, "DELETE"), self._upload(*other, True))
         mine, deleted, others = self.do(self._all(*work))
         assert deleted.status_code in (204, 404)
         assert mine.status_code in (200, 201, 404, 409, 503), mine.text
@@ -135,7 +139,7 @@ class Life(RuleBasedStateMachine):
             self._promise(other[0], others)
         for answer in (mine, others):
             number = answer.json().get("version") if answer.is_success else None
-            if number is not None and answer.json()["name"] == name:
+            if number is not None and answer in (mine, *([others] if other[0] == name else [])):
                 self.highest[name] = max(self.highest[name], number)
         self._forget(name)
         for version in self._listed(name):  # which of the two came first, the catalogue knows
@@ -146,10 +150,10 @@ class Life(RuleBasedStateMachine):
     def rollback(self, name: str, back: int) -> None:
         there = [version for version in self._listed(name) if version["model"] is not None]
         if not there:
-            assert self.do(self.http.post(f"/adapters/{name}/rollback")).status_code in (404, 409)
+            assert self.do(self._about(name, "POST", "/rollback")).status_code in (404, 409)
             return
         to = there[back % len(there)]["version"]
-        answer = self.do(self.http.post(f"/adapters/{name}/rollback", params={"to": to}))
+        answer = self.do(self._about(name, "POST", "/rollback", to=to))
         assert answer.status_code == 200, answer.text
         assert self._active(name) == to
 
@@ -199,7 +203,8 @@ class Life(RuleBasedStateMachine):
         """Until nothing is on its way any more: the engine is up, so whatever is stored becomes ready."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                found = (await self.http.get("/adapters")).json()["adapters"]
+                pages = [await self.http.get("/adapters", params={"tenant": tenant}) for tenant in TENANTS]
+                found = [adapter for page in pages for adapter in page.json()["adapters"]]
                 states = {version["state"] for adapter in found for version in adapter["versions"]}
                 if not states & UNDER_WAY:
                     return
@@ -209,7 +214,15 @@ class Life(RuleBasedStateMachine):
         return list(await asyncio.gather(*work))
 
     async def _upload(self, name: str, seed: int, wait: bool) -> httpx.Response:
-        return await self.http.post("/adapters", files=form(name, seed), params={"wait": str(wait).lower()})
+        return await self._about(name, "POST", None, files=form(split_name(name)[1], seed), wait=str(wait).lower())
+
+    async def _about(
+        self, name: str, method: str, rest: str | None = "", files: Any = None, **query: Any
+    ) -> httpx.Response:
+        """A request about an adapter, in its tenant. rest: of the path; None: the name stands in the body."""
+        tenant, plain = split_name(name)
+        path = "/adapters" if rest is None else f"/adapters/{plain}{rest}"
+        return await self.http.request(method, path, files=files, params={"tenant": tenant, **query})
 
     def _promise(self, name: str, answer: httpx.Response) -> None:
         said = answer.json()
@@ -221,7 +234,7 @@ class Life(RuleBasedStateMachine):
         self.promised = {at: digest for at, digest in self.promised.items() if at[0] != name}
 
     def _listed(self, name: str) -> list[dict[str, Any]]:
-        answer = self.do(self.http.get(f"/adapters/{name}"))
+        answer = self.do(self._about(name, "GET"))
         return list(answer.json()["versions"]) if answer.status_code == 200 else []
 
     def _failed_before(self, name: str, answer: httpx.Response) -> bool:
@@ -229,12 +242,12 @@ class Life(RuleBasedStateMachine):
         return (name, answer.json()["version"]) in self.refused
 
     def _version(self, name: str, number: int) -> dict[str, Any]:
-        answer = self.do(self.http.get(f"/adapters/{name}/versions/{number}"))
+        answer = self.do(self._about(name, "GET", f"/versions/{number}"))
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def _active(self, name: str) -> int | None:
-        answer = self.do(self.http.get(f"/adapters/{name}"))
+        answer = self.do(self._about(name, "GET"))
         return answer.json()["active_version"] if answer.status_code == 200 else None
 
     def _chat(self, model: str) -> httpx.Response:
@@ -256,7 +269,9 @@ class Life(RuleBasedStateMachine):
             assert answer.status_code == 404, answer.text
             return None
         assert answer.json()["model"] == model
-        assert answer.json()["choices"][0]["message"]["content"] == f"words of {model.partition('@')[0]}"
+        assert (
+            answer.json()["choices"][0]["message"]["content"] == f"words of {model.partition('@')[0].replace('/', '~')}"
+        )
         return int(answer.headers["x-adapter-version"])
 
 
