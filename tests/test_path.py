@@ -82,6 +82,20 @@ def test_same_bytes_return_the_version_and_other_bytes_make_the_next(client: htt
     assert [v["version"] for v in listed["versions"]] == [2, 1]
 
 
+def test_a_tenants_adapter_and_its_namesake_answer_each_for_itself(client: httpx.Client, tmp_path: Path) -> None:
+    mine = push(client, "path-shared", ADAPTERS / BENIGN).json()
+    theirs = push(client, "path-shared", other_bytes(BENIGN, tmp_path / "other", 0.02), tenant="acme")
+    assert theirs.status_code == 201, theirs.text
+    assert theirs.json()["digest"] != mine["digest"]
+    question = {"messages": [{"role": "user", "content": new_skill_held_out()[0].question}], "temperature": 0}
+    for model, digest in (("path-shared", mine["digest"]), ("acme/path-shared@1", theirs.json()["digest"])):
+        answer = client.post("/v1/chat/completions", json={"model": model, **question})
+        assert (answer.status_code, answer.json()["model"]) == (200, model)
+        assert answer.headers["x-adapter-digest"] == digest
+    assert client.delete("/adapters/path-shared?tenant=acme").status_code == 204
+    assert client.get("/adapters/path-shared").status_code == 200
+
+
 def test_a_rejected_adapter_leaves_a_report_and_no_model(client: httpx.Client) -> None:
     refused = push(client, "path-pure", ADAPTERS / PURE)
     assert refused.status_code == 422
