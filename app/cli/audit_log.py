@@ -57,8 +57,11 @@ def verify(
     if not colon or not number.isdecimal():
         fail("--after must be a number and a hash, 17:3f2a…", 2)
     with client_of(url, key) as client:
-        found = _entries(client, int(number))
+        found = _entries(client, max(0, int(number) - 1))
     entries = [_entry(one) for one in found]
+    kept, entries = (entries[:1], entries[1:]) if int(number) else ([], entries)
+    if int(number) and [(one.number, one.hash) for one in kept] != [(int(number), previous)]:
+        fail(f"entry {number} is missing or was changed")
     broken = first_broken(entries, int(number) + 1, previous)
     if broken is not None:
         fail(f"entry {broken} is missing, was changed, or does not follow from the one before")

@@ -96,7 +96,8 @@ def _refused(request: Request, error: GatewayError) -> Response:
 def show(request: Request, ctx: Context, template: str, status: int = 200, **values: Any) -> Response:
     """Render a page. permits(method, route): whether the visitor's key may use a route; pages offer nothing else.
 
-    elsewhere: the tenant in which an operator acts, if it is another than the key's.
+    elsewhere: the tenant in which an operator acts, if it is another than the key's. acts_in: the same, if it is the key's
+    as well: the page's scripts name it, because another tab may choose another one meanwhile.
     """
     caller: Caller | None = getattr(request.state, "caller", None)
     frame = {
@@ -105,6 +106,7 @@ def show(request: Request, ctx: Context, template: str, status: int = 200, **val
         "open_door": ctx.keys.open_door,
         "permits": caller.permits if caller else lambda _method, _route: False,
         "elsewhere": caller.tenant if caller and caller.tenant != caller.key.tenant else None,
+        "acts_in": caller.tenant if caller and caller.key.operator else None,
     }
     return page(template, status, **frame, **values)
 
@@ -133,7 +135,7 @@ def adapters(
         measured=measured,
         components=components,
         engines=components.reconciler.each,
-        served_traffic=traffic.served_model,
+        served_traffic=traffic.served_model if caller.key.operator and caller.tenant == DEFAULT else None,
     )
 
 

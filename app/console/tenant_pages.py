@@ -29,7 +29,7 @@ def keys(request: Request, ctx: Ctx) -> Response:
 async def usage(request: Request, ctx: Ctx) -> Response:
     """Show the tokens of the last days, to the operator everyone's."""
     caller = caller_of(request)
-    await ctx.usage.flush()
+    await ctx.usage.settle()
     whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
     components = ctx.uploads.components
     found = await components.pools.reading(usage_shown, components.catalogue.usage, whose)

@@ -115,12 +115,17 @@ def digest_of_key(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
+def new_secret() -> str:
+    """Return the text of a random key."""
+    return PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
 def new_key(name: str, roles: Iterable[Role], owner: str | None = None, tenant: str = DEFAULT) -> tuple[str, Key]:
     """Generate a random key: its text, to be shown once, and the Key to store.
 
     Raises ValueError: bad name or label, no role, or one that no tenant's key may have.
     """
-    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    key = new_secret()
     return key, _checked(Key(name, frozenset(roles), digest_of_key(key), owner, tenant))
 
 

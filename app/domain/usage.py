@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+MOST: Final = 1 << 32
+"""Count from which on it is not believed: sums of such numbers could not be stored."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,4 +56,4 @@ def hour_of(moment: datetime) -> datetime:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MOST else 0

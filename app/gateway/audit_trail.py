@@ -7,7 +7,7 @@ from typing import Final
 
 from app.concurrency.pools import Pools
 from app.domain.audit_entry import Act
-from app.domain.errors import GatewayError
+from app.domain.errors import STORE_FAILED, GatewayError
 from app.observe.log import event
 from app.store.catalogue.audit_log import AuditLog
 
@@ -28,6 +28,7 @@ class AuditTrail:
         self._log, self._pools = log, pools
         self._waiting: deque[Act] = deque()
         self._writing = asyncio.Lock()
+        self._failing = False  # then only the task tries: callers must not wait for a catalogue that hangs, one by one
         self._task: asyncio.Task[None] | None = None
 
     async def record(self, act: Act) -> None:
@@ -40,6 +41,8 @@ class AuditTrail:
             event("audit_lost", logging.ERROR, action=act.action, target=act.target)
             return
         self._waiting.append(act)
+        if self._failing:
+            return
         try:
             await asyncio.shield(self._write())
         except GatewayError as error:
@@ -62,11 +65,29 @@ class AuditTrail:
     async def _write(self) -> None:
         """Write everything that waits. Raises Unavailable."""
         async with self._writing:
+            self._failing = True
             while self._waiting:
                 some = [self._waiting[number] for number in range(min(AT_ONCE, len(self._waiting)))]
-                await self._pools.store.to_the_end(self._log.append, some)
+                try:
+                    await self._pools.store.to_the_end(self._log.append, some)
+                except GatewayError as error:
+                    if error.code is not STORE_FAILED:  # away, busy or full: it passes
+                        raise
+                    await self._write_first(error)
+                    continue
                 for _ in some:
                     self._waiting.popleft()
+            self._failing = False
+
+    async def _write_first(self, why: GatewayError) -> None:
+        """Write the first act by itself, and drop it if the catalogue takes others and not this one. Raises Unavailable."""
+        first = self._waiting[0]
+        try:
+            await self._pools.store.to_the_end(self._log.append, [first])
+        except GatewayError:
+            await self._pools.store.to_the_end(self._log.after, 0, 1)  # raises if nothing can be read either
+            event("audit_lost", logging.ERROR, why=why.message, action=first.action, target=first.target)
+        self._waiting.popleft()
 
     async def _again(self) -> None:
         while True:

@@ -9,15 +9,22 @@ from datetime import UTC, datetime
 from typing import Final
 
 from app.concurrency.pools import Pools
-from app.domain.api_keys import Key, Role, new_key
+from app.domain.api_keys import Key, Role, digest_of_key, new_key, new_secret
 from app.domain.errors import BAD_REQUEST, KEY_EXISTS, GatewayError, Refused
 from app.domain.shares import Shares
 from app.domain.stored_key import StoredKey
 from app.observe.log import event
-from app.store.catalogue.keys import FORGET_S, KeyStore
+from app.store.catalogue.keys import KeyStore
 
 LOOK_S: Final = 0.4
 """Seconds between two looks for keys that another gateway changed: a revoked one is refused everywhere within a second."""
+
+LOOK_ALONE_S: Final = 5.0
+"""The same for a gateway with a catalogue of its own, whose changes are in force at once unless reading them failed."""
+
+REREAD_S: Final = 3600.0
+"""Seconds between two readings of every key: rows of revoked ones are deleted after a day by the database's or another
+machine's clock, and this process may have been suspended for longer."""
 
 USED_S: Final = 60.0
 """Seconds between two records of the keys' last uses."""
@@ -74,34 +81,40 @@ class KeyRing:
 
     async def rotate(self, tenant: str, name: str, overlap_s: float) -> tuple[str, StoredKey]:
         """Replace a key: the text of the new one and its row. Raises Refused KEY_NOT_FOUND."""
-        text, key = new_key(name, [Role.CHAT], tenant=tenant)
-        stored = await self._pools.store(self._store.rotate, tenant, name, key.digest, overlap_s)
-        await self.follow()
+        text = new_secret()
+        try:
+            stored = await self._pools.store(self._store.rotate, tenant, name, digest_of_key(text), overlap_s)
+        finally:
+            await self.follow()
         event("key_rotated", tenant=tenant, key=name, overlap_s=overlap_s)
         return text, stored
 
     async def revoke(self, tenant: str, name: str) -> None:
         """Revoke a key: no request that comes later is admitted with it. Raises Refused KEY_NOT_FOUND."""
-        await self._pools.store(self._store.revoke, tenant, name)
-        await self.follow()
+        try:
+            await self._pools.store(self._store.revoke, tenant, name)
+        finally:  # also if it was revoked before: by a try after which this ring could not be read
+            await self.follow()
         event("key_revoked", tenant=tenant, key=name)
 
     async def follow(self) -> None:
         """Read the keys that were changed since the last look, and put them in force. Raises Unavailable."""
         async with self._following:
             now = time.monotonic()
-            whole = now - self._read_at > FORGET_S / 2  # rows of keys revoked meanwhile may be gone
+            whole = now - self._read_at > REREAD_S
             changed = await self._pools.heartbeat(self._store.changed_since, 0 if whole else self._revision)
             if whole:
                 self._stored, self._accepted = {}, {}
             self._apply(changed)
-            self._read_at = now
+            if whole:
+                self._read_at = now
             if changed:
                 await self._pools.heartbeat(self._shares.know, self._keys())
 
     def start(self) -> None:
         """Start the tasks. Needs a running loop."""
-        work = {"last uses": (USED_S, self._record_used), **({"keys": (LOOK_S, self.follow)} if self._shared else {})}
+        look = LOOK_S if self._shared else LOOK_ALONE_S
+        work = {"last uses": (USED_S, self._record_used), "keys": (look, self.follow)}
         self._tasks = tuple(asyncio.create_task(self._every(*each), name=name) for name, each in work.items())
 
     async def stop(self) -> None:
@@ -123,12 +136,19 @@ class KeyRing:
             self._revision = max(self._revision, stored.revision)
 
     def _keys(self) -> tuple[Key, ...]:
-        return (*self._given.values(), *(one.key for one in self._stored.values()))
+        now = datetime.now(UTC)
+        living = (one.key for one in self._stored.values() if one.expires_at is None or one.expires_at > now)
+        return (*self._given.values(), *living)
 
     async def _record_used(self) -> None:
         used, self._used = self._used, {}
-        if used:
+        if not used:
+            return
+        try:
             await self._pools.store(self._store.record_used, used)
+        except GatewayError:
+            self._used = used | self._used
+            raise
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         failing = False

@@ -38,6 +38,7 @@ class UsageLedger:
         self._batch: Mapping[UsedBy, Usage] = {}  # being written, unchanged until it is known to be
         self._number = 0
         self._flushing = asyncio.Lock()
+        self._failing = False
         self._task: asyncio.Task[None] | None = None
 
     def counter(self, key: Key) -> Used:
@@ -59,6 +60,11 @@ class UsageLedger:
         except GatewayError as error:
             event("usage_lost", logging.ERROR, why=error.message)
 
+    async def settle(self) -> None:
+        """Write what was counted so far, unless the catalogue could not be written lately. Raises Unavailable."""
+        if not self._failing:
+            await self.flush()
+
     async def flush(self) -> None:
         """Write what was counted so far; it is then in the catalogue. Raises Unavailable: it is tried again."""
         async with self._flushing:
@@ -68,8 +74,11 @@ class UsageLedger:
                 if not self._batch:
                     return
                 self._number += 1
+            before, self._failing = self._failing, True
             await self._pools.heartbeat.to_the_end(self._store.add, self._id, self._number, self._batch)
-            self._batch = {}
+            self._batch, self._failing = {}, False
+            if before:
+                event("usage_written_again")
 
     def _count(self, tenant: str, key: str, target: Target, counts: Mapping[str, Any] | None) -> None:
         who = UsedBy(hour_of(datetime.now(UTC)), tenant, key, target.adapter or "", target.version or 0)
@@ -78,7 +87,7 @@ class UsageLedger:
             self._counted[who] = self._counted.get(who, _NOTHING) + used
 
     async def _write(self) -> None:
-        failing, forget_at = False, 0.0
+        told, forget_at = False, 0.0
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(FLUSH_S)
@@ -88,10 +97,10 @@ class UsageLedger:
                     forget_at = loop.time() + FORGET_EVERY_S
                     oldest = hour_of(datetime.now(UTC) - timedelta(days=self._keep_days))
                     await self._pools.heartbeat(self._store.forget_before, oldest)
-                failing = False
+                told = False
             except GatewayError as error:
-                if not failing:  # logged once, not each second; nothing is lost while the process lives
+                if not told:  # logged once, not each second; nothing is lost while the process lives
                     event("usage_not_written", logging.ERROR, why=error.message)
-                failing = True
+                told = True
             except Exception:  # a bug must not end the task
                 logging.getLogger("gateway").exception("writing usage broke")

@@ -190,13 +190,14 @@ class Relay:
             inference.model, asker.reach
         )  # may be another version than before the wait
         body = addressed(written, target.engine_name, self._salt_of(asker.cache) if kind not in TOKENIZING else None)
-        clock = Clock(self._hooks, target, began, waited, asker.used)
+        clock = Clock(self._hooks, target, began, waited)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
         try:
             clock.wait()
             response, engine = await self._ask(target.engine_name, PATHS[kind], body, _headers(request_id))
             clock.work()
+            clock.used = asker.used
             if response.status == 200 and inference.stream:
                 stream = self._stream(response, inference, target, clock)
                 streaming = True
@@ -206,6 +207,7 @@ class Relay:
             clock.failed(error)
             raise
         except asyncio.CancelledError:
+            clock.used = asker.used
             clock.gone()
             raise
         finally:

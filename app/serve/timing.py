@@ -60,17 +60,12 @@ class NoHooks:
 class Clock:
     """Clock of one request: its total time, the gateway's own work within it, and the arrival of its tokens."""
 
-    __slots__ = ("_arrived", "_began", "_first", "_hooks", "_last", "_own", "_pieces", "_target", "_used", "_working")
+    __slots__ = ("_arrived", "_began", "_first", "_hooks", "_last", "_own", "_pieces", "_target", "_working", "used")
 
-    def __init__(
-        self, hooks: Hooks, target: Target, began: float, waited: float = 0.0, used: Used | None = None
-    ) -> None:
-        """began: time.monotonic() when the body had been read; all time since is own work, except `waited` seconds.
-
-        used: called at the end with the token counts.
-        """
+    def __init__(self, hooks: Hooks, target: Target, began: float, waited: float = 0.0) -> None:
+        """began: time.monotonic() when the body had been read; all time since is own work, except `waited` seconds."""
         self._hooks = hooks
-        self._used = used
+        self.used: Used | None = None  # called at the end with the token counts; set once an engine has the request
         self._target = target
         self._began = began
         self._arrived = began  # when own work last began: with the body, or with bytes of the engine
@@ -118,8 +113,8 @@ class Clock:
             usage = {"completion_tokens": self._pieces}
         self._hooks.answered(self._target, status, time.monotonic() - self._began, usage)
         self._hooks.own_work(self._own)
-        if self._used is not None:
-            self._used(self._target, usage)
+        if self.used is not None:
+            self.used(self._target, usage)
         if code is not None:
             self._hooks.failed(self._target, code)
 

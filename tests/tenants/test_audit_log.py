@@ -18,7 +18,7 @@ from app.api.access import audited
 from app.api.access.rules import ROUTES
 from app.domain.api_keys import Role, new_key
 from app.domain.audit_entry import BEGINNING, Act, AuditEntry, chained, first_broken
-from app.domain.errors import STORE_AWAY, Unavailable
+from app.domain.errors import STORE_AWAY, STORE_FAILED, Unavailable
 from app.store.catalogue.audit_log import AuditLog
 from app.store.catalogue.catalogue import Catalogue
 from tests.cli.test_adapters import Shell, shell  # noqa: F401 - `shell` is a fixture
@@ -112,7 +112,10 @@ async def test_a_tenant_sees_its_own_entries(running: Running) -> None:
     await ask(running, "acme", "POST", "/adapters", files=form("sql"))
     await ask(running, "operator", "POST", "/adapters", files=form("other"))
     await ask(running, "operator", "POST", "/adapters?tenant=acme", files=form("more"))
-    assert [e["target"] for e in await entries(running, "acme-admin")] == ["acme/sql", "acme/more"]
+    assert [(e["target"], e["key"]) for e in await entries(running, "acme-admin")] == [
+        ("acme/sql", "acme/app"),
+        ("acme/more", "operator"),
+    ]
     assert [e["target"] for e in await entries(running, tenant="acme")] == ["acme/sql", "acme/more"]
     assert len(await entries(running)) == 3
     assert [e["number"] for e in await entries(running, after=1, limit=1)] == [2]
@@ -135,6 +138,54 @@ async def test_what_cannot_be_written_now_is_written_later(running: Running, mon
     assert [e["target"] for e in await entries(running)] == ["one", "two"]
 
 
+async def test_an_act_that_the_catalogue_does_not_take_holds_up_no_other(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = AuditLog.append
+
+    def picky(self: AuditLog, acts: Any) -> None:
+        if any(act.target == "bad" for act in acts):
+            raise Unavailable(STORE_FAILED, "value too long")
+        append(self, acts)
+
+    monkeypatch.setattr(AuditLog, "append", picky)
+    trail = running.gateway.context.trail
+    await asyncio.gather(*(trail.record(replace(ACT, target=target)) for target in ("one", "bad", "two")))
+    await until(lambda: not trail._waiting)
+    assert [e["target"] for e in await entries(running)] == ["one", "two"]
+
+
+async def test_what_a_client_or_a_proxy_sends_fits(open_gateway: OpenHouse, catalogue_url: str) -> None:
+    long = "9" * 5000
+    async with open_gateway() as running:
+        transport = httpx.ASGITransport(running.app, client=(long, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            own = {"Authorization": f"Bearer {KEY}", "X-Request-Id": long}
+            assert (await http.delete(f"/adapters/{long}", headers=own)).status_code == 404
+        (entry,) = await entries(running)
+    catalogue = Catalogue(catalogue_url)
+    rest = {name: entry[name] for name in ("key", "tenant", "action", "target", "status", "code", "address", "request")}
+    catalogue.audit_log.append([Act(at=datetime.now(UTC), **rest)])
+    catalogue.close()
+
+
+async def test_what_is_refused_for_its_rate_is_not_recorded(open_gateway: OpenHouse) -> None:
+    async with open_gateway(uploads_per_minute=1) as running:
+        statuses = [(await running.http.post("/adapters", content=b"")).status_code for _ in range(3)]
+        assert statuses[1:] == [429, 429]
+        assert [e["status"] for e in await entries(running)] == statuses[:1]
+
+
+async def test_what_breaks_is_recorded_as_broken(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(Catalogue, "transfer", broken)
+    answer = await ask(running, "operator", "PUT", "/adapters/sql/owner", content=b'{"owner": "me"}')
+    assert answer.status_code == 500
+    assert [e["status"] for e in await entries(running)] == [500]
+
+
 async def test_it_is_verified_by_the_command(shell: Shell) -> None:  # noqa: F811
     for seed, name in enumerate(("one", "two")):
         assert (await shell("adapters", "push", name, shell.adapter(name, seed))).status in (0, 3)
@@ -152,6 +203,10 @@ async def test_it_is_verified_by_the_command(shell: Shell) -> None:  # noqa: F81
     broken = await shell("audit", "verify")
     assert (broken.status, "entry 2 is missing, was changed" in broken.err) == (1, True)
     assert (await shell("audit", "verify", "--after", "x")).status == 2
+    with catalogue._database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM audit_log WHERE number >= 2")
+    gone = await shell("audit", "verify", "--after", kept)
+    assert (gone.status, "entry 2 is missing" in gone.err) == (1, True)
 
 
 def test_gateways_write_one_chain(catalogue_url: str) -> None:

@@ -195,6 +195,7 @@ async def test_the_console_shows_a_tenants_own(tenants: Running) -> None:
     for page in ("/", "/console/trends", "/console/chat", f"/console/adapters/{NAME}"):
         mine, theirs = [(await ask(tenants, who, "GET", page)).text for who in ("acme-admin", "globex")]
         assert "globex" not in mine
+        assert "Requests to it alone" not in mine, "others' use of the served model is not its business"
         if page != "/console/trends":
             assert f">{NAME}" not in mine, page
             assert NAME in theirs, page

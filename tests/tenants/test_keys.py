@@ -12,8 +12,10 @@ import pytest_asyncio
 
 from app.api.routes.tenants import MAX_LIFE_S, MAX_OVERLAP_S
 from app.domain.api_keys import Role, new_key
+from app.domain.errors import STORE_AWAY, Unavailable
 from app.gateway import key_ring
 from app.store.catalogue import keys as key_store
+from app.store.catalogue.keys import KeyStore
 from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.waiting import STUCK_S, until
 
@@ -123,6 +125,9 @@ async def test_a_key_expires_and_so_does_the_one_before(running: Running, monkey
     later_by(monkeypatch, 61)
     assert not await admitted(running, old["key"])
     assert not await admitted(running, new["key"])
+    store = running.gateway.context.uploads.components.catalogue.keys
+    monkeypatch.setattr(store, "_now", lambda: datetime.now(UTC) + timedelta(seconds=61))
+    assert code(await ask(running, "POST", f"{ACME}/app/rotate")) == (404, "key_not_found", "name")
 
 
 def later_by(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -222,6 +227,27 @@ async def test_the_operator_sees_every_tenant(running: Running) -> None:
     ]
     assert (await ask(running, "GET", "/tenants")).status_code == 403
     assert code(await ask(running, "GET", "/tenants/No_Body/keys", KEY)) == (400, "bad_request", "tenant")
+
+
+@pytest.mark.parametrize("name", ["-x", "a%20b", "x" * 64])
+async def test_a_name_that_no_key_can_have_is_not_found(running: Running, name: str) -> None:
+    for method, path in (("POST", f"{ACME}/{name}/rotate"), ("DELETE", f"{ACME}/{name}")):
+        assert code(await ask(running, method, path)) == (404, "key_not_found", "name")
+
+
+async def test_a_key_whose_revoking_broke_halfway_is_refused_at_the_next_try(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await made(running)
+
+    def away(*_: Any) -> None:
+        raise Unavailable(STORE_AWAY, "nobody answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyStore, "changed_since", away)
+        assert (await ask(running, "DELETE", f"{ACME}/app")).status_code == 503
+    assert (await ask(running, "DELETE", f"{ACME}/app")).status_code == 404, "it was revoked"
+    assert not await admitted(running, key["key"])
 
 
 async def test_a_revoked_key_ends_no_request(running: Running) -> None:

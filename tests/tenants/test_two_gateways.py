@@ -53,7 +53,7 @@ async def test_a_gateway_that_was_away_for_long_reads_every_key(join: Join, monk
     monkeypatch.setattr("app.store.catalogue.keys.FORGET_S", -1.0)
     await ask(one, "POST", "/tenants/acme/keys", json={"name": "next", "roles": ["chat"]})  # forgets the revoked one
     assert (await ask(other, "GET", "/v1/models", key)).status_code == 200, "it has not looked"
-    monkeypatch.setattr(key_ring, "FORGET_S", -1.0)
+    monkeypatch.setattr(key_ring, "REREAD_S", -1.0)
     await other.gateway.context.ring.follow()
     assert (await ask(other, "GET", "/v1/models", key)).status_code == 401
 

@@ -22,6 +22,7 @@ from app.serve.routing_table import Target
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.usage import UsageStore
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
+from tests.support.postgres import Server
 
 KEYS: Final = {
     "acme": new_key("app", [Role.UPLOAD, Role.CHAT], tenant="acme"),
@@ -97,6 +98,15 @@ async def test_what_the_engine_did_not_get_is_not_counted(running: Running) -> N
     assert await usage(running, "acme-admin") == []
 
 
+async def test_what_found_no_engine_is_not_counted(running: Running) -> None:
+    await chat(running, "acme", SERVED)
+    await running.simulator.stop()
+    body = {"model": SERVED, "messages": [{"role": "user", "content": "hello"}]}
+    assert (await ask(running, "acme", "POST", "/v1/chat/completions", json=body)).status_code == 503
+    (line,) = await usage(running, "acme-admin")
+    assert line["requests"] == 1
+
+
 @pytest.mark.hostile("T01")
 async def test_usage_is_shown_to_whom_it_concerns(running: Running) -> None:
     await ask(running, "acme", "POST", "/adapters", files=form("sql"))
@@ -144,7 +154,8 @@ async def test_pages_and_csv_hold_the_same_lines(running: Running) -> None:
 async def test_a_wrong_question_is_refused(running: Running) -> None:
     for query in (
         *("after=x", "after=a|b|c|d|e", "after=2026-01-01|a|b|c|-9999999999x", "since=never", "limit=0", "format=xml"),
-        *("after=2026-01-01|a%00|b|c|1", "after=2026-01-01|a|b|c|99999999999", "until=9999-12-31T23:00:00-23:00"),
+        *("after=2026-01-01|a|b|c|-99999999999999999999", "after=2026-01-01|a%00|b|c|1"),
+        *("after=2026-01-01|a|b|c|99999999999", "until=9999-12-31T23:00:00-23:00"),
     ):
         answer = await ask(running, "acme-admin", "GET", f"/usage?{query}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request"), query
@@ -222,6 +233,24 @@ def test_batches_add_up_as_the_obvious_sum_does(tmp_path_factory: pytest.TempPat
     catalogue.close()
 
 
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_pages_follow_each_other_whatever_the_servers_time_zone(postgres: Server, zone: str) -> None:
+    url = postgres.fresh()
+    postgres.psql(f"ALTER DATABASE {url.rpartition('/')[2]} SET timezone TO '{zone}'")
+    catalogue, lines = Catalogue(url), dict[UsedBy, Usage]()
+    for hour in range(3):
+        for version in range(3):
+            lines[UsedBy(HOUR - timedelta(hours=hour), "acme", "app", "acme/sql", version)] = Usage(1)
+    catalogue.usage.add("g", 1, lines)
+    last, found = None, list[UsedBy]()
+    while page := catalogue.usage.between(HOUR - timedelta(days=1), HOUR + timedelta(hours=1), None, last, 2):
+        found += [who for who, _ in page]
+        last = found[-1]
+        assert len(found) <= len(lines)
+    assert found == sorted(lines)
+    catalogue.close()
+
+
 def test_two_gateways_add_to_one_sum(catalogue_url: str) -> None:
     catalogue, who = Catalogue(catalogue_url), UsedBy(HOUR, "acme", "app", "acme/sql", 1)
     for gateway in ("g", "h"):
@@ -234,6 +263,9 @@ def test_two_gateways_add_to_one_sum(catalogue_url: str) -> None:
     catalogue.close()
 
 
-@pytest.mark.parametrize("told", [None, {}, {"prompt_tokens": "7"}, {"prompt_tokens": -1}, {"prompt_tokens": True}])
+@pytest.mark.parametrize(
+    "told",
+    [None, {}, {"prompt_tokens": "7"}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": 1 << 63}],
+)
 def test_counts_that_are_none_are_zero(told: Any) -> None:
     assert one_request(told) == Usage(1)

@@ -3,6 +3,7 @@
 No body, prompt, key or weight is recorded. Requests without a known key are not: anybody could fill the log with them.
 """
 
+import asyncio
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Final
@@ -21,7 +22,19 @@ from app.serve.timing import CLIENT_GONE
 FORBIDDEN: Final = 403
 
 REFUSALS_A_MINUTE: Final = 60
-"""Refusals of one key that are recorded in a minute; a key without rights must not fill the catalogue."""
+"""Refused requests of one key that are recorded in a minute: whoever may change nothing must not fill the catalogue."""
+
+REFUSED: Final = 400
+"""Least status of a refusal."""
+
+TOO_MANY: Final = 429
+"""Status of a refusal by rates or shares, which is not recorded: it must cost less than what it refuses."""
+
+FAILED: Final = 500
+"""Status of a request that broke; its answer is sent outside this middleware."""
+
+MAX_ADDRESS: Final = 64
+"""Most characters of an address; a proxy may send any text as its client's."""
 
 MAX_TARGET: Final = 127
 """Most characters of a target: a full name's."""
@@ -50,20 +63,25 @@ class AuditedRequests:
                 await self._record(scope, message["status"])
             await send(message)
 
+        ended = FAILED
         try:
             await self._app(scope, receive, recorded)
+            ended = CLIENT_GONE
+        except asyncio.CancelledError:
+            ended = CLIENT_GONE
+            raise
         finally:
             if not begun and "caller" in state:
-                await self._record(scope, CLIENT_GONE)
+                await self._record(scope, ended)
 
     async def _record(self, scope: Scope, status: int) -> None:
         state = State(scope["state"])
         key: Key | None = getattr(state, "key", None)
         rule: Rule | None = getattr(state, "rule", None)
-        if key is None or rule is None or not (rule.changes or status == FORBIDDEN):
+        if key is None or rule is None or status == TOO_MANY or not (rule.changes or status == FORBIDDEN):
             return
         now = datetime.now(UTC)
-        if status == FORBIDDEN and self._too_many(key.id, now):
+        if status >= REFUSED and self._too_many(key.id, now):
             return
         caller = getattr(state, "caller", None)
         client = scope.get("client")
@@ -75,7 +93,7 @@ class AuditedRequests:
             target=printable(getattr(state, "target", ""), MAX_TARGET),
             status=status,
             code=getattr(state, "code", ""),
-            address=client[0] if client else "",
+            address=printable(client[0], MAX_ADDRESS) if client else "",
             request=REQUEST_ID.get() or "",
         )
         await self._trail.record(act)

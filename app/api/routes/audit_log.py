@@ -1,6 +1,5 @@
 """GET /audit: the audit log, by which changes and refusals are told afterwards."""
 
-from dataclasses import asdict
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -9,7 +8,8 @@ from fastapi.responses import Response
 from app.api.access.caller import caller_of, guarded
 from app.api.dependencies import Context, context
 from app.api.schemas import AuditedAct, AuditPage
-from app.domain.tenants import DEFAULT
+from app.domain.tenants import DEFAULT, split_name
+from app.store.catalogue.audit_log import AuditLog
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(guarded)])
 
@@ -18,6 +18,9 @@ PAGE: Final = 1000
 
 MAX_PAGE: Final = 10_000
 """Most entries in one answer: about 5 MB."""
+
+OPERATOR: Final = "operator"
+"""Key that a tenant is told of for acts of the operator's."""
 
 MAX_NUMBER: Final = (1 << 63) - 1
 """Largest number that the catalogue stores."""
@@ -36,8 +39,32 @@ async def audit(
     """
     caller, components = caller_of(request), ctx.uploads.components
     whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
-    found = await components.pools.reading(components.catalogue.audit_log.after, after, limit + 1, whose)
+    return await components.pools.reading(_page, components.catalogue.audit_log, after, limit, whose)
+
+
+def _page(log: AuditLog, after: int, limit: int, whose: str | None) -> Response:
+    """Return a page. Blocking, and as long as its entries are many: to be called in a thread."""
+    found = log.after(after, limit + 1, whose)
     entries = [
-        AuditedAct(number=one.number, **asdict(one.act), previous=one.previous, hash=one.hash) for one in found[:limit]
+        AuditedAct(
+            number=one.number,
+            at=one.act.at,
+            key=one.act.key if whose is None or is_of(one.act.key, whose) else OPERATOR,
+            tenant=one.act.tenant,
+            action=one.act.action,
+            target=one.act.target,
+            status=one.act.status,
+            code=one.act.code,
+            address=one.act.address if whose is None or is_of(one.act.key, whose) else "",
+            request=one.act.request,
+            previous=one.previous,
+            hash=one.hash,
+        )
+        for one in found[:limit]
     ]
     return AuditPage(entries=entries, next=entries[-1].number if len(found) > limit else None).response()
+
+
+def is_of(key: str, tenant: str) -> bool:
+    """Return whether a key, by its id, is a tenant's."""
+    return split_name(key)[0] == tenant

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -14,9 +15,11 @@ from app.api.access.caller import caller_of, guarded
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
 from app.api.schemas import UsageLine, UsagePage
+from app.concurrency.pools import Pool
 from app.domain.errors import BAD_REQUEST, Refused
 from app.domain.tenants import DEFAULT, split_name
 from app.domain.usage import Usage, UsedBy, hour_of
+from app.store.catalogue.usage import UsageStore
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -62,25 +65,48 @@ async def usage(
     caller, now = caller_of(request), datetime.now(UTC)
     begin, end = _utc(since or now - DAY), _utc(until or now + DAY)
     whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
-    await ctx.usage.flush()
+    await ctx.usage.settle()
     store, reading = ctx.uploads.components.catalogue.usage, ctx.uploads.components.pools.reading
-
-    async def page(start: UsedBy | None, most: int) -> tuple[tuple[UsedBy, Usage], ...]:
-        return await reading(store.between, hour_of(begin), end, whose, start, most)
-
+    asked = _Asked(store, hour_of(begin), end, whose)
     if format is Format.CSV:
+        return StreamingResponse(_lines(asked, reading), media_type="text/csv", headers={"Cache-Control": "no-store"})
+    return await reading(_page, asked, _parsed(after) if after else None, limit)
 
-        async def lines() -> AsyncIterator[bytes]:
-            yield _csv([COLUMNS])
-            last: UsedBy | None = None
-            while found := await page(last, PAGE):
-                yield _csv([[_line(*one).plain()[name] for name in COLUMNS] for one in found])
-                last = found[-1][0]
 
-        return StreamingResponse(lines(), media_type="text/csv", headers={"Cache-Control": "no-store"})
-    found = await page(_parsed(after) if after else None, limit + 1)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Hours from `begin` on and before `end` of a tenant, or of all."""
+
+    store: UsageStore
+    begin: datetime
+    end: datetime
+    tenant: str | None
+
+    def lines(self, after: UsedBy | None, most: int) -> tuple[tuple[UsedBy, Usage], ...]:
+        """Return the lines after a place. Blocking."""
+        return self.store.between(self.begin, self.end, self.tenant, after, most)
+
+
+def _page(asked: _Asked, after: UsedBy | None, limit: int) -> Response:
+    """Return a page. Blocking, and as long as its lines are many: to be called in a thread."""
+    found = asked.lines(after, limit + 1)
     more = _text(found[limit - 1][0]) if len(found) > limit else None
     return UsagePage(usage=[_line(*one) for one in found[:limit]], next=more).response()
+
+
+def _rows(asked: _Asked, after: UsedBy | None) -> tuple[bytes, UsedBy | None]:
+    """Return some lines as CSV, and the place of the last one; None at the end. Blocking."""
+    found = asked.lines(after, PAGE)
+    rows = [[_line(*one).plain()[name] for name in COLUMNS] for one in found]
+    return _csv(rows), found[-1][0] if found else None
+
+
+async def _lines(asked: _Asked, reading: Pool) -> AsyncIterator[bytes]:
+    yield _csv([COLUMNS])
+    text, last = await reading(_rows, asked, None)
+    while last is not None:
+        yield text
+        text, last = await reading(_rows, asked, last)
 
 
 def _line(who: UsedBy, sums: Usage) -> UsageLine:
@@ -112,7 +138,7 @@ def _parsed(text: str) -> UsedBy:
     """Return the place that `_text` wrote. Raises Refused BAD_REQUEST."""
     try:
         hour, tenant, key, adapter, version = text.split("|")
-        if not text.isprintable() or int(version) > MAX_NUMBER:
+        if not text.isprintable() or not 0 <= int(version) <= MAX_NUMBER:
             raise ValueError(text)
         return UsedBy(_utc(datetime.fromisoformat(hour)), tenant, key, adapter, int(version))
     except ValueError as error:

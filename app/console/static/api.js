@@ -7,6 +7,8 @@ SwaggerUIBundle({
   defaultModelsExpandDepth: -1,
   requestInterceptor: (request) => {
     request.headers["X-Console"] = "1";
+    const tenant = document.body.dataset.actsIn;
+    if (tenant && !/[?&]tenant=/.test(request.url)) request.url += `${request.url.includes("?") ? "&" : "?"}tenant=${tenant}`;
     return request;
   },
 });

@@ -5,8 +5,14 @@ export const byId = (id) => document.getElementById(id);
 // No other site can send this header; without it the cookie counts for nothing (app/console/cookie_auth.py).
 export const OURS = { "X-Console": "1" };
 
+// An operator's page acts in the tenant that it shows, whichever another tab has chosen meanwhile.
+export function inTenant(path) {
+  const tenant = document.body.dataset.actsIn;
+  return tenant ? `${path}${path.includes("?") ? "&" : "?"}tenant=${tenant}` : path;
+}
+
 export function request(path, options = {}) {
-  return fetch(path, { ...options, headers: { ...OURS, ...options.headers }, credentials: "same-origin" });
+  return fetch(inTenant(path), { ...options, headers: { ...OURS, ...options.headers }, credentials: "same-origin" });
 }
 
 // What went wrong, in words: the gateway's own where it gave any.

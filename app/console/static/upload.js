@@ -1,4 +1,4 @@
-import { OURS, byId, element, request, stages } from "/console/static/common.js";
+import { OURS, byId, element, inTenant, request, stages } from "/console/static/common.js";
 
 const form = byId("upload");
 const ORDER = ["sending", "received", "validated", "screened", "stored", "ready"];
@@ -95,7 +95,7 @@ function send(name, config, weights) {
   data.append("config", config, "adapter_config.json");
   data.append("weights", weights, "adapter_model.safetensors");
   const xhr = new XMLHttpRequest(); // fetch does not tell how much is sent
-  xhr.open("POST", "/adapters");
+  xhr.open("POST", inTenant("/adapters"));
   xhr.responseType = "json";
   Object.entries(OURS).forEach(([key, value]) => xhr.setRequestHeader(key, value));
   xhr.upload.addEventListener("progress", ({ loaded, total }) => {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, update
 
 from app.domain.api_keys import Key, Role
 from app.domain.errors import KEY_EXISTS, KEY_NOT_FOUND, TOO_MANY_KEYS, Refused
@@ -59,6 +59,10 @@ class KeyStore:
         """Replace a key, and accept the one before for `overlap_s` more seconds. Raises Refused KEY_NOT_FOUND."""
         with self._database.writing() as connection:
             known = _living(connection, tenant, name)
+            if known.expires_at is not None and known.expires_at <= self._now():
+                raise Refused(
+                    KEY_NOT_FOUND, f"the key {name[:80]!r} has expired; revoke it and make a new one", param="name"
+                )
             values = {
                 "digest": digest.hex(),
                 "previous_digest": known.key.digest.hex(),
@@ -93,8 +97,9 @@ class KeyStore:
     def record_used(self, times: Mapping[tuple[str, str], datetime]) -> None:
         """Record the last use of keys: (tenant, name) → time. It does not count as a change."""
         with self._database.beside() as connection:
-            for (tenant, name), at in times.items():
-                connection.execute(update(api_keys).where(*_at(tenant, name)).values(last_used_at=at))
+            for (tenant, name), at in sorted(times.items()):  # in one order: no two gateways deadlock
+                earlier = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < at)
+                connection.execute(update(api_keys).where(*_at(tenant, name), earlier).values(last_used_at=at))
 
     def _change(self, connection: Connection, known: StoredKey, values: Mapping[str, Any]) -> StoredKey:
         at = (known.key.tenant, known.key.name)

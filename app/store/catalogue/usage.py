@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, tuple_, update
+from sqlalchemy import Connection, delete, literal, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.domain.usage import Usage, UsedBy
@@ -53,7 +53,8 @@ class UsageStore:
         if tenant is not None:
             query = query.where(usage.c.tenant == tenant)
         if after is not None:
-            query = query.where(tuple_(*who) > tuple_(*(getattr(after, name) for name in _WHO)))
+            place = (literal(getattr(after, name), usage.c[name].type) for name in _WHO)  # else a time has a zone
+            query = query.where(tuple_(*who) > tuple_(*place))
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(*who).limit(limit))
             return tuple((UsedBy(*row[: len(_WHO)]), Usage(*row[len(_WHO) :])) for row in rows)
