@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from app.api.access.audited import AuditedRequests
 from app.api.access.ending import Ending, EndingRequests
 from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
@@ -22,7 +23,8 @@ from app.server.wiring import Gateway
 from tests.support.gateway import Running
 
 STOPS = [
-    *("auditor.stop", "recheck.stop", "peer_sync.stop", "publishing.stop", "reconciler.stop"),
+    *("auditor.stop", "recheck.stop", "usage.stop", "trail.stop", "ring.stop"),
+    *("peer_sync.stop", "publishing.stop", "reconciler.stop"),
     *("engine.close", "front.close", "embedded.stop", "doors"),
 ]
 """In this order: what asks before what is asked."""
@@ -30,7 +32,7 @@ STOPS = [
 
 def test_the_middleware_is_one_list_in_this_order(running: Running) -> None:
     """Ids on every refusal; the checks of other sites' pages before the cookie is a key, which they spare."""
-    order: list[Any] = [RequestIds, EndingRequests, RequestChecks, CookieToKey]
+    order: list[Any] = [RequestIds, EndingRequests, RequestChecks, CookieToKey, AuditedRequests]
     assert [each.cls for each in middleware(running.gateway)] == order
     assert [each.cls for each in running.app.user_middleware] == order
 
@@ -56,7 +58,8 @@ class Parts:
         pools = SimpleNamespace(screening=asyncio.to_thread)
         publishing = self.part("publishing", aio=("stop",))
         uploads = SimpleNamespace(components=SimpleNamespace(pools=pools), publishing=publishing)
-        context = SimpleNamespace(uploads=uploads, ending=Ending())
+        writers = {name: self.part(name, "start", aio=("stop",)) for name in ("ring", "usage", "trail")}
+        context = SimpleNamespace(uploads=uploads, ending=Ending(), **writers)
         more = {"context": context, "closers": closers, "reload": None, "drain_seconds": 0.0}
         self.gateway = cast(Gateway, SimpleNamespace(**each, **more))
 
