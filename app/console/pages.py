@@ -33,7 +33,6 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
-from app.domain.tenants import DEFAULT
 from app.observe.log import event
 from app.serve.models import models_payload
 from app.store.audit.rules import INVARIANTS
@@ -135,7 +134,7 @@ def adapters(
         measured=measured,
         components=components,
         engines=components.reconciler.each,
-        served_traffic=traffic.served_model if caller.key.operator and caller.tenant == DEFAULT else None,
+        served_traffic=traffic.served_model if caller.sees is None else None,
     )
 
 
@@ -237,9 +236,7 @@ def chat(
 @router.get("/console/trends")
 def trendsshow(request: Request, ctx: Ctx) -> Response:
     """Show the uploads of the last days, to the operator everyone's: outcomes, changed modules, answers to canaries."""
-    caller = caller_of(request)
-    whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
-    found = trends(ctx.uploads.components.catalogue, ctx.summaries, tenant=whose)
+    found = trends(ctx.uploads.components.catalogue, ctx.summaries, tenant=caller_of(request).sees)
     return show(request, ctx, "trends.html", trends=found, outcomes=OUTCOMES)
 
 

@@ -28,9 +28,8 @@ def keys(request: Request, ctx: Ctx) -> Response:
 @router.get("/console/usage")
 async def usage(request: Request, ctx: Ctx) -> Response:
     """Show the tokens of the last days, to the operator everyone's."""
-    caller = caller_of(request)
+    whose = caller_of(request).sees
     await ctx.usage.settle()
-    whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
     components = ctx.uploads.components
     found = await components.pools.reading(usage_shown, components.catalogue.usage, whose)
     return show(request, ctx, "usage.html", usage=found, everyone=whose is None)
@@ -39,7 +38,4 @@ async def usage(request: Request, ctx: Ctx) -> Response:
 @router.get("/console/tenants")
 def tenants(request: Request, ctx: Ctx) -> Response:
     """Show every tenant that has an adapter or a key made at run time."""
-    catalogue = ctx.uploads.components.catalogue
-    adapters, stored = catalogue.adapters_by_tenant(), catalogue.keys.tenants()
-    found = [(name, adapters.get(name, 0), stored.get(name, 0)) for name in sorted({DEFAULT, *adapters, *stored})]
-    return show(request, ctx, "tenants.html", tenants=found)
+    return show(request, ctx, "tenants.html", tenants=ctx.uploads.components.catalogue.tenants())

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
-from app.domain.tenants import split_name
 from app.domain.usage import Usage
 from app.store.catalogue.usage import UsageStore
 
@@ -13,7 +12,7 @@ DAYS: Final = 30
 """Days that are shown."""
 
 MOST: Final = 50_000
-"""Most lines that are read: an hour of one key and version each; a second of work and 20 MB."""
+"""Most lines that are read, each of an hour, a key and a version: they are in memory at once."""
 
 SHOWN: Final = 200
 """Most sums on the page, those with the most tokens first."""
@@ -63,20 +62,15 @@ def usage_shown(store: UsageStore, tenant: str | None, today: date | None = None
     begin, end = (datetime.combine(day, time(), UTC) for day in (first, today + timedelta(days=1)))
     lines = store.between(begin, end, tenant, None, MOST + 1)
     by_day: dict[date, Usage] = {first + timedelta(days=number): Usage() for number in range(DAYS)}
-    sums: dict[tuple[str, str, str], Usage] = {}
+    sums: dict[tuple[str, str, str | None], Usage] = {}
     for who, used in lines[:MOST]:
         by_day[who.hour.date()] += used
-        at = (who.tenant, who.key, who.adapter)
+        at = (who.tenant, who.key, who.shown)
         sums[at] = sums.get(at, Usage()) + used
     return UsageShown(tuple(UsedDay(*one) for one in by_day.items()), tuple(_largest(sums)), len(lines) <= MOST)
 
 
-def _largest(sums: Mapping[tuple[str, str, str], Usage]) -> Sequence[UsedSum]:
-    shown = [UsedSum(tenant, key, _name(tenant, adapter), used) for (tenant, key, adapter), used in sums.items()]
+def _largest(sums: Mapping[tuple[str, str, str | None], Usage]) -> Sequence[UsedSum]:
+    shown = [UsedSum(*who, used) for who, used in sums.items()]
     shown.sort(key=lambda one: (-one.used.prompt_tokens - one.used.completion_tokens, one.tenant, one.key))
     return shown[:SHOWN]
-
-
-def _name(tenant: str, adapter: str) -> str | None:
-    owner, plain = split_name(adapter)
-    return (plain if owner == tenant else adapter) or None

@@ -69,7 +69,7 @@ class Key:
 
     @property
     def operator(self) -> bool:
-        """Whether it is the operator's, who may act in every tenant."""
+        """True for a key of the operator, who may act in every tenant."""
         return self.tenant == DEFAULT and Role.ADMIN in self.roles
 
     @property

@@ -66,9 +66,14 @@ class AdapterName:
         return self.text
 
 
+def in_engines(full: str) -> str:
+    """Return the part of an engine's name that stands for an adapter."""
+    return full.replace(SEPARATOR, IN_ENGINES)
+
+
 def engine_name(name: AdapterName, digest: Digest) -> str:
     """Return the engine's name for one version's bytes: `<adapter>@<digest12>`. Never accepted from a caller."""
-    return f"{name.text.replace(SEPARATOR, IN_ENGINES)}@{digest.short}"
+    return f"{in_engines(name.text)}@{digest.short}"
 
 
 def parse_model(text: str) -> tuple[str, int | None] | None:

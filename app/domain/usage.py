@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from app.domain.tenants import split_name
+
 MOST: Final = 1 << 32
 """Count from which on it is not believed: sums of such numbers could not be stored."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class UsedBy:
-    """Whom and what a sum is about. hour: its beginning, UTC. tenant, key: the sender's. adapter: full name, "" for the
+    """Subject of a sum. hour: its beginning, UTC. tenant, key: the sender's. adapter: full name, "" for the
     served model itself. version: 0 for the served model itself."""
 
     hour: datetime
@@ -19,6 +21,12 @@ class UsedBy:
     key: str
     adapter: str
     version: int
+
+    @property
+    def shown(self) -> str | None:
+        """The adapter's name for its tenant: plain, unless it is another tenant's; None for the served model itself."""
+        owner, plain = split_name(self.adapter)
+        return (plain if owner == self.tenant else self.adapter) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,9 +50,6 @@ class KeyRing:
         self._apply(store.changed_since(0))
         shares.know(self._keys())
 
-    def __len__(self) -> int:
-        return len(self._given) + len(self._stored)
-
     def find(self, digest: bytes) -> Key | None:
         """Return the key with this SHA-256; None if it is unknown, revoked or expired."""
         if (given := self._given.get(digest)) is not None:

@@ -74,11 +74,9 @@ class UsageLedger:
                 if not self._batch:
                     return
                 self._number += 1
-            before, self._failing = self._failing, True
+            self._failing = True
             await self._pools.heartbeat.to_the_end(self._store.add, self._id, self._number, self._batch)
             self._batch, self._failing = {}, False
-            if before:
-                event("usage_written_again")
 
     def _count(self, tenant: str, key: str, target: Target, counts: Mapping[str, Any] | None) -> None:
         who = UsedBy(hour_of(datetime.now(UTC)), tenant, key, target.adapter or "", target.version or 0)

@@ -103,7 +103,7 @@ async def test_waiting_for_the_engine_is_not_our_work(running: Running) -> None:
     seconds = time.monotonic() - began
     found = await scrape(running)
     assert value(found, "gateway_request_duration_seconds_sum", adapter=SERVED_MODEL) > 0.2  # a token each 50 ms
-    assert value(found, "gateway_overhead_seconds_sum") < seconds / 2
+    assert value(found, "gateway_overhead_seconds_sum") < 0.05
     gaps = value(found, "gateway_inter_token_latency_seconds_count", adapter=SERVED_MODEL)
     assert gaps == 5
     assert 0.2 < value(found, "gateway_inter_token_latency_seconds_sum", adapter=SERVED_MODEL) < seconds

@@ -16,7 +16,7 @@ Join = Callable[..., Awaitable[Running]]
 
 
 def options(home: Path, url: str) -> dict[str, Any]:
-    """What the gateways have in common."""
+    """Settings that the gateways share."""
     return {"catalogue_url": url, "artefacts": home / "artefacts", "tau": 1e9, "max_pruned_share": 1.0}
 
 

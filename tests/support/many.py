@@ -41,7 +41,7 @@ CHATS: Final = 400
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is. tenants: besides `default`, which has all adapters if there are none."""
+    """Size of the catalogue to fill. tenants: besides `default`, which has all adapters if there are none."""
 
     adapters: int
     tenants: int = 0

@@ -39,6 +39,11 @@ class Caller:
         """Name of the engine's prompt cache that the caller's requests share: the tenant's, in `default` the owner's."""
         return self.uploader.owner if self.tenant == DEFAULT else full_name(self.tenant, "")
 
+    @property
+    def sees(self) -> str | None:
+        """Tenant whose usage, audit log and trends the caller sees; None: everyone's, for the operator who named none."""
+        return None if self.key.operator and self.tenant == DEFAULT else self.tenant
+
     def full(self, plain: str) -> str:
         """Return the full name of an adapter of the tenant."""
         return full_name(self.tenant, plain)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +17,7 @@ from app.api.schemas import ApiKeys, NewApiKey, StoredApiKey, Tenant, Tenants
 from app.domain.api_keys import Role
 from app.domain.errors import BAD_REQUEST, Refused
 from app.domain.stored_key import StoredKey
-from app.domain.tenants import DEFAULT, full_name
+from app.domain.tenants import full_name
 from app.serve import json_body
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(guarded)])
@@ -58,13 +59,10 @@ class Rotation(BaseModel):
 @router.get("/tenants", response_model=Tenants)
 async def tenants(ctx: Ctx) -> Response:
     """List the tenants that have an adapter or a key made at run time."""
-    catalogue, reading = ctx.uploads.components.catalogue, ctx.uploads.components.pools.reading
-    adapters, keys = await reading(catalogue.adapters_by_tenant), await reading(catalogue.keys.tenants)
-    found = [
-        Tenant(tenant=tenant, adapters=adapters.get(tenant, 0), keys=keys.get(tenant, 0))
-        for tenant in sorted({DEFAULT, *adapters, *keys})
-    ]
-    return Tenants(tenants=found).response()
+    found = await ctx.uploads.components.pools.reading(ctx.uploads.components.catalogue.tenants)
+    return Tenants(
+        tenants=[Tenant(tenant=label, adapters=adapters, keys=keys) for label, adapters, keys in found]
+    ).response()
 
 
 @router.get("/tenants/{tenant}/keys", response_model=ApiKeys)
@@ -126,15 +124,13 @@ def _fields(stored: StoredKey) -> Mapping[str, Any]:
 
 
 async def _posted(request: Request, model: type[M]) -> M:
-    """Return the body as this model; an empty one as {}. Raises Refused BAD_REQUEST naming the field at fault."""
+    """Return the body as this model; an empty one as {}. Raises RequestValidationError, which errors.py answers."""
     async with body_of(request, MAX_BODY) as raw:
         fields = json_body.read(raw) if raw else {}
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Refused(BAD_REQUEST, f"{where}: {first['msg']}", param=where) from error
+        raise RequestValidationError(error.errors()) from error
 
 
 def _role(name: str) -> Role:

@@ -17,7 +17,6 @@ from app.api.routes.adapters import MAX_NUMBER
 from app.api.schemas import UsageLine, UsagePage
 from app.concurrency.pools import Pool
 from app.domain.errors import BAD_REQUEST, Refused
-from app.domain.tenants import DEFAULT, split_name
 from app.domain.usage import Usage, UsedBy, hour_of
 from app.store.catalogue.usage import UsageStore
 
@@ -28,7 +27,7 @@ PAGE: Final = 1000
 """Default number of lines in one answer."""
 
 MAX_PAGE: Final = 10_000
-"""Most lines in one answer: about 2.5 MB."""
+"""Most lines in one answer, which is made in memory."""
 
 MAX_AFTER: Final = 400
 """Most characters of `after`: an hour, a tenant, a key, a full name and a number."""
@@ -64,10 +63,9 @@ async def usage(
     """
     caller, now = caller_of(request), datetime.now(UTC)
     begin, end = _utc(since or now - DAY), _utc(until or now + DAY)
-    whose = None if caller.key.operator and caller.tenant == DEFAULT else caller.tenant
     await ctx.usage.settle()
     store, reading = ctx.uploads.components.catalogue.usage, ctx.uploads.components.pools.reading
-    asked = _Asked(store, hour_of(begin), end, whose)
+    asked = _Asked(store, hour_of(begin), end, caller.sees)
     if format is Format.CSV:
         return StreamingResponse(_lines(asked, reading), media_type="text/csv", headers={"Cache-Control": "no-store"})
     return await reading(_page, asked, _parsed(after) if after else None, limit)
@@ -110,12 +108,11 @@ async def _lines(asked: _Asked, reading: Pool) -> AsyncIterator[bytes]:
 
 
 def _line(who: UsedBy, sums: Usage) -> UsageLine:
-    tenant, plain = split_name(who.adapter)
     return UsageLine(
         hour=who.hour,
         tenant=who.tenant,
         key=who.key,
-        adapter=(plain if tenant == who.tenant else who.adapter) or None,
+        adapter=who.shown,
         version=who.version or None,
         requests=sums.requests,
         prompt_tokens=sums.prompt_tokens,

@@ -14,8 +14,7 @@ from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.domain.errors import CODES, RECORDED_LIMIT, printable
 from app.domain.experts import layer_path
-from app.domain.names import IN_ENGINES
-from app.domain.tenants import SEPARATOR
+from app.domain.names import in_engines
 from app.domain.verdict import Reason
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
@@ -204,7 +203,7 @@ def _placed(name: str, at: str, row: VersionSeen) -> Findings:
     if emptied is not (row.artefact is None) or emptied is not (row.engine_name is None):
         yield Finding("I13", at, f"{row.outcome}, artefact {row.artefact}, engine name {row.engine_name}")
     elif row.artefact is not None:
-        plain = f"{name.replace(SEPARATOR, IN_ENGINES)}@{row.artefact[:SHORT]}"
+        plain = f"{in_engines(name)}@{row.artefact[:SHORT]}"
         if row.engine_name not in (plain, f"{plain}-{row.number}"):
             yield Finding("I5", at, f"the engine calls it {row.engine_name}")
 

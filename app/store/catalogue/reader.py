@@ -43,11 +43,13 @@ class CatalogueReader:
         with self._database.reading() as connection:
             return tuple(adapter_record(row).public for row in connection.execute(query))
 
-    def adapters_by_tenant(self) -> Mapping[str, int]:
-        """Return tenant → number of its adapters; tenants without an adapter are missing."""
+    def tenants(self) -> tuple[tuple[str, int, int], ...]:
+        """Return every tenant that has an adapter or a key made at run time, and `default`: label, adapters, keys."""
         with self._database.reading() as connection:
             names = connection.execute(select(adapters.c.name_key).where(adapters.c.deleted.is_(False))).scalars()
-            return Counter(split_name(name)[0] for name in names)
+            found = Counter(split_name(name)[0] for name in names)
+        keys = self.keys.tenants()
+        return tuple((tenant, found[tenant], keys.get(tenant, 0)) for tenant in sorted({DEFAULT, *found, *keys}))
 
     def has_named(self, key: str) -> bool:
         """Return whether an adapter has this name (casefolded)."""
