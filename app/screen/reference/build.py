@@ -236,7 +236,8 @@ def _build(pair: _Pair, stage: Path, out: Path, progress: Progress) -> Digest:
     kind = str(pair.options.dtype).removeprefix("torch.")
     manifest = Manifest(base, aligned, kind, pair.options.keep.top_k, pair.options.compact, infos, _left_out(pair))
     data = dump(manifest)
-    for leftover in (*stage.glob("*.done"), *stage.glob("*.new"), *stage.glob(".tmp*"), stage / PLAN):  # .tmp*: safetensors'
+    temporary = (path for pattern in ("*.done", "*.new", ".tmp*") for path in stage.glob(pattern))  # .tmp: safetensors'
+    for leftover in (*temporary, stage / PLAN):
         leftover.unlink()
     _write(stage / MANIFEST, data)
     (stage / MANIFEST).chmod(FILE_MODE)
