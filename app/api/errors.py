@@ -8,6 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.api.access.rate_limits import Kind
+from app.api.access.rules import Rule
 from app.api.views import one_version
 from app.domain.errors import (
     BAD_REQUEST,
@@ -71,8 +73,13 @@ def note(metrics: Metrics, error: GatewayError, path: str) -> None:
 async def refuse(request: Request, error: GatewayError) -> JSONResponse:
     """Count and log an error, and build its response."""
     request.state.code = error.code.name
-    note(request.app.state.context.metrics, error, request.scope["path"])
-    return respond(error, await _refused_version(request, error))
+    context = request.app.state.context
+    note(context.metrics, error, request.scope["path"])
+    response = respond(error, await _refused_version(request, error))
+    rule: Rule | None = getattr(request.state, "rule", None)
+    if rule is not None and rule.rate is Kind.CHAT:
+        response.headers.update(context.meter.headers(request.state.key.tenant))
+    return response
 
 
 async def _refused_version(request: Request, error: GatewayError) -> dict[str, object]:

@@ -49,6 +49,8 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("GET", "/usage"): _STORED,
     ("GET", "/tenants"): _STORED,
     ("GET", "/tenants/{tenant}/keys"): _STORED,
+    ("GET", "/tenants/{tenant}/limits"): _STORED,
+    ("PUT", "/tenants/{tenant}/limits"): _STORED,
     ("POST", "/tenants/{tenant}/keys"): _STORED,
     ("POST", "/tenants/{tenant}/keys/{key}/rotate"): _STORED,
     ("DELETE", "/tenants/{tenant}/keys/{key}"): _STORED,

@@ -155,6 +155,35 @@ class Tenants(View):
     tenants: list[Tenant]
 
 
+class Limits(View):
+    """Limits of a tenant over all gateways; null: unlimited. bytes: of its stored uploads."""
+
+    adapters: int | None
+    versions: int | None
+    bytes: int | None
+    uploads_per_day: int | None
+    screenings_per_day: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_requests: int | None
+
+
+class StockHeld(View):
+    """Stock of a tenant: adapters, their versions that are stored or being screened, and the bytes of those uploads."""
+
+    adapters: int
+    versions: int
+    bytes: int
+
+
+class TenantLimitsShown(View):
+    """Limits of a tenant, and the stock that counts for them."""
+
+    tenant: str
+    limits: Limits
+    stored: StockHeld
+
+
 class UsageLine(View):
     """Usage of one key, adapter and version in one hour. hour: its beginning, UTC. adapter, version: null for the served
     model itself; another tenant's adapter, which the operator asked, is `tenant/name`."""

@@ -1,4 +1,4 @@
-"""`python -m app tenants`: commands that manage tenants' keys of a running gateway over HTTP."""
+"""`python -m app tenants`: commands that manage tenants' keys and limits of a running gateway over HTTP."""
 
 from typing import Annotated, Any, Final
 
@@ -11,7 +11,9 @@ from app.domain.api_keys import Role
 
 DAY_S: Final = 86_400
 
-tenants = typer.Typer(no_args_is_help=True, help="List tenants; make, list, rotate and revoke their keys.")
+tenants = typer.Typer(
+    no_args_is_help=True, help="List tenants; make, list, rotate and revoke their keys; set their limits."
+)
 
 Tenant = Annotated[str, typer.Argument(help="Tenant, such as acme; the operator's own is default")]
 Name = Annotated[str, typer.Option(help="Name of the key")]
@@ -31,6 +33,34 @@ def keys(tenant: Tenant, url: Url = LOCAL, key: Key = None, as_json: Json = Fals
     with client_of(url, key) as client:
         found = answer_of(client.get(f"/tenants/{tenant}/keys"))["keys"]
     _show(found, ("name", "roles", "owner", "created_at", "expires_at", "last_used_at", "previous_until"), as_json)
+
+
+@tenants.command("limits")
+def limits(
+    tenant: Tenant,
+    change: Annotated[
+        list[str] | None, typer.Argument(help="Limits to set, such as requests_per_minute=600 or adapters=none")
+    ] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Show the limits of a tenant and what it stores; with NAME=NUMBER or NAME=none, set those limits first."""
+    path = f"/tenants/{tenant}/limits"
+    with client_of(url, key) as client:
+        found = answer_of(client.get(path))
+        if change:
+            found = answer_of(client.put(path, json=found["limits"] | dict(map(_limit, change))))
+    stored = found["stored"]
+    rows = [{"limit": name, "most": most, "stored": stored.get(name)} for name, most in found["limits"].items()]
+    _show(rows, ("limit", "most", "stored"), as_json)
+
+
+def _limit(change: str) -> tuple[str, int | None]:
+    name, _, value = change.partition("=")
+    if value != "none" and not value.isdecimal():
+        raise typer.BadParameter(f"{change!r} is not like requests_per_minute=600 or adapters=none")
+    return name.replace("-", "_"), None if value == "none" else int(value)
 
 
 @tenants.command("new-key")

@@ -198,6 +198,12 @@ VERSION_NOT_READY = _code(
 ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
 )
+QUOTA_EXCEEDED = _code(
+    "quota_exceeded",
+    403,
+    _T,
+    "Delete adapters that are not used, or ask the operator for more: GET /tenants/{tenant}/limits.",
+)
 NOT_SIGNED = _code("not_signed", 404, _T, "Ask the operator for statements: they need a key in GATEWAY_SIGNING_KEY.")
 BAD_STATEMENT = _code(
     "bad_statement", 422, _T, "Do not serve these files; ask who sent them for a statement about these bytes."

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from app.concurrency.pools import Pools
 from app.domain.audit_entry import Act
 from app.domain.errors import STORE_FAILED, GatewayError
 from app.observe.log import event
+from app.store.audit_file import AuditFile
 from app.store.catalogue.audit_log import AuditLog
 
 AGAIN_S: Final = 1.0
@@ -22,10 +24,10 @@ AT_ONCE: Final = 500
 
 
 class AuditTrail:
-    """Way of acts into the audit log. Used on the event loop."""
+    """Way of acts into the audit log. Used on the event loop. file: has their entries as well."""
 
-    def __init__(self, log: AuditLog, pools: Pools) -> None:
-        self._log, self._pools = log, pools
+    def __init__(self, log: AuditLog, pools: Pools, file: AuditFile | None = None) -> None:
+        self._log, self._pools, self._file = log, pools, file
         self._waiting: deque[Act] = deque()
         self._writing = asyncio.Lock()
         self._failing = False  # then only the task tries: callers must not wait for a catalogue that hangs, one by one
@@ -36,7 +38,15 @@ class AuditTrail:
 
         The gateway's log has it at once.
         """
-        event("audited", key=act.key, tenant=act.tenant, action=act.action, target=act.target, status=act.status)
+        event(
+            "audited",
+            key=act.key,
+            tenant=act.tenant,
+            action=act.action,
+            target=act.target,
+            status=act.status,
+            code=act.code,
+        )
         if len(self._waiting) >= MOST:
             event("audit_lost", logging.ERROR, action=act.action, target=act.target)
             return
@@ -69,7 +79,7 @@ class AuditTrail:
             while self._waiting:
                 some = [self._waiting[number] for number in range(min(AT_ONCE, len(self._waiting)))]
                 try:
-                    await self._pools.store.to_the_end(self._log.append, some)
+                    await self._pools.store.to_the_end(self._append, some)
                 except GatewayError as error:
                     if error.code is not STORE_FAILED:  # away, busy or full: it passes
                         raise
@@ -83,11 +93,16 @@ class AuditTrail:
         """Write the first act by itself, and drop it if the catalogue takes others and not this one. Raises Unavailable."""
         first = self._waiting[0]
         try:
-            await self._pools.store.to_the_end(self._log.append, [first])
+            await self._pools.store.to_the_end(self._append, [first])
         except GatewayError:
             await self._pools.store.to_the_end(self._log.after, 0, 1)  # raises if nothing can be read either
             event("audit_lost", logging.ERROR, why=why.message, action=first.action, target=first.target)
         self._waiting.popleft()
+
+    def _append(self, acts: Sequence[Act]) -> None:
+        entries = self._log.append(acts)
+        if self._file is not None:
+            self._file.write(entries)
 
     async def _again(self) -> None:
         while True:

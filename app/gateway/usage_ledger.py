@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,6 +13,7 @@ from app.domain.api_keys import Key
 from app.domain.errors import GatewayError
 from app.domain.usage import Usage, UsedBy, hour_of, one_request
 from app.observe.log import event
+from app.observe.tenant_metrics import TenantMetrics
 from app.serve.asker import Used
 from app.serve.routing_table import Target
 from app.store.catalogue.usage import UsageStore
@@ -28,12 +28,12 @@ _NOTHING: Final = Usage()
 
 
 class UsageLedger:
-    """Usage of this gateway process. Any thread may count; one task writes. keep_days: days after which it is deleted."""
+    """Usage of this gateway process. Used on the event loop. keep_days: days after which it is deleted. metrics: count it
+    as well."""
 
-    def __init__(self, store: UsageStore, pools: Pools, keep_days: int) -> None:
-        self._store, self._pools, self._keep_days = store, pools, keep_days
+    def __init__(self, store: UsageStore, pools: Pools, keep_days: int, metrics: TenantMetrics) -> None:
+        self._store, self._pools, self._keep_days, self._metrics = store, pools, keep_days, metrics
         self._id = secrets.token_hex(8)
-        self._lock = threading.Lock()
         self._counted: dict[UsedBy, Usage] = {}
         self._batch: Mapping[UsedBy, Usage] = {}  # being written, unchanged until it is known to be
         self._number = 0
@@ -69,8 +69,7 @@ class UsageLedger:
         """Write what was counted so far; it is then in the catalogue. Raises Unavailable: it is tried again."""
         async with self._flushing:
             if not self._batch:
-                with self._lock:
-                    self._batch, self._counted = self._counted, {}
+                self._batch, self._counted = self._counted, {}
                 if not self._batch:
                     return
                 self._number += 1
@@ -81,8 +80,8 @@ class UsageLedger:
     def _count(self, tenant: str, key: str, target: Target, counts: Mapping[str, Any] | None) -> None:
         who = UsedBy(hour_of(datetime.now(UTC)), tenant, key, target.adapter or "", target.version or 0)
         used = one_request(counts)
-        with self._lock:
-            self._counted[who] = self._counted.get(who, _NOTHING) + used
+        self._counted[who] = self._counted.get(who, _NOTHING) + used
+        self._metrics.used(tenant, used)
 
     async def _write(self) -> None:
         told, forget_at = False, 0.0

@@ -163,6 +163,23 @@ class Fleet:
         )
 
 
+class Tenants:
+    """Metrics of tenants: what their requests used, and what their limits refused."""
+
+    def __init__(self, r: Registry) -> None:
+        self.answered = r.counter(
+            "gateway_tenant_requests_total", "Inference requests that an engine took, by tenant of the key", ["tenant"]
+        )
+        self.tokens = r.counter(
+            "gateway_tenant_tokens_total",
+            "Tokens by tenant of the key and kind (prompt, completion; cached ones are prompt tokens as well)",
+            ["tenant", "kind"],
+        )
+        self.limited = r.counter(
+            "gateway_tenant_limited_total", "Requests that a tenant's limit refused, by limit", ["tenant", "limit"]
+        )
+
+
 class Requests:
     """Metrics of inference requests: counts, errors, tokens, latencies."""
 

@@ -18,6 +18,7 @@ from app.observe import metric_definitions
 from app.observe.adapter_label import MAX_ADAPTERS, OTHER, AdapterLabels
 from app.observe.log import event
 from app.observe.metric_registry import Registry
+from app.observe.tenant_metrics import TenantMetrics
 from app.observe.traces import NO_TRACES, Traces
 from app.observe.traffic import TrafficByAdapter
 from app.observe.verdict_report import place
@@ -108,6 +109,7 @@ class Metrics:
         self.fleet = metric_definitions.Fleet(r)
         self.requests = metric_definitions.Requests(r)
         self.gateway = metric_definitions.Gateway(r)
+        self.tenants = TenantMetrics(r)
         self._log_requests = log_requests
         self._labels = AdapterLabels(max_adapters)
         self._lock = threading.Lock()  # a late request must not recreate series that were removed

@@ -9,7 +9,7 @@ from app.serve.routing_table import Target
 
 Used = Callable[[Target, Mapping[str, Any] | None], None]
 """Called once, when a request that reached an engine has ended, with OpenAI's token counts; None if there were none. It
-must not block or raise, and may be called in any thread."""
+must not block or raise, and is called on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)

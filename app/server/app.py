@@ -180,6 +180,8 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         gateway.context.trail.start()
         stack.push_async_callback(gateway.context.usage.stop)
         gateway.context.usage.start()
+        stack.push_async_callback(gateway.context.meter.stop)
+        gateway.context.meter.start()
         if gateway.recheck is not None:
             stack.push_async_callback(gateway.recheck.stop)
             gateway.recheck.start()

@@ -36,6 +36,7 @@ from app.gateway.readiness import details_of, readiness_of
 from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
 from app.gateway.rules_in_force import RulesInForce
+from app.gateway.tenant_meter import TenantMeter
 from app.gateway.uploads import Uploads
 from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
@@ -63,6 +64,7 @@ from app.server.settings import LOOPBACK, Settings
 from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
 from app.server.wiring_relay import choose_of, relay_of
+from app.store.audit_file import AuditFile
 from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
 from app.upload.limits import MIB
@@ -239,8 +241,8 @@ def _context(
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
-    catalogue, pools = components.catalogue, components.pools
-    ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=components.peers is not None)
+    catalogue, pools, shared = components.catalogue, components.pools, components.peers is not None
+    ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=shared)
     choose = only(front) if front else choose_of(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
@@ -250,8 +252,9 @@ def _context(
     return Context(
         keys=Keys(ring.find, open_door=settings.open and not settings.keys),
         ring=ring,
-        usage=UsageLedger(catalogue.usage, pools, settings.usage_days),
-        trail=AuditTrail(catalogue.audit_log, pools),
+        usage=UsageLedger(catalogue.usage, pools, settings.usage_days, components.metrics.tenants),
+        meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, shared=shared),
+        trail=AuditTrail(catalogue.audit_log, pools, _audit_file(settings, closers)),
         rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
         ending=Ending(),
         shares=shares,
@@ -271,6 +274,10 @@ def _context(
         signer=settings.signer,
         settings=settings_in_force(settings),
     )
+
+
+def _audit_file(settings: Settings, closers: ExitStack) -> AuditFile | None:
+    return closers.enter_context(closing(AuditFile(settings.audit_file))) if settings.audit_file else None
 
 
 def _reference(settings: Settings, metrics: Metrics) -> Reference:

@@ -95,6 +95,31 @@ def serving() -> Json:
             ),
         ],
     )
+    tenants = Row(
+        "Tenants",
+        [
+            timeseries(
+                "Requests by tenant",
+                "A second, of the tenant's keys",
+                [Query(rate("gateway_tenant_requests_total", "tenant", J), "{{tenant}}")],
+                "reqps",
+                stacked=True,
+            ),
+            timeseries(
+                "Tokens by tenant",
+                "A second, prompt and completion",
+                [Query(rate("gateway_tenant_tokens_total", "tenant", f'{J}, kind!="cached"'), "{{tenant}}")],
+                stacked=True,
+            ),
+            timeseries(
+                "Refused by a tenant's limit",
+                "A second, by limit",
+                [Query(rate("gateway_tenant_limited_total", "tenant, limit", J), "{{tenant}}: {{limit}}")],
+                "reqps",
+                stacked=True,
+            ),
+        ],
+    )
     engine = Row(
         "Residency and overhead",
         [
@@ -129,5 +154,5 @@ def serving() -> Json:
         "Serving",
         "How chat goes, adapter by adapter",
         [job("gateway_build_info"), ADAPTER],
-        [glance, latency, traffic, engine],
+        [glance, latency, traffic, tenants, engine],
     )

@@ -39,6 +39,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "input": {"model": "known", "input": "x"},
     "tokens": {"model": "known", "tokens": [65]},
     "roles": {"name": "known", "roles": ["chat"]},
+    "versions": {"versions": 1000},
     "weights": {part: data for part, (_, data) in form("known").items()},
 }
 """A right body, by the field that tells which it is."""

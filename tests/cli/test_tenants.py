@@ -44,3 +44,16 @@ async def test_keys_of_a_tenant_from_the_first_to_the_last(shell: Shell) -> None
         assert (refused.status, "unauthorized" in refused.err) == (1, True)
     gone = await shell("tenants", "revoke", "acme", "--name", "app", given=given)
     assert (gone.status, "key_not_found" in gone.err) == (1, True)
+
+
+async def test_limits_of_a_tenant_are_set_one_by_one(shell: Shell) -> None:  # noqa: F811
+    changed = await shell("tenants", "limits", "acme", "requests_per_minute=600", "adapters=50", "--json")
+    assert (changed.status, json.loads(changed.out)[0]) == (0, {"limit": "adapters", "most": 50, "stored": 0})
+    assert (await shell("tenants", "limits", "acme", "adapters=none")).status == 0
+    shown = json.loads((await shell("tenants", "limits", "acme", "--json")).out)
+    assert {one["limit"]: one["most"] for one in shown if one["most"] is not None} == {"requests_per_minute": 600}
+    for wrong in ("adapters", "adapters=-1", "adapters=x"):
+        refused = await shell("tenants", "limits", "acme", wrong)
+        assert (refused.status, "requests_per_minute=600" in refused.err) == (2, True)
+    unknown = await shell("tenants", "limits", "acme", "chats=1")
+    assert (unknown.status, "bad_request" in unknown.err) == (1, True)

@@ -150,6 +150,7 @@ async def burst(http: httpx.AsyncClient, simulator: Any, round_: int) -> None:
     broken = form("broken")
     broken["config"] = ("adapter_config.json", b"{")
     assert (await http.post("/adapters", files=broken)).status_code == 400
+    assert (await http.post("/screen", files=broken)).status_code == 429
     names = [entry["id"] for entry in (await http.get("/v1/models")).json()["data"]]
     assert len(names) > 1, "the burst's uploads are all refused"
     for stream in (True, False):
@@ -220,6 +221,7 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
     ):
         headers = {"Authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=60) as http:
+            await http.put("/tenants/default/limits", json={"screenings_per_day": 0})
             began = await scraped(prometheus, 0)  # counters must be seen before they move
             for round_ in range(3):
                 await burst(http, running.simulator, round_)

@@ -26,7 +26,7 @@ from app.domain.tenants import full_name
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
-from app.store.catalogue.tables import api_keys
+from app.store.catalogue.tenant_tables import api_keys
 from tests.store.making import artefact, begun, received, verdict
 from tests.support.gateway import KEY, SERVED, Running, form, gateway
 from tests.support.references import make_reference

@@ -245,3 +245,22 @@ def test_any_change_breaks_the_chain(targets: list[str], data: st.DataObject) ->
         assert first_broken(changed) in (at + 1, at + 2)
     if at < len(chain) - 1:
         assert first_broken([*chain[:at], *chain[at + 1 :]]) == at + 1
+
+
+async def test_entries_are_appended_to_a_file_that_may_be_rotated(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    file, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    async with open_gateway(audit_file=file) as running:
+        await ask(running, "operator", "POST", "/tenants/acme/keys", json={"name": "one", "roles": ["chat"]})
+        file.rename(rotated)
+        await ask(running, "operator", "POST", "/tenants/acme/keys", json={"name": "two", "roles": ["chat"]})
+        kept = (await ask(running, "operator", "GET", "/audit")).json()["entries"]
+    lines = [json.loads(one.read_text()) for one in (rotated, file)]
+    assert [line["target"] for line in lines] == ["acme/one", "acme/two"]
+    assert [(line["number"], line["hash"]) for line in lines] == [(entry["number"], entry["hash"]) for entry in kept]
+    assert lines[1]["previous"] == lines[0]["hash"]
+
+
+async def test_a_file_that_cannot_be_opened_is_said_at_the_start(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="GATEWAY_AUDIT_FILE"):
+        async with open_gateway(audit_file=tmp_path / "missing" / "audit.jsonl"):
+            pass

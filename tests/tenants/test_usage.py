@@ -14,10 +14,14 @@ import pytest
 import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from app.domain.api_keys import Role, new_key
 from app.domain.errors import STORE_AWAY, Unavailable
+from app.domain.tenant_limits import Flow
 from app.domain.usage import Usage, UsedBy, hour_of, one_request
+from app.observe.metric_registry import Registry
+from app.observe.tenant_metrics import TenantMetrics
 from app.serve.routing_table import Target
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.usage import UsageStore
@@ -269,3 +273,24 @@ def test_two_gateways_add_to_one_sum(catalogue_url: str) -> None:
 )
 def test_counts_that_are_none_are_zero(told: Any) -> None:
     assert one_request(told) == Usage(1)
+
+
+async def test_prometheus_has_usage_by_tenant(running: Running) -> None:
+    counts = await chat(running, "acme", SERVED)
+    await chat(running, "globex", SERVED)
+    text = (await ask(running, "operator", "GET", "/metrics")).text
+    assert 'gateway_tenant_requests_total{tenant="acme"} 1.0' in text
+    told = f'gateway_tenant_tokens_total{{kind="completion",tenant="acme"}} {float(counts["completion_tokens"])}'
+    assert told in text
+
+
+def test_tenants_beyond_the_bound_share_a_label() -> None:
+    registry = Registry()
+    metrics = TenantMetrics(registry, limit=2)
+    for tenant in ("a", "b", "c", "d", "a"):
+        metrics.used(tenant, Usage(requests=1))
+        metrics.limited(tenant, Flow.TOKENS)
+    text = generate_latest(registry.collector).decode()
+    for label, count in (("a", 2.0), ("b", 1.0), ("(other)", 2.0)):
+        assert f'gateway_tenant_requests_total{{tenant="{label}"}} {count}' in text
+        assert f'gateway_tenant_limited_total{{limit="tokens",tenant="{label}"}} {count}' in text

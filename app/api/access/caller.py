@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Path, Request
 
 from app.api.access.keys import ANYBODY, authorization
+from app.api.access.rate_limits import FLOWS
 from app.api.access.rules import OPERATOR_ONLY, ROUTES, refusal
 from app.api.dependencies import context_of
 from app.domain.api_keys import NOBODY, Key, Uploader
@@ -71,6 +72,7 @@ async def guarded(request: Request) -> None:
     request.state.caller = Caller(key, _tenant_of(request, key))
     if rule.rate is not None:
         ctx.rates.take(key.id, rule.rate)
+        await ctx.meter.count(key.tenant, FLOWS[rule.rate])
 
 
 def _tenant_of(request: Request, key: Key) -> str:

@@ -12,9 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from app.domain.errors import RATE_LIMITED, Refused
-
-MINUTE_S: Final = 60.0
-DAY_S: Final = 86_400.0
+from app.domain.tenant_limits import DAY_S, MINUTE_S, Flow
 
 
 class Kind(StrEnum):
@@ -23,6 +21,10 @@ class Kind(StrEnum):
     UPLOAD = "uploads"
     SCREEN = "screenings"
     CHAT = "chat requests"
+
+
+FLOWS: Final[Mapping[Kind, Flow]] = {Kind.UPLOAD: Flow.UPLOADS, Kind.SCREEN: Flow.SCREENINGS, Kind.CHAT: Flow.REQUESTS}
+"""Kind → flow whose limit of the key's tenant it counts for as well."""
 
 
 class Rates:

@@ -64,6 +64,8 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/audit"): ADMIN_ONLY,
     ("GET", "/tenants"): OPERATOR_ONLY,
     ("GET", "/tenants/{tenant}/keys"): ADMIN_ONLY,
+    ("GET", "/tenants/{tenant}/limits"): ADMIN_ONLY,
+    ("PUT", "/tenants/{tenant}/limits"): _for(operators=True, changes=True),
     ("POST", "/tenants/{tenant}/keys"): CHANGING,
     ("POST", "/tenants/{tenant}/keys/{key}/rotate"): CHANGING,
     ("DELETE", "/tenants/{tenant}/keys/{key}"): CHANGING,

@@ -3,7 +3,7 @@
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Final
@@ -28,14 +28,16 @@ from app.api.schemas import (
     Tokenized,
 )
 from app.domain.shares import Resource
+from app.gateway.tenant_meter import Tally
 from app.observe.request_id import REQUEST_ID
-from app.serve.asker import Asker
+from app.serve.asker import Asker, Used
 from app.serve.fields.chat import DROPPED_FIELDS
 from app.serve.json_body import MAX_BODY_BYTES
 from app.serve.models import model_payload, models_payload
 from app.serve.relay import Answer
 from app.serve.request import TABLES
-from app.serve.request_load import Kind
+from app.serve.request_load import TOKENIZING, Kind, Load
+from app.serve.routing_table import Target
 from app.serve.stream import Stream
 from app.serve.timing import CLIENT_GONE
 
@@ -153,11 +155,32 @@ async def _answer(request: Request, kind: Kind) -> Response:
         with ExitStack() as held:
             holder, caller = holder_of(request), caller_of(request)
             held.enter_context(ctx.shares.take(Resource.REQUESTS, holder))
-            asker = Asker(caller.reach, caller.cache, ctx.usage.counter(caller.key))
-            admit = partial(ctx.admission.admit, holder, held=held)
+            tally = None if kind in TOKENIZING else ctx.meter.tally(caller.key.tenant, len(raw))
+            asker = Asker(caller.reach, caller.cache, _counting(ctx.usage.counter(caller.key), tally))
+            admit = partial(_admit, ctx, holder, tally, held)
             answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, asker)
             answer = await _unless_disconnected(request, answering)
-            return Response(status_code=CLIENT_GONE) if answer is None else _response(answer, held)
+            if answer is None:
+                return Response(status_code=CLIENT_GONE)
+            return _response(answer, held, ctx.meter.headers(caller.key.tenant))
+
+
+async def _admit(ctx: Context, holder: str, tally: Tally | None, held: ExitStack, load: Load) -> None:
+    """Admit a request within the limits of its tenant and the shares of all. Raises Refused."""
+    if tally is not None:
+        await held.enter_context(tally).open(load.tokens)
+    await ctx.admission.admit(holder, load, held)
+
+
+def _counting(counted: Used, tally: Tally | None) -> Used:
+    if tally is None:
+        return counted
+
+    def used(target: Target, counts: Mapping[str, Any] | None) -> None:
+        counted(target, counts)
+        tally.used(counts)
+
+    return used
 
 
 async def _unless_disconnected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
@@ -203,8 +226,8 @@ class _Streaming(StreamingResponse):
             await self._stream.aclose()
 
 
-def _response(answer: Answer, held: ExitStack) -> Response:
-    headers = {"x-gateway-overhead-ms": f"{answer.overhead_s * 1e3:.3f}"}
+def _response(answer: Answer, held: ExitStack, limits: Mapping[str, str]) -> Response:
+    headers = {"x-gateway-overhead-ms": f"{answer.overhead_s * 1e3:.3f}", **limits}
     if answer.target.version is not None:
         headers["x-adapter-version"] = str(answer.target.version)
     if answer.target.digest is not None:

@@ -1,6 +1,7 @@
-"""Routes for tenants and keys made at run time. A tenant's administrators manage its keys, the operator everyone's."""
+"""Routes for tenants: their keys made at run time, which their administrators manage, and their limits."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
@@ -13,10 +14,20 @@ from app.api.access.caller import about, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.openapi import body
-from app.api.schemas import ApiKeys, NewApiKey, StoredApiKey, Tenant, Tenants
+from app.api.schemas import (
+    ApiKeys,
+    Limits,
+    NewApiKey,
+    StockHeld,
+    StoredApiKey,
+    Tenant,
+    TenantLimitsShown,
+    Tenants,
+)
 from app.domain.api_keys import Role
 from app.domain.errors import BAD_REQUEST, Refused
 from app.domain.stored_key import StoredKey
+from app.domain.tenant_limits import MOST, TenantLimits
 from app.domain.tenants import full_name
 from app.serve import json_body
 
@@ -33,6 +44,8 @@ MAX_OVERLAP_S: Final = 30 * 86_400
 """Most seconds that a rotated key is accepted as well: a month."""
 
 M = TypeVar("M", bound=BaseModel)
+
+Limit = Annotated[int | None, Field(ge=0, le=MOST)]
 
 UNCACHED: Final = {"Cache-Control": "no-store"}
 
@@ -56,6 +69,21 @@ class Rotation(BaseModel):
     overlap_seconds: int = Field(0, ge=0, le=MAX_OVERLAP_S)
 
 
+class NewLimits(BaseModel):
+    """Body that sets a tenant's limits; null or missing: unlimited."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    adapters: Limit = None
+    versions: Limit = None
+    bytes: Limit = None
+    uploads_per_day: Limit = None
+    screenings_per_day: Limit = None
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+    concurrent_requests: Limit = None
+
+
 @router.get("/tenants", response_model=Tenants)
 async def tenants(ctx: Ctx) -> Response:
     """List the tenants that have an adapter or a key made at run time."""
@@ -63,6 +91,25 @@ async def tenants(ctx: Ctx) -> Response:
     return Tenants(
         tenants=[Tenant(tenant=label, adapters=adapters, keys=keys) for label, adapters, keys in found]
     ).response()
+
+
+@router.get("/tenants/{tenant}/limits", response_model=TenantLimitsShown)
+async def limits(tenant: str, ctx: Ctx) -> Response:
+    """Show the limits of a tenant, and what it stores."""
+    in_force, stock = await ctx.meter.stock(tenant)
+    shown = Limits(**asdict(in_force))
+    return TenantLimitsShown(tenant=tenant, limits=shown, stored=StockHeld(**asdict(stock))).response()
+
+
+@router.put(
+    "/tenants/{tenant}/limits", response_model=TenantLimitsShown, openapi_extra=body(NewLimits.model_json_schema())
+)
+async def set_limits(tenant: str, request: Request, ctx: Ctx) -> Response:
+    """Replace the limits of a tenant; what is missing is unlimited. In force on every gateway within a second."""
+    about(request, full_name(tenant, ""))
+    wanted = await _posted(request, NewLimits, empty=b"")
+    await ctx.meter.set(tenant, TenantLimits(**wanted.model_dump()))
+    return await limits(tenant, ctx)
 
 
 @router.get("/tenants/{tenant}/keys", response_model=ApiKeys)
@@ -123,10 +170,11 @@ def _fields(stored: StoredKey) -> Mapping[str, Any]:
     }
 
 
-async def _posted(request: Request, model: type[M]) -> M:
-    """Return the body as this model; an empty one as {}. Raises RequestValidationError, which errors.py answers."""
+async def _posted(request: Request, model: type[M], empty: bytes = b"{}") -> M:
+    """Return the body as this model. empty: body that stands for none. Raises RequestValidationError, which errors.py
+    answers."""
     async with body_of(request, MAX_BODY) as raw:
-        fields = json_body.read(raw) if raw else {}
+        fields = json_body.read(raw or empty)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

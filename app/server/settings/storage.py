@@ -87,6 +87,9 @@ class StorageSettings(BaseSettings):
     usage_days: int = Field(
         400, ge=1, le=3660, description="Days for which the usage of each hour is kept: more than a year, for bills"
     )
+    audit_file: Path | None = Field(
+        None, description="File to which the audit log's entries of this gateway are appended, as JSON lines"
+    )
     signing_key: Path | None = Field(
         None,
         description="Private key in PEM, Ed25519 or ECDSA P-256, that signs statements about versions; read at start; "

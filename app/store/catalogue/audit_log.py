@@ -7,7 +7,7 @@ from sqlalchemy import insert, select
 
 from app.domain.audit_entry import BEGINNING, Act, AuditEntry, chained
 from app.store.catalogue.database import Database
-from app.store.catalogue.tables import audit_log
+from app.store.catalogue.tenant_tables import audit_log
 
 _ACT: Final = ("at", "key", "tenant", "action", "target", "status", "code", "address", "request")
 
@@ -18,20 +18,23 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def append(self, acts: Sequence[Act]) -> None:
-        """Add acts in their order; they are on the disk when this returns."""
+    def append(self, acts: Sequence[Act]) -> tuple[AuditEntry, ...]:
+        """Add acts in their order, and return their entries, which are on the disk by then."""
         last = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
         with self._database.writing() as connection:
             found = connection.execute(last).first()
             number, previous = (found.number, found.hash) if found else (0, BEGINNING)
+            entries = []
             for act in acts:
                 number += 1
                 entry = chained(act, number, previous)
                 previous = entry.hash
+                entries.append(entry)
                 row = {name: getattr(act, name) for name in _ACT}
                 connection.execute(
                     insert(audit_log).values(**row, number=number, previous=entry.previous, hash=previous)
                 )
+            return tuple(entries)
 
     def after(self, number: int, limit: int, tenant: str | None = None) -> tuple[AuditEntry, ...]:
         """Return the entries that follow this number, in order, of a tenant or of all."""

@@ -21,6 +21,7 @@ from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, a
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
+from app.store.catalogue.limits import check_stock
 from app.store.catalogue.naming import Claim, bind, claim_of, owner_conditions, spelled
 from app.store.catalogue.queries import (
     Name,
@@ -50,10 +51,6 @@ class Recovered:
     to_load: tuple[VersionRow, ...]
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Catalogue(CatalogueReader):
     """Adapters and versions in one SQL database. Thread-safe; blocking, so call it off the event loop.
 
@@ -69,7 +66,7 @@ class Catalogue(CatalogueReader):
         patience_s: float = 0.0,
         gateway: str | None = None,
         beats: BeatLog | None = None,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
@@ -104,7 +101,7 @@ class Catalogue(CatalogueReader):
         it is intact and only an engine had refused it: Retry. If a later version has the name or may get it, the retry
         gets a new number: New. If another call was faster: Same. Creates the adapter if the name is new or was deleted.
         Raises Refused NAME_TAKEN if a version of the name was stored in another spelling or for another owner,
-        VERSION_NOT_READY if a newer version was begun.
+        VERSION_NOT_READY if a newer version was begun, QUOTA_EXCEEDED.
         """
         with self._database.writing() as connection:
             claim = claim_of(connection, name, by)
@@ -119,6 +116,7 @@ class Catalogue(CatalogueReader):
                 return New(self._begin(connection, name, received, parameters, after, claim))
             nothing_since(name, adapter.next_version, after)
             self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, intact=ended.intact))
+            check_stock(connection, name, received)
             return Retry(version_numbered(connection, name, ended.number))
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
@@ -340,6 +338,7 @@ class Catalogue(CatalogueReader):
             "revision": next_revision(connection),
         }
         connection.execute(insert(versions).values(values))
+        check_stock(connection, name, received)
         return version_numbered(connection, name, number)
 
     def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from app.domain.api_keys import Key, Role
 from app.domain.errors import KEY_EXISTS, KEY_NOT_FOUND, TOO_MANY_KEYS, Refused
 from app.domain.stored_key import StoredKey
 from app.store.catalogue.database import Database
-from app.store.catalogue.tables import api_keys
+from app.store.catalogue.tenant_tables import api_keys
 
 MAX_KEYS: Final = 1000
 """Most keys of one tenant, those revoked within FORGET_S among them: whoever may make keys must not fill the catalogue."""

@@ -14,6 +14,7 @@ from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.audit_log import AuditLog
 from app.store.catalogue.database import Database
 from app.store.catalogue.keys import KeyStore
+from app.store.catalogue.limits import LimitStore
 from app.store.catalogue.listing import Overview, overviews, reports_of, uploaded_since
 from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
@@ -35,6 +36,7 @@ class CatalogueReader:
         self.keys: Final = KeyStore(database)
         self.usage: Final = UsageStore(database)
         self.audit_log: Final = AuditLog(database)
+        self.limits: Final = LimitStore(database)
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:

@@ -1,15 +1,12 @@
 """Tables of the catalogue, and the frozen rows that its methods return."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -18,67 +15,19 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     false,
 )
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
-from app.domain.names import FULL_NAME_LIMIT, AdapterName
-from app.domain.tenants import TENANT_LIMIT
+from app.domain.names import AdapterName
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
+from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, IN_BYTE_ORDER, Utc
 
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
-
-_HEX: Final = 64
-"""Characters of a SHA-256 in hex."""
-
-
-class _Utc(TypeDecorator[datetime]):
-    """Column type: aware datetimes in Python, naive UTC in the database, because SQLite stores no time zone."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert a value for the database."""
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert a value from the database."""
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
-class _Name(TypeDecorator[str]):
-    """Column type: a name as an uploader may have written it.
-
-    Text that no database accepts becomes text that no name contains.
-    """
-
-    impl = String
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Convert a value for the database: PostgreSQL stores no NUL, neither database stores an unpaired surrogate."""
-        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
-
-
-_COUNT: Final = Integer().with_variant(BigInteger(), "postgresql")
-"""Column type of bytes and revisions: PostgreSQL's INTEGER ends at 2³¹, SQLite's does not."""
-
-_TOTAL: Final = BigInteger().with_variant(Integer(), "sqlite")
-"""Column type of sums; SQLite's INTEGER has 64 bits."""
-
-_FULL: Final = FULL_NAME_LIMIT
-_AT_FIRST: Final = 63
-"""Declared length of names when the tables were new. SQLite still has it: it enforces none, and cannot change one."""
-
-_FULL_NAME: Final = _Name(_FULL).with_variant(_Name(_AT_FIRST), "sqlite")
-_IN_BYTE_ORDER: Final = String(_AT_FIRST).with_variant(String(_FULL, collation="C"), "postgresql")
-"""Column type sorted by bytes whatever the server's language is, as in SQLite."""
 
 metadata: Final = MetaData()
 
@@ -88,9 +37,9 @@ adapters: Final = Table(
     "adapters",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", _FULL_NAME, nullable=False),  # with its tenant
-    Column("name_key", _IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
-    Column("created_at", _Utc, nullable=False),
+    Column("name", FULL_NAME, nullable=False),  # with its tenant
+    Column("name_key", IN_BYTE_ORDER, nullable=False, unique=True),  # the name casefolded
+    Column("created_at", Utc, nullable=False),
     Column("active_version", Integer),  # the alias: a number among this adapter's versions
     Column("next_version", Integer, nullable=False),  # only grows, even across a deletion
     Column("deleted", Boolean, nullable=False),
@@ -106,31 +55,31 @@ versions: Final = Table(
     Column("number", Integer, nullable=False),
     Column("state", String(16), nullable=False),
     Column("outcome", String(16)),
-    Column("config_digest", String(_HEX), nullable=False),
-    Column("weights_digest", String(_HEX), nullable=False),
-    Column("config_bytes", _COUNT, nullable=False),
-    Column("weights_bytes", _COUNT, nullable=False),
-    Column("parameters", String(_HEX), nullable=False),  # key of what the verdict depends on besides the bytes
-    Column("verdict_id", String(_HEX)),
+    Column("config_digest", String(HEX), nullable=False),
+    Column("weights_digest", String(HEX), nullable=False),
+    Column("config_bytes", COUNT, nullable=False),
+    Column("weights_bytes", COUNT, nullable=False),
+    Column("parameters", String(HEX), nullable=False),  # key of what the verdict depends on besides the bytes
+    Column("verdict_id", String(HEX)),
     Column("modules_total", Integer),
     Column("modules_pruned", Integer),
     Column("modules_projected", Integer),
-    Column("artefact", String(_HEX)),
+    Column("artefact", String(HEX)),
     Column(
-        "engine_name", String(_FULL + 32).with_variant(String(128), "sqlite"), unique=True
+        "engine_name", String(FULL + 32).with_variant(String(128), "sqlite"), unique=True
     ),  # kept when the version is deleted: never used twice
     Column("error_code", String(64)),
     Column("error_message", Text),
     Column("report", Text),
-    Column("created_at", _Utc, nullable=False),
-    Column("updated_at", _Utc, nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("updated_at", Utc, nullable=False),
     Column("owner", String(32)),  # the gateway working on it, if several share the catalogue
-    Column("revision", _COUNT, nullable=False, server_default="0"),  # the catalogue's at this row's last change
+    Column("revision", COUNT, nullable=False, server_default="0"),  # the catalogue's at this row's last change
     Column("key_owner", String(63)),  # the adapter's owner if this is its first stored version
-    Column("spelling", _FULL_NAME, nullable=False, server_default=""),  # spelling of the name in this upload
-    Column("evaluated", String(_HEX)),  # key of the evaluation that this artefact passed
+    Column("spelling", FULL_NAME, nullable=False, server_default=""),  # spelling of the name in this upload
+    Column("evaluated", String(HEX)),  # key of the evaluation that this artefact passed
     Column("rung", Integer),  # the ladder's rung that made it, 0: the floor
-    Column("failed_evaluation", String(_HEX)),  # key of the evaluation that it failed when it was asked again
+    Column("failed_evaluation", String(HEX)),  # key of the evaluation that it failed when it was asked again
     UniqueConstraint("adapter_id", "number"),
     Index("versions_state", "state"),
     Index("versions_artefact", "artefact"),
@@ -140,7 +89,7 @@ catalogue_state: Final = Table(
     "catalogue_state",  # one row
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("revision", _COUNT, nullable=False),  # grows with every change
+    Column("revision", COUNT, nullable=False),  # grows with every change
     Column("store", String(32)),  # id of the directory of artefacts that these rows name
 )
 
@@ -148,82 +97,24 @@ gateways: Final = Table(
     "gateways",  # gateways that share the catalogue now; cluster/peers.py
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("seen_at", _Utc, nullable=False),  # by the database's clock
-    Column("settled", _COUNT, nullable=False),  # its engine reads nothing that was unneeded at this revision
-    Column("parameters", String(_HEX), nullable=False),
+    Column("seen_at", Utc, nullable=False),  # by the database's clock
+    Column("settled", COUNT, nullable=False),  # its engine reads nothing that was unneeded at this revision
+    Column("parameters", String(HEX), nullable=False),
 )
 
 claims: Final = Table(
     "claims",  # artefacts about to be named by a row
     metadata,
-    Column("digest", String(_HEX), primary_key=True),
+    Column("digest", String(HEX), primary_key=True),
     Column("gateway", ForeignKey("gateways.id", ondelete="CASCADE"), primary_key=True),
 )
 
 deletions: Final = Table(
     "deletions",  # artefacts being deleted from object storage now; claims.py
     metadata,
-    Column("digest", String(_HEX), primary_key=True),
+    Column("digest", String(HEX), primary_key=True),
     Column("gateway", String(32), nullable=False),  # no foreign key: a gateway that left may have a request in flight
-    Column("marked_at", _Utc, nullable=False),  # by the database's clock
-)
-
-api_keys: Final = Table(
-    "api_keys",  # made at run time; keys.py
-    metadata,
-    Column("tenant", String(TENANT_LIMIT), primary_key=True),
-    Column("name", String(63), primary_key=True),
-    Column("roles", String(128), nullable=False),  # comma-separated
-    Column("key_owner", String(63)),
-    Column("digest", String(_HEX), nullable=False),  # SHA-256 of the key
-    Column("previous_digest", String(_HEX)),  # of the key before the last rotation
-    Column("previous_until", _Utc),  # time until which that one is accepted
-    Column("created_at", _Utc, nullable=False),
-    Column("expires_at", _Utc),
-    Column("last_used_at", _Utc),
-    Column("revoked_at", _Utc),  # the row stays for a while, so that every gateway sees it
-    Column("revision", _COUNT, nullable=False),  # grows with every change of any key
-    Index("api_keys_revision", "revision"),
-)
-
-usage: Final = Table(
-    "usage",  # what requests used, by the hour; usage.py
-    metadata,
-    Column("hour", _Utc, primary_key=True),  # its beginning
-    Column("tenant", String(TENANT_LIMIT), primary_key=True),  # of the key
-    Column("key", String(63), primary_key=True),
-    Column("adapter", String(_FULL), primary_key=True),  # full name; "": the served model itself
-    Column("version", Integer, primary_key=True),  # 0: the served model itself
-    Column("requests", _TOTAL, nullable=False),
-    Column("prompt_tokens", _TOTAL, nullable=False),
-    Column("cached_tokens", _TOTAL, nullable=False),
-    Column("completion_tokens", _TOTAL, nullable=False),
-)
-
-audit_log: Final = Table(
-    "audit_log",  # rows are added and never changed; audit_log.py
-    metadata,
-    Column("number", _TOTAL, primary_key=True, autoincrement=False),
-    Column("at", _Utc, nullable=False),
-    Column("key", String(_FULL), nullable=False),
-    Column("tenant", String(TENANT_LIMIT), nullable=False),
-    Column("action", String(128), nullable=False),
-    Column("target", _FULL_NAME, nullable=False),
-    Column("status", Integer, nullable=False),
-    Column("code", String(64), nullable=False),
-    Column("address", String(64), nullable=False),
-    Column("request", String(128), nullable=False),
-    Column("previous", String(_HEX), nullable=False),
-    Column("hash", String(_HEX), nullable=False),
-    Index("audit_log_tenant", "tenant", "number"),
-)
-
-usage_batches: Final = Table(
-    "usage_batches",  # the last batch of each gateway process that `usage` contains
-    metadata,
-    Column("gateway", String(32), primary_key=True),
-    Column("number", _COUNT, nullable=False),
-    Column("at", _Utc, nullable=False),
+    Column("marked_at", Utc, nullable=False),  # by the database's clock
 )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.domain.usage import Usage, UsedBy
 from app.store.catalogue.database import Database
-from app.store.catalogue.tables import usage, usage_batches
+from app.store.catalogue.tenant_tables import usage, usage_batches
 
 FORGET_S: Final = 7 * 86_400.0
 """Seconds after which the row of a gateway process that adds no more is deleted: longer than any batch is tried again."""

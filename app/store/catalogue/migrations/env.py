@@ -2,7 +2,10 @@
 
 from alembic import context
 
-from app.store.catalogue.tables import metadata
+from app.store.catalogue import tables, tenant_tables
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=[tables.metadata, tenant_tables.metadata],
+)
 context.run_migrations()

@@ -1,0 +1,96 @@
+"""Tables of tenants: keys, usage, the audit log, limits. Rows of each belong to one module of the same name."""
+
+from dataclasses import fields
+from typing import Final
+
+from sqlalchemy import Column, Double, Index, Integer, MetaData, String, Table
+
+from app.domain.tenant_limits import TenantLimits
+from app.domain.tenants import TENANT_LIMIT
+from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, TOTAL, Utc
+
+metadata: Final = MetaData()
+
+api_keys: Final = Table(
+    "api_keys",  # made at run time; keys.py
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("roles", String(128), nullable=False),  # comma-separated
+    Column("key_owner", String(63)),
+    Column("digest", String(HEX), nullable=False),  # SHA-256 of the key
+    Column("previous_digest", String(HEX)),  # of the key before the last rotation
+    Column("previous_until", Utc),  # time until which that one is accepted
+    Column("created_at", Utc, nullable=False),
+    Column("expires_at", Utc),
+    Column("last_used_at", Utc),
+    Column("revoked_at", Utc),  # the row stays for a while, so that every gateway sees it
+    Column("revision", COUNT, nullable=False),  # grows with every change of any key
+    Index("api_keys_revision", "revision"),
+)
+
+usage: Final = Table(
+    "usage",  # what requests used, by the hour; usage.py
+    metadata,
+    Column("hour", Utc, primary_key=True),  # its beginning
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),  # of the key
+    Column("key", String(63), primary_key=True),
+    Column("adapter", String(FULL), primary_key=True),  # full name; "": the served model itself
+    Column("version", Integer, primary_key=True),  # 0: the served model itself
+    Column("requests", TOTAL, nullable=False),
+    Column("prompt_tokens", TOTAL, nullable=False),
+    Column("cached_tokens", TOTAL, nullable=False),
+    Column("completion_tokens", TOTAL, nullable=False),
+)
+
+audit_log: Final = Table(
+    "audit_log",  # rows are added and never changed; audit_log.py
+    metadata,
+    Column("number", TOTAL, primary_key=True, autoincrement=False),
+    Column("at", Utc, nullable=False),
+    Column("key", String(FULL), nullable=False),
+    Column("tenant", String(TENANT_LIMIT), nullable=False),
+    Column("action", String(128), nullable=False),
+    Column("target", FULL_NAME, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("request", String(128), nullable=False),
+    Column("previous", String(HEX), nullable=False),
+    Column("hash", String(HEX), nullable=False),
+    Index("audit_log_tenant", "tenant", "number"),
+)
+
+usage_batches: Final = Table(
+    "usage_batches",  # the last batch of each gateway process that `usage` contains
+    metadata,
+    Column("gateway", String(32), primary_key=True),
+    Column("number", COUNT, nullable=False),
+    Column("at", Utc, nullable=False),
+)
+
+tenant_limits: Final = Table(
+    "tenant_limits",  # limits.py
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    *(Column(field.name, TOTAL) for field in fields(TenantLimits)),
+    Column("revision", COUNT, nullable=False),  # grows with every change of any tenant's limits
+)
+
+tenant_budgets: Final = Table(
+    "tenant_budgets",  # what is left of a limit that refills; a bucket without a row is full
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    Column("flow", String(16), primary_key=True),
+    Column("remaining", Double, nullable=False),
+    Column("at", Utc, nullable=False),  # by the database's clock
+)
+
+tenant_slots: Final = Table(
+    "tenant_slots",  # requests that a gateway may answer at one time for a tenant
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    Column("gateway", String(32), primary_key=True),  # id of the gateway process
+    Column("slots", TOTAL, nullable=False),
+    Column("until", Utc, nullable=False),  # by the database's clock; then they are free, unless renewed
+)
