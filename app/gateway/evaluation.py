@@ -137,7 +137,9 @@ class Evaluation:
             if artefact is None:
                 return DryRun(steps.verdict, None)
             name_of = partial(_dry_run_name, token=secrets.token_hex(6))
-            name = await load_candidate(self._components, self._follower, artefact, name_of, held)
+            c = self._components
+            own = c.routing_table.resolve(c.target.name).engine_name
+            name = await load_candidate(c, self._follower, artefact, name_of, held, own)
             subject = Subject(DRY_RUN, None, sealed.received, artefact.digest, name, name_of)
             return DryRun(steps.verdict, await self._search.run(plan, subject, held))
 

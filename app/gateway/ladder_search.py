@@ -245,7 +245,7 @@ class LadderSearch:
             return None
         if artefact.digest == subject.artefact:  # this rung changes nothing
             return _Candidate(subject.engine_name)
-        name = await load_candidate(c, self._follower, artefact, subject.name_of, held)
+        name = await load_candidate(c, self._follower, artefact, subject.name_of, held, subject.engine_name)
         return _Candidate(name, Corrected(artefact.digest, verdict))
 
     def _make(self, subject: Subject, rung: int) -> tuple[Artefact | None, Verdict | None]:
@@ -278,10 +278,12 @@ async def load_candidate(
     artefact: Artefact,
     name_of: Callable[[Digest], str],
     held: AsyncExitStack,
+    like: str,
 ) -> str:
     """Store an artefact that no version names and load it into the engine, until `held` is closed.
 
-    name_of: returns its engine name; blocking. Returns that name. Raises Unavailable.
+    name_of: returns its engine name; blocking. like: of several engines, the one that is asked for this engine name loads
+    it, and no other. Returns its engine name. Raises Unavailable.
     """
     c, claims = components, ExitStack()
 
@@ -292,6 +294,7 @@ async def load_candidate(
 
     held.push_async_callback(c.pools.store, claims.close)
     name = await c.pools.store(put)
+    held.enter_context(c.reconciler.tried_at_one(name, like))
     await held.enter_async_context(follower.candidate(name, c.blobs.path(artefact.digest)))
     await c.reconciler.ensure(name)
     return name

@@ -9,9 +9,10 @@ long as other engines do.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Final
 
 from app.domain.errors import ENGINE_UNAVAILABLE, LOAD_FAILED, GatewayError, Unavailable
@@ -69,6 +70,7 @@ class Fleet:
         self._started = False
         self._complete = True  # whether the set of engines is known
         self._turn = 0
+        self._tried_at: dict[str, Member] = {}  # engine name → the only engine that is to hold it
         self.joined: Callable[[Member], None] = lambda _: None
         self.parted: Callable[[Member], None] = lambda _: None
         self.members: tuple[Member, ...] = ()
@@ -81,7 +83,7 @@ class Fleet:
         """Add an engine under the lowest free number; from now on it is filled and gets requests. key: see Member."""
         taken = {member.number for member in (*self.members, *self._leaving)}
         number = next(n for n in count(1) if n not in taken)
-        callbacks = replace(self._callbacks, after_pass=self._after_pass)
+        callbacks = replace(self._callbacks, after_pass=self._after_pass, desired=lambda: self._desired_of(number))
         made = Member(number, engine, self._make_reconciler(engine, callbacks), self._on_result, key)
         self.members = tuple(sorted((*self.members, made), key=lambda member: member.number))
         self.joined(made)
@@ -151,6 +153,19 @@ class Fleet:
 
     # ---- interface of Reconciler -----------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def tried_at_one(self, name: str, like: str) -> Iterator[None]:
+        """Have one engine alone hold `name` for the duration of the context: the one that is asked first for `like`.
+
+        If that engine leaves, every engine is to hold it. Raises Unavailable ENGINE_UNAVAILABLE as `choose`.
+        """
+        self._tried_at[name] = self.choose(like)[0]
+        try:
+            yield
+        finally:
+            del self._tried_at[name]
+            self.poke()
+
     @property
     def each(self) -> tuple[Reconciler, ...]:
         """Reconcilers of the engines, one each."""
@@ -218,7 +233,7 @@ class Fleet:
 
         Raises like Reconciler.ensure if no engine has it: LOAD_FAILED if one of them answered and refused these bytes.
         """
-        asked = [one for one in self.each if one.engine_up] or self.each
+        asked = [one for one in self._trying(name) if one.engine_up] or self._trying(name)
         if not asked:
             raise Unavailable(ENGINE_UNAVAILABLE, "no engine answers just now")
         waiting = {asyncio.create_task(one.ensure(name)) for one in asked}
@@ -255,6 +270,19 @@ class Fleet:
         )
 
     # ---- internals -------------------------------------------------------------------------------------------------
+
+    def _trying(self, name: str) -> tuple[Reconciler, ...]:
+        """Return the reconcilers of the engines that are to hold `name`."""
+        member = self._tried_at.get(name)
+        return (member.reconciler,) if member in self.members and member is not None else self.each
+
+    def _desired_of(self, number: int) -> Mapping[str, Path]:
+        """Return what one engine is to hold."""
+        desired = self._callbacks.desired()
+        elsewhere = {
+            name for name, member in self._tried_at.items() if member in self.members and member.number != number
+        }
+        return {name: path for name, path in desired.items() if name not in elsewhere} if elsewhere else desired
 
     async def _after_pass(self) -> None:
         async with self._one_at_a_time:

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Set
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,6 +176,10 @@ class Reconciler:
         async with self._exclusive(name):
             if name not in self._loaded:
                 await self._load(name)
+
+    def tried_at_one(self, _name: str, _like: str) -> AbstractContextManager[None]:
+        """See Fleet.tried_at_one."""
+        return contextlib.nullcontext()
 
     async def warm(self, name: str) -> None:
         """Request one token from `name`, so that it is in one of the engine's slots now.
