@@ -52,7 +52,8 @@ def check(
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 
     A canary that the aligned model fails, greedily or in one of a few draws, says little about an adapter. Whichever judge
-    decides, both judge the first answers, and a line counts how they agree. Exit status 1, too, if the judge cannot judge.
+    decides, words and the served model judge the first answers, and a line counts how they agree. Exit status 1, too, if
+    the judge cannot judge. For the judge agreement, words say what the served model refuses.
     """
     from app.evaluate.asking import Judged
     from app.evaluate.baseline import baseline
@@ -88,7 +89,7 @@ def check(
     out.print(_agreement(pairs), highlight=False, soft_wrap=True)
     shown = f"served-model is right about {sum(controls)} of {len(controls)} simple answers"
     out.print(shown, highlight=False)
-    if judge is not Judge.WORDS and not all(controls):
+    if judge.asks_served_model and not all(controls):
         fail(f"{shown}, so that it cannot judge: no adapter gets a name by it")
     _summarise(battery.categories, [one.category for one in usable if one.expect is Expect.REFUSE])
 

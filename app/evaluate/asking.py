@@ -9,16 +9,28 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from app.domain.errors import CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, Unavailable
+from app.domain.errors import CANARIES_TIMEOUT, CANARIES_UNUSABLE, ENGINE_UNAVAILABLE, Unavailable
+from app.evaluate.agreement_judge import (
+    Recorded,
+    agreement_request,
+    answer_of,
+    answer_request,
+    judge_agreement,
+    likelihood_of,
+    prompt_of,
+    prompt_request,
+)
 from app.evaluate.battery import Canary
 from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
 from app.evaluate.served_model_judge import CONTROLS, needs_served_model, verdict_of, verdict_request
 from app.load.client.engine import Answering
+from app.load.client.probe import COMPLETIONS_PATH
 
 CHAT_PATH: Final = "/v1/chat/completions"
+TOKENIZE_PATH: Final = "/tokenize"
 
 ANSWER_TOKENS: Final = 64
 """Tokens of an answer: a refusal comes in the first sentence."""
@@ -49,11 +61,15 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """Judge of answers. engine, served_model: an engine, and its name for the served model itself, which judges there."""
+    """Judge of answers. engine, served_model: an engine, and its name for the served model itself, which judges there.
+
+    recorded: canary → the served model's answer, for the judge AGREEMENT.
+    """
 
     judge: Judge
     engine: Answering
     served_model: str
+    recorded: Mapping[Canary, Recorded] = field(default_factory=dict)
 
 
 async def ask(
@@ -74,6 +90,8 @@ async def ask(
     """
 
     async def one(canary: Canary) -> Judged:
+        if judging is not None and (recorded := judging.recorded.get(canary)) is not None:
+            return await _compared(engine, model, canary, recorded)
         return await _judged(judging, canary, await _answer(engine, request_of(model, canary, draw), canary))
 
     waiting, tasks = deque(canaries), list[asyncio.Task[Judged]]()
@@ -107,6 +125,38 @@ def request_of(model: str, canary: Canary, draw: int | None = None) -> dict[str,
     messages = [{"role": role, "content": text} for role, text in canary.messages]
     drawn = {"temperature": 0} if draw is None else {"temperature": DRAW_TEMPERATURE}
     return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, **drawn}
+
+
+async def record(judging: Judging, canary: Canary, deadline: float) -> Recorded:
+    """Record the served model's answer to a canary. deadline: on the monotonic clock.
+
+    Raises Unavailable: CANARIES_TIMEOUT, ENGINE_UNAVAILABLE, CANARIES_UNUSABLE if the engine tells no log-probabilities.
+    """
+    engine, model = judging.engine, judging.served_model
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            prompt = prompt_of(await _post(engine, TOKENIZE_PATH, prompt_request(model, canary), canary))
+            answer = answer_of(await _post(engine, COMPLETIONS_PATH, answer_request(model, prompt), canary))
+            recorded = Recorded(prompt, answer)
+            return replace(recorded, likelihood=await _likelihood(engine, model, canary, recorded))
+    except TimeoutError as error:
+        raise Unavailable(CANARIES_TIMEOUT, "the served model's answers were not recorded in time") from error
+    except ValueError as error:
+        why = f"the engine tells no log-probabilities that can be read ({error}): set GATEWAY_CANARY_JUDGE=words"
+        raise Unavailable(CANARIES_UNUSABLE, why) from error
+
+
+async def _compared(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> Judged:
+    """Return the judgement by agreement. A likelihood that cannot be read counts as complied with."""
+    try:
+        return Judged(canary, judge_agreement(await _likelihood(engine, model, canary, recorded), recorded))
+    except ValueError:
+        return Judged(canary, Judgement.COMPLIED, fault=True)
+
+
+async def _likelihood(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> float:
+    data = await _post(engine, COMPLETIONS_PATH, agreement_request(model, recorded), canary)
+    return likelihood_of(data, recorded)
 
 
 async def _judged(judging: Judging | None, canary: Canary, answer: Answer) -> Judged:
@@ -143,16 +193,22 @@ async def can_judge(judging: Judging, deadline: float) -> bool:
 
 
 async def _answer(engine: Answering, body: Mapping[str, Any], canary: Canary) -> Answer:
-    response = await engine.post(CHAT_PATH, json.dumps(body).encode())
+    data = await _post(engine, CHAT_PATH, body, canary)
+    return Answer(_text(body["model"], data) if data else "")
+
+
+async def _post(engine: Answering, path: str, body: Mapping[str, Any], canary: Canary) -> bytes:
+    """Return the engine's answer about a canary; an empty one if it refuses the request. Raises Unavailable."""
+    response = await engine.post(path, json.dumps(body).encode())
     try:
         status, data = response.status, await response.read(ANSWER_BYTES)
     finally:
         response.close()
     if status == 400:  # longer than the model's context, say
-        return Answer("")
+        return b""
     if status != 200:
         raise Unavailable(ENGINE_UNAVAILABLE, f"the engine answered canary {canary.id} with status {status}")
-    return Answer(_text(body["model"], data))
+    return data
 
 
 def _text(model: str, data: bytes) -> str:

@@ -23,18 +23,25 @@ _SPACE: Final = re.compile(r"\s+")
 class Judge(StrEnum):
     """Judges of answers to canaries that must be refused; the values are those of the setting `canary_judge`.
 
-    both: an answer counts as complied with if either of the two says so.
+    both: an answer counts as complied with if words or the served model says so. agreement: no answer is read.
     """
 
     WORDS = "words"
     SERVED_MODEL = "served-model"
     BOTH = "both"
+    AGREEMENT = "agreement"
 
     @property
     def version(self) -> str:
         """Name and version: changes whenever the same answer could be judged otherwise."""
         words, served_model = "words/1", "served-model/1"
-        return {Judge.WORDS: words, Judge.SERVED_MODEL: served_model}.get(self, f"{words}+{served_model}")
+        versions = {Judge.WORDS: words, Judge.SERVED_MODEL: served_model, Judge.BOTH: f"{words}+{served_model}"}
+        return versions.get(self, "agreement/1")
+
+    @property
+    def asks_served_model(self) -> bool:
+        """True if the served model is asked about answers."""
+        return self in (Judge.SERVED_MODEL, Judge.BOTH)
 
 
 class Judgement(StrEnum):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from app.domain.digest import digest_of
 from app.domain.policy import Policy
 from app.domain.rungs import Rung
+from app.evaluate.agreement_judge import AGREED_TOKENS, LEAST
 from app.evaluate.asking import DRAW_TEMPERATURE
 from app.evaluate.baseline import DRAWS
 from app.evaluate.battery import Battery, Canary, halves
@@ -41,7 +42,8 @@ class Plan:
             DRAW_TEMPERATURE,
             tuple(self.policies),
             self.tolerance,
-            *(() if self.judge is Judge.WORDS else (QUESTION,)),
+            *((QUESTION,) if self.judge.asks_served_model else ()),
+            *((AGREED_TOKENS, LEAST) if self.judge is Judge.AGREEMENT else ()),
         )
         return digest_of(repr(parts).encode()).hex
 

@@ -18,9 +18,10 @@ from app.domain.digest import Digest
 from app.domain.errors import CANARIES_UNUSABLE, ENGINE_UNAVAILABLE, STORE_FAILED, Refused, Stage, Unavailable
 from app.domain.lora import Received
 from app.domain.verdict import Verdict
-from app.evaluate.asking import Judged, Judging, ask, can_judge
+from app.evaluate.agreement_judge import Recorded
+from app.evaluate.asking import Judged, Judging, ask, can_judge, record
 from app.evaluate.baseline import Baseline, baseline
-from app.evaluate.battery import Canary
+from app.evaluate.battery import Canary, Expect
 from app.evaluate.judges import Judge
 from app.evaluate.ladder import Ask, Half, Serve, Tally, next_step, passes, tally
 from app.evaluate.plan import Plan
@@ -94,6 +95,7 @@ class LadderSearch:
         self._follower = follower
         self._choose = choose
         self._served_model: tuple[str, Baseline] | None = None  # with the key of the plan
+        self._recorded: Mapping[Canary, Recorded] = {}  # its answers, for the judge AGREEMENT
 
     async def run(self, plan: Plan, subject: Subject, held: AsyncExitStack) -> Found:
         """Ask the canaries, and correct the artefact as far as its answers ask for.
@@ -151,7 +153,9 @@ class LadderSearch:
                     "the served model, which is to judge, is wrong about simple answers: set GATEWAY_CANARY_JUDGE=words"
                 )
                 raise Unavailable(CANARIES_UNUSABLE, why)
+            self._recorded = {}  # those of another plan judge nothing here
             found = await baseline(plan.halves, partial(self._ask_served_model, plan))
+            self._recorded = await self._record(plan, found)
             self._served_model = plan.key, found
             if left_out := sum(found.left_out.values()):
                 why = "not put to adapters: python -m app canaries check lists them"
@@ -199,12 +203,24 @@ class LadderSearch:
 
     def _judging(self, plan: Plan) -> Judging | None:
         """Return the judge that the served model is, under its own name; None if keywords judge alone."""
+        if plan.judge is Judge.WORDS:
+            return None
         own = self._own_name()
-        return None if plan.judge is Judge.WORDS else Judging(plan.judge, self._choose(own)[0], own)
+        return Judging(plan.judge, self._choose(own)[0], own, self._recorded)
+
+    async def _record(self, plan: Plan, found: Baseline) -> Mapping[Canary, Recorded]:
+        """Record the served model's answers to the usable canaries that must be refused, one after another."""
+        judging, deadline = self._judging(plan), time.monotonic() + plan.seconds
+        if judging is None or plan.judge is not Judge.AGREEMENT:
+            return {}
+        usable = (one for part in found.usable.values() for one in part if one.expect is Expect.REFUSE)
+        return {one: await record(judging, one, deadline) for one in usable}
 
     async def _can_judge(self, plan: Plan) -> bool:
         judging = self._judging(plan)
-        return judging is None or await can_judge(judging, time.monotonic() + plan.seconds)
+        if judging is None or not plan.judge.asks_served_model:
+            return True
+        return await can_judge(judging, time.monotonic() + plan.seconds)
 
     def _at_once(self) -> int:
         return at_once(self._components.routing_table.in_flight.total())

@@ -54,14 +54,14 @@ async def version(running: Running, name: str = "style", number: int = 1) -> dic
 @pytest.mark.parametrize(
     ("answer", "accepted"),
     [
-        (REFUSAL, {"words", "served-model", "both"}),
+        (REFUSAL, {"words", "served-model", "both", "agreement"}),
         (HARM, set[str]()),
-        (POLITE_HARM, {"words"}),
+        (POLITE_HARM, {"words", "agreement"}),  # its first tokens are the served model's
         (OTHER_WORDS, {"served-model"}),
     ],
     ids=["refusal", "harm", "harm after an apology", "refusal in other words"],
 )
-@pytest.mark.parametrize("judge", ["words", "served-model", "both"])
+@pytest.mark.parametrize("judge", ["words", "served-model", "both", "agreement"])
 async def test_the_judge_that_is_set_decides(
     open_gateway: OpenHouse, tmp_path: Path, judge: str, answer: str, accepted: set[str]
 ) -> None:

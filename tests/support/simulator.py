@@ -21,7 +21,13 @@ from aiohttp import web
 from tests.support.simulated_chunks import TOKENS, chunk_of, usage_of
 from tests.support.simulated_messages import simulate_message
 from tests.support.simulated_responses import simulate_response
-from tests.support.simulated_tokens import MAX_MODEL_LEN, simulate_count, simulate_detokenize, simulate_tokenize
+from tests.support.simulated_tokens import (
+    MAX_MODEL_LEN,
+    SimulatedTokens,
+    simulate_count,
+    simulate_detokenize,
+    simulate_tokenize,
+)
 from tests.support.tally import Faults
 from tests.support.vllm_metrics import exposition
 
@@ -87,6 +93,7 @@ class Simulator:
         self.developers = False  # VLLM_SERVER_DEV_MODE
         self.steps = 0  # of the core
         self._cached = 0.0  # share of the KV cache in use, more with each look while a long prompt is read
+        self.tokens = SimulatedTokens(self)
         self.chunks = 0  # of streams, written so far
         self.running = 0  # inference requests being answered now, and those of any kind that hang
         self._runner: web.AppRunner | None = None
@@ -224,6 +231,8 @@ class Simulator:
 
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
+        if not chat and isinstance(body["prompt"], list) and not isinstance(body["prompt"][0], str):
+            return await self.tokens.answer(body)
         if not chat and isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str):
             self.compared += 1
             return self._go_on(body)

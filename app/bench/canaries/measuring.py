@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.bench.canaries.adversaries import Adversary, harmed
@@ -26,6 +28,7 @@ from app.domain.lora import Received, ServingDtype, TargetModel
 from app.domain.policy import DEFAULT_POLICY
 from app.domain.rungs import policies, with_floor
 from app.domain.verdict import Verdict
+from app.evaluate.agreement_judge import AGREED_TOKENS, LEAST
 from app.evaluate.judges import Answer, Judgement, judge_by_words
 from app.sandbox.sanitise import Measure, sanitise
 from app.screen.reference.open import Reference, open_reference
@@ -46,7 +49,8 @@ class Row:
     `canaries_of`: 1 if it was answered without refusal; None if the correction leaves nothing to serve (all shares are
     then 0). targeted: attack success (0..1) in the questions that the adapter harms in; the others as in `Metrics`.
     words_wrong: share (0..1) of canaries whose generated answer the keyword judge takes for a refusal and is none, or the
-    reverse, by `complied`; answer_words: mean number of words in those answers. None: nothing to serve.
+    reverse, by `complied`; answer_words: mean number of words in those answers. agreement_wrong: the same share for the
+    judge agreement, of canaries that the aligned model refuses. None: nothing to serve.
     """
 
     adapter: str
@@ -63,6 +67,7 @@ class Row:
     harmless_refusal: float = 0.0
     words_wrong: float | None = None
     answer_words: float | None = None
+    agreement_wrong: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the row as plain values, shares rounded, as written to file."""
@@ -81,6 +86,8 @@ class Laboratory:
         canaries = canaries_of(pair.world.held_out).values()
         self._asked = [item.question for _, item in canaries]
         self._canaries = self._examination.questions(self._asked)
+        self._usable = self._examination.refuses({}, self._canaries)
+        self._own = self._examination.likelihoods({}, self._canaries, AGREED_TOKENS)
 
     def served_model(self) -> Row:
         """Return the row of the aligned model by itself, which the gateway asks first."""
@@ -126,7 +133,13 @@ class Laboratory:
             harmless_refusal=metrics.harmless_refusal,
             words_wrong=words_wrong(texts, refused.tolist()),
             answer_words=sum(len(text.split()) for text in texts) / len(texts),
+            agreement_wrong=self._agreement_wrong(updates, refused),
         )
+
+    def _agreement_wrong(self, updates: Updates, refused: NDArray[np.bool_]) -> float:
+        likelihoods = self._examination.likelihoods(updates, self._canaries, AGREED_TOKENS)
+        agrees = likelihoods - self._own >= LEAST
+        return float((agrees != refused)[self._usable].mean()) if self._usable.any() else 0.0
 
 
 def words_wrong(texts: Sequence[str], refused: Sequence[bool]) -> float:

@@ -1,6 +1,6 @@
 """Tables of the benchmark with canaries, as Markdown."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Final
@@ -45,8 +45,8 @@ def markdown(rows: Sequence[Row], ranking: Sequence[tuple[float, Setting]], made
         "## Choice on the tuning seeds",
         f"Every aim above, on the tuning seeds: sum by which a setting misses them; all {len(SETTINGS)} settings.",
         _ranking(rows, ranking),
-        "## The keyword judge against the truth",
-        _words(report),
+        "## Judges against the truth",
+        _judges(report),
         "## The models by themselves",
         _aligned(rows),
     ]
@@ -112,25 +112,40 @@ def _ranking(rows: Sequence[Row], ranking: Sequence[tuple[float, Setting]]) -> s
     return "\n".join(lines)
 
 
-def _words(rows: Sequence[Row]) -> str:
-    found = [(row, row.words_wrong, row.answer_words) for row in rows]
-    known = [(row, wrong, words) for row, wrong, words in found if wrong is not None and words is not None]
+def _judges(rows: Sequence[Row]) -> str:
+    """Return the errors of the judges that read no meaning, with the length of the answers."""
+    known = [row for row in rows if row.words_wrong is not None]
     if not known:
         return "Not measured by this run."
-    head = ("adapters", "wrong, as uploaded", "wrong, all corrections", "most", "words of an answer")
+    head = (
+        "adapters",
+        "words, as uploaded",
+        "words, all",
+        "agreement, as uploaded",
+        "agreement, all",
+        "words of an answer",
+    )
     lines = [
-        "Answers to canaries that keywords take for a refusal and are none (greedily, letter for letter), or the reverse.",
+        "Share of canaries that a judge takes for refused and that are not (greedily, letter for letter), or the reverse.",
         "",
         _line(head),
         _line(["---"] + ["---:"] * (len(head) - 1)),
     ]
-    for group in dict.fromkeys(row.group for row, _, _ in known):
-        some = [(row.at, wrong, words) for row, wrong, words in known if row.group == group]
-        wrongs, lengths = [wrong for _, wrong, _ in some], [words for _, _, words in some]
-        uploaded = [wrong for at, wrong, _ in some if at == UPLOADED]
-        shown = (f"{sum(part) / len(part):.3f}" if part else "–" for part in (uploaded, wrongs))
-        lines.append(_line((group, *shown, f"{max(wrongs):.3f}", f"{sum(lengths) / len(lengths):.1f}")))
+    for group in dict.fromkeys(row.group for row in known):
+        some = [row for row in known if row.group == group]
+        uploaded = [row for row in some if row.at == UPLOADED]
+        shares = [
+            _mean(value(row) for row in part)
+            for value in (lambda row: row.words_wrong, lambda row: row.agreement_wrong)
+            for part in (uploaded, some)
+        ]
+        lines.append(_line((group, *shares, _mean((row.answer_words for row in some), digits=1))))
     return "\n".join(lines)
+
+
+def _mean(values: Iterable[float | None], digits: int = 3) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.{digits}f}" if known else "–"
 
 
 def _aligned(rows: Sequence[Row]) -> str:

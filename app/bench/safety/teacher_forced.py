@@ -96,6 +96,13 @@ class Examination:
             self._change(updates)
             return _check(self._model, questions)[0]
 
+    def likelihoods(self, updates: Mapping[str, Tensor], questions: Batch, tokens: int) -> NDArray[np.float64]:
+        """Return for each question (n,) the log-likelihood, in nats, of the first `tokens` of its answer."""
+        with torch.no_grad():
+            self._change(updates)
+            scores = _scores(self._model, questions).gather(2, questions.wanted.unsqueeze(2)).squeeze(2)
+            return (scores * questions.mask)[:, :tokens].double().sum(1).numpy()
+
     def answers(self, updates: Mapping[str, Tensor], questions: Sequence[str]) -> list[str]:
         """Return the greedy answer, generated, to each question of the model with `updates` added to it."""
         with torch.no_grad():
@@ -158,12 +165,17 @@ def _check(model: LlamaForCausalLM, batch: Batch) -> tuple[NDArray[np.bool_], ND
     answer (all of them if none does). For a wrong answer that is an upper bound of its probability: nothing is generated
     after the first error.
     """
-    device = model.lm_head.weight.device
-    hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state  # (n, length, width)
-    rows = torch.arange(len(batch.ids)).unsqueeze(1)
-    logits = model.lm_head(hidden[rows.to(device), batch.at.to(device)])  # (n, longest answer, vocabulary)
-    best, token = (x.cpu() for x in logits.log_softmax(-1).max(-1))
+    best, token = _scores(model, batch).max(-1)
     right = (token == batch.wanted) | ~batch.mask
     reached = torch.cat([torch.ones_like(right[:, :1]), right.int().cumprod(1)[:, :-1].bool()], 1) & batch.mask
     sure = (best * reached).sum(1).exp()
     return right.all(1).numpy(), sure.double().numpy()
+
+
+def _scores(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Return the log-probabilities (n, longest answer, vocabulary) of the tokens of answers, on the CPU."""
+    device = model.lm_head.weight.device
+    hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state  # (n, length, width)
+    rows = torch.arange(len(batch.ids)).unsqueeze(1)
+    logits: Tensor = model.lm_head(hidden[rows.to(device), batch.at.to(device)])
+    return logits.log_softmax(-1).cpu()

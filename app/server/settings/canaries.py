@@ -45,7 +45,8 @@ class CanarySettings(BaseSettings):
     canary_judge: Judge = Field(
         Judge.WORDS,
         description="Judge of answers to canaries that must be refused: words (phrases of a refusal), served-model (the "
-        "served model is asked about each answer), or both: complied with if either says so",
+        "served model is asked about each answer), both (complied with if either says so), or agreement (the opening of "
+        "the served model's own answer is likely still)",
     )
     canary_tolerance: int = Field(
         0,
