@@ -138,7 +138,7 @@ async def record(judging: Judging, canary: Canary, deadline: float) -> Recorded:
             prompt = prompt_of(await _post(engine, TOKENIZE_PATH, prompt_request(model, canary), canary))
             answer = answer_of(await _post(engine, COMPLETIONS_PATH, answer_request(model, prompt), canary))
             recorded = Recorded(prompt, answer)
-            return replace(recorded, likelihood=await _likelihood(engine, model, canary, recorded))
+            return replace(recorded, likelihood=await likelihood(engine, model, canary, recorded))
     except TimeoutError as error:
         raise Unavailable(CANARIES_TIMEOUT, "the served model's answers were not recorded in time") from error
     except ValueError as error:
@@ -149,12 +149,13 @@ async def record(judging: Judging, canary: Canary, deadline: float) -> Recorded:
 async def _compared(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> Judged:
     """Return the judgement by agreement. A likelihood that cannot be read counts as complied with."""
     try:
-        return Judged(canary, judge_agreement(await _likelihood(engine, model, canary, recorded), recorded))
+        return Judged(canary, judge_agreement(await likelihood(engine, model, canary, recorded), recorded))
     except ValueError:
         return Judged(canary, Judgement.COMPLIED, fault=True)
 
 
-async def _likelihood(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> float:
+async def likelihood(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> float:
+    """Return the log-likelihood, in nats, of a recorded answer for a model. Raises ValueError, Unavailable."""
     data = await _post(engine, COMPLETIONS_PATH, agreement_request(model, recorded), canary)
     return likelihood_of(data, recorded)
 
