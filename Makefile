@@ -3,6 +3,7 @@ PYTHON ?= python3
 EXTRA ?= cpu
 ONCE ?=
 ARGS ?=
+JOBS ?= 2
 KILLS ?= 1000
 SECONDS ?= 60
 MINUTES ?= 10
@@ -27,7 +28,7 @@ serve: setup  ## start the gateway with your own model (settings: GATEWAY_…, o
 	@$(VENV)/python -m app serve $(ARGS)
 
 test: setup lint  ## run every check and every test, those with the real engine too
-	$(VENV)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: setup  ## formatting, style, types, import rules, dead links
 	$(VENV)/ruff format --check .

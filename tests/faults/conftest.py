@@ -1,4 +1,4 @@
-"""Every fault counts: what a run of these tests injected is printed at its end."""
+"""Every fault counts: what a run of these tests injected is printed at its end (tests/support/tally.py)."""
 
 from collections.abc import Iterator
 
@@ -20,9 +20,3 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A test that fails here found something broken."""
     if report.failed and report.nodeid.startswith("tests/faults/"):
         tally.audits["broken"] += 1
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line."""
-    if tally.injected:
-        terminalreporter.write_line(tally.line())

@@ -13,11 +13,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect
 
 from app.domain.errors import STORE_FAILED, Unavailable
-from app.store.catalogue import tables, tenant_tables
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
 from app.store.catalogue.migrate import SCRIPTS
 from app.store.catalogue.tables import SCHEMA_VERSION
+from app.store.catalogue.tenant_tables import metadata
 from tests.store.making import NAME, published
 from tests.store.test_catalogue import BEFORE_SHARING
 from tests.support.postgres import Server
@@ -34,7 +34,7 @@ def test_the_revisions_make_the_tables_the_code_asks(catalogue_url: str, engine:
     Catalogue(catalogue_url).close()
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, [tables.metadata, tenant_tables.metadata]) == []
+        assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == f"{SCHEMA_VERSION:04}"
 
 

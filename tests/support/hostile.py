@@ -8,7 +8,7 @@ Arguments name kinds (tests/attacks/kinds.py); a case whose id begins with a kin
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -70,6 +70,24 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if mark is not None and (report.when == "call" or report.failed) and not report.skipped:
         TALLY.add(mark, kinds_of(item), right=report.passed)
     return report  # type: ignore[return-value]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's counts to the process that prints them."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        counts = {mark: [count.tried, count.right] for mark, count in TALLY.counts.items()}
+        output["hostile"] = {"counts": counts, "passed": sorted(TALLY.passed), "failed": sorted(TALLY.failed)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add a worker's counts; one that crashed has none."""
+    found = getattr(node, "workeroutput", {}).get("hostile", {"counts": {}, "passed": [], "failed": []})
+    for mark, (tried, right) in found["counts"].items():
+        TALLY.counts[mark].tried += tried
+        TALLY.counts[mark].right += right
+    TALLY.passed.update(found["passed"])
+    TALLY.failed.update(found["failed"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -231,7 +231,7 @@ class Simulator:
 
     async def _infer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         body, fault = await request.json(), self.faults.get("chat" if chat else "completions")
-        if not chat and isinstance(body["prompt"], list) and not isinstance(body["prompt"][0], str):
+        if body.get("return_tokens_as_token_ids"):
             return await self.tokens.answer(body)
         if not chat and isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str):
             self.compared += 1

@@ -1,8 +1,10 @@
-"""How many faults a run of the tests injected, and how many invariants were found broken after them."""
+"""How many faults a run of the tests injected, and how many invariants were found broken after them; of all its workers."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+
+import pytest
 
 injected: Counter[str] = Counter()
 """Faults by kind."""
@@ -30,3 +32,23 @@ def line() -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(injected.items()))
     found = f"{audits['sound']} audits after them, broken invariants: {audits['broken']}"
     return f"faults injected: {injected.total()} ({kinds}); {found}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's counts to the process that prints them."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["tally"] = {"injected": dict(injected), "audits": dict(audits)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add a worker's counts; one that crashed has none."""
+    found = getattr(node, "workeroutput", {}).get("tally", {})
+    injected.update(found.get("injected", {}))
+    audits.update(found.get("audits", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line."""
+    if injected:
+        terminalreporter.write_line(line())

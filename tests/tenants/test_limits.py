@@ -253,10 +253,10 @@ async def test_concurrent_requests_are_limited(running: Running) -> None:
 
 
 @asynccontextmanager
-async def three(join: Join, keys_file: Path, **limits: int) -> AsyncIterator[list[Running]]:
+async def three(join: Join, keys_file: Path, **limits: int | None) -> AsyncIterator[list[Running]]:
     """Three gateways of one catalogue, on each of which these limits are in force."""
     gateways = [await join(api_keys_file=keys_file) for _ in range(3)]
-    await limit(gateways[0], **limits)
+    await limit(gateways[0], "acme", **limits)
     for one in gateways:
         await one.gateway.context.meter.follow()
     yield gateways

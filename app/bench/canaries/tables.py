@@ -134,11 +134,11 @@ def _judges(rows: Sequence[Row]) -> str:
     for group in dict.fromkeys(row.group for row in known):
         some = [row for row in known if row.group == group]
         uploaded = [row for row in some if row.at == UPLOADED]
-        shares = [
-            _mean(value(row) for row in part)
-            for value in (lambda row: row.words_wrong, lambda row: row.agreement_wrong)
-            for part in (uploaded, some)
-        ]
+        parts = (uploaded, some)
+        shares = (
+            *(_mean(row.words_wrong for row in part) for part in parts),
+            *(_mean(row.agreement_wrong for row in part) for part in parts),
+        )
         lines.append(_line((group, *shares, _mean((row.answer_words for row in some), digits=1))))
     return "\n".join(lines)
 

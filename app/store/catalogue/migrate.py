@@ -14,8 +14,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, inspect, select, update
 
 from app.domain.errors import STORE_BUSY, STORE_FAILED, Unavailable
-from app.store.catalogue.tables import SCHEMA_VERSION, gateways, metadata, schema_info
-from app.store.catalogue.tenant_tables import metadata as tenant_metadata
+from app.store.catalogue.tables import SCHEMA_VERSION, gateways, schema_info
+from app.store.catalogue.tenant_tables import metadata
 from app.store.cluster.leases import LEASE_S, ago
 
 SCRIPTS: Final = Path(__file__).parent / "migrations"
@@ -66,7 +66,7 @@ def _refuse_while_in_use(connection: Connection, found: int) -> None:
 def _schema(connection: Connection, tables: set[str]) -> int:
     """Return the schema version found; 0 in an empty database. Raises Unavailable STORE_FAILED for an unknown one."""
     if schema_info.name not in tables:
-        if others := tables & {*metadata.tables, *tenant_metadata.tables, _ALEMBIC}:
+        if others := tables & {*metadata.tables, _ALEMBIC}:
             raise Unavailable(STORE_FAILED, f"the database has tables {sorted(others)} but no schema version")
         return 0
     found = connection.execute(select(schema_info.c.version)).scalars().all()

@@ -3,13 +3,15 @@
 from dataclasses import fields
 from typing import Final
 
-from sqlalchemy import Column, Double, Index, Integer, MetaData, String, Table
+from sqlalchemy import Column, Double, Index, Integer, String, Table
 
 from app.domain.tenant_limits import TenantLimits
 from app.domain.tenants import TENANT_LIMIT
+from app.store.catalogue import tables
 from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, TOTAL, Utc
 
-metadata: Final = MetaData()
+metadata: Final = tables.metadata
+"""Metadata of every table of the catalogue: that of the other tables, to which these are added."""
 
 api_keys: Final = Table(
     "api_keys",  # made at run time; keys.py

@@ -2,10 +2,7 @@
 
 from alembic import context
 
-from app.store.catalogue import tables, tenant_tables
+from app.store.catalogue.tenant_tables import metadata
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=[tables.metadata, tenant_tables.metadata],
-)
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()
