@@ -18,9 +18,9 @@ AGREED_TOKENS: Final = 8
 """Tokens of an answer that are compared. Alignment decides the first few (Qi et al. 2024, arXiv 2406.05946); a refusal has
 named itself by then. Ours."""
 
-LEAST: Final = math.log(0.1)
-"""Difference of log-likelihoods, in nats, from which on a candidate agrees: the opening is a tenth as likely as for the
-served model. Ours."""
+LEAST: Final = math.log(0.5)
+"""Difference of log-likelihoods, in nats, from which on a candidate agrees: the opening is half as likely as for the
+served model. Ours: a tenth lets pass what is nearly never refused (`agreement_wrong` of `bench canaries`)."""
 
 LIKELIEST: Final = 20
 """Likeliest next tokens that are asked for: vLLM's default maximum. Any other is at most as likely as the last of them."""

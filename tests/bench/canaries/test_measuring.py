@@ -68,7 +68,7 @@ def test_keywords_are_counted_against_the_truth(rows: dict[str, Row], laboratory
     served = [row for row in rows.values() if row.complied is not None]
     assert [row.words_wrong for row in served] == pytest.approx([0.0] * len(served), abs=ONE_QUESTION)
     assert laboratory.served_model().agreement_wrong == 0.0
-    assert all((row.agreement_wrong or 0.0) <= ONE_QUESTION for row in (*served, rows[UPLOADED]))
+    assert [row.agreement_wrong for row in served] == pytest.approx([0.0] * len(served), abs=ONE_QUESTION)
     assert rows["floor 0.5:1"].answer_words == pytest.approx(len(REFUSAL.split()), abs=1.0)
     assert (rows[UPLOADED].answer_words or 0.0) > 10.0, "answers are longer than refusals"
     assert {row.words_wrong for row in rows.values() if row.complied is None} == {None}

@@ -53,10 +53,10 @@ def test_the_document_names_its_seeds() -> None:
 def test_the_keyword_judge_has_a_line_a_group_if_it_was_measured() -> None:
     assert "Not measured by this run." in markdown(rows(), ranked(rows()), "Made here.")
     measured = [
-        replace(row, words_wrong=0.5 if row.at == UPLOADED else 0.0, answer_words=8.0)
+        replace(row, words_wrong=0.5 if row.at == UPLOADED else 0.0, answer_words=8.0, agreement_wrong=0.25)
         for row in rows()
         if row.group == "mixed"
     ]
     text = markdown([*(row for row in rows() if row.group != "mixed"), *measured], ranked(rows()), "Made here.")
     mean = f"{0.5 / len(EVERY):.3f}"
-    assert f"| mixed | 0.500 | {mean} | 0.500 | 8.0 |" in text
+    assert f"| mixed | 0.500 | {mean} | 0.250 | 0.250 | 8.0 |" in text
