@@ -1,5 +1,6 @@
-"""Console pages about tenants: their keys, their usage, and, for the operator, all of them."""
+"""Console pages about tenants: their keys, limits and usage, and, for the operator, all of them."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -10,6 +11,7 @@ from app.api.dependencies import Context, context
 from app.console.pages import ConsoleRoute, show
 from app.console.usage_chart import usage_shown
 from app.domain.api_keys import OPERATOR_ROLES, Role
+from app.domain.tenant_limits import MOST
 from app.domain.tenants import DEFAULT
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False, dependencies=[Depends(guarded)])
@@ -23,6 +25,17 @@ def keys(request: Request, ctx: Ctx) -> Response:
     roles = [role for role in Role if tenant == DEFAULT or role not in OPERATOR_ROLES]
     stored = ctx.uploads.components.catalogue.keys.of_tenant(tenant)
     return show(request, ctx, "keys.html", keys=stored, roles=roles, tenant=tenant)
+
+
+@router.get("/console/limits")
+async def limits(request: Request, ctx: Ctx) -> Response:
+    """Show a tenant's limits and what it stores, to the operator as a form."""
+    caller = caller_of(request)
+    in_force, stock = await ctx.meter.stock(caller.tenant)
+    stored = asdict(stock)
+    rows = [(name, most, stored.get(name)) for name, most in asdict(in_force).items()]
+    may_set = caller.permits("PUT", "/tenants/{tenant}/limits")
+    return show(request, ctx, "limits.html", limits=rows, tenant=caller.tenant, may_set=may_set, largest=MOST)
 
 
 @router.get("/console/usage")

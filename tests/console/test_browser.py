@@ -166,6 +166,7 @@ PAGES = (
     "/console/trends",
     "/console/usage",
     "/console/keys",
+    "/console/limits",
     "/console/tenants",
     "/console/engines",
     "/console/audit",

@@ -22,6 +22,33 @@ def status(url: str, key: str, path: str = "/v1/models") -> int:
     return httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"}).status_code
 
 
+def test_limits_are_set_by_the_operator_and_shown_to_the_tenant(serve: Serve, visitor: Visitor, tmp_path: Path) -> None:
+    key, stored = new_key("admin", [Role.ADMIN], tenant="acme")
+    file = tmp_path / "keys"
+    file.write_text(stored.line)
+    url, page = serve(api_keys=KEY, api_keys_file=file), visitor.page()
+    sign_in(page, url, KEY)
+    page.goto(f"{url}/console/limits?tenant=acme")
+    expect(page.get_by_role("heading", name="Limits of acme")).to_be_visible()
+    page.get_by_label("Requests per minute").fill("600")
+    page.get_by_label("Adapters").fill("0")
+    page.get_by_role("button", name="Set the limits").click()
+    expect(page.locator("#notice")).to_contain_text("The limits are set.")
+    page.reload()
+    expect(page.get_by_label("Requests per minute")).to_have_value("600")
+    expect(page.get_by_label("Adapters")).to_have_value("0")
+    expect(page.get_by_label("Bytes")).to_have_value("")
+    page.goto(f"{url}/console/limits?tenant=default")
+    expect(page.get_by_label("Requests per minute")).to_have_value("")
+
+    theirs = visitor.page()
+    theirs.context.clear_cookies()
+    sign_in(theirs, url, key)
+    theirs.get_by_role("link", name="Limits").click()
+    expect(theirs.locator("tbody")).to_contain_text("600")
+    expect(theirs.get_by_role("button", name="Set the limits")).to_have_count(0)
+
+
 def test_the_operator_acts_in_a_tenant_from_its_first_key_on(serve: Serve, visitor: Visitor) -> None:
     url, page = serve(api_keys=KEY), visitor.page()
     sign_in(page, url, KEY)

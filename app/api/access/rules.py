@@ -76,6 +76,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/adapters/{name}/versions/{number}/report.json"): _for(Role.UPLOAD),
     ("GET", "/console/trends"): _for(Role.UPLOAD),
     ("GET", "/console/keys"): ADMIN_ONLY,
+    ("GET", "/console/limits"): ADMIN_ONLY,
     ("GET", "/console/usage"): ADMIN_ONLY,
     ("GET", "/console/tenants"): OPERATOR_ONLY,
     ("GET", "/console/engines"): _for(Role.METRICS, operators=True),
