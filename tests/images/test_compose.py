@@ -238,7 +238,7 @@ def test_a_profile_is_whole(profile: str) -> None:
         assert set(service.get("depends_on", {})) <= chosen.keys(), name
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - ONE_SHOT)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT))
 def test_what_runs_on_is_watched(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
     assert SERVICES[name]["restart"] == "unless-stopped"
