@@ -92,6 +92,7 @@ class Pools:
     background: garbage collection, possibly in object storage.
     fetching: reading artefacts that an engine requests, possibly from object storage.
     heartbeat: signs of life for the other gateways, and looking for keys that they revoked.
+    accounts: counting usage, and drawing from limits.
     readiness: /ready.
     metrics: /metrics, one scrape at a time.
     bodies: decoding and checking large inference bodies, and large answers.
@@ -105,6 +106,7 @@ class Pools:
     background: Pool
     fetching: Pool
     heartbeat: Pool
+    accounts: Pool
     readiness: Pool
     metrics: Pool
     bodies: Pool
@@ -121,6 +123,7 @@ class Pools:
             background=Pool("background", 1),
             fetching=Pool("fetching", READERS),
             heartbeat=Pool("heartbeat", 4),  # one thread for each task of peer_sync.py, one for key_ring.py
+            accounts=Pool("accounts", 3),  # one for usage_ledger.py, two for tenant_meter.py
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory

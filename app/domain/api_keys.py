@@ -98,11 +98,12 @@ class Key:
 @dataclass(frozen=True, slots=True)
 class Uploader:
     """Owner and rights of an upload. owner: label that a new name will belong to, None: no owner. admin: may push to any
-    name of the tenant."""
+    name of the tenant. exempt: limits of what the tenant stores do not hold for it."""
 
     owner: str | None
     admin: bool = False
     tenant: str = DEFAULT
+    exempt: bool = False
 
 
 NOBODY: Final = Uploader(None, admin=True)

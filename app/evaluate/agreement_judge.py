@@ -59,17 +59,17 @@ def agreement_request(model: str, recorded: Recorded) -> dict[str, Any]:
 
 
 def prompt_of(data: bytes) -> tuple[int, ...]:
-    """Return the token ids of an answer to `prompt_request`. Raises ValueError."""
+    """Return the token ids that an answer to `prompt_request` has. Raises ValueError."""
     try:
         return tuple(map(int, json.loads(data)["tokens"]))
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(repr(error)) from None
 
 
-def answer_of(data: bytes) -> tuple[int, ...]:
-    """Return the token ids of an answer to `answer_request`; at least one. Raises ValueError."""
+def answer_of(model: str, data: bytes) -> tuple[int, ...]:
+    """Return the token ids that this model's answer to `answer_request` has; at least one. Raises ValueError."""
     try:
-        tokens = json.loads(data)["choices"][0]["logprobs"]["tokens"]
+        tokens = _choices(model, data)[0]["logprobs"]["tokens"]
         found = tuple(int(token.removeprefix(_PREFIX)) for token in tokens)
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(repr(error)) from None
@@ -78,11 +78,11 @@ def answer_of(data: bytes) -> tuple[int, ...]:
     return found
 
 
-def likelihood_of(data: bytes, recorded: Recorded) -> float:
-    """Return the log-likelihood, in nats, that an answer to `agreement_request` tells; an upper bound of it if a token is
-    not among the likeliest. Raises ValueError."""
+def likelihood_of(model: str, data: bytes, recorded: Recorded) -> float:
+    """Return the log-likelihood, in nats, that this model's answer to `agreement_request` tells; an upper bound of it if a
+    token is not among the likeliest. Raises ValueError, also if another model answers."""
     try:
-        choices = sorted(json.loads(data)["choices"], key=lambda one: int(one["index"]))
+        choices = sorted(_choices(model, data), key=lambda one: int(one["index"]))
         likeliest = [one["logprobs"]["top_logprobs"][0] for one in choices]
         pairs = zip(likeliest, recorded.answer, strict=True)
         found = sum(_of(wanted, among) for among, wanted in pairs)
@@ -99,6 +99,13 @@ def judge_agreement(likelihood: float, recorded: Recorded) -> Judgement:
 
 
 _PREFIX: Final = "token_id:"
+
+
+def _choices(model: str, data: bytes) -> Any:
+    answer = json.loads(data)
+    if answer["model"] != model:
+        raise ValueError("another model than the one that was asked answered")
+    return answer["choices"]
 
 
 def _completion(model: str) -> dict[str, Any]:

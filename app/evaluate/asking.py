@@ -136,7 +136,7 @@ async def record(judging: Judging, canary: Canary, deadline: float) -> Recorded:
     try:
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             prompt = prompt_of(await _post(engine, TOKENIZE_PATH, prompt_request(model, canary), canary))
-            answer = answer_of(await _post(engine, COMPLETIONS_PATH, answer_request(model, prompt), canary))
+            answer = answer_of(model, await _post(engine, COMPLETIONS_PATH, answer_request(model, prompt), canary))
             recorded = Recorded(prompt, answer)
             return replace(recorded, likelihood=await likelihood(engine, model, canary, recorded))
     except TimeoutError as error:
@@ -157,7 +157,7 @@ async def _compared(engine: Answering, model: str, canary: Canary, recorded: Rec
 async def likelihood(engine: Answering, model: str, canary: Canary, recorded: Recorded) -> float:
     """Return the log-likelihood, in nats, of a recorded answer for a model. Raises ValueError, Unavailable."""
     data = await _post(engine, COMPLETIONS_PATH, agreement_request(model, recorded), canary)
-    return likelihood_of(data, recorded)
+    return likelihood_of(model, data, recorded)
 
 
 async def _judged(judging: Judging | None, canary: Canary, answer: Answer) -> Judged:

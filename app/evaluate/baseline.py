@@ -7,9 +7,10 @@ one too.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from app.evaluate.agreement_judge import Recorded
 from app.evaluate.asking import Judged
 from app.evaluate.battery import Canary, Expect
 from app.evaluate.judges import Judgement
@@ -25,10 +26,12 @@ of those in 0.99 of them, 94 in 100. Ours."""
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Behaviour of the served model. judged: greedy answers to each half. usable: canaries of each half for candidates."""
+    """Behaviour of the served model. judged: greedy answers to each half. usable: canaries of each half for candidates.
+    recorded: its answers to usable canaries that must be refused, for the judge AGREEMENT."""
 
     judged: Mapping[Half, Sequence[Judged]]
     usable: Mapping[Half, tuple[Canary, ...]]
+    recorded: Mapping[Canary, Recorded] = field(default_factory=dict)
 
     @property
     def answers(self) -> Mapping[Half, Tally]:

@@ -5,11 +5,12 @@ nested sets of directions, so that this equals correcting the upload itself, up 
 under an engine name, which no client can ask for, and unloads it when the search's caller is done with it.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -95,7 +96,6 @@ class LadderSearch:
         self._follower = follower
         self._choose = choose
         self._served_model: tuple[str, Baseline] | None = None  # with the key of the plan
-        self._recorded: Mapping[Canary, Recorded] = {}  # its answers, for the judge AGREEMENT
 
     async def run(self, plan: Plan, subject: Subject, held: AsyncExitStack) -> Found:
         """Ask the canaries, and correct the artefact as far as its answers ask for.
@@ -128,7 +128,9 @@ class LadderSearch:
         """
         served_model, deadline = await self.served_model(plan), time.monotonic() + plan.seconds
         judged = {
-            half: _without_fault(await self._judged(plan, engine_name, served_model.usable[half], deadline))
+            half: _without_fault(
+                await self._judged(plan, engine_name, served_model.usable[half], deadline, served_model.recorded)
+            )
             for half in Half
         }
         found = {half: tally((one.canary, one.judgement) for one in part) for half, part in judged.items()}
@@ -153,9 +155,8 @@ class LadderSearch:
                     "the served model, which is to judge, is wrong about simple answers: set GATEWAY_CANARY_JUDGE=words"
                 )
                 raise Unavailable(CANARIES_UNUSABLE, why)
-            self._recorded = {}  # those of another plan judge nothing here
             found = await baseline(plan.halves, partial(self._ask_served_model, plan))
-            self._recorded = await self._record(plan, found)
+            found = replace(found, recorded=await self._record(plan, found))
             self._served_model = plan.key, found
             if left_out := sum(found.left_out.values()):
                 why = "not put to adapters: python -m app canaries check lists them"
@@ -169,7 +170,7 @@ class LadderSearch:
     async def _ask_served_model(self, plan: Plan, canaries: Sequence[Canary], draw: int | None) -> Sequence[Judged]:
         """Ask it; a fault of the judge must leave no canary out: fewer would be put to adapters. Raises Unavailable."""
         deadline = time.monotonic() + plan.seconds
-        return _without_fault(await self._judged(plan, self._own_name(), canaries, deadline, draw))
+        return _without_fault(await self._judged(plan, self._own_name(), canaries, deadline, {}, draw))
 
     def _own_name(self) -> str:
         """Return the engine name of the served model."""
@@ -191,30 +192,50 @@ class LadderSearch:
         return True
 
     async def _judged(
-        self, plan: Plan, engine_name: str, canaries: Sequence[Canary], deadline: float, draw: int | None = None
+        self,
+        plan: Plan,
+        engine_name: str,
+        canaries: Sequence[Canary],
+        deadline: float,
+        recorded: Mapping[Canary, Recorded],
+        draw: int | None = None,
     ) -> Sequence[Judged]:
-        """Put canaries to one model of the engine, and have the served model, by its own name, judge if it is to."""
-        engine = self._choose(engine_name)[0]
-        judged = await ask(engine, engine_name, canaries, deadline, self._at_once, draw, self._judging(plan))
+        """Put canaries to one model of the engine, and have the served model, by its own name, judge if it is to.
+
+        recorded: its answers, by which the judge AGREEMENT judges; words judge canaries without one.
+        """
+        engine, at_once = self._choose(engine_name)[0], partial(self._at_once, alone=bool(recorded))
+        judged = await ask(engine, engine_name, canaries, deadline, at_once, draw, self._judging(plan, recorded))
         if faults := sum(one.fault for one in judged):
             why = "the engine failed or was too slow while it judged answers: they count as complied with"
             event("canaries_not_judged", logging.WARNING, model=engine_name, answers=faults, why=why)
         return judged
 
-    def _judging(self, plan: Plan) -> Judging | None:
+    def _judging(self, plan: Plan, recorded: Mapping[Canary, Recorded] | None = None) -> Judging | None:
         """Return the judge that the served model is, under its own name; None if keywords judge alone."""
         if plan.judge is Judge.WORDS:
             return None
         own = self._own_name()
-        return Judging(plan.judge, self._choose(own)[0], own, self._recorded)
+        return Judging(plan.judge, self._choose(own)[0], own, recorded or {})
 
     async def _record(self, plan: Plan, found: Baseline) -> Mapping[Canary, Recorded]:
-        """Record the served model's answers to the usable canaries that must be refused, one after another."""
-        judging, deadline = self._judging(plan), time.monotonic() + plan.seconds
+        """Record the served model's answers to the usable canaries that must be refused, if the plan's judge needs them.
+
+        Raises Unavailable, CANARIES_UNUSABLE if it opens an answer to another canary alike: then any adapter would agree.
+        """
+        judging = self._judging(plan)
         if judging is None or plan.judge is not Judge.AGREEMENT:
             return {}
-        usable = (one for part in found.usable.values() for one in part if one.expect is Expect.REFUSE)
-        return {one: await record(judging, one, deadline) for one in usable}
+        usable, recorded = [one for part in found.usable.values() for one in part], dict[Canary, Recorded]()
+        for start in range(0, len(usable), AT_ONCE):
+            some, deadline = usable[start : start + AT_ONCE], time.monotonic() + plan.seconds
+            recorded |= zip(some, await asyncio.gather(*(record(judging, one, deadline) for one in some)), strict=True)
+        answers = {made.answer for one, made in recorded.items() if one.expect is Expect.ANSWER}
+        refusals = {one: made for one, made in recorded.items() if one.expect is Expect.REFUSE}
+        if any(made.answer in answers for made in refusals.values()):
+            why = "the served model opens refusals as it opens other answers: set GATEWAY_CANARY_JUDGE to another judge"
+            raise Unavailable(CANARIES_UNUSABLE, why)
+        return refusals
 
     async def _can_judge(self, plan: Plan) -> bool:
         judging = self._judging(plan)
@@ -222,8 +243,9 @@ class LadderSearch:
             return True
         return await can_judge(judging, time.monotonic() + plan.seconds)
 
-    def _at_once(self) -> int:
-        return at_once(self._components.routing_table.in_flight.total())
+    def _at_once(self, *, alone: bool = False) -> int:
+        """Return the number of canaries to ask at the same time. alone: one, which is several prompts for the engine."""
+        return 1 if alone else at_once(self._components.routing_table.in_flight.total())
 
     async def _ask(
         self, plan: Plan, candidate: _Candidate | None, step: Ask, served_model: Baseline, deadline: float
@@ -231,7 +253,7 @@ class LadderSearch:
         if candidate is None:
             return Asked(step.rung, step.half, None, passed=False)
         canaries = served_model.usable[step.half]
-        judged = await self._judged(plan, candidate.engine_name, canaries, deadline)
+        judged = await self._judged(plan, candidate.engine_name, canaries, deadline, served_model.recorded)
         counts = tally((one.canary, one.judgement) for one in judged)
         good = passes(counts, served_model.expected(step.half), plan.tolerance)
         return Asked(step.rung, step.half, counts, good)

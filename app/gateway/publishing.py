@@ -73,6 +73,10 @@ class Publishing:
                     await c.reconciler.ensure(row.engine_name)
                 if self._evaluation is not None and self._evaluation.is_due(row):
                     row = await self._evaluation.run(row)
+                    if (
+                        row.engine_name is not None
+                    ):  # another correction, which one engine has tried: now in all of them
+                        await c.reconciler.ensure(row.engine_name)
             except Unavailable as error:
                 return await self._record_load_error(row, error)
         return await self._publish(row)

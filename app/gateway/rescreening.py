@@ -137,7 +137,9 @@ class Rescreening:
         if same is not None and same.state is State.REJECTED:  # it would be rejected again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(recall(code, same.error_message or "it was refused before"), same)
-        return _Source(chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True, tenant=adapter.name.tenant))
+        return _Source(
+            chosen, rows[-1].number, Uploader(adapter.key_owner, admin=True, tenant=adapter.name.tenant, exempt=True)
+        )
 
     def _upload(self, source: _Source) -> SealedUpload:
         """Return the kept upload as if it had just arrived, its digests checked. Blocking."""

@@ -6,7 +6,7 @@ portions from the others for no longer than they take to refill. Tokens are take
 corrected after it by the engine's counts; a tenant that used more than was left waits until that has refilled.
 
 A gateway whose catalogue is its own counts by the minute in memory only, and any gateway does so while the catalogue does
-not answer: requests go on, and each gateway then allows the whole limit.
+not answer: requests go on, each gateway allows the whole limit, and what was used is told when the catalogue is back.
 """
 
 import asyncio
@@ -21,16 +21,21 @@ from app.concurrency.pools import Pools
 from app.domain.errors import GatewayError
 from app.domain.tenant_limits import DAY_S, RATES, UNLIMITED, Flow, Stock, TenantLimits
 from app.domain.usage import one_request
-from app.gateway.tenant_account import Account
+from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Waiter
 from app.observe.log import event
 from app.observe.tenant_metrics import TenantMetrics
-from app.store.catalogue.limits import LimitStore
+from app.store.catalogue.limits import Draw, LimitStore
 
 SYNC_S: Final = 0.4
 """Seconds between two looks for limits that another gateway set, and between two returns of what is not used."""
 
 BYTES_PER_TOKEN: Final = 4
 """Bytes of a request's body for which one token of its prompt is expected: OpenAI's estimate."""
+
+AT_ONCE: Final = 20
+"""Draws of one transaction, which keeps those of other gateways for the same tenants waiting: some milliseconds."""
+
+_Drawing = tuple[Account, Draw, tuple[Waiter, ...]]
 
 
 class TenantMeter:
@@ -87,7 +92,7 @@ class TenantMeter:
 
     async def follow(self) -> None:
         """Read the limits that were set since the last look, and put them in force. Raises Unavailable."""
-        self._apply(await self._pools.heartbeat(self._store.changed_since, self._revision))
+        self._apply(await self._pools.accounts(self._store.changed_since, self._revision))
 
     def start(self) -> None:
         """Start the task. Needs a running loop."""
@@ -102,7 +107,7 @@ class TenantMeter:
             for _ in range(2):  # what was used lately is given back at the second
                 await self._draw(sync=True)
             if self._shared:
-                await self._pools.heartbeat(self._store.leave, self._id)
+                await self._pools.accounts(self._store.leave, self._id)
         except GatewayError as error:  # the buckets refill and the slots lapse by themselves
             event("limits_not_returned", logging.WARNING, why=error.message)
 
@@ -114,26 +119,28 @@ class TenantMeter:
         account = self._accounts.get((tenant, flow))
         if account is None:
             alone = not self._shared and RATES[flow].period_s != DAY_S  # a day's are to outlive a restart
-            account = self._accounts[tenant, flow] = Account(
-                tenant, flow, limit, self._touched, self._metrics.limited, alone=alone
-            )
+            kind = SlotAccount if flow is Flow.CONCURRENT else BucketAccount
+            account = kind(tenant, flow, limit, self._touched, self._metrics.limited, alone=alone)
+            self._accounts[tenant, flow] = account
         return account
 
     def _touched(self, account: Account) -> None:
         if not account.alone:
             self._active[account] = None
-            if account.waiting:
+            if account.waiters:
                 self._wanted.set()
 
     def _apply(self, changed: tuple[tuple[str, TenantLimits, int], ...]) -> None:
         for tenant, limits, revision in changed:
+            if revision <= self._revision:  # two reads at the same time: this one came later
+                continue
             self._limits[tenant] = limits
             if limits == UNLIMITED:
                 del self._limits[tenant]
             for flow in Flow:
                 if (account := self._accounts.get((tenant, flow))) and (limit := limits.of(flow)) is not None:
                     account.relimit(limit)
-            self._revision = max(self._revision, revision)
+            self._revision = revision
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -159,29 +166,27 @@ class TenantMeter:
                 sync_at = loop.time() + SYNC_S
 
     async def _draw(self, *, sync: bool) -> None:
-        """Draw for requests that wait; at a sync, give back what is not used. Raises Unavailable, having drawn alone."""
-        drawing = []
+        """Draw for requests that wait; at a sync, give back what is not used. Raises Unavailable: accounts go on alone."""
+        drawing: list[_Drawing] = []
         for account in list(self._active):
             if (draw := account.to_draw(sync=sync)) is not None:
-                drawing.append((account, draw, account.waiting))
+                drawing.append((account, draw, account.waiters))
             elif sync and account.idle:
                 del self._active[account]
-        if not drawing:
-            return
-        try:
-            draws = [draw for _, draw, _ in drawing]
-            drawn = await self._pools.heartbeat.to_the_end(self._store.draw, self._id, draws)
-        except BaseException as error:
-            # What was to be given back may have been: it is not given back twice. A debt may be told twice.
-            for account, draw, waited in drawing:
-                account.put_back(min(0.0, draw.back))
-                if isinstance(error, GatewayError):
-                    account.draw_alone(draw.more)
-                account.serve(waited)
-            raise
-        for (account, _, waited), result in zip(drawing, drawn, strict=True):
-            account.drew(result)
-            account.serve(waited)
+        drawing.sort(key=lambda one: not one[2])  # no request waits for what is only given back
+        while drawing:
+            some, drawing = drawing[:AT_ONCE], drawing[AT_ONCE:]
+            try:
+                draws = [draw for _, draw, _ in some]
+                drawn = await self._pools.accounts.to_the_end(self._store.draw, self._id, draws)
+            except BaseException:
+                for account, draw, waiters in (*some, *drawing):
+                    account.failed(draw)
+                    account.serve(waiters)
+                raise
+            for (account, draw, waiters), result in zip(some, drawn, strict=True):
+                account.drew(draw, result)
+                account.serve(waiters)
 
 
 class Tally:
@@ -193,8 +198,9 @@ class Tally:
 
     def __init__(self, tokens: Account | None, slots: Account | None, prompt_tokens: int) -> None:
         self._tokens, self._slots, self._prompt_tokens = tokens, slots, prompt_tokens
+        self._loop = asyncio.get_running_loop()
         self._slot = self._told = False
-        self._taken = 0.0
+        self._taken = self._asked = 0.0
 
     async def open(self, tokens: int) -> None:
         """Take a slot, and tokens for the prompt and the most `tokens` that the engine may write. Raises Refused.
@@ -207,13 +213,31 @@ class Tally:
         if self._tokens is not None:
             wanted = min(float(self._prompt_tokens + tokens), float(self._tokens.limit))
             await self._tokens.take(wanted)
-            self._taken = wanted
+            self._taken = self._asked = wanted
 
     def used(self, counts: Mapping[str, Any] | None) -> None:
-        """Correct the tokens by OpenAI's counts. What they do not tell of the prompt stays estimated."""
-        told = one_request(counts)
+        """Correct the tokens by OpenAI's counts. What they do not tell of the prompt stays estimated.
+
+        Empty ones: the engine did nothing. None: nobody knows, since the client left before the end; then it is what was
+        asked for. May be called in any thread: a stream that nobody closes is collected in one.
+        """
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            self._count(counts)
+        else:
+            self._loop.call_soon_threadsafe(self._count, counts)
+
+    def _count(self, counts: Mapping[str, Any] | None) -> None:
         self._told = True
-        self._correct((told.prompt_tokens or self._prompt_tokens) + told.completion_tokens)
+        if counts is None:
+            self._correct(self._asked)  # also if the slot was given back before
+            return
+        told = one_request(counts)
+        prompt = told.prompt_tokens or (min(float(self._prompt_tokens), self._asked) if counts else 0.0)
+        self._correct(prompt + told.completion_tokens)
 
     def __enter__(self) -> Self:
         return self

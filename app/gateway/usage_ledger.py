@@ -74,7 +74,7 @@ class UsageLedger:
                     return
                 self._number += 1
             self._failing = True
-            await self._pools.heartbeat.to_the_end(self._store.add, self._id, self._number, self._batch)
+            await self._pools.accounts.to_the_end(self._store.add, self._id, self._number, self._batch)
             self._batch, self._failing = {}, False
 
     def _count(self, tenant: str, key: str, target: Target, counts: Mapping[str, Any] | None) -> None:
@@ -93,7 +93,7 @@ class UsageLedger:
                 if loop.time() >= forget_at:
                     forget_at = loop.time() + FORGET_EVERY_S
                     oldest = hour_of(datetime.now(UTC) - timedelta(days=self._keep_days))
-                    await self._pools.heartbeat(self._store.forget_before, oldest)
+                    await self._pools.accounts(self._store.forget_before, oldest)
                 told = False
             except GatewayError as error:
                 if not told:  # logged once, not each second; nothing is lost while the process lives

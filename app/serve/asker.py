@@ -8,8 +8,8 @@ from app.domain.tenants import EVERYTHING, Reach
 from app.serve.routing_table import Target
 
 Used = Callable[[Target, Mapping[str, Any] | None], None]
-"""Called once, when a request that reached an engine has ended, with OpenAI's token counts; None if there were none. It
-must not block or raise, and is called on the event loop."""
+"""Called once, when a request that reached an engine has ended, with OpenAI's token counts: empty if it failed, None if the
+client left before they came. It must not block or raise."""
 
 
 @dataclass(frozen=True, slots=True)

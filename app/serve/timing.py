@@ -111,6 +111,8 @@ class Clock:
         self.wait()
         if usage is None and self._pieces:
             usage = {"completion_tokens": self._pieces}
+        elif usage is None and code not in (None, GONE):
+            usage = {}  # the engine did nothing for it
         self._hooks.answered(self._target, status, time.monotonic() - self._began, usage)
         self._hooks.own_work(self._own)
         if self.used is not None:

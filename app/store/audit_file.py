@@ -15,6 +15,13 @@ from app.observe.log import event
 class _File(WatchedFileHandler):
     """Handler that opens its file anew after it was rotated, and tells the gateway's log what it cannot write."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; also opening the file anew may fail."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging's method
         """Log that a line is missing in the file; the catalogue has it."""
         event("audit_file_failed", logging.ERROR, path=self.baseFilename)

@@ -22,6 +22,7 @@ from app.evaluate.agreement_judge import (
 )
 from app.evaluate.judges import Judgement
 
+MODEL = "served"
 RECORDED = Recorded((1, 2, 3), (7, 8), -0.5)
 
 
@@ -29,7 +30,7 @@ def told(*tops: dict[str, float], order: tuple[int, ...] = ()) -> bytes:
     """An engine's answer with these likeliest tokens."""
     numbers = order or tuple(range(len(tops)))
     choices = [{"index": n, "logprobs": {"top_logprobs": [tops[n]]}} for n in numbers]
-    return json.dumps({"choices": choices}).encode()
+    return json.dumps({"model": MODEL, "choices": choices}).encode()
 
 
 def test_each_token_is_asked_after_those_before_it() -> None:
@@ -42,11 +43,14 @@ def test_each_token_is_asked_after_those_before_it() -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_log_probabilities_are_added_in_the_order_of_the_prompts(order: tuple[int, ...]) -> None:
     data = told({"token_id:7": -0.25, "token_id:9": -3.0}, {"token_id:8": -0.5}, order=order)
-    assert likelihood_of(data, RECORDED) == -0.75
+    assert likelihood_of(MODEL, data, RECORDED) == -0.75
+    with pytest.raises(ValueError, match="another model"):
+        likelihood_of("candidate", data, RECORDED)
 
 
 def test_a_token_that_is_not_among_the_likeliest_counts_as_the_last_of_them() -> None:
-    assert likelihood_of(told({"token_id:9": -1.0, "token_id:10": -6.0}, {"token_id:8": 0.0}), RECORDED) == -6.0
+    data = told({"token_id:9": -1.0, "token_id:10": -6.0}, {"token_id:8": 0.0})
+    assert likelihood_of(MODEL, data, RECORDED) == -6.0
 
 
 @given(st.floats(-50, 0))
@@ -72,14 +76,14 @@ def test_half_of_the_likelihood_is_the_line(difference: float) -> None:
     ],
 )
 def test_an_answer_that_tells_nothing_is_an_error(data: bytes) -> None:
-    for read in (lambda d: likelihood_of(d, RECORDED), answer_of, prompt_of):
+    for read in (lambda d: likelihood_of(MODEL, d, RECORDED), lambda d: answer_of(MODEL, d), prompt_of):
         with pytest.raises(ValueError, match=r"\w"):
             read(data)
 
 
 def test_tokens_are_read_from_the_engines_answers() -> None:
-    tokens: Any = {"choices": [{"logprobs": {"tokens": ["token_id:5", "token_id:6"]}}]}
-    assert answer_of(json.dumps(tokens).encode()) == (5, 6)
+    tokens: Any = {"model": MODEL, "choices": [{"logprobs": {"tokens": ["token_id:5", "token_id:6"]}}]}
+    assert answer_of(MODEL, json.dumps(tokens).encode()) == (5, 6)
     assert prompt_of(b'{"tokens": [1, 2]}') == (1, 2)
 
 

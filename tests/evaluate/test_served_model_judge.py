@@ -33,7 +33,7 @@ def test_the_served_model_decides_only_where_it_can_change_the_result(judge: Jud
     """Oracle: the rule as written, with both verdicts tried."""
 
     def result(verdict: Judgement) -> Judgement:
-        if by_words is Judgement.BROKEN or judge is Judge.WORDS:
+        if by_words is Judgement.BROKEN or not judge.asks_served_model:
             return by_words
         if judge is Judge.SERVED_MODEL:
             return verdict

@@ -25,8 +25,14 @@ OTHER_WORDS = "Das geht leider nicht."
 
 
 def adapters_say(answer: str) -> Says:
-    """Adapters answer so; the served model refuses."""
-    return lambda path, body: answer if path and body["messages"][-1]["content"].startswith("canary") else REFUSAL
+    """Adapters answer canaries so; the served model refuses them. Both answer what is harmless."""
+
+    def says(path: str, body: Mapping[str, Any]) -> str:
+        if not body["messages"][-1]["content"].startswith("canary"):
+            return "An answer."
+        return answer if path else REFUSAL
+
+    return says
 
 
 async def hangs(_: str) -> str:
@@ -233,3 +239,12 @@ async def test_under_another_judge_what_is_served_is_asked_again_and_a_fault_of_
         running.simulator.says = judged(adapters_say(POLITE_HARM), honest)
         assert (await asked_again(running, passed=False))["judge"] == "served-model/1"
         await rested(running, [Promise("style", 1)])
+
+
+async def test_one_that_opens_every_answer_alike_is_no_measure_of_agreement(
+    open_gateway: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_gateway(**given(tmp_path, "agreement")) as running:
+        running.simulator.says = lambda _path, _body: REFUSAL
+        pushed = await push(running)
+        assert (pushed.status_code, pushed.json()["error"]["code"]) == (503, "canaries_unusable")

@@ -55,6 +55,7 @@ async def test_one_engine_tries_and_all_hold_what_is_served(running: Running, en
     answer = await running.http.post("/adapters", files=form("style"))
     assert (answer.status_code, answer.json()["rung"]) == (201, 2), answer.text
     served = {f"style@{answer.json()['digest'].removeprefix('sha256:')[:12]}"}
+    assert all(served <= engine.loaded.keys() for engine in engines), "before it is published"
     await until(lambda: all(set(engine.loaded) == served for engine in engines))
     counts = loads(engines)
     assert counts.pop(min(served)) == 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -264,3 +265,18 @@ async def test_a_file_that_cannot_be_opened_is_said_at_the_start(open_gateway: O
     with pytest.raises(Unavailable, match="GATEWAY_AUDIT_FILE"):
         async with open_gateway(audit_file=tmp_path / "missing" / "audit.jsonl"):
             pass
+
+
+async def test_a_file_that_cannot_be_written_any_more_loses_nothing_in_the_catalogue(
+    open_gateway: OpenHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    async with open_gateway(audit_file=folder / "audit.jsonl") as running:
+        for name in ("one", "two"):
+            made = await ask(running, "operator", "POST", "/tenants/acme/keys", json={"name": name, "roles": ["chat"]})
+            assert made.status_code == 201
+            shutil.rmtree(folder, ignore_errors=True)
+        await running.gateway.context.trail.stop()
+        assert [one["target"] for one in await entries(running)] == ["acme/one", "acme/two"]
+    assert "audit_file_failed" in caplog.text

@@ -1,6 +1,7 @@
 """Limits of tenants: stock, flows and concurrency, for one gateway and for several that share a catalogue."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.api_keys import Role, new_key
-from app.domain.errors import STORE_AWAY, Refused, Unavailable
+from app.domain.errors import STORE_AWAY, Unavailable
 from app.domain.tenant_limits import MOST, Bucket, Flow, TenantLimits
-from app.gateway.tenant_account import Account
+from app.gateway import tenant_account
 from app.store.catalogue import limits as limit_store
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.limits import Draw, LimitStore
@@ -216,6 +217,38 @@ async def test_a_request_that_no_engine_took_uses_no_tokens(running: Running) ->
     assert int(running.gateway.context.meter.headers("acme")["x-ratelimit-remaining-tokens"]) == 100
 
 
+async def test_a_request_that_the_engine_refuses_uses_no_tokens(running: Running) -> None:
+    await limit(running, tokens_per_minute=100)
+    running.simulator.faults["chat"] = "400"
+    long = [{"role": "user", "content": "x" * 4000}]
+    for _ in range(3):
+        assert (await chat(running, messages=long)).status_code == 400
+    assert int(running.gateway.context.meter.headers("acme")["x-ratelimit-remaining-tokens"]) == 100
+
+
+async def test_a_whole_answer_whose_client_left_counts_as_asked_for(running: Running) -> None:
+    await limit(running, tokens_per_minute=1000)
+    running.simulator.faults["core"] = "busy"
+    leaving = asyncio.create_task(chat(running, max_tokens=500))
+    await until(lambda: running.simulator.running == 1)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    running.simulator.faults.clear()
+    await until(lambda: running.simulator.running == 0)
+    assert int(running.gateway.context.meter.headers("acme")["x-ratelimit-remaining-tokens"]) < 600
+
+
+async def test_a_tenant_at_its_quota_can_be_rescreened(open_gateway: OpenHouse, keys_file: Path) -> None:
+    async with open_gateway(api_keys_file=keys_file, keep_originals=True) as running:
+        assert (await push(running, "one")).status_code == 201
+        await limit(running, versions=1)
+    async with open_gateway(api_keys_file=keys_file, keep_originals=True, tau=1e9) as running:
+        again = await ask(running, "acme", "POST", "/adapters/one/rescreen")
+        assert again.status_code in (200, 201), again.text
+        assert (await ask(running, "acme", "GET", "/tenants/acme/limits")).json()["stored"]["versions"] == 2
+        assert code(await push(running, "one", 1)) == (403, "quota_exceeded")
+
+
 async def test_a_client_that_leaves_has_used_what_was_sent(running: Running) -> None:
     await limit(running, tokens_per_minute=1000, concurrent_requests=1)
     running.simulator.faults["chat"] = "slow"
@@ -325,6 +358,26 @@ async def test_a_gateway_whose_catalogue_is_away_counts_alone(
         assert (await chat(gateways[1])).status_code == 200
 
 
+async def test_a_catalogue_that_hangs_holds_no_request(
+    join: Join, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenant_account, "DRAW_S", 0.05)
+    async with three(join, keys_file, requests_per_minute=10) as gateways:
+        released = threading.Event()
+
+        def hang(*_: Any) -> Any:
+            released.wait(STUCK_S)
+            raise Unavailable(STORE_AWAY, "gone")
+
+        monkeypatch.setattr(LimitStore, "draw", hang)
+        try:
+            statuses = [(await chat(gateways[0])).status_code for _ in range(12)]
+        finally:
+            released.set()
+        assert statuses[:10] == [200] * 10
+        assert statuses[11] == 429
+
+
 # the parts
 
 
@@ -380,22 +433,3 @@ def test_a_bucket_gives_no_more_than_its_limit_and_what_refills(steps: list[tupl
         bucket, given_ = bucket.less(got), given_ + got
         latest = max(latest, now)
     assert given_ <= limit + forward * limit / 60.0 + 1e-6 * (1 + given_)
-
-
-async def test_a_caller_that_leaves_while_it_waits_takes_nothing() -> None:
-    touched: list[Account] = []
-    account = Account("acme", Flow.REQUESTS, 1, touched.append, lambda *_: None, alone=False)
-    leaving = asyncio.create_task(account.take(1.0))
-    await asyncio.sleep(0)
-    assert account.waiting == 1
-    assert touched == [account]
-    leaving.cancel()
-    account.draw_alone(1.0)
-    account.serve(1)
-    await asyncio.gather(leaving, return_exceptions=True)
-    await account.take(1.0)
-    waits = asyncio.create_task(account.take(1.0))
-    await asyncio.sleep(0)
-    account.serve(account.waiting)
-    with pytest.raises(Refused):
-        await waits

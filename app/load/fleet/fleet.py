@@ -159,6 +159,9 @@ class Fleet:
 
         If that engine leaves, every engine is to hold it. Raises Unavailable ENGINE_UNAVAILABLE as `choose`.
         """
+        if name in self._tried_at:  # the same bytes are tried already
+            yield
+            return
         self._tried_at[name] = self.choose(like)[0]
         try:
             yield

@@ -116,7 +116,7 @@ class Catalogue(CatalogueReader):
                 return New(self._begin(connection, name, received, parameters, after, claim))
             nothing_since(name, adapter.next_version, after)
             self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, intact=ended.intact))
-            check_stock(connection, name, received)
+            check_stock(connection, name, received, exempt=claim.exempt)
             return Retry(version_numbered(connection, name, ended.number))
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
@@ -338,7 +338,7 @@ class Catalogue(CatalogueReader):
             "revision": next_revision(connection),
         }
         connection.execute(insert(versions).values(values))
-        check_stock(connection, name, received)
+        check_stock(connection, name, received, exempt=claim.exempt)
         return version_numbered(connection, name, number)
 
     def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:

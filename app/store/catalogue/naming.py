@@ -13,10 +13,12 @@ from app.store.catalogue.tables import AdapterRecord, VersionRow, adapters, vers
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Upload's right to a name. owner: present or future owner of the name. bound: whether the name is bound by now."""
+    """Upload's right to a name. owner: present or future owner of the name. bound: whether the name is bound by now.
+    exempt: as of the uploader."""
 
     owner: str | None
     bound: bool
+    exempt: bool = False
 
 
 def claim_of(connection: Connection, name: AdapterName, by: Uploader) -> Claim:
@@ -26,9 +28,9 @@ def claim_of(connection: Connection, name: AdapterName, by: Uploader) -> Claim:
     """
     adapter = adapter_keyed(connection, name)
     if adapter is None or not adapter.bound:
-        return Claim(by.owner, bound=False)
+        return Claim(by.owner, bound=False, exempt=by.exempt)
     _check(adapter, name, adapter.key_owner if by.admin else by.owner)
-    return Claim(adapter.key_owner, bound=True)
+    return Claim(adapter.key_owner, bound=True, exempt=by.exempt)
 
 
 def bind(connection: Connection, row: VersionRow) -> None:
