@@ -21,4 +21,4 @@ def test_the_judge_of_words_has_the_key_from_before_there_was_a_choice() -> None
 def test_each_judge_has_a_key_and_a_name_of_its_own() -> None:
     plans = [replace(PLAN, judge=judge) for judge in Judge]
     assert len({plan.key for plan in plans}) == len({plan.judge.version for plan in plans}) == 4
-    assert [plan.note.rpartition(" ")[2] for plan in plans] == ["words", "served-model", "both"]
+    assert [plan.note.rpartition(" ")[2] for plan in plans] == ["words", "served-model", "both", "agreement"]
