@@ -124,7 +124,7 @@ def test_a_tenants_administrator_sees_its_own_pages_only(serve: Serve, visitor: 
     sign_in(page, url, key)  # another visitor at the same browser: the operator's choice is forgotten
     expect(page.locator(".elsewhere")).to_have_count(0)
     links = page.get_by_role("navigation", name="Console").get_by_role("link").all_inner_texts()
-    assert links == ["Adapters", "Upload", "Chat", "Trends", "Usage", "Keys"]
+    assert links == ["Adapters", "Upload", "Chat", "Trends", "Usage", "Keys", "Limits"]
     for path in ("/console/tenants", "/console/engines", "/console/settings", "/console/audit"):
         page.goto(url + path)
         expect(page.locator("main")).to_contain_text("for the operator's keys")

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from app.api.access.caller import caller_of, guarded
 from app.api.dependencies import Context, context
-from app.api.schemas import AuditedAct, AuditPage
+from app.api.tenant_schemas import AuditedAct, AuditPage
 from app.domain.tenants import split_name
 from app.store.catalogue.audit_log import AuditLog
 

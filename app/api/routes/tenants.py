@@ -14,7 +14,7 @@ from app.api.access.caller import about, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.openapi import body
-from app.api.schemas import (
+from app.api.tenant_schemas import (
     ApiKeys,
     Limits,
     NewApiKey,
