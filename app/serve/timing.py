@@ -111,12 +111,11 @@ class Clock:
         self.wait()
         if usage is None and self._pieces:
             usage = {"completion_tokens": self._pieces}
-        elif usage is None and code not in (None, GONE):
-            usage = {}  # the engine did nothing for it
         self._hooks.answered(self._target, status, time.monotonic() - self._began, usage)
         self._hooks.own_work(self._own)
         if self.used is not None:
-            self.used(self._target, usage)
+            failed = usage is None and code not in (None, GONE)
+            self.used(self._target, {} if failed else usage)  # empty: the engine did nothing for it
         if code is not None:
             self._hooks.failed(self._target, code)
 
