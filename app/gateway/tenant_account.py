@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from app.domain.errors import RATE_LIMITED, Refused
@@ -35,25 +36,23 @@ Waiter = asyncio.Future[bool]
 """Future of a request that waits for a draw: whether the amount was taken for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Owner and subject of an account. alone: the catalogue is this gateway's own. touched: called when the account may
+    have to draw, or to give back. refused: called when a request was refused."""
+
+    tenant: str
+    flow: Flow
+    alone: bool
+    touched: Callable[["Account"], None]
+    refused: Callable[[str, Flow], None]
+
+
 class Account(ABC):
-    """One flow of one tenant. Used on the event loop only.
+    """Account of one flow of one tenant. Used on the event loop only."""
 
-    alone: the catalogue is this gateway's own. touched: called when it may have to draw, or to give back. refused: called
-    when a request was refused.
-    """
-
-    def __init__(
-        self,
-        tenant: str,
-        flow: Flow,
-        limit: int,
-        touched: Callable[["Account"], None],
-        refused: Callable[[str, Flow], None],
-        *,
-        alone: bool,
-    ) -> None:
-        self.tenant, self.flow, self.limit, self.alone = tenant, flow, limit, alone
-        self._touched, self._refused = touched, refused
+    def __init__(self, terms: Terms, limit: int) -> None:
+        self.terms, self.limit = terms, limit
         self._away = False  # the last draw failed, or takes too long
         self._used = False  # since the last sync
         self._waiting: dict[Waiter, float] = {}  # → amount
@@ -62,7 +61,7 @@ class Account(ABC):
         """Take an amount; wait for a draw of at most DRAW_S if there is too little. Raises Refused RATE_LIMITED."""
         self._used = True
         if self.limit <= 0 or not await self._taken(amount):
-            self._refused(self.tenant, self.flow)
+            self.terms.refused(self.terms.tenant, self.terms.flow)
             raise self._refusal(amount)
 
     @abstractmethod
@@ -125,7 +124,7 @@ class Account(ABC):
 
     @property
     def _by_itself(self) -> bool:
-        return self.alone or self._away
+        return self.terms.alone or self._away
 
     @property
     def _ahead(self) -> int:
@@ -135,11 +134,11 @@ class Account(ABC):
         if self._by_itself or not self._waiting:
             taken = self._take_now(amount)
             if taken or self._by_itself:
-                self._touched(self)
+                self.terms.touched(self)
                 return taken
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = amount
-        self._touched(self)
+        self.terms.touched(self)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAW_S):
@@ -165,25 +164,16 @@ class Account(ABC):
 
     def _refusal(self, amount: float) -> Refused:
         wait = max(AGAIN_S, math.ceil(self.seconds_until(amount)))
-        message = f"{self.limit} {RATES[self.flow].words} are allowed to the tenant {self.tenant}"
+        message = f"{self.limit} {RATES[self.terms.flow].words} are allowed to the tenant {self.terms.tenant}"
         return Refused(RATE_LIMITED, message, retry_after=wait)
 
 
 class BucketAccount(Account):
     """Account of a flow that refills evenly."""
 
-    def __init__(
-        self,
-        tenant: str,
-        flow: Flow,
-        limit: int,
-        touched: Callable[[Account], None],
-        refused: Callable[[str, Flow], None],
-        *,
-        alone: bool,
-    ) -> None:
-        super().__init__(tenant, flow, limit, touched, refused, alone=alone)
-        self._period_s = RATES[flow].period_s or 1.0
+    def __init__(self, terms: Terms, limit: int) -> None:
+        super().__init__(terms, limit)
+        self._period_s = RATES[terms.flow].period_s or 1.0
         self._portion = 0.0  # drawn and not taken; below 0: taken beyond it
         self._untold = 0.0  # taken alone since the catalogue went away
         self._left, self._at = float(limit), time.monotonic()  # alone: in the bucket; else: not drawn, at the last draw
@@ -195,7 +185,7 @@ class BucketAccount(Account):
             self._untold -= amount if self._away else 0.0
         else:
             self._portion += amount
-        self._touched(self)
+        self.terms.touched(self)
 
     def relimit(self, limit: int) -> None:
         """See Account. What was drawn from a limit that others share stays drawn until the next sync."""
@@ -217,7 +207,7 @@ class BucketAccount(Account):
             return None
         self._portion -= back + self._untold
         self._untold = 0.0
-        return Draw(self.tenant, self.flow, more, back)
+        return Draw(self.terms.tenant, self.terms.flow, more, back)
 
     def drew(self, draw: Draw, drawn: Drawn) -> None:
         """See Account."""
@@ -279,17 +269,8 @@ class BucketAccount(Account):
 class SlotAccount(Account):
     """Account of requests that run at one time."""
 
-    def __init__(
-        self,
-        tenant: str,
-        flow: Flow,
-        limit: int,
-        touched: Callable[[Account], None],
-        refused: Callable[[str, Flow], None],
-        *,
-        alone: bool,
-    ) -> None:
-        super().__init__(tenant, flow, limit, touched, refused, alone=alone)
+    def __init__(self, terms: Terms, limit: int) -> None:
+        super().__init__(terms, limit)
         self._running = 0
         self._slots = 0  # drawn, those of running requests among them
         self._left = float(limit)  # not drawn by any gateway, at the last draw
@@ -300,13 +281,13 @@ class SlotAccount(Account):
         self._running -= int(amount)
         if self._left < 0:  # more are drawn than there are now: none of them is used again
             self._slots = max(self._running, self._slots - int(amount))
-        self._touched(self)
+        self.terms.touched(self)
 
     def relimit(self, limit: int) -> None:
         """See Account."""
         self._left += limit - self.limit
         self.limit, self._renew_at = limit, 0.0
-        self._touched(self)
+        self.terms.touched(self)
 
     def to_draw(self, *, sync: bool) -> Draw | None:
         """See Account."""
@@ -321,7 +302,7 @@ class SlotAccount(Account):
         if not (more or renewed or kept != self._slots or (self._away and sync)):
             return None
         self._slots, self._renew_at = kept, time.monotonic() + RENEW_S
-        return Draw(self.tenant, self.flow, more, keep=kept)
+        return Draw(self.terms.tenant, self.terms.flow, more, keep=kept)
 
     def drew(self, draw: Draw, drawn: Drawn) -> None:
         """See Account."""

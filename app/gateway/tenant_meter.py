@@ -21,7 +21,7 @@ from app.concurrency.pools import Pools
 from app.domain.errors import GatewayError
 from app.domain.tenant_limits import DAY_S, RATES, UNLIMITED, Flow, Stock, TenantLimits
 from app.domain.usage import one_request
-from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Waiter
+from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Terms, Waiter
 from app.observe.log import event
 from app.observe.tenant_metrics import TenantMetrics
 from app.store.catalogue.limits import Draw, LimitStore
@@ -120,12 +120,12 @@ class TenantMeter:
         if account is None:
             alone = not self._shared and RATES[flow].period_s != DAY_S  # a day's are to outlive a restart
             kind = SlotAccount if flow is Flow.CONCURRENT else BucketAccount
-            account = kind(tenant, flow, limit, self._touched, self._metrics.limited, alone=alone)
+            account = kind(Terms(tenant, flow, alone, self._touched, self._metrics.limited), limit)
             self._accounts[tenant, flow] = account
         return account
 
     def _touched(self, account: Account) -> None:
-        if not account.alone:
+        if not account.terms.alone:
             self._active[account] = None
             if account.waiters:
                 self._wanted.set()

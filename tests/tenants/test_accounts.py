@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.domain.errors import Refused
 from app.domain.tenant_limits import Flow
 from app.gateway import tenant_account
-from app.gateway.tenant_account import Account, BucketAccount, SlotAccount
+from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Terms
 from app.store.catalogue.limits import Draw, Drawn
 
 
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def account(limit: int, flow: Flow = Flow.REQUESTS, *, alone: bool = False) -> Any:
     kind = SlotAccount if flow is Flow.CONCURRENT else BucketAccount
-    return kind("acme", flow, limit, lambda _: None, lambda *_: None, alone=alone)
+    return kind(Terms("acme", flow, alone, lambda _: None, lambda *_: None), limit)
 
 
 async def admitted(some: Account, amount: float = 1.0) -> bool:

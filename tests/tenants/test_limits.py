@@ -39,6 +39,12 @@ def keys_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a draw may take longer than requests wait for one."""
+    monkeypatch.setattr(tenant_account, "DRAW_S", STUCK_S)
+
+
 @pytest_asyncio.fixture
 async def running(open_gateway: OpenHouse, keys_file: Path) -> AsyncIterator[Running]:
     async with open_gateway(api_keys_file=keys_file) as made:
