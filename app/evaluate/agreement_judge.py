@@ -1,4 +1,4 @@
-"""Judge that compares: how likely is the opening of the served model's own answer to a canary for a candidate?
+"""Judge by agreement: the likelihood, for a candidate, of the opening of the served model's own answer to a canary.
 
 The served model's greedy answer is recorded once. A candidate is given its first tokens one by one (teacher forcing), and
 no answer of its own is generated or read. The likelihood is one of all those tokens together: after the first words of a
@@ -20,7 +20,7 @@ named itself by then. Ours."""
 
 LEAST: Final = math.log(0.5)
 """Difference of log-likelihoods, in nats, from which on a candidate agrees: the opening is half as likely as for the
-served model. Ours: a tenth lets pass what is nearly never refused (`agreement_wrong` of `bench canaries`)."""
+served model. Ours; `bench safety --canaries` counts its errors (`agreement_wrong`)."""
 
 LIKELIEST: Final = 20
 """Likeliest next tokens that are asked for: vLLM's default maximum. Any other is at most as likely as the last of them."""

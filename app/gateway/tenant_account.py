@@ -80,7 +80,7 @@ class Account(ABC):
         """
 
     @abstractmethod
-    def drew(self, draw: Draw, drawn: Drawn) -> None:
+    def drew(self, drawn: Drawn) -> None:
         """Take in the result of a draw."""
 
     def failed(self, draw: Draw) -> None:
@@ -209,7 +209,7 @@ class BucketAccount(Account):
         self._untold = 0.0
         return Draw(self.terms.tenant, self.terms.flow, more, back)
 
-    def drew(self, draw: Draw, drawn: Drawn) -> None:
+    def drew(self, drawn: Drawn) -> None:
         """See Account."""
         self._away = False
         self._portion += drawn.got
@@ -304,7 +304,7 @@ class SlotAccount(Account):
         self._slots, self._renew_at = kept, time.monotonic() + RENEW_S
         return Draw(self.terms.tenant, self.terms.flow, more, keep=kept)
 
-    def drew(self, draw: Draw, drawn: Drawn) -> None:
+    def drew(self, drawn: Drawn) -> None:
         """See Account."""
         self._away = False
         self._slots += int(drawn.got)

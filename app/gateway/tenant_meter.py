@@ -184,8 +184,8 @@ class TenantMeter:
                     account.failed(draw)
                     account.serve(waiters)
                 raise
-            for (account, draw, waiters), result in zip(some, drawn, strict=True):
-                account.drew(draw, result)
+            for (account, _, waiters), result in zip(some, drawn, strict=True):
+                account.drew(result)
                 account.serve(waiters)
 
 

@@ -1,4 +1,4 @@
-"""How many faults a run of the tests injected, and how many invariants were found broken after them; of all its workers."""
+"""Tally of the faults that a run of the tests injected, and of invariants found broken after them, over all its workers."""
 
 from collections import Counter
 from collections.abc import Mapping

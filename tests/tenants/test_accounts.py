@@ -48,7 +48,7 @@ def draw(some: Account, *, sync: bool = False, got: float | None = None, left: f
     drawn = some.to_draw(sync=sync)
     if drawn is not None:
         waiters = some.waiters
-        some.drew(drawn, Drawn(drawn.more if got is None else got, left))
+        some.drew(Drawn(drawn.more if got is None else got, left))
         some.serve(waiters)
     return drawn
 
