@@ -97,7 +97,7 @@ PERMITTED: Final = {
     "transformers": {"screen", "demo", "bench"},
     "peft": {"demo", "bench"},
     "sqlalchemy": {"store"},
-    "httpx": {"load", "cli", "demo", "bench"},
+    "httpx": {"load", "notify", "cli", "demo", "bench"},
     "prometheus_client": {"observe"},
     "pickle": set[str](),
 }

@@ -19,6 +19,7 @@ from app.gateway.tenant_meter import TenantMeter
 from app.gateway.uploads import Uploads
 from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
+from app.gateway.webhook_delivery import Webhooks
 from app.observe.metrics import Metrics
 from app.serve.admission import Admission
 from app.serve.relay import Relay
@@ -31,17 +32,18 @@ from app.upload.receive import PendingUpload
 class Context:
     """Components available to a route.
 
-    ring: keys that are accepted. usage: counts what requests use. meter: limits that by tenant. trail: records changes.
-    ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
-    sealed upload. readiness: name of a part → None, or its problem. details: further fields of /ready. engine_metrics: the
-    engine's own metrics, in Prometheus text format. auditor: has the last audit. signer: signs statements, if there is a
-    key. settings: those in force, without secrets.
+    ring: keys that are accepted. usage: counts what requests use. meter: limits that by tenant. webhooks: tell tenants what
+    becomes of their adapters. trail: records changes. ending: state of a gateway that may end. evaluation: None without a
+    battery. receive: turns a request's body into a sealed upload. readiness: name of a part → None, or its problem.
+    details: further fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has
+    the last audit. signer: signs statements, if there is a key. settings: those in force, without secrets.
     """
 
     keys: Keys
     ring: KeyRing
     usage: UsageLedger
     meter: TenantMeter
+    webhooks: Webhooks
     trail: AuditTrail
     rates: Rates
     ending: Ending

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Final, NoReturn
 
 import httpx
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 UPLOAD_TIMEOUT_S: Final = 900.0
@@ -71,3 +73,24 @@ def answer_of(response: httpx.Response, status: int = 1) -> Any:
 def print_json(answer: Any) -> None:
     """Print an answer as JSON, one value over several lines, whatever the terminal's width."""
     sys.stdout.write(json.dumps(answer, indent=1, ensure_ascii=False) + "\n")
+
+
+def show_table(found: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    """Print these fields of objects as a table, or the objects as JSON. Times are shown to the second."""
+    if as_json:
+        print_json(found)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.removesuffix("_at").replace("_", " "), overflow="fold")
+    for one in found:
+        table.add_row(*(_cell(column, one[column]) for column in columns))
+    out.print(table)
+
+
+def _cell(column: str, value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value)[:19] if column.endswith(("_at", "_until")) else str(value)

@@ -27,6 +27,7 @@ from app.cli.store_move import move_command
 from app.cli.tenants import tenants
 from app.cli.usage import usage
 from app.cli.verify import verify
+from app.cli.webhooks import webhooks
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
@@ -59,6 +60,7 @@ cli.add_typer(reference, name="reference")
 cli.add_typer(adapters, name="adapters")
 cli.add_typer(keys, name="keys")
 cli.add_typer(tenants, name="tenants")
+cli.add_typer(webhooks, name="webhooks")
 cli.add_typer(audit, name="audit")
 cli.add_typer(demo, name="demo")
 cli.add_typer(bench, name="bench")

@@ -3,10 +3,8 @@
 from typing import Annotated, Any, Final
 
 import typer
-from rich import box
-from rich.table import Table
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, err, out, print_json
+from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, err, out, print_json, show_table
 from app.domain.api_keys import Role
 
 DAY_S: Final = 86_400
@@ -24,7 +22,7 @@ def list_tenants(url: Url = LOCAL, key: Key = None, as_json: Json = False) -> No
     """List the tenants that have an adapter or a key made at run time."""
     with client_of(url, key) as client:
         found = answer_of(client.get("/tenants"))["tenants"]
-    _show(found, ("tenant", "adapters", "keys"), as_json)
+    show_table(found, ("tenant", "adapters", "keys"), as_json)
 
 
 @tenants.command("keys")
@@ -32,7 +30,7 @@ def keys(tenant: Tenant, url: Url = LOCAL, key: Key = None, as_json: Json = Fals
     """List a tenant's keys that were made at run time."""
     with client_of(url, key) as client:
         found = answer_of(client.get(f"/tenants/{tenant}/keys"))["keys"]
-    _show(found, ("name", "roles", "owner", "created_at", "expires_at", "last_used_at", "previous_until"), as_json)
+    show_table(found, ("name", "roles", "owner", "created_at", "expires_at", "last_used_at", "previous_until"), as_json)
 
 
 @tenants.command("limits")
@@ -53,7 +51,7 @@ def limits(
             found = answer_of(client.put(path, json=found["limits"] | dict(map(_limit, change))))
     stored = found["stored"]
     rows = [{"limit": name, "most": most, "stored": stored.get(name)} for name, most in found["limits"].items()]
-    _show(rows, ("limit", "most", "stored"), as_json)
+    show_table(rows, ("limit", "most", "stored"), as_json)
 
 
 def _limit(change: str) -> tuple[str, int | None]:
@@ -113,16 +111,3 @@ def _print_key(answer: dict[str, Any], as_json: bool) -> None:
     about = f"{answer['name']} of {answer['tenant']}: {', '.join(answer['roles'])}{until}. Shown this once:"
     err.print(about, highlight=False, soft_wrap=True)
     typer.echo(answer["key"])
-
-
-def _show(found: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column.removesuffix("_at").replace("_", " "), overflow="fold")
-    for one in found:
-        values = (one[column] for column in columns)
-        table.add_row(*(", ".join(v) if isinstance(v, list) else "–" if v is None else str(v)[:19] for v in values))
-    out.print(table)

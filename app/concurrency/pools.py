@@ -10,13 +10,18 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from functools import partial
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
+from types import TracebackType
 from typing import Final, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_COROUTINES: Final = CO_COROUTINE | CO_ASYNC_GENERATOR
 
 STOP_S: Final = 10.0
 """Seconds that running work gets to end when the pools are closed: time for a few statements and writes to complete."""
@@ -92,7 +97,8 @@ class Pools:
     background: garbage collection, possibly in object storage.
     fetching: reading artefacts that an engine requests, possibly from object storage.
     heartbeat: signs of life for the other gateways, and looking for keys that they revoked.
-    accounts: counting usage, and drawing from limits.
+    accounts: counting usage, drawing from limits, and messages to webhooks.
+    names: resolving names of webhooks' targets, which may take the resolver half a minute.
     readiness: /ready.
     metrics: /metrics, one scrape at a time.
     bodies: decoding and checking large inference bodies, and large answers.
@@ -107,6 +113,7 @@ class Pools:
     fetching: Pool
     heartbeat: Pool
     accounts: Pool
+    names: Pool
     readiness: Pool
     metrics: Pool
     bodies: Pool
@@ -123,7 +130,10 @@ class Pools:
             background=Pool("background", 1),
             fetching=Pool("fetching", READERS),
             heartbeat=Pool("heartbeat", 4),  # one thread for each task of peer_sync.py, one for key_ring.py
-            accounts=Pool("accounts", 3),  # one for usage_ledger.py, two for tenant_meter.py
+            accounts=Pool(
+                "accounts", 4
+            ),  # two for tenant_meter.py, one for usage_ledger.py and webhook_delivery.py each
+            names=Pool("names", READERS),
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory
@@ -151,7 +161,8 @@ def _run(work: Callable[[], T]) -> T:
     """Run `work`; if it fails, clear the local variables of the error's frames before raising it.
 
     Those variables may hold gigabytes, for example an artefact that could not be written, which would otherwise be
-    freed when the error is dropped: on the event loop.
+    freed when the error is dropped: on the event loop. Frames of coroutines are left alone: an error that was raised before
+    has some, and clearing the frame of one that waits would end it.
     """
     try:
         return work()
@@ -167,5 +178,12 @@ def _forget_variables(error: BaseException) -> None:
         one = rest.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            _clear_frames(one.__traceback__)
             rest += (one.__cause__, one.__context__)
+
+
+def _clear_frames(trace: TracebackType | None) -> None:
+    for frame, _ in traceback.walk_tb(trace):
+        if not frame.f_code.co_flags & _COROUTINES:
+            with suppress(RuntimeError):  # it is running
+                frame.clear()

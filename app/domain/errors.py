@@ -69,6 +69,14 @@ KEY_NOT_FOUND = _code(
     "Check the name; keys of the environment or of the keys file are changed where they stand.",
 )
 TOO_MANY_KEYS = _code("too_many_keys", 409, _D, "Revoke keys that are not used; rotating one keeps its name.")
+TARGET_NOT_ALLOWED = _code(
+    "target_not_allowed",
+    422,
+    _D,
+    "Ask the operator to add the target's origin to GATEWAY_WEBHOOK_TARGETS, or use one that is there.",
+)
+WEBHOOK_NOT_FOUND = _code("webhook_not_found", 404, _D, "Check the id; GET /tenants/{tenant}/webhooks lists them.")
+TOO_MANY_WEBHOOKS = _code("too_many_webhooks", 409, _D, "Delete webhooks that are not used.")
 CROSS_SITE = _code(
     "cross_site", 403, _D, "Send it from this gateway's own pages, or from a program that sends no Origin header."
 )

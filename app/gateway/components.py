@@ -1,6 +1,6 @@
 """Components of one gateway that the use cases share, as one value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.concurrency.pools import Pools
 from app.domain.artefact import Artefact
@@ -8,6 +8,7 @@ from app.domain.lora import TargetModel
 from app.domain.policy import Policy
 from app.gateway.desired_state import StateInForce
 from app.gateway.rules_in_force import RulesInForce
+from app.gateway.webhook_notices import Notices
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
 from app.observe.metrics import Metrics
@@ -35,6 +36,7 @@ class Components:
     pools: threads for blocking work.
     peers: the gateways that share the catalogue; None if it is this gateway's alone.
     rules: everything a verdict depends on besides the bytes; other rules need a new verdict.
+    notices: news for webhooks.
     """
 
     target: TargetModel
@@ -55,6 +57,7 @@ class Components:
     pools: Pools
     rules: RulesInForce
     peers: Peers | None = None
+    notices: Notices = field(default_factory=Notices)
 
     @property
     def parameters(self) -> str:

@@ -74,6 +74,7 @@ class PolicyRecheck:
                 continue
             if key not in found:
                 event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
+                c.notices.withheld(row.name, row.number, c.parameters)
             found[key] = why
         self._withheld, self._retry_at = found, retry_at
         withheld = failed | found

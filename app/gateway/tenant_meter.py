@@ -22,6 +22,7 @@ from app.domain.errors import GatewayError
 from app.domain.tenant_limits import DAY_S, RATES, UNLIMITED, Flow, Stock, TenantLimits
 from app.domain.usage import one_request
 from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Terms, Waiter
+from app.gateway.webhook_notices import Notices
 from app.observe.log import event
 from app.observe.tenant_metrics import TenantMetrics
 from app.store.catalogue.limits import Draw, LimitStore
@@ -41,9 +42,12 @@ _Drawing = tuple[Account, Draw, tuple[Waiter, ...]]
 class TenantMeter:
     """Meter of what tenants use. Used on the event loop, except for its making. shared: other gateways draw as well."""
 
-    def __init__(self, store: LimitStore, pools: Pools, metrics: TenantMetrics, *, shared: bool) -> None:
+    def __init__(
+        self, store: LimitStore, pools: Pools, metrics: TenantMetrics, notices: Notices, *, shared: bool
+    ) -> None:
         """Read the limits of every tenant. Blocking. Raises Unavailable."""
-        self._store, self._pools, self._metrics, self._shared = store, pools, metrics, shared
+        self._store, self._pools, self._shared = store, pools, shared
+        self._metrics, self._notices = metrics, notices
         self._id = secrets.token_hex(8)
         self._limits: dict[str, TenantLimits] = {}
         self._accounts: dict[tuple[str, Flow], Account] = {}
@@ -120,9 +124,13 @@ class TenantMeter:
         if account is None:
             alone = not self._shared and RATES[flow].period_s != DAY_S  # a day's are to outlive a restart
             kind = SlotAccount if flow is Flow.CONCURRENT else BucketAccount
-            account = kind(Terms(tenant, flow, alone, self._touched, self._metrics.limited), limit)
+            account = kind(Terms(tenant, flow, alone, self._touched, self._refused), limit)
             self._accounts[tenant, flow] = account
         return account
+
+    def _refused(self, tenant: str, flow: Flow) -> None:
+        self._metrics.limited(tenant, flow)
+        self._notices.quota_reached(tenant, RATES[flow].field)
 
     def _touched(self, account: Account) -> None:
         if not account.terms.alone:

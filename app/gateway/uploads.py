@@ -25,6 +25,7 @@ from app.domain.errors import (
     recall,
 )
 from app.domain.names import AdapterName
+from app.domain.tenants import split_name
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, State
 from app.gateway.components import Components
@@ -34,6 +35,7 @@ from app.gateway.upload_steps import UploadSteps, whose
 from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same
+from app.store.catalogue.limits import OverQuota
 from app.store.catalogue.tables import VersionRow
 from app.store.cluster.peers import TakenOver
 from app.upload.receive import PendingUpload, SealedUpload
@@ -128,6 +130,9 @@ class Uploads:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(self._fail_abandoned)
+            raise
+        except OverQuota as error:
+            self.components.notices.quota_reached(split_name(name)[0], error.limit)
             raise
 
     def _end_beginning(self, name: str) -> None:

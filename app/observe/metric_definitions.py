@@ -178,6 +178,11 @@ class Tenants:
         self.limited = r.counter(
             "gateway_tenant_limited_total", "Requests that a tenant's limit refused, by limit", ["tenant", "limit"]
         )
+        self.webhooks = r.counter(
+            "gateway_webhook_messages_total",
+            "Tries to send a message to a webhook, by result (delivered, failed: it is tried again, given_up)",
+            ["result"],
+        )
 
 
 class Requests:

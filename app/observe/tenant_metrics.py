@@ -32,6 +32,10 @@ class TenantMetrics:
         """Count a request that a limit of the tenant refused."""
         self._metrics.limited.labels(self._label(tenant), flow.value).inc()
 
+    def webhook_sent(self, result: str) -> None:
+        """Count a try of a message to a webhook."""
+        self._metrics.webhooks.labels(result).inc()
+
     def _label(self, tenant: str) -> str:
         if tenant not in self._known:
             if len(self._known) >= self._limit:

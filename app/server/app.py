@@ -22,7 +22,18 @@ from app.api.access.request_checks import RequestChecks
 from app.api.access.request_ids import RequestIds
 from app.api.http_protocol import wire
 from app.api.openapi import describe
-from app.api.routes import adapters, audit_log, engine_pull, events, openai, operations, rescreening, tenants, usage
+from app.api.routes import (
+    adapters,
+    audit_log,
+    engine_pull,
+    events,
+    openai,
+    operations,
+    rescreening,
+    tenants,
+    usage,
+    webhooks,
+)
 from app.console import pages, tenant_pages
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import Unavailable
@@ -122,6 +133,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         events.router,
         engine_pull.router,
         tenants.router,
+        webhooks.router,
         usage.router,
         audit_log.router,
     ):
@@ -182,6 +194,8 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         gateway.context.usage.start()
         stack.push_async_callback(gateway.context.meter.stop)
         gateway.context.meter.start()
+        stack.push_async_callback(gateway.context.webhooks.stop)
+        gateway.context.webhooks.start()
         if gateway.recheck is not None:
             stack.push_async_callback(gateway.recheck.stop)
             gateway.recheck.start()

@@ -14,6 +14,7 @@ from app.api.dependencies import Context
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest, digest_of
 from app.domain.lora import TargetModel
+from app.domain.outside import Outside
 from app.domain.rungs import policies, rungs_from
 from app.domain.verdict import METRIC_VERSION
 from app.evaluate.battery import read, starter
@@ -40,6 +41,7 @@ from app.gateway.tenant_meter import TenantMeter
 from app.gateway.uploads import Uploads
 from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
+from app.gateway.webhook_delivery import Webhooks
 from app.gateway.zero_adapter import store_zero_adapter, zero_adapter_name
 from app.load.client.engine import HttpEngine
 from app.load.embedded.command import cpu_build
@@ -253,7 +255,8 @@ def _context(
         keys=Keys(ring.find, open_door=settings.open and not settings.keys),
         ring=ring,
         usage=UsageLedger(catalogue.usage, pools, settings.usage_days, components.metrics.tenants),
-        meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, shared=shared),
+        meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, components.notices, shared=shared),
+        webhooks=_webhooks(settings, components),
         trail=AuditTrail(catalogue.audit_log, pools, _audit_file(settings, closers)),
         rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
         ending=Ending(),
@@ -274,6 +277,11 @@ def _context(
         signer=settings.signer,
         settings=settings_in_force(settings),
     )
+
+
+def _webhooks(settings: Settings, components: Components) -> Webhooks:
+    outside, c = Outside.of(settings.webhook_targets), components
+    return Webhooks(c.catalogue.webhooks, c.pools, outside, settings.webhook_master, c.notices, c.metrics.tenants)
 
 
 def _audit_file(settings: Settings, closers: ExitStack) -> AuditFile | None:

@@ -40,6 +40,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "tokens": {"model": "known", "tokens": [65]},
     "roles": {"name": "known", "roles": ["chat"]},
     "versions": {"versions": 1000},
+    "url": {"url": "http://127.0.0.1:9/"},
     "weights": {part: data for part, (_, data) in form("known").items()},
 }
 """A right body, by the field that tells which it is."""
@@ -63,6 +64,7 @@ def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "chats_per_minute": 0,
         "screen_sandbox": False,
     }
+    unbounded |= {"webhook_targets": ["http://127.0.0.1:9"], "webhook_secret": "0123456789abcdef" * 2}
     unbounded["signing_key"] = signing_key(tmp_path_factory.mktemp("keys") / "key.pem")
     with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
         yield found
@@ -118,8 +120,12 @@ def test_it_answers_as_described(url: str, described: Any, method: str, path: st
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def _known_key(url: str, asked: dict[str, Any]) -> dict[str, str]:
-    """The tenant, and the key if one is asked about, which is then there."""
+def _known_of_tenant(url: str, asked: dict[str, Any]) -> dict[str, str]:
+    """The tenant, and the key or webhook if one is asked about, which is then there."""
+    if "webhook" in asked:
+        there = httpx.get(f"{url}/tenants/known/webhooks").json()["webhooks"]
+        made = there[0] if there else httpx.post(f"{url}/tenants/known/webhooks", json=BODIES["url"]).json()
+        return {"tenant": "known", "webhook": made["id"]}
     if "key" not in asked:
         return {"tenant": "known"}
     httpx.post(f"{url}/tenants/known/keys", json=BODIES["roles"])
@@ -142,7 +148,7 @@ def _about_what_exists(url: str, case: AnyCase) -> None:
     if "number" in parameters:
         parameters["number"] = there[0]["version"]
     if "tenant" in parameters:
-        parameters |= _known_key(url, parameters)
+        parameters |= _known_of_tenant(url, parameters)
     if case.path.endswith("/rollback"):
         case.query = {"to": there[-1]["version"]}
     if isinstance(case.body, dict):

@@ -31,6 +31,7 @@ KINDS: Final[dict[str, str]] = {
     "U24": "headers that stand twice",
     "U25": "bodies that do not come",
     "U26": "another site's page where a session is open",
+    "U27": "addresses inside the network, given to a gateway that calls them",
     "S01": "a header's length beyond everything",
     "S02": "megabytes of legal header",
     "S03": "trailing bytes, holes, overlaps, negative and reversed spans",

@@ -114,7 +114,7 @@ async def test_one_caller_leaves_some_to_others(open_gateway: OpenHouse, tmp_pat
 
 
 FILLED = {"{name}": "a", "{number}": "1", "{digest}": "d", "{file}": "x.css", "{model}": "m", "{rest:path}": "x"}
-FILLED |= {"{tenant}": "acme", "{key}": "app"}
+FILLED |= {"{tenant}": "acme", "{key}": "app", "{webhook}": "wh_1"}
 
 
 def paths() -> list[tuple[str, str]]:

@@ -1,8 +1,12 @@
-"""`tenants` as an operator runs it, against a gateway over the simulated engine."""
+"""`tenants` and `webhooks` as an operator runs them, against a gateway over the simulated engine."""
 
 import json
+from pathlib import Path
 
-from tests.cli.test_adapters import Shell, shell  # noqa: F401 - `shell` is a fixture
+from tests.cli.test_adapters import Shell, listening, shell  # noqa: F401 - `shell` is a fixture
+from tests.support.gateway import OpenHouse
+from tests.support.receiver import receiving
+from tests.support.waiting import until
 
 
 async def test_keys_of_a_tenant_from_the_first_to_the_last(shell: Shell) -> None:  # noqa: F811
@@ -57,3 +61,26 @@ async def test_limits_of_a_tenant_are_set_one_by_one(shell: Shell) -> None:  # n
         assert (refused.status, "requests_per_minute=600" in refused.err) == (2, True)
     unknown = await shell("tenants", "limits", "acme", "chats=1")
     assert (unknown.status, "bad_request" in unknown.err) == (1, True)
+
+
+async def test_webhooks_of_a_tenant_from_the_first_to_the_last(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    given = {"webhook_secret": "0123456789abcdef" * 2}
+    with receiving() as receiver:
+        async with (
+            open_gateway(webhook_targets=receiver.origin, **given) as running,
+            listening(running, tmp_path) as shell,
+        ):
+            elsewhere = await shell("webhooks", "add", "acme", "https://example.com/")
+            assert (elsewhere.status, "GATEWAY_WEBHOOK_TARGETS" in elsewhere.err) == (1, True)
+            made = await shell("webhooks", "add", "acme", receiver.origin, "--topic", "version.ready")
+            assert (made.status, made.out[:6]) == (0, "whsec_")
+            (listed,) = json.loads((await shell("webhooks", "list", "acme", "--json")).out)
+            assert (listed["url"], listed["topics"]) == (receiver.origin, ["version.ready"])
+            assert (await shell("webhooks", "ping", "acme", listed["id"])).status == 0
+            await until(lambda: bool(receiver.got))
+            assert receiver.got[0].verified(made.out.strip())["type"] == "ping"
+            shown = await shell("webhooks", "messages", "acme", listed["id"])
+            assert "ping" in shown.out
+            assert (await shell("webhooks", "remove", "acme", listed["id"])).status == 0
+            gone = await shell("webhooks", "ping", "acme", listed["id"])
+            assert (gone.status, "webhook_not_found" in gone.err) == (1, True)

@@ -12,6 +12,7 @@ import pytest
 
 from app.concurrency import pools
 from app.concurrency.pools import Pool, Pools
+from tests.support.waiting import STUCK_S
 
 
 @pytest.fixture
@@ -152,3 +153,27 @@ def test_pools_are_bounded_and_named_after_their_work() -> None:
     assert every.screening.threads >= 8  # every upload, and a rescreening
     assert sum(getattr(every, field.name).threads for field in fields(every)) < 64
     every.close()
+
+
+async def test_an_error_that_is_raised_again_ends_no_coroutine_that_it_passed_before(pool: Pool) -> None:
+    error, go_on = ValueError("always the same one"), asyncio.Event()
+
+    def work() -> None:
+        raise error
+
+    async def wait() -> str:
+        try:
+            await pool(work)
+        except ValueError:
+            await go_on.wait()
+        return "went on"
+
+    waiting = asyncio.create_task(wait())
+    while error.__traceback__ is None:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits for the event, and its frame is in the error's traceback
+    with pytest.raises(ValueError, match="always"):
+        await pool(work)
+    go_on.set()
+    async with asyncio.timeout(STUCK_S):
+        assert await waiting == "went on"

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.engine
 
 COMPLETIONS = "/v1/completions"
 ZERO = "zero@000000000000"
+TRIES = 20
 LONG = 60  # tokens: long enough for requests sent together to be decoded together
 
 
@@ -104,9 +105,12 @@ async def test_row_10_in_a_mixed_batch_the_zero_adapter_stays_true_and_the_serve
     for _ in range(3):
         batch = [ZERO, *adapters[: MAX_LORAS - 1]]
         assert await asyncio.gather(*(ask(client, name, LONG) for name in batch)) == [alone[name] for name in batch]
-    together = await asyncio.gather(*(ask(client, name, LONG) for name in (engine.model, *adapters)))
-    assert together[1:] == [alone[name] for name in adapters]
-    assert together[0] != alone[engine.model]
+    for _ in range(TRIES):  # on a busy machine the first request may end before the others are in its batch
+        together = await asyncio.gather(*(ask(client, name, LONG) for name in (engine.model, *adapters)))
+        assert together[1:] == [alone[name] for name in adapters]
+        if together[0] != alone[engine.model]:
+            return
+    pytest.fail("vLLM has mended mixed batches: base requests need no zero adapter any more")
 
 
 async def test_row_4_cached_prefixes_belong_to_a_name_and_a_path(

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access.caller import about, guarded
-from app.api.bodies import body_of
+from app.api.bodies import UNCACHED, posted
 from app.api.dependencies import Context, context
 from app.api.openapi import body
 from app.api.tenant_schemas import (
@@ -29,7 +28,6 @@ from app.domain.errors import BAD_REQUEST, Refused
 from app.domain.stored_key import StoredKey
 from app.domain.tenant_limits import MOST, TenantLimits
 from app.domain.tenants import full_name
-from app.serve import json_body
 
 router = APIRouter(tags=["tenants"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -43,11 +41,7 @@ MAX_LIFE_S: Final = 100 * 366 * 86_400
 MAX_OVERLAP_S: Final = 30 * 86_400
 """Most seconds that a rotated key is accepted as well: a month."""
 
-M = TypeVar("M", bound=BaseModel)
-
 Limit = Annotated[int | None, Field(ge=0, le=MOST)]
-
-UNCACHED: Final = {"Cache-Control": "no-store"}
 
 
 class NewKey(BaseModel):
@@ -107,7 +101,7 @@ async def limits(tenant: str, ctx: Ctx) -> Response:
 async def set_limits(tenant: str, request: Request, ctx: Ctx) -> Response:
     """Replace the limits of a tenant; what is missing is unlimited. In force on every gateway within a second."""
     about(request, full_name(tenant, ""))
-    wanted = await _posted(request, NewLimits, empty=b"")
+    wanted = await posted(request, NewLimits, MAX_BODY, empty=b"")
     await ctx.meter.set(tenant, TenantLimits(**wanted.model_dump()))
     return await limits(tenant, ctx)
 
@@ -127,7 +121,7 @@ async def keys(tenant: str, ctx: Ctx) -> Response:
 )
 async def create(tenant: str, request: Request, ctx: Ctx) -> Response:
     """Make a key. The answer holds the key itself, which is stored nowhere; every gateway accepts it within a second."""
-    wanted = await _posted(request, NewKey)
+    wanted = await posted(request, NewKey, MAX_BODY)
     roles = [_role(role) for role in wanted.roles]
     about(request, full_name(tenant, wanted.name))
     life = wanted.expires_in_seconds
@@ -144,7 +138,7 @@ async def create(tenant: str, request: Request, ctx: Ctx) -> Response:
 async def rotate(tenant: str, key: str, request: Request, ctx: Ctx) -> Response:
     """Replace a key under its name; the one before is accepted for `overlap_seconds` more."""
     about(request, full_name(tenant, key))
-    wanted = await _posted(request, Rotation)
+    wanted = await posted(request, Rotation, MAX_BODY)
     text, stored = await ctx.ring.rotate(tenant, key, wanted.overlap_seconds)
     return NewApiKey(**_fields(stored), key=text).response(200, UNCACHED)
 
@@ -168,17 +162,6 @@ def _fields(stored: StoredKey) -> Mapping[str, Any]:
         "last_used_at": stored.last_used_at,
         "previous_until": stored.previous_until,
     }
-
-
-async def _posted(request: Request, model: type[M], empty: bytes = b"{}") -> M:
-    """Return the body as this model. empty: body that stands for none. Raises RequestValidationError, which errors.py
-    answers."""
-    async with body_of(request, MAX_BODY) as raw:
-        fields = json_body.read(raw or empty)
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
 
 
 def _role(name: str) -> Role:

@@ -13,6 +13,7 @@ from app.server.settings.canaries import NO_FLOOR, CanarySettings
 from app.server.settings.engine import EngineSettings
 from app.server.settings.policy import PolicySettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
+from app.server.settings.webhooks import WebhookSettings
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -42,6 +43,7 @@ class Settings(
     PolicySettings,
     CanarySettings,
     AccessSettings,
+    WebhookSettings,
     StorageSettings,
     ServedModelSettings,
 ):
@@ -77,6 +79,10 @@ class Settings(
             )
         if self.ladder_floor == NO_FLOOR and not self.canaries:
             raise ValueError("ladder_floor 0 needs canaries: without them nothing would be corrected")
+        if self.webhook_targets and self.webhook_secret is None:
+            raise ValueError(
+                "webhook_targets needs webhook_secret: 32 characters or more, from which secrets are derived"
+            )
         _ = self.policy  # raises for settings that contradict each other
         if self.max_cpu_loras < self.max_loras:
             raise ValueError("max_cpu_loras must be at least max_loras")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.domain.errors import VERSION_NOT_READY, Refused
+from app.domain.errors import VERSION_NOT_READY, GatewayError, Refused
 from app.domain.version_state import Event, advance
 from app.store.catalogue.tables import VersionRow
 
@@ -70,6 +70,11 @@ def again(row: VersionRow, *, intact: bool) -> dict[str, Any]:
     for event in (Event.VALIDATE, Event.SCREEN, Event.STORE):
         state = advance(state, event)
     return {"state": state} | dict.fromkeys(ERROR_COLUMNS)
+
+
+def error_columns(error: GatewayError) -> dict[str, Any]:
+    """Return the columns that hold the reason a version ended."""
+    return {"error_code": error.code.name, "error_message": error.recorded}
 
 
 def nothing_since(name: object, number: int, after: int | None) -> None:

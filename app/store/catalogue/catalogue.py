@@ -13,19 +13,28 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from app.domain.api_keys import NOBODY, Uploader
 from app.domain.digest import Digest
-from app.domain.errors import SCREENING_FAILED, STORE_BUSY, VERSION_NOT_READY, GatewayError, Refused, Unavailable
+from app.domain.errors import (
+    CANARIES_FAILED,
+    SCREENING_FAILED,
+    STORE_BUSY,
+    VERSION_NOT_READY,
+    GatewayError,
+    Refused,
+    Unavailable,
+)
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
-from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, not_ready, nothing_since
+from app.domain.webhook import Topic
+from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, error_columns, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
 from app.store.catalogue.limits import check_stock
-from app.store.catalogue.naming import Claim, bind, claim_of, owner_conditions, spelled
+from app.store.catalogue.naming import Claim, bind, claim_of, numbered, owner_conditions, spelled
+from app.store.catalogue.outbox import tell_move, tell_version
 from app.store.catalogue.queries import (
     Name,
-    adapter_keyed,
     adapter_named,
     free_engine_name,
     overtaken,
@@ -156,7 +165,7 @@ class Catalogue(CatalogueReader):
             values["report"] = report
         with self._database.writing() as connection:
             row = self._own_version(connection, name, number)
-            return self._move(connection, row, Event.REJECT, **values, **_error_columns(error))
+            return self._move(connection, row, Event.REJECT, **values, **error_columns(error))
 
     def record_failed(self, name: Name, number: int, error: GatewayError, *, at_work: bool = False) -> VersionRow:
         """Record in flight or stored → failed: not the uploader's fault, or the engine's refusal of these very bytes.
@@ -165,7 +174,7 @@ class Catalogue(CatalogueReader):
         """
         with self._database.writing() as connection:
             row = self._own_version(connection, name, number) if at_work else version_numbered(connection, name, number)
-            return self._move(connection, row, Event.FAIL, **_error_columns(error))
+            return self._move(connection, row, Event.FAIL, **error_columns(error))
 
     def record_try_failed(self, tried: VersionRow, error: GatewayError) -> VersionRow:
         """Record in flight or stored → failed, unless the version has changed since `tried` was read.
@@ -177,7 +186,7 @@ class Catalogue(CatalogueReader):
             row = version_numbered(connection, tried.name, tried.number)
             if row.revision != tried.revision:
                 return row
-            return self._move(connection, row, Event.FAIL, **_error_columns(error))
+            return self._move(connection, row, Event.FAIL, **error_columns(error))
 
     def record_passed(
         self, asked: VersionRow, evaluation: str, report: str, rung: int, served: Corrected | None
@@ -204,7 +213,7 @@ class Catalogue(CatalogueReader):
             row = version_numbered(connection, asked.name, asked.number)
             if row.revision != asked.revision or row.state is not State.STORED:
                 return row
-            return self._move(connection, row, Event.REJECT, report=report, artefact=None, **_error_columns(error))
+            return self._move(connection, row, Event.REJECT, report=report, artefact=None, **error_columns(error))
 
     def record_asked_again(self, asked: VersionRow, evaluation: str, report: str, *, passed: bool) -> VersionRow:
         """Record that a published version passed or failed an evaluation, unless it is deleted or not published any more.
@@ -219,6 +228,8 @@ class Catalogue(CatalogueReader):
                 {"evaluated": evaluation, "failed_evaluation": None} if passed else {"failed_evaluation": evaluation}
             )
             self._set(connection, row, report=report, **result)
+            if not passed and row.failed_evaluation != evaluation:
+                tell_version(connection, Topic.WITHHELD, row, CANARIES_FAILED.name)
             return version_numbered(connection, row.name, row.number)
 
     def free_engine_name(self, row: VersionRow, artefact: Digest) -> str:
@@ -264,7 +275,7 @@ class Catalogue(CatalogueReader):
                 if publishable(waiting, evaluation):
                     self._move(connection, waiting, Event.SUPERSEDE)
                 else:
-                    self._move(connection, waiting, Event.FAIL, **_error_columns(NOT_EVALUATED))
+                    self._move(connection, waiting, Event.FAIL, **error_columns(NOT_EVALUATED))
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:
@@ -318,7 +329,7 @@ class Catalogue(CatalogueReader):
         after: int | None,
         claim: Claim,
     ) -> VersionRow:
-        adapter, number = self._numbered(connection, name)
+        adapter, number = numbered(connection, name, self._now())
         nothing_since(name, number, after)
         now = self._now()
         values = {
@@ -341,20 +352,6 @@ class Catalogue(CatalogueReader):
         check_stock(connection, name, received, exempt=claim.exempt)
         return version_numbered(connection, name, number)
 
-    def _numbered(self, connection: Connection, name: AdapterName) -> tuple[int, int]:
-        """Return the adapter's id and its next version number, now used up.
-
-        Until the adapter is bound, its name is spelled as in the latest upload.
-        """
-        found = adapter_keyed(connection, name)
-        if found is None:
-            values = {"name": name.text, "name_key": name.key, "created_at": self._now(), "next_version": 2}
-            made = connection.execute(insert(adapters).values(**values, deleted=False).returning(adapters.c.id))
-            return int(made.scalar_one()), 1
-        values = {"name": name.text, "deleted": False, "next_version": found.next_version + 1}
-        connection.execute(update(adapters).where(adapters.c.id == found.id).values(values))
-        return found.id, found.next_version
-
     def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:
         """Make `row` the active version and retire the previous one."""
         if adapter.active is not None:
@@ -373,7 +370,9 @@ class Catalogue(CatalogueReader):
         others = row.owner not in (None, self._gateway) and row.state in IN_FLIGHT
         alone = (orphaned(self._beats),) if self._gateway is not None and others else ()
         self._set(connection, row, *alone, state=advance(row.state, event), **values)
-        return version_numbered(connection, row.name, row.number)
+        moved = version_numbered(connection, row.name, row.number)
+        tell_move(connection, row, event, moved)
+        return moved
 
     def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
         """Change one version, unless another transaction changed it since `row` was read (not on SQLite: writers queue)."""
@@ -392,8 +391,3 @@ class Catalogue(CatalogueReader):
 
 _DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
 """Columns of a deleted adapter: any uploader may take the name again."""
-
-
-def _error_columns(error: GatewayError) -> dict[str, Any]:
-    """Return the columns that hold the reason a version ended."""
-    return {"error_code": error.code.name, "error_message": error.recorded}

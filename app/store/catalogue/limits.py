@@ -18,11 +18,11 @@ from app.domain.names import AdapterName
 from app.domain.tenant_limits import RATES, UNLIMITED, Bucket, Flow, Stock, TenantLimits
 from app.domain.tenants import split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
+from app.store.catalogue.clock import clock
 from app.store.catalogue.database import Database
 from app.store.catalogue.queries import of_tenant
 from app.store.catalogue.tables import adapters, versions
 from app.store.catalogue.tenant_tables import tenant_budgets, tenant_limits, tenant_slots
-from app.store.cluster.leases import ago
 
 SLOTS_S: Final = 30.0
 """Seconds after which the slots of a gateway that renews them no more are free; it renews them about once a second."""
@@ -52,6 +52,14 @@ class Drawn:
 
     got: float
     left: float
+
+
+class OverQuota(Refused):
+    """Refusal by a limit on what a tenant stores. limit: its name."""
+
+    def __init__(self, limit: str, message: str) -> None:
+        super().__init__(QUOTA_EXCEEDED, message)
+        self.limit = limit
 
 
 class LimitStore:
@@ -97,7 +105,7 @@ class LimitStore:
         with self._database.beside() as connection:
             for tenant in sorted(of_tenants):  # in one order: no two gateways deadlock
                 limits = _limits_of(connection, tenant, lock=True)
-                now = self._clock(connection)  # after waiting for the lock
+                now = clock(connection, self._now)  # after waiting for the lock
                 for place in of_tenants[tenant]:
                     done[place] = self._draw(connection, gateway, draws[place], limits.of(draws[place].flow), now)
         return tuple(done[place] for place in range(len(draws)))
@@ -124,12 +132,6 @@ class LimitStore:
             connection.execute(update(tenant_budgets).where(*at).values(values))
         return Drawn(got, bucket.left - got)
 
-    def _clock(self, connection: Connection) -> datetime:
-        if not self._database.shared:
-            return self._now()
-        found: datetime = connection.execute(select(ago(0))).scalar_one()
-        return found.replace(tzinfo=UTC)
-
 
 def check_stock(connection: Connection, name: AdapterName, received: Received, *, exempt: bool) -> None:
     """Check, after a version was begun, that its tenant's stock is within its limits. Raises Refused QUOTA_EXCEEDED."""
@@ -146,8 +148,8 @@ def check_stock(connection: Connection, name: AdapterName, received: Received, *
                 if field.name == "bytes"
                 else ""
             )
-            raise Refused(
-                QUOTA_EXCEEDED,
+            raise OverQuota(
+                field.name,
                 f"the tenant {tenant} may store {limit} {field.name}; with this upload it has {held}{more}",
             )
 

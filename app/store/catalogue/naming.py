@@ -1,8 +1,9 @@
 """Owner and spelling of a name: settled by its first stored version, and by nothing before it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, update
+from sqlalchemy import ColumnElement, Connection, insert, update
 
 from app.domain.api_keys import Uploader
 from app.domain.errors import NAME_TAKEN, Refused
@@ -31,6 +32,21 @@ def claim_of(connection: Connection, name: AdapterName, by: Uploader) -> Claim:
         return Claim(by.owner, bound=False, exempt=by.exempt)
     _check(adapter, name, adapter.key_owner if by.admin else by.owner)
     return Claim(adapter.key_owner, bound=True, exempt=by.exempt)
+
+
+def numbered(connection: Connection, name: AdapterName, now: datetime) -> tuple[int, int]:
+    """Return the adapter's id and its next version number, now used up. It is created if it is new.
+
+    Until the adapter is bound, its name is spelled as in the latest upload.
+    """
+    found = adapter_keyed(connection, name)
+    if found is None:
+        values = {"name": name.text, "name_key": name.key, "created_at": now, "next_version": 2}
+        made = connection.execute(insert(adapters).values(**values, deleted=False).returning(adapters.c.id))
+        return int(made.scalar_one()), 1
+    values = {"name": name.text, "deleted": False, "next_version": found.next_version + 1}
+    connection.execute(update(adapters).where(adapters.c.id == found.id).values(values))
+    return found.id, found.next_version
 
 
 def bind(connection: Connection, row: VersionRow) -> None:

@@ -21,6 +21,7 @@ from app.store.catalogue.queries import Name, adapter_named, same_version, versi
 from app.store.catalogue.row_cache import RowCache
 from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, adapters, versions
 from app.store.catalogue.usage import UsageStore
+from app.store.catalogue.webhooks import WebhookStore
 
 
 class CatalogueReader:
@@ -37,6 +38,7 @@ class CatalogueReader:
         self.usage: Final = UsageStore(database)
         self.audit_log: Final = AuditLog(database)
         self.limits: Final = LimitStore(database)
+        self.webhooks: Final = WebhookStore(database)
         self._row_cache = RowCache()
 
     def adapters(self) -> tuple[AdapterRow, ...]:

@@ -1,14 +1,18 @@
-"""Tables of tenants: keys, usage, the audit log, limits. Rows of each belong to one module of the same name."""
+"""Tables of tenants: keys, usage, the audit log, limits, webhooks. Rows of each belong to one module of the same name."""
 
 from dataclasses import fields
 from typing import Final
 
-from sqlalchemy import Column, Double, Index, Integer, String, Table
+from sqlalchemy import Column, Double, ForeignKey, Index, Integer, String, Table, Text
 
+from app.domain.outside import MAX_URL
 from app.domain.tenant_limits import TenantLimits
 from app.domain.tenants import TENANT_LIMIT
 from app.store.catalogue import tables
 from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, TOTAL, Utc
+
+PROBLEM_LIMIT: Final = 200
+"""Characters of the reason why a message could not be delivered."""
 
 metadata: Final = tables.metadata
 """Metadata of every table of the catalogue: that of the other tables, to which these are added."""
@@ -95,4 +99,32 @@ tenant_slots: Final = Table(
     Column("gateway", String(32), primary_key=True),  # id of the gateway process
     Column("slots", TOTAL, nullable=False),
     Column("until", Utc, nullable=False),  # by the database's clock; then they are free, unless renewed
+)
+
+webhooks: Final = Table(
+    "webhooks",  # webhooks.py
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(TENANT_LIMIT), nullable=False),
+    Column("url", String(MAX_URL), nullable=False),
+    Column("topics", String(256), nullable=False),  # comma-separated
+    Column("created_at", Utc, nullable=False),
+    Index("webhooks_tenant", "tenant"),
+)
+
+webhook_messages: Final = Table(
+    "webhook_messages",  # written by the transaction that they tell of: outbox.py
+    metadata,
+    Column("id", String(HEX), primary_key=True),
+    Column("webhook", ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("topic", String(64), nullable=False),
+    Column("body", Text, nullable=False),  # the same bytes at every try
+    Column("created_at", Utc, nullable=False),  # this and the next by the database's clock
+    Column("delivery", String(16), nullable=False),
+    Column("due_at", Utc, nullable=False),  # time of the next try, also while one goes on: its gateway may be killed
+    Column("attempts", Integer, nullable=False),
+    Column("status", Integer),
+    Column("problem", String(PROBLEM_LIMIT), nullable=False),
+    Index("webhook_messages_due", "delivery", "due_at"),
+    Index("webhook_messages_webhook", "webhook", "created_at"),
 )

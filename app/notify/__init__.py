@@ -1,0 +1,1 @@
+"""Notify: HTTP requests to addresses that callers chose."""
