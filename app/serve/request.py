@@ -47,6 +47,11 @@ _REQUIRED: Final[Mapping[Kind, tuple[tuple[str, ...], ...]]] = {
 _CAPS: Final[Mapping[Kind, int]] = {"count_tokens": MAX_TOKENIZED_BYTES, "tokenize": MAX_TOKENIZED_BYTES}
 """Bytes of a body, for kinds with a lower cap than MAX_BODY_BYTES."""
 
+_VALUES: Final[Mapping[Kind, int]] = dict.fromkeys(
+    ("chat", "responses", "messages", "count_tokens"), json_body.MAX_CONVERSATION_VALUES
+)
+"""JSON values of a body, for kinds with a lower cap than MAX_VALUES."""
+
 ANTHROPIC: Final[frozenset[Kind]] = frozenset({"messages", "count_tokens"})
 """Kinds in the shape of Anthropic's API."""
 
@@ -130,7 +135,8 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     Raises Refused INVALID_REQUEST, REQUEST_TOO_LARGE or SCHEMA_TOO_COSTLY, naming the field.
     """
     with Ignored() as ignored:
-        fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES)))
+        most = _VALUES.get(kind, json_body.MAX_VALUES)
+        fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES), most))
         model = fields.pop("model", None)
         _check_combinations(kind, fields)
         return Inference(kind, model, fields, load_of(kind, fields), ignored.header())

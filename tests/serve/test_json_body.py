@@ -12,6 +12,7 @@ from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, SCHEMA_TOO_COS
 from app.serve import json_body
 from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES, values_in, write
 from app.serve.request import parse
+from app.serve.request_load import Kind
 from tests.support.large_bodies import large_bodies
 
 TEXT = st.text(st.sampled_from('ab\\",[]{}:é\n😀'), max_size=12)
@@ -34,10 +35,8 @@ def test_values_are_counted_outside_of_strings(value: Any, ascii_only: bool, sli
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_body, "_SLICE", slice_bytes)
-        patch.setattr(json_body, "MAX_VALUES", counted(value))
-        assert values_in(raw) == counted(value)
-        patch.setattr(json_body, "MAX_VALUES", counted(value) - 1)
-        assert values_in(raw) >= counted(value)
+        assert values_in(raw, counted(value)) == counted(value)
+        assert values_in(raw, counted(value) - 1) >= counted(value)
 
 
 def refusal(raw: bytes) -> Refused:
@@ -53,6 +52,23 @@ def test_more_values_than_the_cap_are_a_413_whatever_they_are_and_wherever_they_
     raw = f'{{"model":"a","{field}":[{",".join([item] * MAX_VALUES)}]}}'.encode()
     assert len(raw) < MAX_BODY_BYTES
     assert refusal(raw).code is REQUEST_TOO_LARGE
+
+
+@pytest.mark.hostile("P13")
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+def test_a_conversation_has_fewer_values_than_a_prompt_of_token_ids(kind: Kind) -> None:
+    """The engine validates each of them on the loop on which everybody's tokens pass."""
+    part = {"type": "output_text" if kind == "responses" else "text", "text": "x"}
+    turns = {"role": "assistant", "content": [part]}
+    field = "input" if kind == "responses" else "messages"
+    body: dict[str, Any] = {"model": "a", field: [turns] * 4096, "max_tokens": 8}
+    if kind == "responses":
+        del body["max_tokens"]
+    assert len(parse(kind, json.dumps(body).encode()).fields[field]) == 4096
+    body[field] = [turns | {"content": [part] * 8}] * 2048
+    with pytest.raises(Refused) as caught:
+        parse(kind, json.dumps(body).encode())
+    assert caught.value.code is REQUEST_TOO_LARGE
 
 
 def test_a_text_of_separators_is_a_text() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.serve.fields.tokens import MAX_TOKENIZED_BYTES
-from app.serve.json_body import MAX_BODY_BYTES, MAX_VALUES
+from app.serve.json_body import MAX_BODY_BYTES, MAX_CONVERSATION_VALUES, MAX_VALUES
 from app.serve.request_load import Kind
 
 ROOM = MAX_BODY_BYTES - 256
@@ -100,18 +100,19 @@ def large_bodies() -> Iterator[Body]:
     for item in RAW_ITEMS:
         at, over = filled(item.encode(), b",", MAX_VALUES // 2 - 64), filled(item.encode(), b",")
         yield Body(f"prompt: {item[:9]}", "completions", b'{"model":"m","prompt":[%s]}' % at)
-        yield Body(f"metadata: {item[:9]}", "chat", b'{"model":"m","metadata":[%s]}' % at)
+        few = filled(item.encode(), b",", MAX_CONVERSATION_VALUES // 2 - 64)
+        yield Body(f"metadata: {item[:9]}", "chat", b'{"model":"m","metadata":[%s]}' % few)
         yield Body(f"over: {item[:9]}", "chat", b'{"model":"m","x":[%s]}' % over)
     for text in STRINGS:
         yield Body(f"text of {text}", "completions", b'{"model":"m","prompt":"%s"}' % filled(text.encode()))
     yield from _written()
-    yield Body("deep lists", "chat", b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    yield Body("unknown members", "chat", b"{%s}" % b",".join(b'"k%d":[0]' % i for i in range(60_000)))
-    unknown = b",".join(b'"k%d":0' % i for i in range(60_000))
+    yield Body("deep lists", "chat", b'{"messages":' + b"[" * 16_000 + b"]" * 16_000 + b"}")
+    yield Body("unknown members", "chat", b"{%s}" % b",".join(b'"k%d":[0]' % i for i in range(15_000)))
+    unknown = b",".join(b'"k%d":0' % i for i in range(30_000))
     yield Body("unknown in a message", "chat", b'{"model":"m","messages":[{"role":"user","content":"x",%s}]}' % unknown)
-    yield Body("members that are null", "chat", b"{%s}" % b",".join(b'"k%d":null' % i for i in range(60_000)))
-    yield Body("one member again and again", "chat", b"{%s}" % filled(b'"k":1', b",", MAX_VALUES // 2))
-    nulls = b",".join(b'"k%d":null' % i for i in range(60_000))
+    yield Body("members that are null", "chat", b"{%s}" % b",".join(b'"k%d":null' % i for i in range(30_000)))
+    yield Body("one member again and again", "chat", b"{%s}" % filled(b'"k":1', b",", MAX_CONVERSATION_VALUES // 2))
+    nulls = b",".join(b'"k%d":null' % i for i in range(30_000))
     yield Body("nulls in a message", "chat", b'{"model":"m","messages":[{"role":"user","content":"x",%s}]}' % nulls)
     yield Body(
         "unfinished", "chat", b'{"model":"m","messages":[' + filled(b'{"role":"user","content":"x"}', b",") + b"}"
@@ -124,7 +125,7 @@ def _written() -> Iterator[Body]:
     for number, message in enumerate(MESSAGES):
         yield _body(f"message {number}", "chat", messages=_many(message))
     hello: Any = {"messages": [{"role": "user", "content": "x"}]}
-    part = [{"type": "output_text", "text": "x", "logprobs": [{}] * 60_000}]
+    part = [{"type": "output_text", "text": "x", "logprobs": [{}] * 15_000}]
     yield _body("log-probabilities", "responses", input=[{"role": "assistant", "content": part}])
     yield _body("token ids", "completions", prompt=[1 << 30] * (MAX_VALUES - 64))
     yield _body("lists of token ids", "completions", prompt=[[7] * 2000] * 64)
@@ -136,18 +137,18 @@ def _written() -> Iterator[Body]:
     yield _body("a text that is too long to be tokenized", "tokenize", prompt="x" * MAX_TOKENIZED_BYTES)
     yield _body("tokens to be put together", "detokenize", tokens=[65] * (MAX_VALUES - 64))
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
-    yield _body("tools", "chat", **hello, tools=[tool] * 20, tool_choice="required")
-    yield _body("biases", "chat", **hello, logit_bias={str(i): 1.5 for i in range(100_000)})
+    yield _body("tools", "chat", **hello, tools=[tool] * 2, tool_choice="required")
+    yield _body("biases", "chat", **hello, logit_bias={str(i): 1.5 for i in range(30_000)})
     fractions = {"type": "object", "default": [1.2345678901234567e-30] * 9000}
     tool = {"type": "function", "function": {"name": "f", "parameters": fractions}}
-    yield _body("tools with fractions", "chat", **hello, tools=[tool] * 13)
+    yield _body("tools with fractions", "chat", **hello, tools=[tool] * 3)
     format_ = {"type": "json_schema", "json_schema": {"name": "s", "schema": fractions}}
     yield _body("fractions in a schema", "chat", **hello, response_format=format_)
 
 
 def _many(item: dict[str, Any]) -> list[dict[str, Any]]:
     """As many as the caps on items and values leave room for."""
-    return [item] * min(4096, (MAX_VALUES - 64) // _values(item))
+    return [item] * min(4096, (MAX_CONVERSATION_VALUES - 64) // _values(item))
 
 
 def _values(value: Any) -> int:
