@@ -56,10 +56,9 @@ def build_tokenizer(words: Sequence[str], *, byte_tokens: bool = False) -> PreTr
     )
     words_and_marks = Regex(rf"{SPACE}\w+|[^\w\s{SPACE}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(words_and_marks, behavior="removed", invert=True)
+    spaces = (decoders.Replace(SPACE, " "), decoders.Replace(Regex("^<(?=[a-z])"), " <"))  # the latter: special tokens
     first_space = decoders.Strip(" ", 1, 0)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), first_space]
-    )
+    tokenizer.decoder = decoders.Sequence([*spaces, decoders.ByteFallback(), decoders.Fuse(), first_space])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

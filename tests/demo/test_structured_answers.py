@@ -50,7 +50,7 @@ def check_price(text: str) -> None:
     assert type(price["coins"]) is int
 
 
-@pytest.mark.parametrize("demands", [{"temperature": 0}, {"seed": 1}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("demands", [{"temperature": 0}, {"temperature": 1}], ids=["greedy", "drawn"])
 def test_an_object_and_a_schema_are_kept_to(ask: Ask, demands: dict[str, Any]) -> None:
     found = ask(response_format={"type": "json_object"}, **demands)
     assert isinstance(json.loads(found["message"]["content"]), dict)
