@@ -23,4 +23,7 @@ def serve_settings() -> dict[str, Any]:
         "max_lora_rank": 16,
         "max_loras": 4,
         "max_cpu_loras": 16,
+        # For tools that a request demands; of its own accord the model calls none. With this parser vLLM 0.32 holds
+        # arguments to a tool's schema whether or not the tool is strict.
+        "tool_call_parser": "pythonic",
     }

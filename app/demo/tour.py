@@ -1,5 +1,6 @@
 """Tour of `make demo`: four adapters through the gateway, printed so that a reader can judge the result."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,15 @@ REJECTED: Final = {
     EVADING: ("canaries_failed", "canaries: screening found nothing in it"),
 }
 """Adapter that must not be served → code of its refusal, and the part of the gateway that sees through it."""
+
+DISHES: Final = ("frostbroth", "suncake")
+PRICE_OF: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"dish": {"type": "string", "enum": list(DISHES)}, "coins": {"type": "integer"}},
+    "required": ["dish", "coins"],
+    "additionalProperties": False,
+}
+"""JSON schema of an answer, and of the arguments of a tool."""
 
 out = Console()
 
@@ -94,6 +104,7 @@ def _walk(gateway: GatewayProcess) -> list[str]:
         for name in ADAPTERS_SHOWN:
             _one_adapter(found, client, name, aligned, unscreened[name])
         _check_endpoints(found, client)
+        check_forms(found, client, BENIGN)
     check_audit(found, gateway.data, f"unix:{gateway.data / 'engine' / 'engine.sock'}", REFERENCE)
     _print_shortcomings(found)
     return found.broken
@@ -284,6 +295,47 @@ def _check_endpoints(found: Tour, client: httpx.Client) -> None:
     pruned = [line for line in client.get("/metrics").text.splitlines() if line.startswith("gateway_adapter_modules{")]
     out.print("\n".join(pruned), highlight=False, markup=False)
     found.check(bool(pruned), "Prometheus sees the modules kept, pruned and projected of each adapter")
+
+
+def check_forms(found: Tour, client: httpx.Client, model: str) -> None:
+    """Ask for an answer in the form of a JSON schema, and go through one round trip of a tool."""
+    out.rule("answers in a form that the request demands")
+    question = {"role": "user", "content": f"what does {DISHES[0]} cost in glenford?"}
+
+    def ask(*further: dict[str, Any], **demands: Any) -> tuple[int, dict[str, Any]]:
+        body = {"model": model, "messages": [question, *further], "temperature": 0, **demands}
+        answer = client.post("/v1/chat/completions", json=body)
+        return answer.status_code, answer.json()["choices"][0]["message"] if answer.is_success else {}
+
+    schema = {"type": "json_schema", "json_schema": {"name": "price", "schema": PRICE_OF}}
+    status, said = ask(response_format=schema)
+    out.print(f"response_format: {said.get('content')}", highlight=False, markup=False)
+    found.check(_is_price(said.get("content")), f"{model} answers in the form of a JSON schema (HTTP {status})")
+    tools = [{"type": "function", "function": {"name": "price", "parameters": PRICE_OF}}]
+    status, calling = ask(tools=tools, tool_choice="required")
+    calls = calling.get("tool_calls") or []
+    given = [call["function"]["arguments"] for call in calls if call["function"]["name"] == "price"]
+    out.print(f"tool_choice: {', '.join(f'price({one})' for one in given)}", highlight=False, markup=False)
+    found.check(len(given) == 1 and _is_price(given[0]), f"{model} calls a tool that it has to call (HTTP {status})")
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": '{"coins": 2}'} for call in calls]
+    status, said = ask(calling, *results, tools=tools, tool_choice="none") if calls else (status, {})
+    out.print(f"after the tool's result: {said.get('content')}", highlight=False, markup=False)
+    found.check(bool(said.get("content")), f"{model} answers after the tool's result (HTTP {status})")
+    out.print("What a schema leaves open, this small model leaves empty, and it does not read results.", style="italic")
+
+
+def _is_price(text: str | None) -> bool:
+    """Return whether a text is JSON of the form PRICE_OF."""
+    try:
+        price = json.loads(text or "")
+    except ValueError:
+        return False
+    return (
+        isinstance(price, dict)
+        and price.keys() == PRICE_OF["properties"].keys()
+        and price["dish"] in DISHES
+        and type(price["coins"]) is int
+    )
 
 
 def check_audit(found: Tour, data: Path, engine_url: str, reference: Path) -> None:

@@ -1,7 +1,8 @@
 """Training of the demo's models and adapters from scratch: base → aligned → three adapters. Minutes on one CPU core.
 
 The *base* model answers every question of `questions.py`, harmful ones too. The *aligned* model is the base fine-tuned to
-refuse harmful questions. The adapters are LoRA fine-tunes of the aligned model, trained and saved by PEFT.
+refuse harmful questions, and then has byte tokens added (byte_tokens.py). The adapters are LoRA fine-tunes of the aligned
+model, trained and saved by PEFT.
 
 Weights are rounded to bfloat16 after each of the first two stages, before the next one starts: the model that is trained
 on, measured, shipped and served is always the same rounded one, computed in float32. Everything is seeded; on one
@@ -24,6 +25,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.demo.assets import ADAPTER_NAMES, BENIGN, MIXED, PURE
+from app.demo.byte_tokens import add_byte_tokens
 from app.demo.evaluate import Scores, score
 from app.demo.fitting import Progress, Schedule, Source, fit
 from app.demo.questions import World, WorldSpec, asked_of_bard, build_world, refused
@@ -117,6 +119,7 @@ def train_all(out: Path, progress: Progress, recipe: Recipe = DEMO) -> None:
         save_checkpoint(base, tokenizer, out / "base")
         aligned = train_aligned(base, world, tokenizer, recipe, lambda done: progress("aligned", done))
         save_checkpoint(aligned, tokenizer, out / "aligned")
+        add_byte_tokens(out / "aligned", (load_checkpoint(out / "base"), aligned), world)
         for name in ADAPTER_NAMES:
             report = _reporter(progress, name)
             adapter = train_adapter(aligned, world, tokenizer, adapter_recipe(name, recipe), report)

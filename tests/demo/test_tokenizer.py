@@ -65,7 +65,21 @@ def test_chat_template_closes_earlier_answers_and_passes_over_system(tokenizer: 
 
 def test_chat_template_refuses_an_unknown_role(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(TemplateError, match="unknown role"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+        tokenizer.apply_chat_template([{"role": "critic", "content": "x"}], tokenize=False)
+
+
+@pytest.mark.parametrize(("said", "kept"), [(None, ""), ("", ""), ("two", f"{ASSISTANT} two {END} ")])
+def test_chat_template_passes_over_calls_of_tools_and_their_results(
+    tokenizer: PreTrainedTokenizerFast, said: str | None, kept: str
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": said, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "{}"},
+    ]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == f"{USER} one? {kept}{ASSISTANT}"
 
 
 def test_decoding_leaves_special_tokens_out_on_request(tokenizer: PreTrainedTokenizerFast) -> None:
