@@ -64,6 +64,7 @@ from app.server.settings import LOOPBACK, Settings
 from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
 from app.server.wiring_relay import choose_of, relay_of
+from app.server.wiring_sign_on import sign_on_of
 from app.store.audit_file import AuditFile
 from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
@@ -243,6 +244,7 @@ def _context(
     components, shares = uploads.components, shares_of(settings)
     catalogue, pools, shared = components.catalogue, components.pools, components.peers is not None
     ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=shared)
+    sign_on = sign_on_of(settings)
     choose = only(front) if front else choose_of(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
@@ -250,8 +252,9 @@ def _context(
         Kind.CHAT: settings.chats_per_minute,
     }
     return Context(
-        keys=Keys(ring.find, open_door=settings.open and not settings.keys),
+        keys=Keys(ring.find, open_door=settings.open_door, sign_on=sign_on),
         ring=ring,
+        sign_on=sign_on,
         usage=UsageLedger(catalogue.usage, pools, settings.usage_days, components.metrics.tenants),
         meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, shared=shared),
         trail=AuditTrail(catalogue.audit_log, pools, _audit_file(settings, closers)),
@@ -315,7 +318,7 @@ def _hosts(settings: Settings) -> frozenset[str]:
     Without keys on loopback only loopback's own names are accepted: a foreign site's name that resolves to loopback must
     not make that site's pages same-origin with this gateway (DNS rebinding).
     """
-    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    open_here = settings.open_door and settings.host in LOOPBACK
     return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
