@@ -1,13 +1,10 @@
-"""An issuer that is not ours, on this machine: oidc-provider-mock, on Authlib and Flask."""
+"""Tokens of an issuer that is not ours, as people get them and use them (tests/support/real_issuer.py)."""
 
-from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
-import oidc_provider_mock
 import pytest
-from oidc_provider_mock import User
 
 from app.access.code_flow import Attempt
 from app.access.sign_on import SignOn
@@ -18,22 +15,10 @@ CALLBACK: Final = "http://127.0.0.1/console/sign-in/oidc/callback"
 CLIENT: Final = "gateway-console"
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[str]:
-    """Its address. Alice works for acme, bob for globex; erin has no role."""
-    people = (
-        User(sub="alice@acme.example", claims={"tenant": "acme", "groups": ["ml", "everybody"]}),
-        User(sub="bob", claims={"tenant": "globex", "groups": ["ml"]}),
-        User(sub="erin", claims={"tenant": "acme", "groups": ["everybody"]}),
-    )
-    with oidc_provider_mock.run_server_in_thread(require_nonce=True, user_claims=people) as server:
-        yield f"http://localhost:{server.server_port}"
-
-
 @pytest.fixture
-def settings(real: str) -> dict[str, Any]:
+def settings(real_issuer: str) -> dict[str, Any]:
     return {
-        "oidc_issuers": real,
+        "oidc_issuers": real_issuer,
         "oidc_tenant_claim": "tenant",
         "oidc_roles_claim": "groups",
         "oidc_roles": "ml=upload,ml=chat",

@@ -1,6 +1,6 @@
 """An OpenID Connect issuer in this process whose keys, answers and faults a test chooses: a simulator.
 
-tests/access/test_real_issuer.py does the same with an issuer that is not ours. This one signs anything with any key, checks
+real_issuer.py is one that is not ours. This one signs anything with any key, checks
 PKCE (RFC 7636), and can be away, slow, endless or false.
 """
 
