@@ -21,6 +21,8 @@ One adapter's way, left to right; none of these rooms knows another:
     store        those bytes for ever under their digest; names in SQL
     load         the engine's client, and the reconciler that keeps the engine equal to the catalogue
 
+    access       tokens of OpenID Connect issuers → callers
+
     observe      metrics, logs, traces
     domain       frozen values and every error, no I/O
     concurrency  bounded thread pools

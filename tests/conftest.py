@@ -13,6 +13,7 @@ pytest_plugins = [
     *("tests.support.engine", "tests.support.demo_gateway", "tests.support.gateway", "tests.support.prometheus"),
     *("tests.support.postgres", "tests.support.joining"),
     "tests.support.hostile",
+    *("tests.support.issuer", "tests.support.real_issuer"),
 ]
 
 ONE_WORKER = frozenset({"engine", "demo_gateway"})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from app.access.sign_on import SignOn
 from app.api.access.ending import Ending
 from app.api.access.keys import Keys
 from app.api.access.rate_limits import Rates
@@ -32,15 +33,17 @@ from app.upload.receive import PendingUpload
 class Context:
     """Components available to a route.
 
-    ring: keys that are accepted. usage: counts what requests use. meter: limits that by tenant. webhooks: tell tenants what
-    becomes of their adapters. trail: records changes. ending: state of a gateway that may end. evaluation: None without a
-    battery. receive: turns a request's body into a sealed upload. readiness: name of a part → None, or its problem.
-    details: further fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has
-    the last audit. signer: signs statements, if there is a key. settings: those in force, without secrets.
+    ring: keys that are accepted. sign_on: admits the bearers of tokens; None without issuers. usage: counts what requests
+    use. meter: limits that by tenant. webhooks: tell tenants what becomes of their adapters. trail: records changes.
+    ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
+    sealed upload. readiness: name of a part → None, or its problem. details: further fields of /ready. engine_metrics: the
+    engine's own metrics, in Prometheus text format. auditor: has the last audit. signer: signs statements, if there is a
+    key. settings: those in force, without secrets.
     """
 
     keys: Keys
     ring: KeyRing
+    sign_on: SignOn | None
     usage: UsageLedger
     meter: TenantMeter
     webhooks: Webhooks

@@ -1,9 +1,9 @@
-"""Console session: an API key in a cookie, protected against use by other sites.
+"""Console session: an API key or an ID token in a cookie, protected against use by other sites.
 
-A person signs in with an API key. The key itself becomes a session cookie: HttpOnly (scripts cannot read it),
-SameSite=Strict (no other site's page makes the browser send it), Secure if the page was loaded over https. There is no
-table of sessions: a revoked key stops working here at once, a restart signs no visitor out, and every route still checks
-the key's roles with `guarded`.
+A person signs in with an API key, or at an issuer (oidc_sign_in.py). The key or ID token itself becomes a session cookie:
+HttpOnly (scripts cannot read it), SameSite=Strict (no other site's page makes the browser send it), Secure if the page was
+loaded over https. There is no table of sessions: a token ends with its time, a revoked key stops working here at once, a
+restart signs no visitor out, and every route still checks the key's roles with `guarded`.
 
 The API itself does not use cookies. This middleware turns the cookie into an `Authorization` header, for two kinds of
 requests only: GETs of the console's own pages, which change nothing; and requests with the header `X-Console`, which the
@@ -22,6 +22,7 @@ from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.access.tokens import is_token
 from app.api.access.caller import TENANT
 from app.api.access.keys import authorization
 from app.domain.tenants import is_tenant
@@ -38,12 +39,17 @@ REFERENCE: Final = "/docs"
 """Page of the API, where people look for it."""
 
 MAX_KEY_BYTES: Final = 512
-"""Most bytes of a key in the cookie; a browser stores cookies of about 4 KiB."""
+"""Most bytes of a key in the cookie."""
+
+MAX_TOKEN_BYTES: Final = 3900
+"""Most bytes of an ID token in the cookie; a browser stores cookies of 4,096 bytes, name and attributes included."""
 
 
 def remember(response: Response, key: str, *, secure: bool) -> None:
-    """Set the session cookie to a verified key; it lasts until the browser is closed. Forget another visitor's tenant."""
-    value = base64.urlsafe_b64encode(key.encode()).decode()  # a key may contain characters that a cookie may not
+    """Set the session cookie to a verified key or token; it lasts until the browser is closed. Forget another visitor's
+    tenant."""
+    # A key may contain characters that a cookie may not; a token is longer, and would be too long in base64.
+    value = key if is_token(key) else base64.urlsafe_b64encode(key.encode()).decode()
     response.set_cookie(COOKIE, value, httponly=True, samesite="strict", secure=secure, path="/")
     response.delete_cookie(TENANT_COOKIE, samesite="strict", path="/")
 
@@ -93,9 +99,11 @@ def _cookies(scope: Scope) -> SimpleCookie:
 
 
 def _key(cookies: SimpleCookie) -> bytes | None:
-    """Return the key to add to a request, if any."""
+    """Return the key or token to add to a request, if any."""
     if (morsel := cookies.get(COOKIE)) is None:
         return None
+    if is_token(morsel.value):  # no base64 has a dot
+        return morsel.value.encode() if len(morsel.value) <= MAX_TOKEN_BYTES else None
     try:
         key = base64.b64decode(morsel.value, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

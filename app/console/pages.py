@@ -285,8 +285,14 @@ def sign_in(
     request: Request, ctx: Ctx, next_path: Annotated[str, Query(alias="next", max_length=2000)] = "/"
 ) -> Response:
     """Show the sign-in page. next: path on this gateway to open after signing in."""
-    local = next_path if next_path.startswith("/") and not next_path.startswith(("//", "/\\")) else "/"
-    return show(request, ctx, "sign-in.html", next=local)
+    at_issuer = ctx.sign_on is not None and ctx.sign_on.code_flow is not None
+    return show(request, ctx, "sign-in.html", next=local_path(next_path), at_issuer=at_issuer)
+
+
+def local_path(path: str) -> str:
+    """Return a path on this gateway; `/` for an address elsewhere."""
+    local = path.startswith("/") and not path.startswith("//") and path.isprintable() and "\\" not in path
+    return path if local else "/"
 
 
 @public.post(SESSION)
@@ -294,7 +300,7 @@ async def open_session(request: Request, ctx: Ctx) -> Response:
     """Check a key (form field `key`) and set the session cookie. Only for the console's own script: see cookie_auth.py."""
     _require_script(request)
     key = await _posted_key(request)
-    ctx.keys.admit(f"Bearer {key}")
+    await ctx.keys.admit(f"Bearer {key}")
     response = Response(status_code=204, headers=HEADERS)
     remember(response, key, secure=request.url.scheme == "https")
     return response

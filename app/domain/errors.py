@@ -60,6 +60,19 @@ _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.S
 UNAUTHORIZED = _code(
     "unauthorized", 401, _D, "Send `Authorization: Bearer <key>` (or `x-api-key: <key>`) with a key this gateway knows."
 )
+ISSUER_AWAY = _code(
+    "issuer_away",
+    503,
+    _D,
+    "Try again soon; the issuer of the token does not answer. API keys go on; the operator's log says why.",
+    retryable=True,
+)
+SIGN_IN_FAILED = _code(
+    "sign_in_failed",
+    400,
+    _D,
+    "Begin again at /console/sign-in; if that fails too, ask the operator, or use an API key.",
+)
 FORBIDDEN = _code("forbidden", 403, _D, "Use a key with the role that the message names, or ask the operator for one.")
 KEY_EXISTS = _code("key_exists", 409, _D, "Choose another name for the key, or rotate the one that has it.")
 KEY_NOT_FOUND = _code(

@@ -41,8 +41,9 @@ class Row:
     """One shared resource.
 
     limit: the most that all callers may hold together. unit: name of the counted unit, in the plural.
-    code: the refusal. roles: keys with one of these roles hold it, and a single such key may hold all of it; None: every
-    caller holds it, callers without a key by address. kept: one unit is reserved for each of these keys that holds none.
+    code: the refusal. roles: keys with one of these roles hold it, and a single such key may hold all of it, if no other
+    callers come; None: every caller holds it, callers without a key by address. kept: one unit is reserved for each of
+    these keys that holds none.
     """
 
     limit: int
@@ -105,8 +106,11 @@ class Holding:
 class Shares:
     """Ledger of every shared resource by holder. Thread-safe; refuses at once, never waits."""
 
-    def __init__(self, keys: Iterable[Key] = (), limits: Mapping[Resource, int] | None = None) -> None:
-        """keys: all known keys. limits: override the table's."""
+    def __init__(
+        self, keys: Iterable[Key] = (), limits: Mapping[Resource, int] | None = None, *, others: bool = False
+    ) -> None:
+        """keys: all known keys. limits: override the table's. others: callers without one of these keys come as well."""
+        self._others = others
         self._limits = {resource: row.limit for resource, row in SHARED.items()} | dict(limits or {})
         self.know(keys)
         self._held: dict[Resource, Counter[str]] = {resource: Counter() for resource in SHARED}
@@ -122,7 +126,9 @@ class Shares:
             for resource, wanted in roles.items()
         }
         self._single_key = frozenset(  # a single key may hold all of it
-            resource for resource, wanted in roles.items() if wanted is not None and len(self._keys[resource]) < 2
+            resource
+            for resource, wanted in roles.items()
+            if wanted is not None and not self._others and len(self._keys[resource]) < 2
         )
 
     def limit(self, resource: Resource) -> int:

@@ -34,7 +34,7 @@ from app.api.routes import (
     usage,
     webhooks,
 )
-from app.console import pages, tenant_pages
+from app.console import oidc_sign_in, pages, tenant_pages
 from app.console.cookie_auth import CookieToKey
 from app.domain.errors import Unavailable
 from app.observe.log import configure, event
@@ -138,7 +138,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         audit_log.router,
     ):
         app.include_router(router)
-    for router in (pages.public, tenant_pages.router, pages.router):
+    for router in (pages.public, oidc_sign_in.router, tenant_pages.router, pages.router):
         app.include_router(router)
     return app
 
@@ -188,6 +188,9 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
             gateway.peer_sync.start()
         stack.push_async_callback(gateway.context.ring.stop)
         gateway.context.ring.start()
+        if gateway.context.sign_on is not None:
+            stack.push_async_callback(gateway.context.sign_on.stop)
+            gateway.context.sign_on.start()
         stack.push_async_callback(gateway.context.trail.stop)
         gateway.context.trail.start()
         stack.push_async_callback(gateway.context.usage.stop)

@@ -28,23 +28,23 @@ Receive = Callable[[Request], Awaitable[PendingUpload]]
 
 def shares_of(settings: Settings) -> Shares:
     """Return the ledger of shared resources, with the limits that these settings and this system allow."""
-    keys = settings.keys
+    keys, others = settings.keys, bool(settings.oidc_issuers)
     connections = half_of_open_files(SHARED[Resource.CONNECTIONS].limit)
     limits = {
         Resource.UPLOADS: settings.max_uploads,
         Resource.CONNECTIONS: connections,
-        Resource.SEQUENCES: settings.max_sequences or _sequences(settings, len(keys)),
+        Resource.SEQUENCES: settings.max_sequences or _sequences(settings, alone=len(keys) < 2 and not others),
     }
-    return Shares(keys, limits)
+    return Shares(keys, limits, others=others)
 
 
-def _sequences(settings: Settings, keys: int) -> int:
-    """Return the default for the most sequences in the engines at the same time. keys: number of API keys.
+def _sequences(settings: Settings, *, alone: bool) -> int:
+    """Return the default for the most sequences in the engines at the same time. alone: there is a single caller.
 
     In a CPU engine each additional sequence slows the others. With a single key no other caller is affected, so the limit
     is not lowered.
     """
-    if settings.engine_urls or keys < 2 or not cpu_build():
+    if settings.engine_urls or alone or not cpu_build():
         return SHARED[Resource.SEQUENCES].limit
     return max(MIN_SEQUENCES, SEQUENCES_A_CORE * cores())
 

@@ -12,13 +12,9 @@ from app.api.access.keys import Keys
 from app.api.access.rate_limits import Kind, Rates
 from app.api.dependencies import Context
 from app.concurrency.pools import Pools
-from app.domain.digest import Digest, digest_of
+from app.domain.digest import Digest
 from app.domain.lora import TargetModel
 from app.domain.outside import Outside
-from app.domain.rungs import policies, rungs_from
-from app.domain.verdict import METRIC_VERSION
-from app.evaluate.battery import read, starter
-from app.evaluate.plan import Plan
 from app.gateway.audit_job import Audited, Auditor, engines_of
 from app.gateway.audit_trail import AuditTrail
 from app.gateway.battery_reload import reload_battery
@@ -55,7 +51,7 @@ from app.observe.metrics import Metrics
 from app.observe.traces import open_traces
 from app.observe.upload_progress import Progress
 from app.sandbox.client import Sandbox
-from app.sandbox.sanitise import RULES, Measure, sanitise
+from app.sandbox.sanitise import Measure, sanitise
 from app.screen.reference.open import Reference, check_policy, open_reference, short_of_energy
 from app.serve.admission import Admission
 from app.serve.in_flight import InFlight
@@ -66,6 +62,8 @@ from app.server.settings import LOOPBACK, Settings
 from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
 from app.server.wiring_relay import choose_of, relay_of
+from app.server.wiring_rules import parameters_of, plan_of
+from app.server.wiring_sign_on import sign_on_of
 from app.store.audit_file import AuditFile
 from app.store.open import Place, Store, catalogue_at, open_store
 from app.store.uploads import ORIGINALS, KeptUploads
@@ -120,8 +118,8 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     metrics = Metrics(traces=traces, log_requests=settings.log_requests)
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
-    plan = _plan(settings, reference)
-    rules = RulesInForce(plan, partial(_parameters, settings, reference))
+    plan = plan_of(settings, reference)
+    rules = RulesInForce(plan, partial(parameters_of, settings, reference))
     store = open_store(_place(settings, rules.parameters), closers)
     blobs, peers = store.blobs, store.peers
     pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
@@ -202,7 +200,7 @@ def _with_use_cases(
         auditor=auditor,
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
         recheck=recheck,
-        reload=partial(reload_battery, components, follower, recheck, partial(_plan, settings, components.reference)),
+        reload=partial(reload_battery, components, follower, recheck, partial(plan_of, settings, components.reference)),
         context=_context(settings, uploads, engine, front, evaluation, auditor, closers),
         drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
@@ -245,6 +243,7 @@ def _context(
     components, shares = uploads.components, shares_of(settings)
     catalogue, pools, shared = components.catalogue, components.pools, components.peers is not None
     ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=shared)
+    sign_on = sign_on_of(settings)
     choose = only(front) if front else choose_of(engine, components)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
@@ -252,8 +251,9 @@ def _context(
         Kind.CHAT: settings.chats_per_minute,
     }
     return Context(
-        keys=Keys(ring.find, open_door=settings.open and not settings.keys),
+        keys=Keys(ring.find, open_door=settings.open_door, sign_on=sign_on),
         ring=ring,
+        sign_on=sign_on,
         usage=UsageLedger(catalogue.usage, pools, settings.usage_days, components.metrics.tenants),
         meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, components.notices, shared=shared),
         webhooks=_webhooks(settings, components),
@@ -323,7 +323,7 @@ def _hosts(settings: Settings) -> frozenset[str]:
     Without keys on loopback only loopback's own names are accepted: a foreign site's name that resolves to loopback must
     not make that site's pages same-origin with this gateway (DNS rebinding).
     """
-    open_here = settings.open and not settings.keys and settings.host in LOOPBACK
+    open_here = settings.open_door and settings.host in LOOPBACK
     return settings.allowed_hosts or (OWN_NAMES if open_here else frozenset())
 
 
@@ -358,42 +358,3 @@ def _uses_zero_adapter(settings: Settings) -> bool:
     if settings.base_through_noop is not None:
         return settings.base_through_noop
     return not settings.engine_urls and cpu_build()
-
-
-def _plan(settings: Settings, reference: Reference) -> Plan | None:
-    """Return the plan of evaluating behaviour; None without a battery.
-
-    Raises Refused BAD_BATTERY, or Unavailable BAD_REFERENCE if the reference does not hold what a rung takes out.
-    """
-    if settings.canaries is None:
-        event("canaries", note="none: behaviour is not looked at", hint="set GATEWAY_CANARIES; docs/canaries.md")
-        return None
-    battery = read(settings.canaries)
-    if battery.digest == digest_of(starter()):
-        event("canaries_are_public", logging.WARNING, why="attackers have read the starter battery: bring your own")
-    rungs = rungs_from(settings.rungs)
-    made = policies(settings.policy, rungs)
-    for rung, policy in zip(rungs, made, strict=True):
-        check_policy(reference, policy, f"rung {rung}")
-    plan = Plan(battery, rungs, made, settings.canary_tolerance, settings.canary_seconds, settings.canary_judge)
-    event(
-        "canaries", battery=battery.digest.short, canaries=len(battery.canaries), rungs=settings.rungs, judge=plan.judge
-    )
-    return plan
-
-
-def _parameters(settings: Settings, reference: Reference, plan: Plan | None) -> str:
-    """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload."""
-    evaluation = () if plan is None else (plan.key,)
-    parts = (
-        RULES,
-        METRIC_VERSION,
-        str(reference.digest),
-        settings.policy,
-        settings.dtype,
-        settings.max_lora_rank,
-        settings.max_scaling,
-        None if settings.base_names is None else sorted(settings.base_names),
-        *evaluation,
-    )
-    return digest_of(repr(parts).encode()).hex

@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.api.access import rate_limits
 from app.api.access.rate_limits import Kind, Rates
 from app.domain.errors import RATE_LIMITED, GatewayError
 
@@ -98,3 +99,16 @@ def test_what_one_bucket_refuses_costs_the_other_nothing() -> None:
     assert spend(rates, kind=Kind.SCREEN) == 0
     clock.now += 60
     assert spend(rates, kind=Kind.SCREEN) == 1
+
+
+def test_buckets_that_refilled_are_forgotten_once_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bearers of tokens are as many as their issuer has people."""
+    monkeypatch.setattr(rate_limits, "MANY", 100)
+    clock = Clock()
+    rates = Rates({Kind.CHAT: 60}, clock, per_day={Kind.SCREEN: 1})
+    assert spend(rates, "busy", Kind.SCREEN) == 1
+    for number in range(1000):
+        rates.take(f"bearer-{number}", Kind.CHAT)
+        clock.now += 1.0
+    assert len(rates._buckets) <= 101
+    assert spend(rates, "busy", Kind.SCREEN) == 0, "an empty one is not forgotten"

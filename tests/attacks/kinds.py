@@ -154,4 +154,8 @@ KINDS: Final[dict[str, str]] = {
     "O06": "an engine with its developer's doors open",
     "O07": "error texts that carry what was sent",
     "T01": "another tenant's names, in every place that a request has for one",
+    "T02": "tokens that are forged, or of another issuer, audience, time or type",
+    "T03": "tokens that choose how they are verified: their algorithm or their key",
+    "T04": "an issuer that is away, slow, endless, redirects or lies",
+    "T05": "sign-ins that were begun by somebody else",
 }

@@ -64,7 +64,7 @@ def serving(directory: Path, reference: Path, says: Any = None, **settings: Any)
             "max_pruned_share": 1.0,
             **settings,
         }
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_server(("127.0.0.1", settings.get("port", 0))) as listener:
             app = build_app(wire_gateway(Settings(**values)))
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             running = asyncio.ensure_future(server.serve([listener]))

@@ -23,7 +23,16 @@ from app.server.wiring import Gateway
 from tests.support.gateway import Running
 
 STOPS = [
-    *("auditor.stop", "recheck.stop", "webhooks.stop", "meter.stop", "usage.stop", "trail.stop", "ring.stop"),
+    *(
+        "auditor.stop",
+        "recheck.stop",
+        "webhooks.stop",
+        "meter.stop",
+        "usage.stop",
+        "trail.stop",
+        "sign_on.stop",
+        "ring.stop",
+    ),
     *("peer_sync.stop", "publishing.stop", "reconciler.stop"),
     *("engine.close", "front.close", "embedded.stop", "doors"),
 ]
@@ -59,7 +68,8 @@ class Parts:
         publishing = self.part("publishing", aio=("stop",))
         uploads = SimpleNamespace(components=SimpleNamespace(pools=pools), publishing=publishing)
         writers = {
-            name: self.part(name, "start", aio=("stop",)) for name in ("ring", "usage", "trail", "meter", "webhooks")
+            name: self.part(name, "start", aio=("stop",))
+            for name in ("ring", "sign_on", "usage", "trail", "meter", "webhooks")
         }
         context = SimpleNamespace(uploads=uploads, ending=Ending(), **writers)
         more = {"context": context, "closers": closers, "reload": None, "drain_seconds": 0.0}

@@ -59,12 +59,15 @@ class Caller:
 
 
 async def guarded(request: Request) -> None:
-    """Admit the caller by the route's rule. Raises Refused UNAUTHORIZED, FORBIDDEN, RATE_LIMITED or BAD_REQUEST."""
+    """Admit the caller by the route's rule.
+
+    Raises Refused UNAUTHORIZED, FORBIDDEN, RATE_LIMITED or BAD_REQUEST, Unavailable ISSUER_AWAY.
+    """
     ctx = context_of(request)
     rule = ROUTES.get((request.method, request.scope["route"].path), OPERATOR_ONLY)
     if rule.roles is None:
         return
-    key = ctx.keys.admit(authorization(request.headers))
+    key = await ctx.keys.admit(authorization(request.headers))
     KEY_NAME.set(key.id)
     request.state.key, request.state.rule = key, rule
     if (why := refusal(key, rule)) is not None:

@@ -1,8 +1,9 @@
 """Rate limits per key: token buckets on a monotonic clock, so that setting the system time has no effect.
 
 A bucket holds as many tokens as a minute's (or a day's) limit and refills evenly: an idle key may spend a whole limit at
-once. There is one bucket per key, kind and period, created when first needed; keys, kinds and periods are fixed, so memory
-is bounded. Buckets belong to this process: each of several gateways counts for itself, and a restart fills them.
+once. There is one bucket per key, kind and period, created when first needed. Bearers of tokens come and go: buckets that
+have refilled are forgotten once there are many. Buckets belong to this process: each of several gateways counts for itself,
+and a restart fills them.
 """
 
 import math
@@ -26,6 +27,9 @@ class Kind(StrEnum):
 FLOWS: Final[Mapping[Kind, Flow]] = {Kind.UPLOAD: Flow.UPLOADS, Kind.SCREEN: Flow.SCREENINGS, Kind.CHAT: Flow.REQUESTS}
 """Kind → flow whose limit of the key's tenant it counts for as well."""
 
+MANY: Final = 20_000
+"""Buckets from which on those that have refilled are looked for; afterwards from twice as many as are left."""
+
 
 class Rates:
     """Token buckets of every key. Used on the event loop only."""
@@ -41,6 +45,7 @@ class Rates:
         self._shares = (("minute", MINUTE_S, per_minute), ("day", DAY_S, per_day or {}))
         self._now = now
         self._buckets: dict[tuple[str, Kind, str], tuple[float, float]] = {}  # tokens, and the time of that count
+        self._many = MANY
 
     def take(self, key: str, kind: Kind) -> None:
         """Take one token of the key called `key` from each of its buckets, or none from any.
@@ -59,6 +64,18 @@ class Rates:
                 waits.append((math.ceil((1.0 - tokens) * seconds / share), f"{share} {kind} a {period}"))
         taken = 0.0 if waits else 1.0
         self._buckets |= {at: (tokens - taken, now) for at, tokens in left.items()}
+        if len(self._buckets) > self._many:
+            self._forget_full(now)
         if waits:
             wait, most = max(waits)
             raise Refused(RATE_LIMITED, f"{most} are allowed to one key", retry_after=wait)
+
+    def _forget_full(self, now: float) -> None:
+        """Forget buckets that have refilled: a new one is as full."""
+        of = {period: (seconds, shares) for period, seconds, shares in self._shares}
+        kept = {}
+        for (key, kind, period), (tokens, then) in self._buckets.items():
+            seconds, shares = of[period]
+            if tokens + (now - then) * shares[kind] / seconds < shares[kind]:
+                kept[key, kind, period] = (tokens, then)
+        self._buckets, self._many = kept, max(MANY, 2 * len(kept))

@@ -92,6 +92,8 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/{rest:path}"): _for(*Role),
     ("GET", "/console/static/{file}"): PUBLIC,
     ("GET", "/console/sign-in"): PUBLIC,
+    ("GET", "/console/sign-in/oidc"): PUBLIC,
+    ("GET", "/console/sign-in/oidc/callback"): PUBLIC,
     ("POST", "/console/session"): PUBLIC,
     ("DELETE", "/console/session"): PUBLIC,
     ("GET", "/v1/models"): _for(Role.CHAT, Role.UPLOAD),

@@ -12,6 +12,7 @@ from app.server.settings.access import AccessSettings
 from app.server.settings.canaries import NO_FLOOR, CanarySettings
 from app.server.settings.engine import EngineSettings
 from app.server.settings.policy import PolicySettings
+from app.server.settings.sign_on import SignOnSettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
 from app.server.settings.webhooks import WebhookSettings
 
@@ -42,6 +43,7 @@ class Settings(
     EngineSettings,
     PolicySettings,
     CanarySettings,
+    SignOnSettings,
     AccessSettings,
     WebhookSettings,
     StorageSettings,
@@ -58,14 +60,20 @@ class Settings(
         return policy if self.ladder_floor is None else with_floor(policy, self._floor)
 
     @property
+    def open_door(self) -> bool:
+        """True if every caller is admitted: asked for, and neither keys nor issuers are set."""
+        return self.open and not self.keys and not self.oidc_issuers
+
+    @property
     def _floor(self) -> Rung | None:
         return None if self.ladder_floor in (None, NO_FLOOR) else rung_from(self.ladder_floor)
 
     @model_validator(mode="after")
     def _guarded_or_open(self) -> "Settings":
-        if not self.api_keys and self.api_keys_file is None and not self.open:
+        self.check_sign_on()
+        if not self.api_keys and self.api_keys_file is None and not self.oidc_issuers and not self.open:
             raise ValueError(
-                "set GATEWAY_API_KEYS (or --api-keys) or GATEWAY_API_KEYS_FILE, "
+                "set GATEWAY_API_KEYS (or --api-keys), GATEWAY_API_KEYS_FILE or GATEWAY_OIDC_ISSUERS, "
                 "or ask for an unguarded gateway with GATEWAY_OPEN=true (--open)"
             )
         front = self.requests_url

@@ -48,4 +48,6 @@ def _text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, frozenset):
         return ", ".join(sorted(value))
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, value))
     return _CREDENTIALS.sub("…", str(value)) if "://" in str(value) else str(value)
