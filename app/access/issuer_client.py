@@ -56,7 +56,9 @@ class IssuerClient:
 
     async def _exchange(self, method: str, url: str, **sent: Any) -> tuple[int, dict[str, Any]]:
         if self._session is None:
-            self._session = aiohttp.ClientSession(trust_env=True, auto_decompress=False, headers=_HEADERS)
+            self._session = aiohttp.ClientSession(
+                trust_env=True, auto_decompress=False, headers=_HEADERS, cookie_jar=aiohttp.DummyCookieJar()
+            )
         try:
             async with asyncio.timeout(FETCH_S):
                 async with self._session.request(method, url, allow_redirects=False, **sent) as answer:

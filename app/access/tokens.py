@@ -21,6 +21,9 @@ MAX_TOKEN_CHARS: Final = 8192
 TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt", "id+jwt"})
 """Accepted values of the header `typ`, in lower case: an issuer also signs other things, such as notices of a sign-out."""
 
+EVENTS: Final = "events"
+"""Claim of tokens that tell of an event (RFC 8417), such as a sign-out, some of which have no type of their own."""
+
 REQUIRED: Final = ("iss", "aud", "exp", "sub")
 
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*")
@@ -73,6 +76,8 @@ class Tokens:
             )
         except jwt.PyJWTError as error:
             raise _refused(_reason(error)) from error
+        if EVENTS in claims:
+            raise _refused("the token tells of an event and is not for signing in")
         return issuer, claims
 
     def _issuer(self, claimed: Any) -> Issuer:

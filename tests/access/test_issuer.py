@@ -299,3 +299,18 @@ def test_keys_that_are_not_for_signatures_are_left_out() -> None:
 )
 def test_addresses_that_may_be_asked(url: str, right: bool) -> None:
     assert plain_address(url) is right
+
+
+async def test_the_log_tells_once_that_it_is_away_and_that_it_is_back(
+    tokens: Tokens, issuer: SimulatedIssuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr(module, "event", lambda name, *_, **fields: told.append((name, fields.get("why"))))
+    issuer.faults.status = 503
+    for _ in range(3):
+        assert await outcome(tokens, issuer.token()) == ISSUER_AWAY.name
+        clock.at += REFETCH_S
+    issuer.faults.status = 200
+    assert await outcome(tokens, issuer.token()) == "verified"
+    assert [name for name, _ in told] == ["issuer_away", "issuer"]
+    assert "status 503" in told[0][1]

@@ -92,6 +92,7 @@ SIGNED: Final[dict[str, Forge]] = {
     "T02_no_subject": lambda i: i.token(sub=None),
     "T02_notice_of_a_sign_out": lambda i: i.token(headers={"typ": "logout+jwt"}),
     "T02_proof_of_possession": lambda i: i.token(headers={"typ": "dpop+jwt"}),
+    "T02_event": lambda i: i.token(events={"http://schemas.openid.net/event/backchannel-logout": {}}),
     "T02_unknown_critical_header": lambda i: i.token(headers={"crit": ["x"], "x": 1}),
     "T02_weaker_hash": lambda i: i.token(algorithm="PS256"),
     "T02_key_of_nobody": lambda i: i.token("rsa", key=OTHER_RSA_KEY),

@@ -1,6 +1,8 @@
 """Bearers of tokens through the whole gateway: who they are, what they reach, and what is recorded of them."""
 
+import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from app.server.settings.in_force import settings_in_force
 from tests.access.test_tokens import SIGNED
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
 from tests.support.issuer import AUDIENCE, CLIENT, OTHER_RSA_KEY, SimulatedIssuer
+from tests.support.waiting import until
 
 CHAT: Final = {"model": SERVED, "messages": [{"role": "user", "content": "hello"}]}
 
@@ -153,6 +156,16 @@ async def test_keys_go_on_while_the_issuer_is_away(open_gateway: OpenHouse, issu
         assert "API keys go on" in answer.json()["error"]["message"]
         assert (await running.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
         assert (await running.http.get("/health")).status_code == 200
+
+
+async def test_nobody_else_waits_for_a_slow_issuer(open_gateway: OpenHouse, issuer: SimulatedIssuer) -> None:
+    issuer.faults.held = threading.Event()
+    async with open_gateway(oidc_issuers=issuer.url, oidc_audiences=AUDIENCE) as running:
+        await until(lambda: bool(issuer.asked))
+        waiting = asyncio.create_task(ask(running, issuer.token(), "GET", "/v1/models"))
+        assert (await running.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        issuer.faults.held.set()
+        assert (await waiting).status_code in (200, 503), "503 on a machine too busy for the bound"
 
 
 @pytest.mark.hostile("T02", "T03")
