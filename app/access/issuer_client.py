@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from app.domain.errors import ISSUER_AWAY, Unavailable, printable
+from app.domain.errors import ISSUER_AWAY, Unavailable
+from app.domain.printable import printable
 
 FETCH_S: Final = 5.0
 """Seconds for one exchange with an issuer, from the name's resolution to the last byte; also for a key set and the metadata

@@ -22,8 +22,8 @@ from app.domain.errors import (
     Refused,
     Stage,
     envelope,
-    printable,
 )
+from app.domain.printable import printable
 from app.gateway.version_refused import VersionRefused
 from app.observe.log import event
 from app.observe.metrics import Metrics

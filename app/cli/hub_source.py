@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
-from app.domain.errors import MISSING_PART, SOURCE_UNAVAILABLE, Refused, Unavailable, printable
+from app.domain.errors import MISSING_PART, SOURCE_UNAVAILABLE, Refused, Unavailable
+from app.domain.printable import printable
 from app.upload.adapter_files import AdapterFiles
 
 SCHEME: Final = "hf://"

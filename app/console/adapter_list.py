@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from app.domain.errors import printable
+from app.domain.printable import printable
 from app.domain.tenants import DEFAULT
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads

@@ -18,7 +18,8 @@ from app.access.code_flow import Attempt, CodeFlow
 from app.console.cookie_auth import MAX_TOKEN_BYTES, remember
 from app.console.pages import SIGN_IN, ConsoleRoute, Ctx, local_path, show
 from app.console.render import HEADERS
-from app.domain.errors import NOT_FOUND, SIGN_IN_FAILED, Refused, printable
+from app.domain.errors import NOT_FOUND, SIGN_IN_FAILED, Refused
+from app.domain.printable import printable
 
 BEGIN: Final = f"{SIGN_IN}/oidc"
 CALLBACK: Final = f"{BEGIN}/callback"

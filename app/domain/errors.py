@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-MESSAGE_LIMIT: Final = 400
-"""Most characters of a message in a log line or a response, so that hostile input cannot fill either."""
+from app.domain.printable import MESSAGE_LIMIT, printable
 
 
 class Stage(StrEnum):
@@ -303,14 +302,6 @@ INTERNAL = _code(
 
 CODES: Final[dict[str, Code]] = dict(_TABLE)
 """The whole table by name; docs/api.md and the metrics are generated from it."""
-
-
-def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Return `text` without control characters and no longer than `limit`, fit for logs and responses."""
-    if len(text) <= limit and text.isprintable():
-        return text
-    clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

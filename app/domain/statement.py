@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest, digest_of
-from app.domain.errors import BAD_STATEMENT, Refused, printable
+from app.domain.errors import BAD_STATEMENT, Refused
+from app.domain.printable import printable
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 SCREENING: Final = "urn:lora-gateway:screening:1"

@@ -21,9 +21,9 @@ from app.domain.errors import (
     VERSION_NOT_READY,
     GatewayError,
     Refused,
-    printable,
     recall,
 )
+from app.domain.printable import printable
 from app.domain.version_state import IN_FLIGHT, State
 from app.gateway.uploads import Uploads
 from app.gateway.version_refused import VersionRefused

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-from app.domain.errors import printable
+from app.domain.printable import printable
 from app.observe.request_id import KEY_NAME, REQUEST_ID
 
 LOGGER: Final = "gateway"

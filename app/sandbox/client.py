@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.artefact import Artefact
-from app.domain.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable, printable
+from app.domain.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable
 from app.domain.lora import Received
+from app.domain.printable import printable
 from app.observe.log import event
 from app.sandbox.answer import AnswerReader
 from app.sandbox.process import ChildProcess, WorkerProcess, failed

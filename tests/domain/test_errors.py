@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.domain.errors import CODES, MESSAGE_LIMIT, TOO_LARGE, Refused, Unavailable, printable
+from app.domain.errors import CODES, TOO_LARGE, Refused, Unavailable
+from app.domain.printable import MESSAGE_LIMIT, printable
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda code: code.name)

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from app.domain.artefact import content_digest
 from app.domain.digest import Digest, digest_of
-from app.domain.errors import CODES, MESSAGE_LIMIT, GatewayError, Stage
+from app.domain.errors import CODES, GatewayError, Stage
 from app.domain.lora import Received, ServingDtype, Shape, TargetModel
 from app.domain.policy import Policy
+from app.domain.printable import MESSAGE_LIMIT
 from app.domain.verdict import Outcome, Verdict
 from app.prune.canonical_check import check_form
 from app.sandbox.answer import AnswerReader

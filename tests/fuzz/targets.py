@@ -23,7 +23,6 @@ from app.domain.errors import (
     CODES,
     EMPTY_ADAPTER,
     INVALID_REQUEST,
-    MESSAGE_LIMIT,
     MISSING_PART,
     REQUEST_TOO_LARGE,
     RESERVED_NAME,
@@ -39,6 +38,7 @@ from app.domain.errors import (
     Refused,
 )
 from app.domain.names import AdapterName, parse_model
+from app.domain.printable import MESSAGE_LIMIT
 from app.serve.grammar_cost import MAX_COST, MAX_PATTERN_COST, pattern_cost
 from app.serve.request import parse as parse_request
 from app.upload.limits import UploadLimits

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.errors import printable
+from app.domain.printable import printable
 from app.observe.log import LOGGER, SERVER, JsonLines, Logfmt, configure, event
 from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.simulated_chunks import TOKENS

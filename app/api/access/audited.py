@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.access.rules import Rule
 from app.domain.api_keys import Key
 from app.domain.audit_entry import Act
-from app.domain.errors import printable
+from app.domain.printable import printable
 from app.gateway.audit_trail import AuditTrail
 from app.observe.request_id import REQUEST_ID
 from app.serve.timing import CLIENT_GONE

@@ -15,7 +15,8 @@ from app.api.dependencies import Context, context
 from app.api.schemas import Resolved
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
-from app.domain.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable, printable
+from app.domain.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable
+from app.domain.printable import printable
 
 router = APIRouter(tags=["fleet"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]

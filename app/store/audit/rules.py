@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
-from app.domain.errors import CODES, RECORDED_LIMIT, printable
+from app.domain.errors import CODES, RECORDED_LIMIT
 from app.domain.experts import layer_path
 from app.domain.names import in_engines
+from app.domain.printable import printable
 from app.domain.verdict import Reason
 from app.domain.version_state import IN_FLIGHT, State
 from app.store.audit.snapshot import AdapterSeen, BlobSeen, CatalogueSeen, VersionSeen
