@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.sync_api import expect
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import ViewportSize, expect
 
 from app.console.cookie_auth import COOKIE, MAX_TOKEN_BYTES, TENANT_COOKIE
 from app.console.oidc_sign_in import ATTEMPT_COOKIE, BEGIN, CALLBACK
@@ -18,6 +19,7 @@ from tests.console.conftest import Serve, Visitor
 from tests.support.gateway import KEY, OpenHouse, Running
 from tests.support.issuer import CLIENT, SimulatedIssuer
 
+PHONE: Final[ViewportSize] = {"width": 360, "height": 740}
 HERE: Final = "http://127.0.0.1"
 """The gateway's origin for its visitors."""
 
@@ -204,6 +206,9 @@ def test_in_a_browser_at_an_issuer_that_is_not_ours(serve: Serve, visitor: Visit
     url = serve(api_keys=KEY, port=port, **settings(real_issuer, f"{HERE}:{port}", **more))
     page = visitor.page()
     page.goto(f"{url}/console/upload?name=sql")
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not [one["id"] for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
     page.get_by_role("link", name="Sign in with single sign-on").click()
     page.get_by_role("button", name="alice@acme.example").click()
     page.wait_for_url(f"{url}/console/upload?name=sql")
