@@ -33,6 +33,10 @@ READERS: Final = 4
 """Threads of a pool for short database or disk work, which waits for the disk and not for the processor."""
 
 
+RESOLVERS: Final = 16
+"""Threads of the pool that resolves names: one for each message that webhook_delivery.py sends at the same time."""
+
+
 class Pool:
     """Named thread pool of bounded width. Threads are created on demand and appear as `<name>_<n>` in py-spy."""
 
@@ -98,7 +102,7 @@ class Pools:
     fetching: reading artefacts that an engine requests, possibly from object storage.
     heartbeat: signs of life for the other gateways, and looking for keys that they revoked.
     accounts: counting usage, drawing from limits, and messages to webhooks.
-    names: resolving names of webhooks' targets, which may take the resolver half a minute.
+    names: resolving names of webhooks' targets, which may take half a minute each; one tenant has at most four.
     readiness: /ready.
     metrics: /metrics, one scrape at a time.
     bodies: decoding and checking large inference bodies, and large answers.
@@ -133,7 +137,7 @@ class Pools:
             accounts=Pool(
                 "accounts", 4
             ),  # two for tenant_meter.py, one for usage_ledger.py and webhook_delivery.py each
-            names=Pool("names", READERS),
+            names=Pool("names", RESOLVERS),
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory

@@ -22,6 +22,9 @@ _URL: Final = re.compile(
 )
 _ORIGIN: Final = re.compile(r"(?P<scheme>https?)://(?P<wild>\*\.)?(?P<rest>[^/*]+)")
 _PORTS: Final = {"http": 80, "https": 443}
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
+"""IPv6 addresses of the internet, as they are given out (RFC 4291). Versions of Python differ on the rest."""
+
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 """Prefix of IPv6 addresses that stand for an IPv4 address in its last four bytes (RFC 6052)."""
 
@@ -89,7 +92,7 @@ class Outside:
     def of(cls, entries: Iterable[str]) -> Self:
         """Parse entries such as `https://*.example.com`, `http://hooks.internal:8080` and `10.1.0.0/16`. Raises ValueError.
 
-        An origin that names an address, such as `http://127.0.0.1:9000`, also allows to reach it.
+        An origin that names an address, such as `http://127.0.0.1:9000`, allows itself to reach it, and no other one.
         """
         origins: list[_Origin] = []
         networks: list[Network] = []
@@ -97,10 +100,7 @@ class Outside:
             if "://" not in entry:
                 networks.append(_network(entry))
                 continue
-            origin = _origin(entry)
-            origins.append(origin)
-            if _is_address(origin.url.host):
-                networks.append(ip_network(origin.url.host))
+            origins.append(_origin(entry))
         return cls(tuple(origins), tuple(networks))
 
     def check(self, text: str) -> Url:
@@ -110,16 +110,19 @@ class Outside:
             raise ValueError(f"{url.scheme}://{url.authority} is not among the origins that the operator allows")
         return url
 
-    def reaches(self, address: Address) -> bool:
-        """Return whether a connection to this address may be made: a public one, or one of the listed networks."""
-        if any(address in network for network in self.networks):
+    def reaches(self, address: Address, url: Url) -> bool:
+        """Return whether a connection to this address may be made for a URL that was checked.
+
+        It may if the address is public, of one of the listed networks, or the one that the URL itself names.
+        """
+        if str(address) == url.host or any(address in network for network in self.networks):
             return True
         if isinstance(address, IPv6Address):
             if (inner := address.ipv4_mapped) is not None:
-                return self.reaches(inner)
+                return self.reaches(inner, url)
             if address in _NAT64:
-                return self.reaches(IPv4Address(int(address) & 0xFFFF_FFFF))
-            if address.sixtofour is not None or address.teredo is not None:
+                return self.reaches(IPv4Address(int(address) & 0xFFFF_FFFF), url)
+            if address not in _GLOBAL_UNICAST or address.sixtofour is not None or address.teredo is not None:
                 return False
         return address.is_global and not address.is_multicast
 

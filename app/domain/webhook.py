@@ -7,6 +7,7 @@ the message's id, the time and the body. The secret is derived, so that no datab
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,9 @@ MAX_WEBHOOKS: Final = 20
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - no secret itself
 """Beginning of a secret as the specification's libraries take it; base64 follows."""
+
+
+_ID: Final = re.compile(r"wh_[0-9a-f]{16}")
 
 
 class Topic(StrEnum):
@@ -95,6 +99,11 @@ class Notice:
     topic: Topic
     data: Mapping[str, Any]
     once: str
+
+
+def is_webhook_id(text: str) -> bool:
+    """Return whether a text has the form of a webhook's id."""
+    return _ID.fullmatch(text) is not None
 
 
 def topics_of(names: list[str] | None) -> frozenset[Topic]:

@@ -10,6 +10,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
 from app.domain.errors import Refused, Unavailable
 from app.domain.verdict import Outcome
+from app.domain.version_state import SERVABLE
 from app.gateway.components import Components
 from app.gateway.desired_state import Key
 from app.observe.log import event
@@ -63,9 +64,11 @@ class PolicyRecheck:
             if key in self._measured or waits:
                 continue
             retry_at.pop(key, None)
+            measured_now = False
             try:
                 why = self._objection(row)
                 self._measured.add(key)
+                measured_now = True
             except (Unavailable, OSError) as error:
                 why = f"it cannot be measured: {error}"
                 retry_at[key] = time.monotonic() + RETRY_S
@@ -74,6 +77,7 @@ class PolicyRecheck:
                 continue
             if key not in found:
                 event("withheld", logging.WARNING, adapter=row.name, version=row.number, why=why)
+            if measured_now and row.state in SERVABLE:
                 c.notices.withheld(row.name, row.number, c.parameters)
             found[key] = why
         self._withheld, self._retry_at = found, retry_at

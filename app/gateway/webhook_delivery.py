@@ -10,8 +10,9 @@ import logging
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from app.concurrency.pools import Pools
 from app.domain.errors import BAD_REQUEST, TARGET_NOT_ALLOWED, GatewayError, Refused
@@ -21,7 +22,10 @@ from app.gateway.webhook_notices import Notices
 from app.notify.post import Posted, Poster, addresses_of
 from app.observe.log import event
 from app.observe.tenant_metrics import TenantMetrics
-from app.store.catalogue.webhooks import WebhookStore
+from app.store.catalogue.webhooks import NOTICES_AT_ONCE, WebhookStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LOOK_S: Final = 0.5
 """Seconds between two looks for messages that are due."""
@@ -30,7 +34,7 @@ AT_ONCE: Final = 16
 """Most messages that one gateway sends at the same time."""
 
 OF_ONE_TENANT: Final = 4
-"""Most of these to one tenant's webhooks: receivers that never answer hold up their own messages only."""
+"""Most of these to one tenant's webhooks: receivers that never answer hold up their own tenant's messages only."""
 
 PAUSES_S: Final = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 36_000.0)
 """Seconds before the second try, the third, … with up to a fifth more by chance; a message is given up after a day and a
@@ -69,6 +73,7 @@ class Webhooks:
         self._poster = Poster(outside, lambda host, port: pools.names(addresses_of, host, port))
         self._running: dict[asyncio.Task[None], Sending] = {}
         self._wanted = asyncio.Event()
+        self._accounting = asyncio.Semaphore()
         self._task: asyncio.Task[None] | None = None
 
     async def create(self, tenant: str, url: str, topics: list[str] | None) -> tuple[Webhook, str]:
@@ -96,7 +101,9 @@ class Webhooks:
         event("webhook_deleted", tenant=tenant, webhook=webhook)
 
     async def ping(self, tenant: str, webhook: str) -> str:
-        """Have a ping sent, and return its id. Raises Refused WEBHOOK_NOT_FOUND."""
+        """Have a ping sent, and return its id. Raises Refused WEBHOOK_NOT_FOUND, RATE_LIMITED, TARGET_NOT_ALLOWED."""
+        if not self._master:
+            raise Refused(TARGET_NOT_ALLOWED, "the operator allows no target of webhooks")
         return await self._pools.store(self._store.ping, tenant, webhook)
 
     async def messages(self, tenant: str, webhook: str) -> tuple[Message, ...]:
@@ -131,7 +138,7 @@ class Webhooks:
                 await self._look()
                 if time.monotonic() >= forget_at:
                     forget_at = time.monotonic() + FORGET_EVERY_S
-                    await self._pools.accounts(self._store.forget, KEEP_S)
+                    await self._account(self._store.forget, KEEP_S)
                 told = False
             except GatewayError as error:
                 if not told:  # logged once, not twice a second; nothing is lost
@@ -142,15 +149,14 @@ class Webhooks:
 
     async def _look(self) -> None:
         """Write the notices, and begin to send what is due. Raises Unavailable."""
-        if notices := self._notices.first():
-            await self._pools.accounts.to_the_end(self._store.notice, notices)
+        while notices := self._notices.first()[:NOTICES_AT_ONCE]:
+            await self._account(self._store.notice, notices)
             self._notices.drop(len(notices))
         room = AT_ONCE - len(self._running)
-        if room <= 0 or not await self._pools.accounts(self._store.is_due):
+        if room <= 0:
             return
         busy = Counter(sending.tenant for sending in self._running.values())
-        claim = partial(self._store.claim, room, OF_ONE_TENANT, busy)
-        for sending in await self._pools.accounts.to_the_end(claim):
+        for sending in await self._account(self._store.claim, room, OF_ONE_TENANT, busy):
             task = asyncio.create_task(self._send(sending), name=f"webhook {sending.webhook}")
             self._running[task] = sending
             task.add_done_callback(self._ended)
@@ -159,40 +165,48 @@ class Webhooks:
         del self._running[task]
         self._wanted.set()  # there is room for another one
 
+    async def _account(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work of the catalogue, one at a time: inference waits for the same pool."""
+        async with self._accounting:
+            return await self._pools.accounts.to_the_end(work, *args, **kwargs)
+
     async def _send(self, sending: Sending) -> None:
+        try:
+            posted = await self._posted(sending)
+        except Exception:  # a bug must not have it sent for ever
+            logging.getLogger("gateway").exception("sending to a webhook broke")
+            posted = Posted(None, "an error of the gateway")
+        delivery, again_s = _next(posted, sending.attempt)
+        self._metrics.webhook_sent(delivery if delivery is not Delivery.WAITING else "failed")
+        if not posted.accepted:
+            _tell(sending, posted, delivery)
+        told = partial(self._store.record, status=posted.status, problem=posted.problem, again_s=again_s)
+        try:
+            await self._account(told, sending, delivery)
+        except GatewayError as error:  # it is sent again when its lease has run out
+            event("webhook_not_recorded", logging.ERROR, message=sending.message, why=error.message)
+
+    async def _posted(self, sending: Sending) -> Posted:
         body = sending.body.encode()
         secret = secret_of(self._master, sending.webhook)
         headers = {"content-type": "application/json", "user-agent": USER_AGENT}
         headers |= signed_headers(secret, sending.message, int(time.time()), body)
-        posted = await self._poster.post(sending.url, headers, body)
-        delivery, again_s = _next(posted, sending.attempt)
-        self._metrics.webhook_sent(delivery if delivery is not Delivery.WAITING else "failed")
-        if not posted.accepted:
-            level = logging.ERROR if delivery is Delivery.GIVEN_UP else logging.WARNING
-            event(
-                "webhook_failed",
-                level,
-                tenant=sending.tenant,
-                webhook=sending.webhook,
-                message=sending.message,
-                attempt=sending.attempt,
-                status=posted.status,
-                why=posted.problem,
-                given_up=delivery is Delivery.GIVEN_UP,
-            )
-        try:
-            await self._pools.accounts.to_the_end(
-                partial(
-                    self._store.record,
-                    sending,
-                    delivery,
-                    status=posted.status,
-                    problem=posted.problem,
-                    again_s=again_s,
-                )
-            )
-        except GatewayError as error:  # it is sent again when its lease has run out
-            event("webhook_not_recorded", logging.ERROR, message=sending.message, why=error.message)
+        return await self._poster.post(sending.url, headers, body)
+
+
+def _tell(sending: Sending, posted: Posted, delivery: Delivery) -> None:
+    """Log that a message was not taken."""
+    event(
+        "webhook_failed",
+        logging.ERROR if delivery is Delivery.GIVEN_UP else logging.WARNING,
+        tenant=sending.tenant,
+        webhook=sending.webhook,
+        message=sending.message,
+        attempt=sending.attempt,
+        status=posted.status,
+        why=posted.problem,
+        given_up=delivery is Delivery.GIVEN_UP,
+    )
 
 
 def _next(posted: Posted, attempt: int) -> tuple[Delivery, float]:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -61,6 +62,7 @@ class Poster:
             follow_redirects=False,
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx.Limits(max_keepalive_connections=0),  # the next connection is checked anew
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: receivers may share an address
         )
 
     async def close(self) -> None:
@@ -81,7 +83,7 @@ class Poster:
 
     async def _post(self, url: Url, headers: Mapping[str, str], body: bytes) -> Posted:
         found = await self._resolve(url.host, url.port)
-        allowed = [address for address in found if self._outside.reaches(address)]
+        allowed = [address for address in found if self._outside.reaches(address, url)]
         if not allowed:
             return Posted(None, "the name has no address that this gateway may reach: it is private, or there is none")
         problem = ""

@@ -84,25 +84,29 @@ PRIVATE = (
     *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
     *("255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2001:0:1::1"),
+    *("64:ff9b:1::a00:1", "fec0::1", "::10.0.0.1", "::ffff:0:10.0.0.1", "4000::1"),
 )
+URL = Url.of("https://hooks.example.com/")
 
 
 @pytest.mark.hostile("U27")
 @pytest.mark.parametrize("address", PRIVATE)
 def test_no_address_that_is_not_public_is_reached_unless_it_is_named(address: str) -> None:
     found = ip_address(address)
-    assert not Outside.of(["https://hooks.example.com"]).reaches(found)
-    assert Outside.of([f"{address}/{found.max_prefixlen}"]).reaches(found)
+    assert not Outside.of(["https://hooks.example.com"]).reaches(found, URL)
+    assert Outside.of([f"{address}/{found.max_prefixlen}"]).reaches(found, URL)
 
 
 @pytest.mark.parametrize(
     "address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"]
 )
 def test_a_public_address_is_reached(address: str) -> None:
-    assert Outside().reaches(ip_address(address))
+    assert Outside().reaches(ip_address(address), URL)
 
 
-def test_an_origin_that_names_an_address_allows_to_reach_it() -> None:
-    outside = Outside.of(["http://10.0.0.5:9000"])
-    assert outside.reaches(ip_address("10.0.0.5"))
-    assert not outside.reaches(ip_address("10.0.0.6"))
+@pytest.mark.hostile("U27")
+def test_an_origin_that_names_an_address_is_reached_there_and_no_other_one_is() -> None:
+    outside = Outside.of(["http://10.0.0.5:9000", "http://*.example.com"])
+    assert outside.reaches(ip_address("10.0.0.5"), outside.check("http://10.0.0.5:9000/"))
+    assert not outside.reaches(ip_address("10.0.0.6"), outside.check("http://10.0.0.5:9000/"))
+    assert not outside.reaches(ip_address("10.0.0.5"), outside.check("http://a.example.com/"))

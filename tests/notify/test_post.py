@@ -78,6 +78,26 @@ async def test_proxies_of_the_environment_are_not_used(receiver: Receiver, monke
 
 
 @pytest.mark.hostile("U27")
+async def test_no_cookie_is_kept_for_another_receiver_at_the_same_address() -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"{}"))
+        writer.write(b"HTTP/1.1 204 No Content\r\nset-cookie: seen=1\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        origins = [f"http://{name}.example.com:{port}" for name in ("a", "b")]
+        poster = Poster(Outside.of([*origins, "127.0.0.0/8"]), names("127.0.0.1"))
+        for origin in origins:
+            assert (await poster.post(f"{origin}/", {}, b"{}")).accepted
+        await poster.close()
+    assert len(heads) == 2
+    assert b"seen" not in heads[1]
+
+
+@pytest.mark.hostile("U27")
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_no_redirect_is_followed(receiver: Receiver, status: int) -> None:
     with receiving() as other:

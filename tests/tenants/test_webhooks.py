@@ -1,6 +1,7 @@
 """Webhooks: messages to a tenant's receivers, signed, tried again, and sent to nobody else."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,11 +14,14 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from app.domain.api_keys import Role, new_key
-from app.domain.webhook import Delivery, Topic
+from app.domain.errors import CANARIES_FAILED, LOAD_FAILED, REJECTED, Refused, Unavailable
+from app.domain.names import AdapterName
+from app.domain.webhook import Delivery, Notice, Topic
 from app.gateway import webhook_delivery
 from app.store.catalogue import outbox
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
+from tests.store.making import begun, published, received, stored
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
 from tests.support.joining import Join
 from tests.support.receiver import Receiver, receiving
@@ -285,9 +289,21 @@ async def test_messages_that_wait_for_one_webhook_are_bounded(
     monkeypatch.setattr(webhook_delivery, "PAUSES_S", (3600.0,))
     receiver.statuses = [500] * 20
     made = await hook(running, receiver)
-    for _ in range(6):
-        await ask(running, "acme", "POST", f"/tenants/acme/webhooks/{made['id']}/ping")
+    for seed in range(6):
+        assert (await ask(running, "acme", "POST", "/adapters", files=form("sql", seed))).status_code == 201
     assert len(await messages(running, made)) == 3
+    answer = await ask(running, "acme", "POST", f"/tenants/acme/webhooks/{made['id']}/ping")
+    assert code(answer) == (429, "rate_limited")
+
+
+async def test_a_ping_waits_for_the_one_before(
+    running: Running, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_delivery, "PAUSES_S", (3600.0,))
+    receiver.statuses = [500]
+    made = await hook(running, receiver)
+    answers = [await ask(running, "acme", "POST", f"/tenants/acme/webhooks/{made['id']}/ping") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429]
 
 
 async def test_without_targets_there_are_no_webhooks(open_gateway: OpenHouse) -> None:
@@ -299,8 +315,10 @@ async def test_without_targets_there_are_no_webhooks(open_gateway: OpenHouse) ->
 
 
 async def test_receivers_that_never_answer_hold_up_their_own_messages_only(
-    open_gateway: OpenHouse, settings: dict[str, Any], receiver: Receiver
+    open_gateway: OpenHouse, settings: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.notify.post.ANSWER_S", 2 * STUCK_S)
+    monkeypatch.setattr("app.notify.post.WHOLE_S", 2 * STUCK_S)
     with receiving() as quick:
         async with open_gateway(**settings | {"webhook_targets": f"{receiver.origin},{quick.origin}"}) as running:
             await _hold_up(running, receiver, quick)
@@ -324,9 +342,9 @@ async def test_two_gateways_send_each_message_once(join: Join, receiver: Receive
     one, other = await join(**settings), await join(**settings)
     answer = await ask(one, "operator", "POST", "/tenants/default/webhooks", json={"url": receiver.origin})
     made = answer.json()["id"]
-    for number in range(40):
-        where = (one, other)[number % 2]
-        await ask(where, "operator", "POST", f"/tenants/default/webhooks/{made}/ping")
+    for seed in range(40):
+        name, where = f"a{seed % 2}", (one, other)[seed % 2]
+        assert (await ask(where, "operator", "POST", "/adapters", files=form(name, seed))).status_code == 201
     await until(lambda: len(receiver.got) >= 40)
     store = other.gateway.context.uploads.components.catalogue.webhooks
     await until(lambda: not any(one.delivery is Delivery.WAITING for one in store.messages("default", made)))
@@ -342,16 +360,18 @@ async def test_a_killed_gateways_message_is_sent_by_another_one(
     answer = await ask(one, "operator", "POST", "/tenants/default/webhooks", json={"url": receiver.origin})
     await one.gateway.context.webhooks.stop()
     store = one.gateway.context.uploads.components.catalogue.webhooks
-    monkeypatch.setattr("app.store.catalogue.webhooks.LEASE_S", 0.5)
     store.ping("default", answer.json()["id"])
-    (claimed,) = store.claim(16, 4, {})  # and then it is killed
+    with monkeypatch.context() as patch:
+        patch.setattr("app.store.catalogue.webhooks.LEASE_S", 0.1)
+        (claimed,) = store.claim(16, 4, {})  # and then it is killed
+    receiver.hold.clear()
     await join(**settings)
     await until(lambda: bool(receiver.got))
     assert receiver.got[0].headers["webhook-id"] == claimed.message
-    store.record(claimed, Delivery.GIVEN_UP, status=None, problem="too late")
+    store.record(claimed, Delivery.GIVEN_UP, status=None, problem="too late")  # while the second try is going on
     (shown,) = store.messages("default", answer.json()["id"])
-    assert shown.attempts == 2
-    assert shown.problem != "too late"
+    assert (shown.attempts, shown.delivery, shown.problem) == (2, Delivery.WAITING, "")
+    receiver.hold.set()
 
 
 def test_old_messages_are_forgotten_and_waiting_ones_kept(tmp_path: Path) -> None:
@@ -362,8 +382,60 @@ def test_old_messages_are_forgotten_and_waiting_ones_kept(tmp_path: Path) -> Non
     (sending,) = store.claim(16, 4, {})
     store.record(sending, Delivery.DELIVERED, status=200, problem="")
     waiting = store.ping("acme", made.id)
+    with pytest.raises(Refused):
+        store.ping("acme", made.id)
     store.forget(timedelta(hours=1).total_seconds())
     assert len(store.messages("acme", made.id)) == 2
     store.forget(-1.0)
     assert [one.id for one in store.messages("acme", made.id)] == [waiting]
+    catalogue.close()
+
+
+def test_a_tenant_without_a_message_on_its_way_comes_before_those_that_have_some(tmp_path: Path) -> None:
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"))
+    store = catalogue.webhooks
+    for tenant in ("a", "b", "c", "d", "late"):
+        for _ in range(1 if tenant == "late" else 6):
+            store.ping(tenant, store.create(tenant, "https://example.com/", [Topic.READY]).id)
+    claimed = store.claim(16, 4, {})
+    assert {one.tenant for one in claimed} == {"a", "b", "c", "d", "late"}
+    assert {one.tenant for one in store.claim(1, 4, {"a": 3, "b": 4, "c": 3, "d": 2})} == {"d"}
+    assert store.claim(4, 4, {"a": 4, "b": 4, "c": 4, "d": 4}) == ()
+    catalogue.close()
+
+
+def test_ended_messages_of_a_webhook_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.store.catalogue.webhooks.KEPT", 2)
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"))
+    store = catalogue.webhooks
+    made = store.create("acme", "https://example.com/", list(Topic))
+    store.notice([Notice("acme", Topic.QUOTA, {"limit": "adapters"}, "once")])
+    for _ in range(5):
+        store.ping("acme", made.id)
+        for sending in store.claim(16, 4, {}):
+            store.record(sending, Delivery.DELIVERED, status=200, problem="")
+    assert sorted(one.topic for one in store.messages("acme", made.id)) == ["ping", "ping", "quota.reached"]
+    store.notice([Notice("acme", Topic.QUOTA, {"limit": "adapters"}, "once")])
+    assert len(store.messages("acme", made.id)) == 3
+    catalogue.close()
+
+
+def test_each_end_of_a_version_has_its_topic(tmp_path: Path) -> None:
+    catalogue = Catalogue(sqlite_url(tmp_path / "c.db"))
+    store, name = catalogue.webhooks, AdapterName("acme/sql")
+    store.create("acme", "https://example.com/", list(Topic))
+    catalogue.record_failed(name, stored(catalogue, 1, name).number, Unavailable(LOAD_FAILED, "the engine refused it"))
+    catalogue.record_not_passed(stored(catalogue, 2, name), Refused(CANARIES_FAILED, "three of 48"), "{}")
+    served = published(catalogue, 3, name)
+    for _ in range(2):  # told once
+        served = catalogue.record_asked_again(served, "e" * 64, "{}", passed=False)
+    catalogue.record_rejected(name, begun(catalogue, name, received(4)).number, Refused(REJECTED, "harmful"))
+    told = [json.loads(sending.body) for sending in store.claim(16, 16, {})]
+    assert sorted((body["type"], body["data"]["version"], body["data"]["code"]) for body in told) == [
+        ("version.canaries_failed", 2, "canaries_failed"),
+        ("version.failed", 1, "load_failed"),
+        ("version.ready", 3, None),
+        ("version.rejected", 4, "rejected"),
+        ("version.withheld", 3, "canaries_failed"),
+    ]
     catalogue.close()

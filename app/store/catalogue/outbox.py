@@ -1,7 +1,8 @@
-"""Outbox: messages to webhooks, written by the transaction whose change they tell: none is lost, none is wrong."""
+"""Outbox: messages to webhooks, written by the transaction whose change they tell."""
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select
 from app.domain.tenants import split_name
 from app.domain.version_state import Event, State
 from app.domain.webhook import Delivery, Notice, Topic
+from app.observe.log import event
 from app.store.catalogue.clock import clock
 from app.store.catalogue.tables import VersionRow
 from app.store.catalogue.tenant_tables import webhook_messages, webhooks
@@ -26,9 +28,9 @@ _TOPICS: Final[Mapping[Event, Topic]] = {
 }
 
 
-def tell_move(connection: Connection, before: VersionRow, event: Event, now: VersionRow) -> None:
+def tell_move(connection: Connection, before: VersionRow, move: Event, now: VersionRow) -> None:
     """Write the messages about a version's change of state, if its tenant has webhooks for them."""
-    if (topic := _TOPICS.get(event)) is None:
+    if (topic := _TOPICS.get(move)) is None:
         return
     if topic is Topic.REJECTED and before.state is State.STORED:
         topic = Topic.CANARIES_FAILED
@@ -57,8 +59,8 @@ def tell_notice(connection: Connection, notice: Notice) -> None:
     _tell(connection, notice.tenant, notice.topic, notice.data, notice.once)
 
 
-def tell_ping(connection: Connection, webhook: str, tenant: str) -> str:
-    """Write a ping to one webhook, and return its id."""
+def tell_ping(connection: Connection, webhook: str, tenant: str) -> str | None:
+    """Write a ping to one webhook, and return its id; None if too many messages wait."""
     return _write(connection, webhook, tenant, Topic.PING, {}, clock(connection))
 
 
@@ -87,12 +89,13 @@ def _write(
     data: Mapping[str, Any],
     at: datetime,
     message: str | None = None,
-) -> str:
+) -> str | None:
     message = message or f"msg_{secrets.token_hex(16)}"
     waiting = (webhook_messages.c.webhook == webhook, webhook_messages.c.delivery == Delivery.WAITING)
     count = select(func.count()).select_from(webhook_messages).where(*waiting)
     if connection.execute(count).scalar_one() >= MAX_WAITING:
-        return message
+        event("webhook_message_dropped", logging.WARNING, tenant=tenant, webhook=webhook, topic=topic)
+        return None
     body = {"type": topic, "timestamp": f"{at:%Y-%m-%dT%H:%M:%SZ}", "data": {"tenant": tenant, **data}}
     values = {
         "id": message,

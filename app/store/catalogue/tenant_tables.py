@@ -126,5 +126,5 @@ webhook_messages: Final = Table(
     Column("status", Integer),
     Column("problem", String(PROBLEM_LIMIT), nullable=False),
     Index("webhook_messages_due", "delivery", "due_at"),
-    Index("webhook_messages_webhook", "webhook", "created_at"),
+    Index("webhook_messages_webhook", "webhook", "delivery", "created_at"),
 )

@@ -1,15 +1,14 @@
 """Webhooks in the catalogue, and their messages on the way: claimed by one gateway at a time, tried, and forgotten."""
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
-from app.domain.errors import TOO_MANY_WEBHOOKS, WEBHOOK_NOT_FOUND, Refused
-from app.domain.webhook import MAX_WEBHOOKS, Delivery, Message, Notice, Sending, Topic, Webhook
+from app.domain.errors import RATE_LIMITED, TOO_MANY_WEBHOOKS, WEBHOOK_NOT_FOUND, Refused
+from app.domain.webhook import MAX_WEBHOOKS, Delivery, Message, Notice, Sending, Topic, Webhook, is_webhook_id
 from app.store.catalogue.clock import clock
 from app.store.catalogue.database import Database
 from app.store.catalogue.outbox import tell_notice, tell_ping
@@ -17,6 +16,12 @@ from app.store.catalogue.tenant_tables import PROBLEM_LIMIT, webhook_messages, w
 
 LEASE_S: Final = 120.0
 """Seconds after which a message whose gateway told nothing of its try is tried again: longer than any try takes."""
+
+KEPT: Final = 200
+"""Most ended messages of one webhook, the newest, that stay in the catalogue."""
+
+NOTICES_AT_ONCE: Final = 20
+"""Most notices that are written in one transaction, for which other writers wait."""
 
 SHOWN: Final = 100
 """Most messages of one webhook that are listed, the newest first."""
@@ -61,10 +66,17 @@ class WebhookStore:
             connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
 
     def ping(self, tenant: str, webhook: str) -> str:
-        """Write a ping to a webhook, and return its id. Raises Refused WEBHOOK_NOT_FOUND."""
+        """Write a ping to a webhook, and return its id.
+
+        Raises Refused WEBHOOK_NOT_FOUND, RATE_LIMITED while an earlier ping or too many messages wait.
+        """
+        earlier = select(_M.id).where(_M.webhook == webhook, _WAITS, _M.topic == Topic.PING).limit(1)
         with self._database.writing() as connection:
             _found(connection, tenant, webhook)
-            return tell_ping(connection, webhook, tenant)
+            waits = connection.execute(earlier).first() is not None
+            if waits or (written := tell_ping(connection, webhook, tenant)) is None:
+                raise Refused(RATE_LIMITED, "an earlier ping waits for this webhook, or too many messages do")
+            return written
 
     def messages(self, tenant: str, webhook: str) -> tuple[Message, ...]:
         """Return the newest messages of a webhook, the newest first. Raises Refused WEBHOOK_NOT_FOUND."""
@@ -74,34 +86,21 @@ class WebhookStore:
             return tuple(map(_message, connection.execute(query.limit(SHOWN))))
 
     def notice(self, notices: Iterable[Notice]) -> None:
-        """Write the messages of notices, each once over all gateways."""
+        """Write the messages of at most NOTICES_AT_ONCE notices, each once over all gateways."""
         with self._database.writing() as connection:
             for one in notices:
                 tell_notice(connection, one)
 
-    def is_due(self) -> bool:
-        """Return whether a message waits for a try now."""
-        with self._database.reading() as connection:
-            due = (_WAITS, _M.due_at <= clock(connection))
-            return connection.execute(select(_M.id).where(*due).limit(1)).first() is not None
-
     def claim(self, limit: int, of_one_tenant: int, busy: Mapping[str, int]) -> tuple[Sending, ...]:
-        """Return messages that are to be sent now, the longest due first; no other gateway gets them for LEASE_S.
+        """Return messages that are to be sent now; no other gateway gets them for LEASE_S.
 
-        of_one_tenant: the most of one tenant, with those that it has in `busy`.
+        of_one_tenant: the most of one tenant, with those that it has in `busy`. Tenants with fewer come first, then
+        messages that are due longer.
         """
-        place = func.row_number().over(partition_by=webhooks.c.tenant, order_by=(_M.due_at, _M.id)).label("place")
-        joined = select(_M.id, webhooks.c.tenant, webhooks.c.url, place).join(webhooks, webhooks.c.id == _M.webhook)
+        if not (chosen := self._candidates(limit, of_one_tenant, busy)):
+            return ()
         with self._database.beside() as connection:
             at = clock(connection)
-            due = joined.where(_WAITS, _M.due_at <= at).order_by(_M.due_at, _M.id).subquery()
-            found = connection.execute(select(due).where(due.c.place <= of_one_tenant)).all()
-            chosen: dict[str, Row[Any]] = {}
-            taken = Counter(busy)
-            for row in found:
-                if taken[row.tenant] < of_one_tenant and len(chosen) < limit:
-                    taken[row.tenant] += 1
-                    chosen[row.id] = row
             still = (_M.id.in_(chosen), _WAITS, _M.due_at <= at)
             claimed = connection.execute(select(webhook_messages).where(*still).with_for_update(skip_locked=True)).all()
             for row in claimed:
@@ -111,6 +110,19 @@ class WebhookStore:
                 Sending(row.id, row.webhook, chosen[row.id].tenant, chosen[row.id].url, row.body, row.attempts + 1)
                 for row in claimed
             )
+
+    def _candidates(self, limit: int, of_one_tenant: int, busy: Mapping[str, int]) -> dict[str, Row[Any]]:
+        """Return message id → id, tenant, url, place and due_at of those to be claimed."""
+        full = [tenant for tenant, count in busy.items() if count >= of_one_tenant]
+        place = func.row_number().over(partition_by=webhooks.c.tenant, order_by=(_M.due_at, _M.id)).label("place")
+        joined = select(_M.id, webhooks.c.tenant, webhooks.c.url, _M.due_at, place)
+        joined = joined.join(webhooks, webhooks.c.id == _M.webhook)
+        with self._database.reading() as connection:
+            due = joined.where(_WAITS, _M.due_at <= clock(connection), webhooks.c.tenant.not_in(full)).subquery()
+            found = connection.execute(select(due).where(due.c.place <= of_one_tenant)).all()
+        turns = {row.id: busy.get(row.tenant, 0) + row.place for row in found}
+        found = sorted(found, key=lambda row: (turns[row.id], row.due_at, row.id))
+        return {row.id: row for row in [one for one in found if turns[one.id] <= of_one_tenant][:limit]}
 
     def record(
         self, sent: Sending, delivery: Delivery, *, status: int | None, problem: str, again_s: float = 0.0
@@ -125,6 +137,8 @@ class WebhookStore:
                 "due_at": clock(connection) + timedelta(seconds=again_s),
             }
             connection.execute(update(webhook_messages).where(*ours).values(values))
+            if delivery is not Delivery.WAITING:
+                _forget_beyond(connection, sent.webhook)
 
     def forget(self, older_s: float) -> None:
         """Delete messages that wait no more and are older than this."""
@@ -136,7 +150,16 @@ class WebhookStore:
             connection.execute(delete(webhook_messages).where(*old))
 
 
+def _forget_beyond(connection: Connection, webhook: str) -> None:
+    """Delete the oldest ended messages of a webhook beyond KEPT; not of those that tell once, which would be told again."""
+    ended = (_M.webhook == webhook, _M.delivery != Delivery.WAITING, _M.topic.not_in((Topic.QUOTA, Topic.WITHHELD)))
+    newest = select(_M.id).where(*ended).order_by(_M.created_at.desc(), _M.id).limit(KEPT)
+    connection.execute(delete(webhook_messages).where(*ended, _M.id.not_in(newest)))
+
+
 def _found(connection: Connection, tenant: str, webhook: str) -> Webhook:
+    if not is_webhook_id(webhook):
+        raise Refused(WEBHOOK_NOT_FOUND, f"no webhook {webhook[:40]!r}", param="webhook")
     query = select(webhooks).where(webhooks.c.tenant == tenant, webhooks.c.id == webhook)
     row = connection.execute(query).one_or_none()
     if row is None:

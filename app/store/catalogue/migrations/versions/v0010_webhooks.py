@@ -33,5 +33,5 @@ def upgrade() -> None:
         sa.Column("status", sa.Integer),
         sa.Column("problem", sa.String(200), nullable=False),
         sa.Index("webhook_messages_due", "delivery", "due_at"),
-        sa.Index("webhook_messages_webhook", "webhook", "created_at"),
+        sa.Index("webhook_messages_webhook", "webhook", "delivery", "created_at"),
     )
