@@ -63,14 +63,18 @@ def test_one_that_leaves_before_the_answer_does_too(demo_gateway: GatewayProcess
     assert_it_stops(http, before)
 
 
-def test_a_tool_the_engine_cannot_parse_is_refused_in_its_words(sdk: openai.OpenAI) -> None:
-    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+def test_tools_the_engine_cannot_join_are_refused_in_its_words(sdk: openai.OpenAI) -> None:
+    def tool(name: str, kind: str) -> Any:
+        schema = {"type": "object", "$defs": {"a": {"type": kind}}, "properties": {"a": {"$ref": "#/$defs/a"}}}
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    tools: Any = [tool("f", "string"), tool("g", "integer")]
     message: Any = {"role": "user", "content": QUESTION}
-    with pytest.raises(openai.BadRequestError, match="tool-call-parser") as caught:
-        sdk.chat.completions.create(model=MODEL, messages=[message], tools=[tool], tool_choice="auto")
+    with pytest.raises(openai.BadRequestError, match="multiple schemas") as caught:
+        sdk.chat.completions.create(model=MODEL, messages=[message], tools=tools, tool_choice="required")
     assert caught.value.code == "engine_refused"
     ignored = sdk.chat.completions.create(
-        model=MODEL, messages=[message], tools=[tool], tool_choice="none", max_tokens=4, temperature=0
+        model=MODEL, messages=[message], tools=tools, tool_choice="none", max_tokens=4, temperature=0
     )
     assert ignored.choices[0].message.tool_calls in (None, [])
 
