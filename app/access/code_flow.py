@@ -7,6 +7,7 @@ remembers no attempt: the browser's cookie has it.
 import asyncio
 import base64
 import hashlib
+import logging
 import secrets
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from app.access.issuer import Issuer, Metadata
 from app.access.issuer_client import IssuerClient
 from app.access.tokens import Tokens
 from app.domain.errors import ISSUER_AWAY, SIGN_IN_FAILED, UNAUTHORIZED, Refused, Unavailable
+from app.observe.log import event
 
 EXCHANGES: Final = 8
 """Most codes that are exchanged at the same time: strangers who bring made-up codes occupy no more."""
@@ -64,6 +66,11 @@ class CodeFlow:
         self._issuer, self._tokens, self._client, self._registration = issuer, tokens, client, registration
         self._exchanging = asyncio.Semaphore(EXCHANGES)
 
+    @property
+    def redirect_url(self) -> str:
+        """Registered address to which the issuer sends the browser back."""
+        return self._registration.redirect_url
+
     async def begin(self, attempt: Attempt) -> str:
         """Return the address at the issuer to which the browser goes. Raises Unavailable ISSUER_AWAY."""
         endpoint = (await self._endpoints()).authorize or ""
@@ -91,7 +98,11 @@ class CodeFlow:
         if self._exchanging.locked():
             raise Unavailable(ISSUER_AWAY, "too many people sign in at this moment")
         async with self._exchanging:
-            token = await self._exchange(attempt, code)
+            try:
+                token = await self._exchange(attempt, code)
+            except Unavailable as error:  # whoever asks need not know the issuer's addresses
+                event("sign_in_postponed", logging.ERROR, issuer=self._issuer.url, why=error.message)
+                raise Unavailable(ISSUER_AWAY, "the issuer cannot be asked now") from error
         await self._check(token, attempt)
         return token
 

@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.domain.api_keys import OPERATOR_ROLES, Key, Role
+from app.domain.api_keys import BEARERS, OPERATOR_ROLES, Key, Role
 from app.domain.errors import FORBIDDEN, UNAUTHORIZED, Refused
 from app.domain.tenants import DEFAULT, is_tenant
 
-PREFIX: Final = "oidc"
 SUBJECT_CHARS: Final = 37
 """Characters of a subject that its key's name shows; a UUID has 36."""
 
 HASH_DIGITS: Final = 20
 """Hexadecimal digits of the hash: 80 bits, so that nobody finds a subject with another one's name."""
+
+SCOPES: Final = frozenset({"scope", "scp"})
+"""Claims whose text is a list of words (RFC 8693, section 4.2). Another claim's text may be a group called `Site admin`."""
 
 _OTHERS = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -45,7 +47,7 @@ class IdentityRules:
         if not subject:
             raise Refused(UNAUTHORIZED, "the token's subject is empty")
         acts_in = self._tenant(tenant, claims)
-        values = _texts(claim(claims, self.roles_claim))
+        values = _texts(claim(claims, self.roles_claim), words=self.roles_claim in SCOPES)
         roles = frozenset(role for value in values for role in self.roles.get(value, ()))
         allowed = roles if acts_in == DEFAULT else roles - OPERATOR_ROLES
         return Key(name_of(issuer, subject), allowed, b"", tenant=acts_in)
@@ -80,13 +82,13 @@ def name_of(issuer: str, subject: str) -> str:
     text = f"{len(issuer)}:{issuer}{subject}"  # the length: no issuer and subject run together as another pair
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     shown = _OTHERS.sub("-", subject[: 2 * SUBJECT_CHARS])[:SUBJECT_CHARS]
-    return f"{PREFIX}.{shown}.{digest[:HASH_DIGITS]}"
+    return f"{BEARERS}{shown}.{digest[:HASH_DIGITS]}"
 
 
-def _texts(value: Any) -> list[str]:
-    """Return the values of a claim: a list's texts, or the words of a text, between spaces or commas."""
+def _texts(value: Any, *, words: bool) -> list[str]:
+    """Return the values of a claim: a list's texts, or a text itself. words: of a text, those between its spaces."""
     if isinstance(value, str):
-        return value.replace(",", " ").split()
+        return value.split() if words else [value]
     return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 

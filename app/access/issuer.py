@@ -154,11 +154,22 @@ class Issuer:
         listed = document.get("token_endpoint_auth_methods_supported")
         methods = listed if isinstance(listed, list) else []
         return Metadata(
-            keys=_address(document, "jwks_uri"),
-            authorize=_address(document, "authorization_endpoint") if "authorization_endpoint" in document else None,
-            token=_address(document, "token_endpoint") if "token_endpoint" in document else None,
+            keys=self._address(document, "jwks_uri"),
+            authorize=self._endpoint(document, "authorization_endpoint"),
+            token=self._endpoint(document, "token_endpoint"),
             post_secret="client_secret_post" in methods and "client_secret_basic" not in methods,
         )
+
+    def _endpoint(self, document: Mapping[str, Any], name: str) -> str | None:
+        return self._address(document, name) if name in document else None
+
+    def _address(self, document: Mapping[str, Any], name: str) -> str:
+        """Return an address of the metadata; one without TLS only if the issuer's own is. Raises ValueError."""
+        found = document.get(name)
+        plain = isinstance(found, str) and plain_address(found.partition("?")[0])
+        if not isinstance(found, str) or not plain or (self.url.startswith("https:") and found.startswith("http:")):
+            raise ValueError(f"its metadata has no https address in {name}")
+        return found
 
     async def _follow(self) -> None:
         while True:
@@ -167,10 +178,3 @@ class Issuer:
             except Exception:  # a bug must not end the task: withdrawn keys would be accepted for an hour
                 logging.getLogger("gateway").exception("fetching an issuer's keys broke")
             await asyncio.sleep(REFRESH_S if self._away is None else REFETCH_S)
-
-
-def _address(document: Mapping[str, Any], name: str) -> str:
-    found = document.get(name)
-    if not isinstance(found, str) or not plain_address(found.partition("?")[0]):
-        raise ValueError(f"its metadata has no https address in {name}")
-    return found

@@ -14,6 +14,13 @@ MAX_KEYS: Final = 100
 RSA_BITS: Final = range(2048, 8192 + 1)
 """Accepted sizes of RSA keys: smaller ones are weak, with larger ones every verification takes milliseconds."""
 
+MAX_MEMBER_CHARS: Final = 1400
+"""Most characters of a key's member: an RSA modulus of 8192 bits has 1,366. Numbers are made of it on the event loop."""
+
+_PUBLIC: Final = ("kty", "crv", "n", "e", "x", "y", "alg")
+_PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+"""Members of a public and of a private key (RFC 7518). From a private key PyJWT finds prime numbers, for seconds."""
+
 MAX_EXPONENT_BITS: Final = 64
 """Most bits of an RSA key's public exponent, which is 65537 nearly always; verifying takes time in proportion to it."""
 
@@ -44,11 +51,17 @@ def _usable(fields: Any) -> PyJWK | None:
     operations, kid = fields.get("key_ops", ["verify"]), fields.get("kid")
     if not isinstance(operations, list) or "verify" not in operations or not isinstance(kid, str | None):
         return None
+    if not _PRIVATE.isdisjoint(fields) or not all(_is_short(fields.get(name, "")) for name in _PUBLIC):
+        return None
     try:
-        key = PyJWK(fields)
+        key = PyJWK({name: fields[name] for name in (*_PUBLIC, "kid") if name in fields})
     except (PyJWTError, ValueError, TypeError, AttributeError):  # the last two: members of other types than text
         return None
     return key if key.algorithm_name in ALGORITHMS and _fits(key.key) else None
+
+
+def _is_short(member: Any) -> bool:
+    return isinstance(member, str) and len(member) <= MAX_MEMBER_CHARS
 
 
 def _fits(key: Any) -> bool:

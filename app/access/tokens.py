@@ -6,7 +6,8 @@ metric contains a token.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import jwt
@@ -44,10 +45,20 @@ def is_token(text: str) -> bool:
 
 
 class Tokens:
-    """Verification of tokens. issuers: those that are trusted. audiences: accepted values of `aud`, one of which suffices.
-    leeway_s: seconds by which clocks may differ."""
+    """Verification of tokens.
 
-    def __init__(self, issuers: Iterable[Issuer], audiences: Collection[str], leeway_s: float) -> None:
+    issuers: those that are trusted. audiences: accepted values of `aud`, one of which suffices. leeway_s: seconds by which
+    clocks may differ. further: issuer's URL → audiences of its tokens alone: two issuers may have a client of one id.
+    """
+
+    def __init__(
+        self,
+        issuers: Iterable[Issuer],
+        audiences: Collection[str],
+        leeway_s: float,
+        further: Mapping[str, Collection[str]] = MappingProxyType({}),
+    ) -> None:
+        self._further = further
         self._issuers = {issuer.url: issuer for issuer in issuers}
         self._audiences, self._leeway_s = tuple(audiences), leeway_s
 
@@ -69,7 +80,7 @@ class Tokens:
                 token,
                 key,
                 algorithms=ALGORITHMS,
-                audience=self._audiences if audiences is None else tuple(audiences),
+                audience=self._accepted(issuer) if audiences is None else tuple(audiences),
                 issuer=issuer.url,
                 leeway=self._leeway_s,
                 options={"require": list(REQUIRED), "enforce_minimum_key_length": True},
@@ -79,6 +90,9 @@ class Tokens:
         if EVENTS in claims:
             raise _refused("the token tells of an event and is not for signing in")
         return issuer, claims
+
+    def _accepted(self, issuer: Issuer) -> tuple[str, ...]:
+        return (*self._audiences, *self._further.get(issuer.url, ()))
 
     def _issuer(self, claimed: Any) -> Issuer:
         found = self._issuers.get(claimed) if isinstance(claimed, str) else None

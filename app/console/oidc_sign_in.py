@@ -47,9 +47,14 @@ async def begin(
     path = local_path(next_path).encode()
     there = base64.urlsafe_b64encode(path if len(path) <= MAX_NEXT else b"/").decode()
     value = ".".join((attempt.state, attempt.nonce, attempt.verifier, there))
-    secure = request.url.scheme == "https"
     response.set_cookie(
-        ATTEMPT_COOKIE, value, max_age=ATTEMPT_S, httponly=True, samesite="lax", secure=secure, path=BEGIN
+        ATTEMPT_COOKIE,
+        value,
+        max_age=ATTEMPT_S,
+        httponly=True,
+        samesite="lax",
+        secure=_secure(request, ctx),
+        path=BEGIN,
     )
     return response
 
@@ -75,9 +80,14 @@ async def callback(
         why = f"the ID token has {len(token)} bytes, and a cookie holds {MAX_TOKEN_BYTES}"
         raise Refused(SIGN_IN_FAILED, why, remedy="The issuer must leave claims out of ID tokens for this client.")
     response = show(request, ctx, "signed-in.html", next=there)
-    remember(response, token, secure=request.url.scheme == "https")
+    remember(response, token, secure=_secure(request, ctx))
     response.delete_cookie(ATTEMPT_COOKIE, httponly=True, samesite="lax", path=BEGIN)
     return response
+
+
+def _secure(request: Request, ctx: Ctx) -> bool:
+    """Return whether the browser came by https: as this request did, or the registered callback, behind a proxy."""
+    return request.url.scheme == "https" or _flow(ctx).redirect_url.startswith("https:")
 
 
 def _flow(ctx: Ctx) -> CodeFlow:

@@ -45,6 +45,9 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+BEARERS: Final = "oidc."
+"""Beginning of the names of those who come with tokens of issuers (app/access/identity.py)."""
+
 OPERATOR_ROLES: Final = frozenset({Role.METRICS, Role.ENGINE})
 """Roles that concern every tenant's adapters, so that only keys of the tenant `default` may have them."""
 
@@ -184,6 +187,8 @@ def check_owner(label: str) -> None:
 def _checked(key: Key) -> Key:
     if not _NAME.fullmatch(key.name):
         raise ValueError("a key's name is 1 to 63 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+    if key.name.startswith(BEARERS):
+        raise ValueError(f"a key's name cannot begin with {BEARERS}: so are bearers of tokens called")
     if key.owner is not None:
         check_owner(key.owner)
     check_tenant(key.tenant)

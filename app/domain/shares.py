@@ -181,7 +181,7 @@ class Shares:
         """Return the units reserved for other keys, one for each that holds none; at most half of all."""
         if not SHARED[resource].kept:
             return 0
-        others = len(self._keys[resource] - {who}) - sum(one != who for one in self._held[resource])
+        others = len(self._keys[resource] - {who} - self._held[resource].keys())
         return min(others, self._limits[resource] // 2)
 
 

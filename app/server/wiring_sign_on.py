@@ -15,8 +15,8 @@ def sign_on_of(settings: Settings) -> SignOn | None:
         return None
     client = IssuerClient()
     issuers = [Issuer(url, tenant, client) for tenant, url in settings.issuers]
-    audiences = {*settings.oidc_audiences} | ({settings.oidc_client_id} if settings.oidc_client_id else set())
-    tokens = Tokens(issuers, audiences, settings.oidc_leeway_seconds)
+    console = {issuers[0].url: (settings.oidc_client_id,)} if settings.oidc_client_id else {}
+    tokens = Tokens(issuers, settings.oidc_audiences, settings.oidc_leeway_seconds, console)
     rules = IdentityRules(settings.oidc_tenant_claim, settings.oidc_roles_claim, settings.claimed_roles)
     code_flow = None
     if settings.oidc_client_id and settings.oidc_redirect_url:

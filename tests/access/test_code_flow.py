@@ -144,7 +144,7 @@ async def test_an_answer_of_another_issuer(flow: CodeFlow, issuer: SimulatedIssu
         {"nonce": 7},
         {"key": OTHER_RSA_KEY},
     ],
-    ids=str,
+    ids=["audience", "party", "expired", "issuer", "no nonce", "another nonce", "another key"],
 )
 @pytest.mark.hostile("T05")
 async def test_an_id_token_that_is_not_for_this_attempt(

@@ -25,8 +25,9 @@ def test_claims_name_tenant_and_roles() -> None:
     found = key(tenant="acme", roles=["upload", "chat", "something of another program"])
     assert found.tenant == "acme"
     assert found.roles == {Role.UPLOAD, Role.CHAT}
-    assert key(tenant=["acme"], roles="chat upload").roles == {Role.UPLOAD, Role.CHAT}
-    assert key(tenant="acme", roles="chat,upload").roles == {Role.UPLOAD, Role.CHAT}
+    assert key(tenant=["acme"], roles="chat").roles == {Role.CHAT}
+    scopes = IdentityRules("tenant", "scope", BY_NAME)
+    assert key(scopes, tenant="acme", scope="openid chat upload").roles == {Role.UPLOAD, Role.CHAT}
 
 
 def test_only_the_default_tenant_has_operators() -> None:
@@ -64,7 +65,23 @@ def test_an_issuer_of_one_tenant_speaks_for_no_other() -> None:
     assert not key(IdentityRules(None, "roles", BY_NAME), own="acme", roles="admin", tenant="default").operator
 
 
-@pytest.mark.parametrize("roles", [None, [], "", "owner", ["ADMIN", "Admin"], [["admin"]], {"admin": True}, True, 1])
+@pytest.mark.parametrize(
+    "roles",
+    [
+        None,
+        [],
+        "",
+        "owner",
+        "Site admin",
+        "chat admin",
+        "chat,admin",
+        ["ADMIN", "Admin"],
+        [["admin"]],
+        {"admin": True},
+        True,
+        1,
+    ],
+)
 def test_other_roles_are_none(roles: Any) -> None:
     assert key(tenant="acme", roles=roles).roles == frozenset()
 
@@ -103,3 +120,8 @@ def test_any_subject_has_a_name(issuer: str, subject: str) -> None:
     found = name_of(issuer, subject)
     assert api_keys._NAME.fullmatch(found)
     assert re.fullmatch(r"oidc\.[A-Za-z0-9_-]*\.[0-9a-f]{20}", found)
+
+
+def test_no_key_has_the_name_of_a_bearer() -> None:
+    with pytest.raises(ValueError, match=r"oidc\."):
+        api_keys.new_key(name_of(ISSUER, "alice"), [Role.CHAT], tenant="acme")

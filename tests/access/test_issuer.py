@@ -314,3 +314,27 @@ async def test_the_log_tells_once_that_it_is_away_and_that_it_is_back(
     assert await outcome(tokens, issuer.token()) == "verified"
     assert [name for name, _ in told] == ["issuer_away", "issuer"]
     assert "status 503" in told[0][1]
+
+
+def test_private_keys_and_long_numbers_are_left_out_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a private exponent PyJWT finds prime numbers, on the event loop: seconds for one key of 16,384 bits."""
+    monkeypatch.setattr("app.access.key_set.PyJWK", lambda _: pytest.fail("a key was made of it"))
+    number = "A" * 1366
+    hostile = [
+        {"kty": "RSA", "alg": "RS256", "n": number, "e": "AQAB", "d": number},
+        {"kty": "RSA", "alg": "RS256", "n": "A" * 2732, "e": "AQAB"},
+        {"kty": "oct", "alg": "HS256", "k": number},
+        {"kty": "RSA", "alg": "RS256", "n": 7, "e": "AQAB"},
+    ]
+    with pytest.raises(ValueError, match="no key"):
+        key_set({"keys": hostile})
+
+
+def test_an_issuer_with_tls_names_no_address_without() -> None:
+    trusted = Issuer("https://sso.example.org", None, IssuerClient())
+    document = {"issuer": trusted.url, "jwks_uri": "http://127.0.0.1:8001/keys"}
+    with pytest.raises(ValueError, match="jwks_uri"):
+        trusted._read(document)
+    assert trusted._read(document | {"jwks_uri": "https://sso.example.org/keys"}).token is None

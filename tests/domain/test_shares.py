@@ -115,3 +115,11 @@ def test_of_few_sequences_each_key_finds_one_after_greedy_ones() -> None:
     assert min(held) == 1
     assert held[0] > 1
     assert sum(held) <= 8
+
+
+def test_callers_that_are_no_known_keys_leave_what_is_reserved_for_keys() -> None:
+    keys = [Key(f"k{number}", frozenset({Role.CHAT}), bytes([number])) for number in range(4)]
+    shares = Shares(keys, {Resource.SEQUENCES: 16}, others=True)
+    for who in ("oidc.a", "oidc.b", "oidc.c", "oidc.d"):
+        greedy(shares, Resource.SEQUENCES, who, 2)
+    assert 16 - shares.in_use(Resource.SEQUENCES) >= len(keys)

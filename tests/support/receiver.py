@@ -36,6 +36,13 @@ class Receiver:
     location: str | None = None
     hold: threading.Event = field(default_factory=threading.Event)
 
+    def next_status(self) -> int:
+        """Status of the next answer; several threads answer."""
+        try:
+            return self.statuses.pop(0)
+        except IndexError:
+            return 200
+
     @property
     def origin(self) -> str:
         """Origin of its URLs."""
@@ -56,7 +63,7 @@ def receiving() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             made.got.append(Got(self.path, dict(self.headers), body))
             made.hold.wait()
-            self.send_response(made.statuses.pop(0) if made.statuses else 200)
+            self.send_response(made.next_status())
             if made.location is not None:
                 self.send_header("location", made.location)
             self.send_header("content-length", "0")

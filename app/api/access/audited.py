@@ -81,7 +81,8 @@ class AuditedRequests:
         if key is None or rule is None or status == TOO_MANY or not (rule.changes or status == FORBIDDEN):
             return
         now = datetime.now(UTC)
-        if status >= REFUSED and self._too_many(key.id, now):
+        who = key.id if key.digest else f"tokens of {key.tenant}"  # an issuer may name any number of bearers
+        if status >= REFUSED and self._too_many(who, now):
             return
         caller = getattr(state, "caller", None)
         client = scope.get("client")
@@ -98,8 +99,8 @@ class AuditedRequests:
         )
         await self._trail.record(act)
 
-    def _too_many(self, key: str, now: datetime) -> bool:
+    def _too_many(self, who: str, now: datetime) -> bool:
         if (minute := int(now.timestamp()) // 60) != self._minute:
             self._minute, self._refused = minute, Counter()
-        self._refused[key] += 1
-        return self._refused[key] > REFUSALS_A_MINUTE
+        self._refused[who] += 1
+        return self._refused[who] > REFUSALS_A_MINUTE

@@ -39,7 +39,8 @@ class SignOnSettings(BaseSettings):
     oidc_roles_claim: str = Field(
         "roles",
         min_length=1,
-        description="Claim with the bearer's roles or groups, a list or words; inside others: realm_access.roles",
+        description="Claim with the bearer's roles or groups, a list or a text (of scope: words); inside others: "
+        "realm_access.roles",
     )
     oidc_roles: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
