@@ -174,7 +174,7 @@ async def test_each_algorithm_is_verified(tokens: Tokens, issuer: SimulatedIssue
         {"headers": {"typ": None}},
         {"headers": {"jku": "https://elsewhere.example/jwks", "x5t": "x"}},
     ],
-    ids=lambda given: "-".join(given),
+    ids="-".join,
 )
 async def test_what_is_right_passes(tokens: Tokens, issuer: SimulatedIssuer, more: dict[str, Any]) -> None:
     assert (await tokens.verified(issuer.token(**more)))[1]["sub"] == "alice"
