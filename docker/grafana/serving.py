@@ -118,6 +118,12 @@ def serving() -> Json:
                 "reqps",
                 stacked=True,
             ),
+            timeseries(
+                "Messages to webhooks",
+                "Tries an hour, by result",
+                [Query(f"sum by (result) (increase(gateway_webhook_messages_total{{{J}}}[1h]))", "{{result}}")],
+                stacked=True,
+            ),
         ],
     )
     engine = Row(

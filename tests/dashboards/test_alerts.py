@@ -109,6 +109,14 @@ CASES = [
     Case("AdapterFailedCanaries", {f'gateway_evaluations_total{{{AT},result="corrected"}}': "0x5 2x30"}, 10),
     Case("VersionsWithheld", {f"gateway_versions_withheld{{{AT}}}": "0x5 2x30"}, 10, {"job": "gateway"}, "2"),
     Case("VersionsWithheld", {f"gateway_versions_withheld{{{AT}}}": "0x5 2x2 0x30"}, 10),
+    Case(
+        "WebhookMessagesGivenUp",
+        {f'gateway_webhook_messages_total{{{AT},result="given_up"}}': "0x5 2x30"},
+        10,
+        JOB,
+        "2",
+    ),
+    Case("WebhookMessagesGivenUp", {f'gateway_webhook_messages_total{{{AT},result="failed"}}': "0x5 2x30"}, 10),
     Case("RequestsFailing", requests("0+60x30", "0+20x30"), 15, {"job": "gateway"}, "25%"),
     Case("RequestsFailing", requests("0+60x30", "0+1x30"), 15),
     Case("RequestsFailing", requests("0x30", "0x10 1x20"), 15),  # one of one

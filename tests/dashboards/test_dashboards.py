@@ -213,6 +213,8 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
         "max_pruned_share": 0.7,
         "max_uploads": 4,
         "audit_seconds": 1,
+        "webhook_targets": "http://127.0.0.1:9",
+        "webhook_secret": "0123456789abcdef" * 2,
     }  # random adapters: some clean, some cut, some refused
     async with (
         open_gateway(**policy) as running,
@@ -222,6 +224,7 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
         headers = {"Authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=60) as http:
             await http.put("/tenants/default/limits", json={"screenings_per_day": 0})
+            await http.post("/tenants/default/webhooks", json={"url": "http://127.0.0.1:9/"})  # nobody is there
             began = await scraped(prometheus, 0)  # counters must be seen before they move
             for round_ in range(3):
                 await burst(http, running.simulator, round_)
