@@ -319,7 +319,7 @@ def check_forms(found: Tour, client: httpx.Client, model: str) -> None:
     found.check(len(given) == 1 and _is_price(given[0]), f"{model} calls a tool that it has to call (HTTP {status})")
     results = [{"role": "tool", "tool_call_id": call["id"], "content": '{"coins": 2}'} for call in calls]
     status, said = ask(calling, *results, tools=tools, tool_choice="none") if calls else (status, {})
-    out.print(f"after the tool's result: {said.get('content')}", highlight=False, markup=False)
+    out.print(f"after the tool's result: {(said.get('content') or '').strip()}", highlight=False, markup=False)
     found.check(bool(said.get("content")), f"{model} answers after the tool's result (HTTP {status})")
     out.print("What a schema leaves open, this small model leaves empty, and it does not read results.", style="italic")
 
