@@ -19,8 +19,8 @@ MAX_VALUES: Final = 1 << 17
 Each costs some hundred bytes here, and in the engine up to a few thousand (a text part of a Responses item)."""
 
 MAX_CONVERSATION_VALUES: Final = 1 << 15
-"""JSON values in a conversation: 4,096 messages of one part each. vLLM validates each in up to 8 µs, on the event loop on
-which everybody's tokens pass."""
+"""JSON values in a conversation: 4,096 messages of one part each. vLLM validates each of them on the event loop on which
+everybody's tokens pass."""
 
 SMALL_BYTES: Final = 64 << 10
 SMALL_VALUES: Final = 2048
