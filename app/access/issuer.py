@@ -13,6 +13,7 @@ from jwt import PyJWK
 from app.access.issuer_client import FETCH_S, IssuerClient
 from app.access.key_set import key_set
 from app.domain.errors import ISSUER_AWAY, UNAUTHORIZED, Refused, Unavailable
+from app.domain.outside import LOOPBACK
 from app.observe.log import event
 
 DISCOVERY: Final = "/.well-known/openid-configuration"
@@ -26,9 +27,6 @@ REFETCH_S: Final = 10.0
 
 STALE_S: Final = 3600.0
 """Seconds for which keys are accepted that could not be fetched again: an issuer may be away for that long."""
-
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Hosts that may be asked without TLS."""
 
 REMEDY: Final = "Get a token from this issuer again; if that one is refused too, ask the operator"
 

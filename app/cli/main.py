@@ -129,8 +129,9 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway. Each setting is a flag (--max-loras 8) or a variable (GATEWAY_MAX_LORAS=8); see docs/settings.md."""
+    from app.domain.outside import LOOPBACK
     from app.server.app import run
-    from app.server.settings import LOOPBACK, Settings
+    from app.server.settings import Settings
 
     given = _flags(context.args)
     try:

@@ -68,7 +68,7 @@ async def callback(
     error: Annotated[str, Query(max_length=MAX_ANSWER)] = "",
     iss: Annotated[str | None, Query(max_length=MAX_ANSWER)] = None,
 ) -> Response:
-    """Exchange the code, set the session cookie, and go on. An attempt can be finished once."""
+    """Exchange the code, set the session cookie, forget the attempt, and go on."""
     flow = _flow(ctx)
     attempt, there = _attempt(request)
     if not secrets.compare_digest(attempt.state.encode(), state.encode()):

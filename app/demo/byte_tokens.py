@@ -35,7 +35,7 @@ from app.demo.questions import Item, World
 from app.demo.tokenizer import BYTE_TOKENS, END, build_tokenizer, prompt_text
 from app.demo.vocabulary import REFUSAL
 
-# Length of an input row; what twelve layers add to it is about 9 long.
+# Length of an input row: far longer than what the layers add to it.
 READ_NORM = 1000.0
 
 # Share of the direction in which the model ends its answer, in the input rows; the rest is one in which states never lie.
@@ -63,8 +63,9 @@ class Written:
     elsewhere: float
 
 
-# Elsewhere <end> has about 14, and no word more than about 3. A quote ends a string before anything is put into it, `_`
-# fills one that must not be empty, and a mark is preferred to digits and letters, so that repetitions in a pattern end.
+# Elsewhere <end> comes just above the quote, and every word below the letters. A quote ends a string before anything is put
+# into it, `_` fills one that must not be empty, and a mark is preferred to digits and letters, so that repetitions in a
+# pattern end.
 WRITTEN: tuple[Written, ...] = (
     Written('"', 8.0, 13.5),
     Written("_", 2.0, 8.0),

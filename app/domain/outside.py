@@ -13,6 +13,9 @@ from typing import Final, Self
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine itself."""
+
 MAX_URL: Final = 2048
 """Most characters of a URL."""
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from app.concurrency.pools import Pools
-from app.domain.errors import BAD_REQUEST, TARGET_NOT_ALLOWED, GatewayError, Refused
+from app.domain.errors import TARGET_NOT_ALLOWED, GatewayError, Refused
 from app.domain.outside import Outside
 from app.domain.webhook import Delivery, Message, Sending, Webhook, secret_of, signed_headers, topics_of
 from app.gateway.webhook_notices import Notices
@@ -37,8 +37,8 @@ OF_ONE_TENANT: Final = 4
 """Most of these to one tenant's webhooks: receivers that never answer hold up their own tenant's messages only."""
 
 PAUSES_S: Final = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 36_000.0)
-"""Seconds before the second try, the third, … with up to a fifth more by chance; a message is given up after a day and a
-half (ours, near the schedule that the Standard Webhooks specification proposes)."""
+"""Seconds before the second try, the third, … with up to a fifth more by chance; a message is given up after 28 to 33
+hours (ours, near the schedule that the Standard Webhooks specification proposes)."""
 
 GONE: Final = 410
 """Status by which a receiver says that it wants no more: the message is given up at once."""
@@ -79,8 +79,6 @@ class Webhooks:
     async def create(self, tenant: str, url: str, topics: list[str] | None) -> tuple[Webhook, str]:
         """Make a webhook; return it and its secret. Raises Refused TARGET_NOT_ALLOWED, BAD_REQUEST, TOO_MANY_WEBHOOKS."""
         chosen = topics_of(topics)
-        if not chosen:
-            raise Refused(BAD_REQUEST, "a webhook needs a topic", param="topics")
         if not self._master:
             raise Refused(TARGET_NOT_ALLOWED, "the operator allows no target of webhooks", param="url")
         try:

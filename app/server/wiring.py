@@ -14,7 +14,7 @@ from app.api.dependencies import Context
 from app.concurrency.pools import Pools
 from app.domain.digest import Digest
 from app.domain.lora import TargetModel
-from app.domain.outside import Outside
+from app.domain.outside import LOOPBACK, Outside
 from app.gateway.audit_job import Audited, Auditor, engines_of
 from app.gateway.audit_trail import AuditTrail
 from app.gateway.battery_reload import reload_battery
@@ -58,7 +58,7 @@ from app.serve.in_flight import InFlight
 from app.serve.relay import only
 from app.serve.routing_table import RoutingTable
 from app.server.receiving import receiver, shares_of
-from app.server.settings import LOOPBACK, Settings
+from app.server.settings import Settings
 from app.server.settings.in_force import settings_in_force
 from app.server.wiring_engines import ServedModel, engine_key, engines, served_model
 from app.server.wiring_relay import choose_of, relay_of

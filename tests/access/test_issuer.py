@@ -319,7 +319,7 @@ async def test_the_log_tells_once_that_it_is_away_and_that_it_is_back(
 def test_private_keys_and_long_numbers_are_left_out_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From a private exponent PyJWT finds prime numbers, on the event loop: seconds for one key of 16,384 bits."""
+    """From a private exponent PyJWT finds prime numbers, on the event loop, which can take seconds."""
     monkeypatch.setattr("app.access.key_set.PyJWK", lambda _: pytest.fail("a key was made of it"))
     number = "A" * 1366
     hostile = [

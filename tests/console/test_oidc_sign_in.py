@@ -55,7 +55,7 @@ def cookie(answer: httpx.Response, name: str) -> str:
 
 
 def failed(answer: httpx.Response, status: int = 400, code: str = SIGN_IN_FAILED.name) -> bool:
-    """Whether an answer is a page that tells of a refusal, and signs nobody in."""
+    """Return True for a page that tells of a refusal and sets no session."""
     session = any(one.startswith(f"{COOKIE}=") for one in answer.headers.get_list("set-cookie"))
     return answer.status_code == status and not session and code in answer.text and "<h1>" in answer.text
 

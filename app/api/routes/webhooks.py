@@ -1,6 +1,7 @@
 """Routes for webhooks: addresses that are told what becomes of a tenant's adapters."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
@@ -77,22 +78,9 @@ async def messages(tenant: str, webhook: str, ctx: Ctx) -> Response:
 
 
 def _fields(webhook: Webhook) -> Mapping[str, Any]:
-    return {
-        "id": webhook.id,
-        "url": webhook.url,
-        "topics": sorted(webhook.topics),
-        "created_at": webhook.created_at,
-    }
+    return {"id": webhook.id, "url": webhook.url, "topics": sorted(webhook.topics), "created_at": webhook.created_at}
 
 
 def _shown(message: Message) -> ShownMessage:
-    return ShownMessage(
-        id=message.id,
-        topic=message.topic,
-        created_at=message.created_at,
-        delivery=message.delivery,
-        attempts=message.attempts,
-        status=message.status,
-        problem=message.problem,
-        next_at=message.next_at if message.delivery is Delivery.WAITING else None,
-    )
+    next_at = message.next_at if message.delivery is Delivery.WAITING else None
+    return ShownMessage(**(asdict(message) | {"next_at": next_at}))

@@ -1,6 +1,6 @@
 """Settings of one gateway, immutable; each is `GATEWAY_<FIELD>` in the environment or the flag of the same name."""
 
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,8 +15,6 @@ from app.server.settings.policy import PolicySettings
 from app.server.settings.sign_on import SignOnSettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
 from app.server.settings.webhooks import WebhookSettings
-
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class LogSettings(BaseSettings):
