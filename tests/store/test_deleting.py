@@ -19,7 +19,7 @@ from app.store.artefacts.s3_client import DELETE_S, Objects
 from app.store.catalogue.catalogue import Catalogue
 from app.store.cluster.peers import Peers
 from tests.store.making import NAME, artefact, begun, published, received, verdict
-from tests.store.test_s3_artefacts import HASTY, NO_GRACE, keys, nobody_reads, nothing_needed
+from tests.store.test_s3_artefacts import NO_GRACE, STEADY, keys, nobody_reads, nothing_needed
 from tests.support.gateway import OpenHouse
 from tests.support.postgres import Server
 from tests.support.s3 import Storage, storage
@@ -37,7 +37,7 @@ class Stalling(Objects):
     """
 
     def __init__(self, url: str, at: int = 0, broken: BaseException | None = None) -> None:
-        super().__init__(url, HASTY)
+        super().__init__(url, STEADY)
         self.stalled, self.go = threading.Event(), threading.Event()
         self.deleted: list[str] = []
         self._at, self._broken = at, broken
@@ -65,7 +65,7 @@ class Gateways:
         peers = Peers(self.url)
         self._doors.callback(peers.leave)
         blobs = RemoteBlobs(
-            self._root / peers.id, objects or Objects(self.storage.url, HASTY), "catalogue", NO_GRACE, peers
+            self._root / peers.id, objects or Objects(self.storage.url, STEADY), "catalogue", NO_GRACE, peers
         )
         return peers, self._doors.enter_context(blobs)
 
