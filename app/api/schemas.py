@@ -58,11 +58,21 @@ class InEngine(View):
     last_used: Time | None
 
 
+class ErrorDetail(View):
+    """One fault of an upload. where: the field, tensor or module. what_to_do: its remedy."""
+
+    code: ErrorCode
+    where: str
+    message: str
+    what_to_do: str
+
+
 class VersionError(View):
-    """Reason why a version ended. code: one of this release's or of an earlier one's."""
+    """Reason why a version ended. code: one of this release's or of an earlier one's. details: every fault of an upload."""
 
     code: str
     message: str | None
+    details: list[ErrorDetail] | None = None
 
 
 class Version(View):
@@ -128,15 +138,6 @@ class Envelope(View):
     payloadType: str  # noqa: N815 - the name in DSSE
     payload: str
     signatures: list[Signature]
-
-
-class ErrorDetail(View):
-    """One fault of an upload. where: the field, tensor or module. what_to_do: its remedy."""
-
-    code: ErrorCode
-    where: str
-    message: str
-    what_to_do: str
 
 
 class Error(View):

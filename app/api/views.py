@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,7 +83,12 @@ def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -
     """
     catalogue = uploads.components.catalogue
     row = catalogue.version(name, number)
-    return version_view(uploads, row, catalogue.report(name, number), whole)
+    view = version_view(uploads, row, catalogue.report(name, number), whole)
+    faults = catalogue.faults(row)
+    if view.error is None or not faults:
+        return view
+    error = {**view.error.plain(), "details": list(map(asdict, faults))}
+    return view.model_copy(update={"error": VersionError.model_validate(error)})
 
 
 def one_adapter(uploads: Uploads, name: str, owner: bool = False) -> Adapter:

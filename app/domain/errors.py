@@ -390,9 +390,11 @@ class Unavailable(GatewayError):
     """Error that is not the caller's fault (5xx)."""
 
 
-def recall(code: Code, recorded: str) -> GatewayError:
+def recall(code: Code, recorded: str, details: tuple[Fault, ...] = ()) -> GatewayError:
     """Return the error that was recorded with a version: Refused, or Unavailable for a server's code."""
     message, mark, remedy = recorded.rpartition(BEFORE_REMEDY)
     if not mark:
         message, remedy = recorded, ""
-    return (Refused if code.status < 500 else Unavailable)(code, message, remedy=remedy or None)
+    return (Refused if code.status < 500 else Unavailable)(
+        code, message, param=details[0].where or None if details else None, remedy=remedy or None, details=details
+    )

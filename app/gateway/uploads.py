@@ -94,8 +94,8 @@ class Uploads:
         VersionRefused if it would end as before, or if another upload retried it first and failed.
         """
         row = await self._when_done(row)
-        if (known := _known_refusal(row)) is not None:
-            raise self._count_refusal(known)
+        if _is_known_refusal(row):
+            raise await self._refusal(row)
         if row.state not in ENDED:
             return Same(row)
         slow = self._worker(row.key)
@@ -107,7 +107,7 @@ class Uploads:
                 await self.publishing.stored(begun.row)
             return begun
         if (row := await self._when_done(begun.row)).state in ENDED:
-            raise self._count_refusal(_refusal(row))
+            raise await self._refusal(row)
         return Same(row)
 
     def _retry(self, row: VersionRow, after: int | None, by: Uploader) -> Begun:
@@ -117,7 +117,11 @@ class Uploads:
         begun = c.catalogue.begin(*given, after=after, by=by, ended=Ended(row.number, intact))
         return begun if isinstance(begun, Same) else replace(begun, row=c.progress.report_again(begun.row))
 
-    def _count_refusal(self, error: VersionRefused) -> VersionRefused:
+    async def _refusal(self, row: VersionRow) -> VersionRefused:
+        """Return the error to report for a version that was rejected or failed, counted."""
+        code = CODES.get(row.error_code or "", SCREENING_FAILED)
+        faults = await self.components.pools.store(self.components.catalogue.faults, row)
+        error = VersionRefused(recall(code, row.error_message or "it failed before", faults), row)
         self.components.metrics.upload_refused(error)
         return error
 
@@ -310,15 +314,7 @@ _NOT_ABOUT_BYTES: Final = frozenset({SCREENING_KILLED, SCREENING_TIMEOUT, NAME_T
 """Codes of refusals that the same bytes may not get on another try."""
 
 
-def _known_refusal(row: VersionRow) -> VersionRefused | None:
-    """Return the refusal of a version for its bytes, by the parameters in force; None if a retry may end differently."""
+def _is_known_refusal(row: VersionRow) -> bool:
+    """Return whether a version was refused for its bytes, by the parameters in force; a retry of any other may end well."""
     code = CODES.get(row.error_code or "")  # None: a code of another release of this program
-    if row.state is not State.REJECTED or code is None or code in _NOT_ABOUT_BYTES:
-        return None
-    return _refusal(row)
-
-
-def _refusal(row: VersionRow) -> VersionRefused:
-    """Return the error to report for a version that was rejected or failed."""
-    code = CODES.get(row.error_code or "", SCREENING_FAILED)
-    return VersionRefused(recall(code, row.error_message or "it failed before"), row)
+    return row.state is State.REJECTED and code is not None and code not in _NOT_ABOUT_BYTES

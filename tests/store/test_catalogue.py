@@ -495,7 +495,7 @@ BEFORE_SHARING = """
     ALTER TABLE adapters DROP COLUMN key_owner; ALTER TABLE adapters DROP COLUMN bound;
     ALTER TABLE versions DROP COLUMN key_owner; ALTER TABLE versions DROP COLUMN spelling;
     ALTER TABLE versions DROP COLUMN evaluated; ALTER TABLE versions DROP COLUMN rung;
-    ALTER TABLE versions DROP COLUMN failed_evaluation;
+    ALTER TABLE versions DROP COLUMN failed_evaluation; ALTER TABLE versions DROP COLUMN faults;
     DROP TABLE api_keys; DROP TABLE usage; DROP TABLE usage_batches; DROP TABLE audit_log;
     DROP TABLE tenant_limits; DROP TABLE tenant_budgets; DROP TABLE tenant_slots;
     DROP TABLE webhook_messages; DROP TABLE webhooks;

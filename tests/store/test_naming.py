@@ -157,6 +157,7 @@ def test_a_catalogue_from_before_has_names_that_are_bound_and_nobodys(tmp_path: 
         ("versions", "evaluated"),
         ("versions", "rung"),
         ("versions", "failed_evaluation"),
+        ("versions", "faults"),
     ):
         older.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     older.executescript(

@@ -1,6 +1,7 @@
 """Results of beginning a version: a new number for new bytes, or a retry under the old number for bytes that failed."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from app.domain.errors import VERSION_NOT_READY, GatewayError, Refused
@@ -40,7 +41,7 @@ class Ended:
     intact: bool
 
 
-ERROR_COLUMNS: Final = ("error_code", "error_message")
+ERROR_COLUMNS: Final = ("error_code", "error_message", "faults")
 """Columns that hold the reason a version failed."""
 
 RESULT_COLUMNS: Final = (
@@ -74,7 +75,8 @@ def again(row: VersionRow, *, intact: bool) -> dict[str, Any]:
 
 def error_columns(error: GatewayError) -> dict[str, Any]:
     """Return the columns that hold the reason a version ended."""
-    return {"error_code": error.code.name, "error_message": error.recorded}
+    faults = json.dumps([asdict(fault) for fault in error.details]) if error.details else None
+    return {"error_code": error.code.name, "error_message": error.recorded, "faults": faults}
 
 
 def nothing_since(name: object, number: int, after: int | None) -> None:

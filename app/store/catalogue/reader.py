@@ -1,5 +1,6 @@
 """Read-only part of the catalogue, for the API's GET routes, the relay and the loader."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Final
 from sqlalchemy import select
 
 from app.domain.digest import Digest
+from app.domain.errors import Fault
 from app.domain.lora import Received
 from app.domain.tenants import DEFAULT, split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
@@ -98,6 +100,13 @@ class CatalogueReader:
             query = select(versions.c.report).where(versions.c.spelling == row.name.text, versions.c.number == number)
             report: str | None = connection.execute(query).scalar_one()
             return report
+
+    def faults(self, row: VersionRow) -> tuple[Fault, ...]:
+        """Return every fault that a version was refused for; none if only one kind was looked for, or it was deleted."""
+        query = select(versions.c.faults).where(versions.c.spelling == row.name.text, versions.c.number == row.number)
+        with self._database.reading() as connection:
+            faults: str | None = connection.execute(query).scalars().first()
+        return tuple(map(Fault.read, json.loads(faults))) if faults else ()
 
     def uploaded_since(self, since: datetime, limit: int, tenant: str | None = None) -> tuple[VersionRow, ...]:
         """Return the newest `limit` versions of a tenant, or of all, that were begun from this time on, newest first."""

@@ -26,7 +26,7 @@ from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, IN_BYTE_ORDER, Utc
 
-SCHEMA_VERSION: Final = 10
+SCHEMA_VERSION: Final = 11
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 metadata: Final = MetaData()
@@ -71,6 +71,7 @@ versions: Final = Table(
     Column("error_code", String(64)),
     Column("error_message", Text),
     Column("report", Text),
+    Column("faults", Text),  # every fault of a refused upload, JSON
     Column("created_at", Utc, nullable=False),
     Column("updated_at", Utc, nullable=False),
     Column("owner", String(32)),  # the gateway working on it, if several share the catalogue
@@ -152,7 +153,7 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """Version: one upload, without its report (which may be long: `Catalogue.report`).
+    """Version: one upload, without its report and faults (which may be long: `Catalogue.report`, `Catalogue.faults`).
 
     outcome, verdict_id, modules_*: None until screened. artefact, engine_name: None until stored, and for ever if the
     version is emptied. parameters: key, given at the beginning, of everything the verdict depends on besides the bytes.
@@ -199,7 +200,7 @@ class VersionRow:
         return self.outcome is Outcome.EMPTIED
 
 
-VERSION_COLUMNS: Final = tuple(column for column in versions.c if column is not versions.c.report)
+VERSION_COLUMNS: Final = tuple(column for column in versions.c if column.name not in ("report", "faults"))
 """Columns that `version_row` needs."""
 
 
