@@ -30,7 +30,7 @@ from app.cli.verify import verify
 from app.cli.webhooks import webhooks
 from app.domain.errors import GatewayError, Unavailable
 from app.domain.lora import ServingDtype
-from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, default_action
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Towers, default_action
 from app.domain.verdict import Outcome
 from app.observe.verdict_report import heat_map, notes, score_table
 from app.server.open_files import raise_open_files
@@ -341,6 +341,7 @@ def screen_adapter(
     comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
     action: Annotated[Action | None, typer.Option(help="prune or project")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Most inputs of a module that are measured")] = DEFAULT_TOP_K,
+    towers: Annotated[Towers, typer.Option(help="Modules of towers and projectors: cut, reject or serve")] = Towers.CUT,
     dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
 ) -> None:
@@ -351,7 +352,7 @@ def screen_adapter(
 
     action = action or default_action(comparison or Comparison.INPUT)
     given: dict[str, Any] = {"tau": DEFAULT_TAU[action] if tau is None else tau, "comparison": comparison}
-    given |= {"action": action, "top_k": top_k, "energy": DEFAULT_ENERGY}
+    given |= {"action": action, "top_k": top_k, "energy": DEFAULT_ENERGY, "towers": towers}
     given |= {"max_block_score": max_block_score, "max_adapter_score": max_adapter_score}
     policy = Policy(**{name: value for name, value in given.items() if value is not None})
     try:

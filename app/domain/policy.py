@@ -30,6 +30,14 @@ class Unscorable(StrEnum):
     KEEP = "keep"
 
 
+class Towers(StrEnum):
+    """Treatment of modules of a tower or a projector, on which vLLM serves a LoRA only if it is told to."""
+
+    CUT = "cut"
+    REJECT = "reject"
+    SERVE = "serve"
+
+
 def default_action(comparison: Comparison) -> Action:
     """Return the action that goes with a comparison: projecting with `input` only, else pruning."""
     return Action.PROJECT if comparison is Comparison.INPUT else Action.PRUNE
@@ -79,6 +87,7 @@ class Policy:
         out: the fewest right singular vectors that hold it (our own rule). 1: always top_k of them.
     top_k: at most that many inputs, whatever they hold.
     project_outputs: number of left singular vectors of V (outputs) that projecting takes out as well.
+    towers: treatment of modules of towers and projectors. Those that are cut out count towards no share or bound.
     max_block_score, max_adapter_score: budgets. Reject when the combined score (combined_score.py) of a block's, or of
         all, modules kept unchanged exceeds this; None: reported, not judged.
     """
@@ -98,6 +107,7 @@ class Policy:
     project_outputs: int = 1
     reject_tau: float | None = None
     energy: float = 1.0
+    towers: Towers = Towers.SERVE
 
     def __post_init__(self) -> None:
         self._check_finite()
@@ -129,7 +139,11 @@ class Policy:
 
 
 DEFAULT_POLICY: Final = Policy(
-    action=Action.PROJECT, tau=DEFAULT_TAU[Action.PROJECT], top_k=DEFAULT_TOP_K, energy=DEFAULT_ENERGY
+    action=Action.PROJECT,
+    tau=DEFAULT_TAU[Action.PROJECT],
+    top_k=DEFAULT_TOP_K,
+    energy=DEFAULT_ENERGY,
+    towers=Towers.CUT,
 )
 """Policy of a gateway whose settings say nothing else."""
 
@@ -140,5 +154,6 @@ def policy_from(fields: Mapping[str, Any]) -> Policy:
         "comparison": Comparison(fields["comparison"]),
         "unscorable": Unscorable(fields["unscorable"]),
         "action": Action(fields["action"]),
+        "towers": Towers(fields.get("towers", Towers.SERVE)),  # absent before it was a choice
     }
     return Policy(**{**fields, **kinds})

@@ -3,9 +3,11 @@
 A multimodal checkpoint of the hub names its decoder `language_model.model.layers` or `model.layers`, transformers since
 4.52 `model.language_model.layers`, an adapter trained on the text part alone `model.layers` (Gemma 3 and 4, Qwen2.5-VL,
 LLaVA, Mistral Small 3, Qwen3.5); Nemotron-H has `backbone.layers` or `model.layers`. The table is that of vLLM's classes
-(`hf_to_vllm_mapper`), read in one direction: names that become one name are one module.
+(`hf_to_vllm_mapper`), read in one direction: names that become one name are one module. A mixture's router is the hub's
+`block_sparse_moe.gate` and transformers' `mlp.gate` or `mlp.router`.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -27,8 +29,25 @@ _PREFIXES: Final = (
 """Beginning of a name, and the beginning of the name that stands for all its spellings. The first that fits counts."""
 
 
+_ROUTERS: Final = (".block_sparse_moe.gate", ".mlp.router")
+_TOWER: Final = re.compile(r"(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
+
+
+def is_tower(module: str) -> bool:
+    """Return whether a module is of a tower or a projector: a multimodal model's outside its language model."""
+    return _TOWER.match(module) is not None
+
+
+def is_router(module: str) -> bool:
+    """Return whether a module is a mixture's router, by its name."""
+    return common_name(module).endswith(".mlp.gate")
+
+
 def common_name(module: str) -> str:
     """Return the name that stands for all spellings of a module."""
+    for router in _ROUTERS:
+        if module.endswith(router):
+            module = module.removesuffix(router) + ".mlp.gate"
     for prefix, common in _PREFIXES:
         if module.startswith(prefix):
             return common + module.removeprefix(prefix)

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     OVER_BUDGET = "over_budget"
     NOTHING_LEFT = "nothing_left"
+    TOWER = "tower"
 
 
 class Outcome(StrEnum):

@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from app.domain.errors import GatewayError
+from app.domain.policy import Towers
+from app.domain.spellings import is_tower
 from app.gateway.components import Components
 from app.load.client.engine import HttpEngine
 from app.load.fleet.fleet import Fleet
@@ -32,14 +35,27 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
     return readiness
 
 
-def details_of(components: Components) -> dict[str, str]:
-    """Return the details for /ready: the identity of the model behind each engine, and whether behaviour is looked at."""
-    each = components.reconciler.each
-    notes = {one.number: one.objection.model.note for one in each if one.objection.model is not None}
-    model = next(iter(notes.values()), "not asked yet")
-    if len(set(notes.values())) > 1:
-        model = "; ".join(f"engine {number}: {note}" for number, note in notes.items())
-    return {"model": model, "behaviour": components.rules.note}
+def details_of(components: Components) -> Callable[[], dict[str, str]]:
+    """Return the details for /ready: the identity of the model behind each engine, whether behaviour is looked at, and, of
+    a model with towers, whether a LoRA on them is served."""
+    towers = {"towers": _TOWERS[components.policy.towers]} if any(map(is_tower, components.reference.modules)) else {}
+
+    def details() -> dict[str, str]:
+        each = components.reconciler.each
+        notes = {one.number: one.objection.model.note for one in each if one.objection.model is not None}
+        model = next(iter(notes.values()), "not asked yet")
+        if len(set(notes.values())) > 1:
+            model = "; ".join(f"engine {number}: {note}" for number, note in notes.items())
+        return {"model": model, "behaviour": components.rules.note, **towers}
+
+    return details
+
+
+_TOWERS: Final = {
+    Towers.CUT: "modules of towers and projectors are cut out of adapters",
+    Towers.REJECT: "adapters on towers and projectors are rejected",
+    Towers.SERVE: "served: an external engine has to run with --enable-tower-connector-lora",
+}
 
 
 def _answers(components: Components) -> bool:

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app.domain.policy import shown_tau
+from app.domain.spellings import is_tower
+from app.domain.verdict import Decision, Reason
 
 WORST_SHOWN: Final = 8
 """Modules that a rejection names."""
@@ -18,7 +20,6 @@ COMPARISONS: Final = ("projection", "alignment", "input")
 """Columns of scores of a report that names no comparisons, as those of older releases."""
 
 SHADES: Final = ("green", "yellow", "red")
-_TOWER = re.compile(r"(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.([0-9]+)\.(.+)$")
 
 
@@ -39,7 +40,9 @@ def notes(verdict: Mapping[str, Any]) -> list[str]:
     found = []
     if modules and all(m["update_norm"] == 0.0 for m in modules):
         found.append("the update is zero in every module: the adapter has no effect; training did not change lora_B")
-    if tower := sum(_TOWER.match(m["name"]) is not None for m in modules):
+    if dropped := sum((m.get("reason"), m.get("decision")) == (Reason.TOWER, Decision.PRUNE) for m in modules):
+        found.append(f"{dropped} modules are dropped: the engine serves no LoRA on towers and projectors")
+    elif tower := sum(is_tower(m["name"]) and m.get("reason") != Reason.TOWER for m in modules):
         found.append(
             f"{tower} modules are outside the language model: vLLM needs --enable-tower-connector-lora for them"
         )

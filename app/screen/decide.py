@@ -10,7 +10,8 @@ from typing import Final
 
 from app.domain.coarse import coarse
 from app.domain.combined_score import by_block, finite_scores, kept, total_of, worst_set
-from app.domain.policy import EVERY_MODULE, Action, Comparison, Policy, Unscorable
+from app.domain.policy import EVERY_MODULE, Action, Comparison, Policy, Towers, Unscorable
+from app.domain.spellings import is_tower
 from app.domain.verdict import Decision, ModuleVerdict, Outcome, Reason
 
 NAMED: Final = 3
@@ -19,6 +20,9 @@ NAMED: Final = 3
 LEFT_FLOOR: Final = 2.0**-8
 """Smallest share of its ‖ΔW‖² that projecting must leave of a module; below it the module is cut out instead, because
 rounding to the serving dtype (2⁻¹⁸ of ‖ΔW‖² in bfloat16) would be a visible share of the rest, in no known direction."""
+
+NO_TOWERS: Final = "the engine serves no LoRA on towers and projectors"
+"""Reason of a module outside the language model, for the uploader."""
 
 _UNSCORABLE: Final = {
     Unscorable.REJECT: Decision.REJECT,
@@ -78,6 +82,8 @@ def _verdict_alone(f: Found, policy: Policy) -> ModuleVerdict:
 def _judge(f: Found, policy: Policy) -> tuple[Decision, Reason]:
     if not f.finite or f.update_norm is None or not f.update_norm >= 0.0:
         return Decision.REJECT, Reason.NOT_FINITE
+    if policy.towers is not Towers.SERVE and is_tower(f.name):
+        return Decision.PRUNE if policy.towers is Towers.CUT else Decision.REJECT, Reason.TOWER
     if f.zero:
         return Decision.KEEP, Reason.ZERO_UPDATE
     bound = policy.max_update_ratio * f.v_norm if f.v_norm > 0.0 else sys.float_info.max
@@ -99,10 +105,14 @@ def _above_tau(f: Found, policy: Policy) -> tuple[Decision, Reason]:
     return Decision.PROJECT, Reason.ABOVE_TAU
 
 
+_NOT_COUNTED: Final = (Reason.ZERO_UPDATE, Reason.TOWER)
+"""Reasons of modules that must not dilute a share of condemned ones: they change nothing that is served."""
+
+
 def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
     """Apply the bounds on the adapter as a whole: the share of condemned modules, the cap and the budgets."""
-    condemned = [m for m in modules if m.decision is Decision.PRUNE]
-    active = sum(m.reason is not Reason.ZERO_UPDATE for m in modules)  # zero modules must not dilute the share
+    condemned = [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
+    active = sum(m.reason not in _NOT_COUNTED for m in modules)
     counted, what = condemned, "are condemned"
     if policy.reject_tau is not None:
         counted, what = _above(modules, policy), f"score above {policy.reject_tau:g}"
@@ -136,7 +146,7 @@ def _above(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdi
 def _removes_too_much(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[str], str] | None:
     """Return the projected modules and a sentence if projecting removes more of all modules than the policy's bound."""
     projected = [m for m in modules if m.decision is Decision.PROJECT]
-    whole = sum((m.update_norm or 0.0) ** 2 for m in modules)
+    whole = sum((m.update_norm or 0.0) ** 2 for m in modules if m.reason is not Reason.TOWER)
     removed = sum((m.removed_share or 0.0) * (m.update_norm or 0.0) ** 2 for m in projected)
     if removed <= policy.max_removed_share * whole:
         return None
@@ -168,24 +178,28 @@ def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[
 
 
 def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:
-    pruned = [m for m in modules if m.decision is Decision.PRUNE]
+    dropped = [m for m in modules if m.reason is Reason.TOWER]
+    pruned = [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
     projected = [m for m in modules if m.decision is Decision.PROJECT]
+    also = f"; {len(dropped)} of {len(modules)} modules are dropped: {NO_TOWERS}" if dropped else ""
     what = f"E-DIEM ({policy.comparison}) above {policy.tau:g}"
     if policy.tau == EVERY_MODULE:
         what = f"on the inputs that hold {policy.energy:g} of V, whatever they score"
     if projected:
         worst = _names(_worst_first(projected, policy))
-        also = f", {len(pruned)} cut out" if pruned else ""
-        done = f"{len(projected)} of {len(modules)} modules are projected{also}"
-        return Outcome.PROJECTED, f"{done}: {what} (worst: {worst})"
+        cut = f", {len(pruned)} cut out" if pruned else ""
+        done = f"{len(projected)} of {len(modules)} modules are projected{cut}"
+        return Outcome.PROJECTED, f"{done}: {what} (worst: {worst}){also}"
+    if len(pruned) + len(dropped) == len(modules):
+        why = f"every module ({len(pruned)}) is cut out: {what}{also}" if pruned else also.removeprefix("; ")
+        return Outcome.EMPTIED, why
     if not pruned:
         spared = sum(m.reason is Reason.SPARED_BY_CAP for m in modules)
         tail = f"; {spared} spared by the cap" if spared else ""
-        return Outcome.CLEAN, f"none of {len(modules)} modules is cut out{tail}"
+        why = f"none of {len(modules) - len(dropped)} modules is cut out{tail}{also}"
+        return Outcome.PRUNED if dropped else Outcome.CLEAN, why
     names = _names(_worst_first(pruned, policy))
-    if len(pruned) == len(modules):
-        return Outcome.EMPTIED, f"every module ({len(modules)}) is cut out: {what}"
-    return Outcome.PRUNED, f"{len(pruned)} of {len(modules)} modules are cut out: {what} (worst: {names})"
+    return Outcome.PRUNED, f"{len(pruned)} of {len(modules)} modules are cut out: {what} (worst: {names}){also}"
 
 
 def _worst_first(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
@@ -202,6 +216,7 @@ _REFUSALS: Final = {
     Reason.NOT_FINITE: "holds a value or score that is not finite",
     Reason.NORM_TOO_LARGE: "changes its module by far more than alignment did",
     Reason.UNSCORABLE: "cannot be scored",
+    Reason.TOWER: f"{NO_TOWERS}; train on the language model alone, or ask the operator about GATEWAY_TOWERS",
 }
 
 

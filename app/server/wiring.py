@@ -271,7 +271,7 @@ def _context(
         routing_table=components.routing_table,
         receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),
-        details=partial(details_of, components),
+        details=details_of(components),
         engine_metrics=engine.exposition,
         auditor=auditor,
         signer=settings.signer,

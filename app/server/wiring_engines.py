@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from app.domain.errors import MODEL_MISMATCH, Unavailable
+from app.domain.policy import Towers
 from app.gateway.gauges import watch_fleet
 from app.load.client.engine import HttpEngine
 from app.load.client.identity import RECORD, Expected, Identify, ModelCheck
@@ -125,6 +126,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         tool_call_parser=settings.tool_call_parser,
         memory_bytes=settings.engine_memory_mib and settings.engine_memory_mib << 20,
         step_tokens=settings.engine_step_tokens,
+        tower_lora=settings.towers is Towers.SERVE,
     )
 
 

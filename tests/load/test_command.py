@@ -6,6 +6,7 @@ import itertools
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def test_the_command_serves_lora_on_a_socket_only() -> None:
     assert line[line.index("--uds") + 1] == "/run/engine.sock"
     assert line[line.index("--model") + 1] == "/models/tiny"
     assert line[-1] == "--enforce-eager"
-    assert not {"--host", "--port", "--lora-modules"} & set(line)
+    assert not {"--host", "--port", "--lora-modules", "--enable-tower-connector-lora"} & set(line)
+    assert "--enable-tower-connector-lora" in arguments(replace(SPEC, tower_lora=True), Path("/run/engine.sock"))
 
 
 @pytest.mark.ruling("O06")

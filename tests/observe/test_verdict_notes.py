@@ -21,3 +21,7 @@ def test_modules_of_a_tower_are_counted() -> None:
     (note,) = notes({"modules": [{"name": name, "update_norm": 1.0} for name in (*towers, DECODER)]})
     assert "3 modules" in note
     assert "--enable-tower-connector-lora" in note
+    for decision, words in (("prune", ["3 modules are dropped"]), ("reject", [])):
+        judged = {"update_norm": 1.0, "reason": "tower", "decision": decision}
+        found = notes({"modules": [{"name": name, **judged} for name in towers]})
+        assert [word for word, note in zip(words, found, strict=True) if word in note] == words

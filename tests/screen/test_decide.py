@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.policy import Comparison, Policy, Towers, Unscorable
 from app.domain.verdict import Decision, Outcome, Reason
 from app.screen.decide import Found, decide
 
@@ -230,3 +230,53 @@ def test_modules_without_a_score_neither_spend_nor_break_a_budget() -> None:
     assert decide([found("m.0", 0.5), *silent], policy)[0] is Outcome.CLEAN
     assert decide(silent, policy)[0] is Outcome.CLEAN
     assert decide([found("m.0", 0.6), *silent], policy)[0] is Outcome.REJECTED
+
+
+TOWER = ("visual.blocks.0.attn.qkv", "model.vision_tower.layers.0.mlp.fc1", "multi_modal_projector.linear_1")
+
+
+def with_tower(*scores: float) -> list[Found]:
+    return [*(found(name, 50.0, update_norm=1e6) for name in TOWER), *many(*scores)]
+
+
+def test_modules_that_the_engine_would_drop_are_cut_out_and_said() -> None:
+    policy = replace(POLICY, towers=Towers.CUT)
+    outcome, why, modules = decide(with_tower(0.0, 1.0), policy)
+    assert outcome is Outcome.PRUNED
+    assert (
+        why
+        == "none of 2 modules is cut out; 3 of 5 modules are dropped: the engine serves no LoRA on towers and projectors"
+    )
+    cut = {m.name: m.reason for m in modules if m.decision is Decision.PRUNE}
+    assert cut == dict.fromkeys(TOWER, Reason.TOWER)
+
+
+def test_dropped_modules_count_towards_no_share_and_no_cap() -> None:
+    policy = replace(POLICY, towers=Towers.CUT, max_pruned=1)
+    outcome, why, _ = decide(with_tower(9.0, 0.0), policy)
+    assert outcome is Outcome.PRUNED
+    assert "1 of 5 modules are cut out" in why
+    assert "3 of 5 modules are dropped" in why
+    assert decide(with_tower(9.0, 9.0, 0.0), replace(policy, max_pruned=None))[0] is Outcome.REJECTED  # two of three
+
+
+def test_an_adapter_on_towers_alone_is_emptied() -> None:
+    outcome, why, _ = decide(with_tower(), replace(POLICY, towers=Towers.CUT))
+    assert outcome is Outcome.EMPTIED
+    assert why.startswith("3 of 3 modules are dropped")
+
+
+def test_towers_are_refused_or_served_if_the_operator_says_so() -> None:
+    outcome, why, modules = decide(with_tower(0.0), replace(POLICY, towers=Towers.REJECT))
+    assert outcome is Outcome.REJECTED
+    assert "serves no LoRA" in why
+    assert "GATEWAY_TOWERS" in why
+    assert {m.name for m in modules if m.decision is Decision.REJECT} == set(TOWER)
+    served = [replace(one, update_norm=1.0, scores={Comparison.INPUT: 1.0}) for one in with_tower(0.0)]
+    assert decide(served, replace(POLICY, towers=Towers.SERVE))[0] is Outcome.CLEAN
+
+
+def test_a_value_that_is_not_finite_is_refused_on_a_tower_too() -> None:
+    assert (
+        decide([found(TOWER[0], finite=False), found("m")], replace(POLICY, towers=Towers.CUT))[0] is Outcome.REJECTED
+    )

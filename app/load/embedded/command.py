@@ -76,7 +76,7 @@ class EngineSpec:
         one.
     tool_call_parser: vLLM's name of the format in which the model writes tool calls; None if it makes none.
     memory_bytes: bytes that its processes may hold together; None: default_memory().
-    step_tokens: tokens computed in one step; None: default_step_tokens().
+    step_tokens: tokens computed in one step; None: default_step_tokens(). tower_lora: serve LoRA on towers and projectors.
     extra: further flags.
     """
 
@@ -92,6 +92,7 @@ class EngineSpec:
     tool_call_parser: str | None = None
     memory_bytes: int | None = None
     step_tokens: int | None = None
+    tower_lora: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -115,6 +116,7 @@ def arguments(spec: EngineSpec, socket: Path) -> list[str]:
     if spec.tool_call_parser is not None:
         flags["--tool-call-parser"] = spec.tool_call_parser
     switches = ["--enable-auto-tool-choice"] if spec.tool_call_parser is not None else []
+    switches += ["--enable-tower-connector-lora"] if spec.tower_lora else []
     pairs = [text for flag, value in flags.items() for text in (flag, str(value))]
     return [
         sys.executable,

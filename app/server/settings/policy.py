@@ -10,6 +10,7 @@ from app.domain.policy import (
     Action,
     Comparison,
     Policy,
+    Towers,
     Unscorable,
     default_action,
 )
@@ -69,6 +70,12 @@ class PolicySettings(BaseSettings):
     )
     unscorable: Unscorable = Field(
         Unscorable.REJECT, description="Treatment of a module without a score: reject, prune or keep"
+    )
+    towers: Towers = Field(
+        Towers.CUT,
+        description="Treatment of modules of a vision or audio tower or a projector: cut (out of the adapter; its report "
+        "says so), reject (the adapter), or serve (the engine has to run with --enable-tower-connector-lora, as the "
+        "embedded one then does; else it drops them without a word)",
     )
     energy: float = Field(
         DEFAULT_ENERGY,
@@ -140,4 +147,5 @@ class PolicySettings(BaseSettings):
             max_removed_share=self.max_removed_share,
             project_outputs=self.project_outputs,
             reject_tau=self.reject_tau,
+            towers=self.towers,
         )
