@@ -5,7 +5,8 @@ padded with zero rows and columns), scaling 1 (already in B; lora_alpha = r), mo
 the exact list of full module names, no optional field. Equal adapters give equal bytes, however their uploads differed.
 
 Where experts of a layer are served, every other matrix of that layer's experts has factors of zeros, which change nothing:
-vLLM packs all of a layer's experts into one tensor and fails if one is missing, as a pruned one would be.
+vLLM packs all of a layer's experts into one tensor and fails if one is missing, as a pruned one would be. In classes whose
+experts it reads from stacked tensors only, they are written stacked (domain/experts.py).
 """
 
 import io
@@ -17,7 +18,7 @@ import torch
 
 from app.domain.artefact import Artefact, content_digest_of
 from app.domain.digest import digest_of
-from app.domain.experts import lacking
+from app.domain.experts import lacking, pairs_of
 from app.domain.lora import MAX_MODULES, Adapter, LoraModule, Received, ServingDtype, Shape, TargetModel
 from app.domain.manifest import manifest_json
 from app.domain.verdict import Decision, Outcome, Verdict
@@ -104,9 +105,10 @@ def _weights(adapter: Adapter, target: TargetModel) -> bytes:
     kind, size = STORED[target.dtype]
     header: dict[str, object] = {}
     end = 0
-    for name in written(served, target):
-        shape = target.modules[name]
-        for key, rows, columns in (("A", adapter.rank, shape.d_in), ("B", shape.d_out, adapter.rank)):
+    pairs = pairs_of(written(served, target))
+    for name, members in pairs.items():
+        shape, ranks = target.modules[members[0]], len(members) * adapter.rank
+        for key, rows, columns in (("A", ranks, shape.d_in), ("B", shape.d_out, ranks)):
             begin, end = end, end + rows * columns * size
             entry = {"dtype": kind, "shape": [rows, columns], "data_offsets": [begin, end]}
             header[f"{KEY_PREFIX}{name}.lora_{key}.weight"] = entry
@@ -114,10 +116,17 @@ def _weights(adapter: Adapter, target: TargetModel) -> bytes:
     text += b" " * (-len(text) % ALIGNMENT)
     file = io.BytesIO()
     file.write(len(text).to_bytes(8, "little") + text)
-    for name in written(served, target):
-        for tensor in _padded(served.get(name), target.modules[name], adapter):
+    for members in pairs.values():
+        each = [_padded(served.get(module), target.modules[module], adapter) for module in members]
+        for tensor in each[0] if len(each) == 1 else _stacked(each):
             file.write(tensor.view(-1).view(torch.uint8).numpy().data)
     return file.getvalue()  # the buffer itself, not a copy
+
+
+def _stacked(each: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (E·r, d_in) and B (d_out, r·E) of all experts, in the order that `pairs_of` describes."""
+    a, b = zip(*each, strict=True)
+    return torch.cat(a), torch.stack(b, dim=-1).flatten(1)
 
 
 def _padded(module: LoraModule | None, shape: Shape, adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,8 +5,13 @@ process that wrote them, except for those of experts that are only there because
 """
 
 import json
-from typing import Final
+import math
+from collections.abc import Mapping
+from typing import Any, Final
 
+import numpy as np
+
+from app.domain.experts import pairs_of
 from app.domain.lora import TargetModel
 from app.prune.canonical import KEY_PREFIX, STORED, config_bytes, written
 
@@ -20,27 +25,50 @@ def check_form(config: bytes, weights: bytes, modules: tuple[str, ...], target: 
     if length > HEADER_BYTES:
         raise ValueError("its header is too long")
     header = json.loads(weights[8 : 8 + length])
-    rank = header[f"{KEY_PREFIX}{modules[0]}.lora_A.weight"]["shape"][0]
-    if type(rank) is not int or not 0 < rank <= target.max_rank:
-        raise ValueError(f"its rank is {rank}")
     everything = written(modules, target)
+    pairs = pairs_of(everything)
+    name, members = next(iter(pairs.items()))
+    rows = header[f"{KEY_PREFIX}{name}.lora_A.weight"]["shape"][0]
+    rank = rows // len(members) if type(rows) is int else 0
+    if not 0 < rank <= target.max_rank:
+        raise ValueError(f"its rank is {rank}")
     if config != config_bytes(everything, rank, target):
         raise ValueError("its configuration is not the canonical one")
-    dtype, size = STORED[target.dtype]
-    shapes: dict[str, list[int]] = {}
-    zeros = {f"{KEY_PREFIX}{module}.lora_{side}.weight" for module in set(everything) - set(modules) for side in "AB"}
-    for module in everything:
-        shapes[f"{KEY_PREFIX}{module}.lora_A.weight"] = [rank, target.modules[module].d_in]
-        shapes[f"{KEY_PREFIX}{module}.lora_B.weight"] = [target.modules[module].d_out, rank]
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, members in pairs.items():
+        shape, ranks = target.modules[members[0]], rank * len(members)
+        shapes[f"{KEY_PREFIX}{name}.lora_A.weight"] = (ranks, shape.d_in)
+        shapes[f"{KEY_PREFIX}{name}.lora_B.weight"] = (shape.d_out, ranks)
+    _check_tensors(header, shapes, target, len(weights) - 8 - length)
+    served = frozenset(modules)
+    for name, members in pairs.items():
+        is_served = np.array([module in served for module in members])
+        for side in "AB":
+            key = f"{KEY_PREFIX}{name}.lora_{side}.weight"
+            tensor = np.frombuffer(
+                weights, f"u{STORED[target.dtype][1]}", math.prod(shapes[key]), 8 + length + _begin(header[key])
+            )
+            by_member = tensor.reshape(len(members), -1) if side == "A" else tensor.reshape(-1, len(members)).T
+            if by_member[~is_served].any():
+                raise ValueError(f"tensor {key} holds values of a module that was not measured: not zero")
+
+
+def _check_tensors(
+    header: dict[str, Any], shapes: Mapping[str, tuple[int, int]], target: TargetModel, size: int
+) -> None:
+    """Raise ValueError unless the header is that of these tensors, one after another, in so many bytes of data."""
+    dtype, item = STORED[target.dtype]
     if set(header) != set(shapes):
         raise ValueError("its tensors are not those of its modules")
     end = 0
-    for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+    for name, entry in sorted(header.items(), key=lambda one: _begin(one[1])):
         rows, columns = shapes[name]
-        begin, end = end, end + rows * columns * size
+        begin, end = end, end + rows * columns * item
         if entry != {"dtype": dtype, "shape": [rows, columns], "data_offsets": [begin, end]}:
             raise ValueError(f"tensor {name} is not in canonical form")
-        if name in zeros and weights.count(0, 8 + length + begin, 8 + length + end) != end - begin:
-            raise ValueError(f"tensor {name} is of no measured module and not zero")
-    if len(weights) != 8 + length + end:
+    if size != end:
         raise ValueError("its length is not that of its tensors")
+
+
+def _begin(entry: Mapping[str, Any]) -> int:
+    return int(entry["data_offsets"][0])

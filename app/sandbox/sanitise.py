@@ -25,7 +25,7 @@ from app.screen.screen import screen
 from app.screen.threads import single_threaded_kernels
 from app.validate.adapter import ValidateLimits, validate
 
-RULES: Final = 3
+RULES: Final = 4
 """Version of the pipeline's rules: changes when refusals or the written form change; versions decided under older rules
 are then measured again."""
 

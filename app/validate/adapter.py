@@ -24,17 +24,17 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
-from app.domain.experts import Layer
+from app.domain.experts import INNER, Layer
 from app.domain.lora import Adapter, LoraModule, ServingDtype, Shape, TargetModel
 from app.domain.out_of_memory import out_of_memory
-from app.domain.spellings import Spellings
+from app.domain.spellings import Spellings, is_router
 from app.validate.config import AdapterConfig, read_config
-from app.validate.experts import INNER, Share, Stacks, check_whole, shares_of, unmeasured
+from app.validate.experts import Share, Stacks, check_whole, shares_of, unmeasured
 from app.validate.faults import Faults
 from app.validate.foreign import foreign
 from app.validate.modules import unknown
 from app.validate.safetensors_header import TensorEntry, read_header
-from app.validate.tensor_names import Side, parse_tensor_name, prefix_of, reason
+from app.validate.tensor_names import NO_WHOLE_WEIGHTS, Side, head_of, parse_tensor_name, prefix_of, reason
 
 KIB: Final = 1 << 10
 
@@ -114,7 +114,7 @@ def _plan(
     config: None if it could not be read; ranks and scalings are then left unchecked. Every fault is added to `faults`.
     """
     stacks = Stacks(target.modules)
-    if config is not None and config.target_parameters and not stacks:
+    if config is not None and config.experts and not stacks:
         faults.add(unmeasured())
     found, named = _sides(entries, target, stacks, faults)
     plans = []
@@ -127,6 +127,8 @@ def _plan(
             if sides.layer is None:
                 _check_shapes(key, a, b, target.modules[key], target.max_rank)
                 written, shares = sides.written, [Share(key, 0, target.modules[key].d_out)]
+                if config is not None and config.routers and is_router(key):
+                    written += ".weight"  # PEFT's patterns refer to the parameter
             else:
                 parameter, shares = shares_of(sides.layer, a, b, target.max_rank)
                 written = f"{sides.written.removesuffix(INNER)}.{parameter}"
@@ -168,7 +170,7 @@ def _sides(
     found = Faults()
     prefix = prefix_of(entry.name for entry in entries)
     spellings = Spellings(target.modules)
-    for entry in entries:
+    for entry in _without_heads(entries, prefix, target.modules, spellings, found):
         try:
             written, side = parse_tensor_name(entry.name, prefix)
         except Refused as error:
@@ -194,6 +196,27 @@ def _sides(
                 raise other
             found.raise_any()
     return sides, not found
+
+
+def _without_heads(
+    entries: tuple[TensorEntry, ...], prefix: str, modules: Mapping[str, Shape], spellings: Spellings, found: Faults
+) -> Iterator[TensorEntry]:
+    """Yield the tensors but for the own weights of adapted heads, which are never read: the engine has its own.
+
+    Such a weight of another shape than the model's is a fault: the adapter was trained on another vocabulary.
+    """
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        head = head_of(entry.name, prefix)
+        if head is None or f"{prefix}{head}.lora_A.weight" not in names:
+            yield entry
+            continue
+        shape = modules.get(spellings.find(head) or "")
+        if shape is not None and entry.shape != (shape.d_out, shape.d_in):
+            message = (
+                f"{entry.name} is {entry.shape[0]}×{entry.shape[1]}, the served model's is {shape.d_out}×{shape.d_in}"
+            )
+            found.add(Refused(WRONG_SHAPE, message, param=entry.name, remedy=NO_WHOLE_WEIGHTS))
 
 
 _ONE_NAME: Final = "Name each module in one way only, as the class that the adapter was trained on does."

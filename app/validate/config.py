@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from app.domain.errors import BAD_CONFIG, UNSUPPORTED_CONFIG, WRONG_BASE, Refused
 from app.validate import strict_json
-from app.validate.config_fields import check_field
+from app.validate.config_fields import EXPERTS, ROUTERS, check_field
 from app.validate.faults import Faults
 from app.validate.foreign import GIT_LFS, LFS_REMEDY, foreign_config
 from app.validate.patterns import MAX_EXPRESSIONS, Pattern, Reading, alphas
@@ -16,8 +16,8 @@ class AdapterConfig:
     """Fields of adapter_config.json that determine how the weights are read.
 
     rank_pattern, alpha_pattern: ranks and alphas that replace `r` and `lora_alpha` in some modules.
-    base_model_name_or_path: as the upload states it; never looked up. target_parameters: whether experts' parameters are
-    said to be adapted; the tensors show which.
+    base_model_name_or_path: as the upload states it; never looked up. experts, routers: whether parameters of experts, or
+    of routers, are said to be adapted; the tensors show which.
     """
 
     r: int
@@ -26,7 +26,8 @@ class AdapterConfig:
     rank_pattern: Pattern
     alpha_pattern: Pattern
     base_model_name_or_path: str | None
-    target_parameters: bool = False
+    experts: bool = False
+    routers: bool = False
 
     def ranks_of(self, module: str) -> frozenset[float]:
         """Return the ranks that this configuration allows a module, named as in the upload."""
@@ -92,6 +93,8 @@ def _config(fields: dict[str, Any]) -> AdapterConfig:
     for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", scales)):
         if pattern.expressions > MAX_EXPRESSIONS:
             raise Refused(UNSUPPORTED_CONFIG, f"{name}: more than {MAX_EXPRESSIONS} keys are expressions", param=name)
+    parameters = fields.get("target_parameters") or ()
+    named = [parameters] if isinstance(parameters, str) else parameters
     return AdapterConfig(
         r=fields["r"],
         lora_alpha=float(fields["lora_alpha"]),
@@ -99,5 +102,6 @@ def _config(fields: dict[str, Any]) -> AdapterConfig:
         rank_pattern=ranks,
         alpha_pattern=scales,
         base_model_name_or_path=fields.get("base_model_name_or_path"),
-        target_parameters=bool(fields.get("target_parameters")),
+        experts=any(name.endswith(EXPERTS) for name in named),
+        routers=any(name.endswith(ROUTERS) for name in named),
     )

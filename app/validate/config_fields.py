@@ -31,6 +31,9 @@ INITS: Final = ("gaussian", "eva", "orthogonal", "lora_ga", "mica")
 EXPERTS: Final = ("gate_up_proj", "down_proj")
 """Experts' parameters in transformers' classes: gate and up together, and down, each of three dimensions."""
 
+ROUTERS: Final = ("gate.weight", "router.weight")
+"""Ends of the names of routers' weights, which PEFT adapts as parameters where the class has no linear module for them."""
+
 _MEGATRON = re.compile(r"megatron(\.[a-z_]+)*")
 
 Check = Callable[[str, Any], None]
@@ -121,8 +124,8 @@ def _texts(field: str, value: Any) -> None:
 def _experts(field: str, value: Any) -> None:
     _texts(field, value)
     for name in [value] if isinstance(value, str) else value or ():
-        if name.rsplit(".", 1)[-1] not in EXPERTS:
-            raise unsupported(field, f"{_shown(name)} is not a parameter of experts that is measured")
+        if name.rsplit(".", 1)[-1] not in EXPERTS and ".".join(name.split(".")[-2:]) not in ROUTERS:
+            raise unsupported(field, f"{_shown(name)} is not a parameter of experts or a router that is measured")
 
 
 def _layers(field: str, value: Any) -> None:
@@ -211,7 +214,7 @@ FIELDS: Final[dict[str, Field]] = {
     ),
     "target_parameters": _read(
         _experts,
-        "Train on linear modules; of parameters, only the experts' gate_up_proj and down_proj are measured.",
+        "Train on linear modules; of parameters, only the experts' gate_up_proj and down_proj and routers are measured.",
     ),
     "layer_replication": _must_be_off(_off, "Train on the served model's own layers, without replicating any."),
     "alora_invocation_tokens": _must_be_off(_off, "Train a plain LoRA: an activated one (aLoRA) is not served."),

@@ -1,24 +1,20 @@
 """Experts' factors in an upload: by expert, or stacked as PEFT writes `target_parameters`, and then taken apart.
 
-PEFT (`lora.ParamWrapper`) keeps one pair for a parameter of E experts: A (E·r, d_in), expert after expert, and B
-(d_out, r·E), in which expert e has the columns e, E + e, 2·E + e, …: ΔW_e = s·B[:, e::E]·A[e·r:(e + 1)·r]. Of a layer's two
-parameters one pair is named `….experts`, the other `….experts.base_layer`; their shapes tell which is which. The gate has
-the first half of gate_up_proj's rows, the up the second; both have its A.
+PEFT (`lora.ParamWrapper`) keeps one pair for a parameter of E experts (domain/experts.py):
+ΔW_e = s·B[:, e::E]·A[e·r:(e + 1)·r]. Of a layer's two parameters one pair is named `….experts`, the other
+`….experts.base_layer`; their shapes tell which is which. If gate and up are modules of their own, the gate has the first
+half of gate_up_proj's rows, the up the second; both have its A.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from app.domain.errors import RANK_TOO_HIGH, UNPAIRED_TENSOR, UNSUPPORTED_CONFIG, WRONG_SHAPE, Refused
-from app.domain.experts import Layer, common_path, lacking, layer_path, layers_of
+from app.domain.experts import INNER, Layer, common_path, lacking, layer_path, layers_of
 from app.domain.lora import Shape
 from app.validate.safetensors_header import TensorEntry
-
-INNER: Final = ".base_layer"
-"""End of the name of the inner one of a layer's two stacked pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +60,9 @@ def shares_of(layer: Layer, a: TensorEntry, b: TensorEntry, max_rank: int) -> tu
     if kinds is None:
         raise ValueError(f"{layer.path}: no layer whose experts can come stacked")
     (ranks, d_in), (d_out, columns) = a.shape, b.shape
-    parameters = {
-        (layer.width, 2 * layer.inner): ("gate_up_proj", ((kinds.gate, 0), (kinds.up, layer.inner))),
+    gate_up = ((kinds.gate, 0),) if kinds.joint else ((kinds.gate, 0), (kinds.up, layer.inner))
+    parameters: dict[tuple[int, int], tuple[str, tuple[tuple[str, int], ...]]] = {
+        (layer.width, 2 * layer.inner): ("gate_up_proj", gate_up),
         (layer.inner, layer.width): ("down_proj", ((kinds.down, 0),)),
     }
     if (d_in, d_out) not in parameters:
@@ -106,6 +103,6 @@ def unmeasured() -> Refused:
         UNSUPPORTED_CONFIG,
         "target_parameters: the reference measures no experts of this model",
         param="target_parameters",
-        remedy="Train on linear modules, or ask the operator to build the reference anew. vLLM reads the experts of some "
-        "classes (GPT-OSS, Qwen3-VL-MoE) in a form that is not written; those are not measured.",
+        remedy="Train on linear modules, or ask the operator for a reference with experts, built from checkpoints that are "
+        "not quantised.",
     )

@@ -5,9 +5,12 @@ from typing import Final
 
 from app.domain.errors import UNKNOWN_MODULE, Refused
 from app.domain.lora import TargetModel
+from app.domain.spellings import common_name
 
 SHOWN_KINDS: Final = 16
 """Most last names that a refusal lists: a decoder layer has seven to fourteen."""
+
+_NO_HEAD: Final = "Train without lm_head: vLLM loads no LoRA on the head of this class, or the reference leaves it out."
 
 
 def unknown(module: str, target: TargetModel, tensor: str) -> Refused:
@@ -20,6 +23,8 @@ def unknown(module: str, target: TargetModel, tensor: str) -> Refused:
     kinds = sorted(_last_names(target.modules))
     names = ", ".join(kinds[:SHOWN_KINDS]) + (", …" if len(kinds) > SHOWN_KINDS else "")
     remedy = "Train without it (target_modules), or ask the operator for a reference that measures it."
+    if common_name(module) == "lm_head":
+        remedy = _NO_HEAD
     return Refused(UNKNOWN_MODULE, f"{message}; the reference measures {names}", param=tensor, remedy=remedy)
 
 

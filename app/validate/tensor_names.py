@@ -1,6 +1,7 @@
 """Strict grammar of tensor names, ASCII only: `base_model.model.<module path>.lora_A.weight` or `.lora_B.weight`.
 
 A file whose names all lack `base_model.model.`, as transformers' own save_pretrained wrote them, is read as if they had it.
+`….lm_head.base_layer.weight` is the base's own weight, which PEFT saves unchanged beside an adapted head's factors.
 Any other name is refused with the most likely reason; nothing else is stripped, renamed or guessed.
 """
 
@@ -19,14 +20,15 @@ PREFIX: Final = "base_model.model."
 _PART = r"(?:[A-Za-z_][A-Za-z0-9_]*|0|[1-9][0-9]{0,8})"
 _PATH = rf"{_PART}(?:\.{_PART})*"
 _TENSOR = re.compile(rf"({_PATH})\.lora_([AB])\.weight")
+_HEAD = re.compile(rf"((?:{_PATH}\.)?lm_head)\.base_layer\.weight")
 
-_NO_WHOLE_WEIGHTS: Final = (
+NO_WHOLE_WEIGHTS: Final = (
     "Train without modules_to_save, and without new tokens (save_embedding_layers=False): no weight of the model is "
     "replaced. With an enlarged vocabulary, serve the merged model instead."
 )
 _WITHOUT_EMBEDDINGS: Final = (
     "Save it again without the base's own weights: save_pretrained(..., save_embedding_layers=False). PEFT adds them when "
-    "lm_head or embed_tokens is adapted."
+    "lm_head or embed_tokens is adapted; lm_head's is passed over if lm_head is adapted."
 )
 _NO_EMBEDDINGS: Final = "Train without embed_tokens in target_modules: embeddings are not measured."
 
@@ -43,7 +45,7 @@ _REASONS: Final = (
     (
         re.compile(r"modules_to_save|original_module|base_layer|(?<!lora_[AB])\.weight$"),
         "whole weights of the model cannot be replaced",
-        _NO_WHOLE_WEIGHTS,
+        NO_WHOLE_WEIGHTS,
     ),
 )
 """Common slips: their mark, the reason for the refusal, its remedy."""
@@ -69,6 +71,12 @@ def parse_tensor_name(name: str, prefix: str = PREFIX) -> tuple[str, Side]:
         why, remedy = _explained(name, prefix)
         raise Refused(BAD_TENSOR_NAME, f"tensor {name[:200]!r}: {why}", param=name, remedy=remedy)
     return found[1], Side(found[2])
+
+
+def head_of(name: str, prefix: str = PREFIX) -> str | None:
+    """Return the path of the head whose own weight this tensor is, which PEFT saves beside its factors; None for others."""
+    found = _HEAD.fullmatch(name, len(prefix)) if len(name) <= MAX_NAME_CHARS and name.startswith(prefix) else None
+    return None if found is None else found[1]
 
 
 def reason(name: str, prefix: str = PREFIX) -> str:

@@ -13,9 +13,9 @@ import torch
 import transformers
 from torch import nn
 
-from app.domain.spellings import common_name
-from app.screen.reference.experts import UNREAD
-from app.screen.reference.linears import NOT_SERVED
+from app.domain.spellings import common_name, is_tower
+from app.screen.reference.experts import STACKED_ONLY
+from app.screen.reference.linears import NOT_SERVED, is_linear, serves_head
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "adapters.md"
 BEGIN, END = "<!-- architectures -->\n", "<!-- /architectures -->"
@@ -29,35 +29,46 @@ CLASSES: Final = (
     *("MptForCausalLM", "GPT2LMHeadModel", "DeepseekV3ForCausalLM"),
     *("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "PhimoeForCausalLM", "GptOssForCausalLM"),
     *("Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "LlavaForConditionalGeneration"),
-    *("Mistral3ForConditionalGeneration", "Qwen3_5ForConditionalGeneration"),
+    *("Mistral3ForConditionalGeneration", "Qwen3_5ForConditionalGeneration", "Gemma4ForConditionalGeneration"),
+    *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+    *("Idefics3ForConditionalGeneration", "GemmaForCausalLM", "GraniteMoeForCausalLM", "SmolLM3ForCausalLM"),
+    *("OlmoeForCausalLM", "Llama4ForCausalLM", "Cohere2ForCausalLM", "Exaone4ForCausalLM", "GPTJForCausalLM"),
+    "CodeGenForCausalLM",
 )
+
+CONFIGS: Final = {
+    "Idefics3ForConditionalGeneration": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},
+}
+"""Fields of a class's configuration without whose change its default is not a model."""
 
 LLAMA: Final = frozenset({*(f"{side}_proj" for side in "qkvo"), "gate_proj", "up_proj", "down_proj"})
 SEVEN: Final = "Llama's seven"
 """Words for Llama's linear modules, which most architectures share."""
 
-_TOWER: Final = re.compile(r"^(?:model\.)?(?:vision|visual|audio|multi_modal|embed_vision|embed_audio|connector)")
+GRANITE: Final = "GraniteMoe"
+"""Beginning of classes whose checkpoints name routers and experts otherwise than the classes do (input_linear)."""
+
 _EXPERT: Final = re.compile(r"\.experts\.")
 
 
 def built(name: str) -> nn.Module:
-    """The class with its default configuration, without memory for its weights."""
+    """The class with its default configuration, or that of CONFIGS, without memory for its weights."""
     made = getattr(transformers, name)
     with torch.device("meta"):
-        model: nn.Module = made(made.config_class())
+        model: nn.Module = made(made.config_class(**CONFIGS.get(name, {})))
     return model
 
 
 def row(name: str) -> str:
     """One line of the table."""
     model = built(name)
-    kinds = {
-        common_name(path): module for path, module in model.named_modules() if path and not NOT_SERVED.search(path)
-    }
-    linear = {path for path, module in kinds.items() if isinstance(module, nn.Linear) and not _EXPERT.search(path)}
-    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):  # type: ignore[union-attr, operator]
-        linear.discard("lm_head")
-    tower = {path for path in linear if _TOWER.search(path)}
+    kinds = {path: module for path, module in model.named_modules() if path and not NOT_SERVED.search(path)}
+    linear = {path for path, module in kinds.items() if is_linear(module, path) and not _EXPERT.search(path)}
+    if not serves_head(model.config, [name]):
+        linear = {path for path in linear if common_name(path) != "lm_head"}
+    if name.startswith(GRANITE):
+        linear = {path for path in linear if not path.endswith(".router")}
+    tower = {path for path in linear if is_tower(path)}
     transposed = {path for path, module in kinds.items() if type(module).__name__ == "Conv1D"}
     decoder = _names(linear - tower) or "–"
     if transposed:
@@ -74,9 +85,9 @@ def _experts(name: str, model: nn.Module) -> str:
     alone = any(_EXPERT.search(path) and isinstance(one, nn.Linear) for path, one in model.named_modules())
     if not stacked and not alone:
         return "–"
-    if name in UNREAD:
-        return "refused: vLLM reads them stacked only"
-    return "measured" if alone or stacked >= {"gate_up_proj", "down_proj"} else "not measured: other names"
+    if name.startswith(GRANITE) or not (alone or stacked >= {"gate_up_proj", "down_proj"}):
+        return "not measured: other names"
+    return "measured, written stacked" if name in STACKED_ONLY else "measured"
 
 
 def _names(modules: Iterable[str]) -> str:

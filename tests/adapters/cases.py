@@ -204,7 +204,15 @@ PATTERNS: Final = (
 MODULES: Final = (
     Case("R11", "llama", "Llama 2: lm_head in target_modules"),
     Case("R12", "llama", "Llama 3: the same", {"lora_alpha": 64, "target_modules": ["lm_head", "q_proj"]}),
-    Case("R13", "llama", "Mistral: the same", {"lora_alpha": 64}, ("lm_head", "down_proj")),
+    Case(
+        "R13",
+        "gemma3",
+        "lm_head where vLLM loads none, as in Mistral",
+        kinds=("layers.0.mlp.up_proj",),
+        rename=(("language_model.model.layers.0.mlp.up_proj", "lm_head"),),
+        code="unknown_module",
+        words=("lm_head", "vLLM", "without lm_head"),
+    ),
     Case("N19", "llama", "LoRA on lm_head", kinds=("lm_head",)),
     _spelled("R50", "gemma3", "MedGemma: the tower's q, k, v too", OLD, NEW, kinds=(*LLAMA, "k_proj", "v_proj")),
     _spelled("P07", "gemma3", "today's names, language model only", OLD, NEW),
@@ -236,6 +244,8 @@ MODULES: Final = (
     Case("R86", "gpt_neox", "GPT-NeoX 3.6B", kinds=("query_key_value",)),
     Case("P18", "granitemoehybrid", "shared_mlp.input_linear"),
     Case("P19", "opt", "fc1, fc2 besides"),
+    Case("M02", "phimoe", "the router by transformers' name", rename=(("block_sparse_moe.gate", "mlp.router"),)),
+    Case("M03", "phimoe", "the router by the hub's name"),
     Case("M01", "mixtral", "attention, with the alpha that PEFT writes", {"alpha_pattern": {r".*\.gate_up_proj": 16}}),
     Case(
         "R26",
@@ -299,11 +309,38 @@ FILES: Final = (
     _tool("N20", "an adapter's name inside", "save_pretrained", rename=(("lora_A.", "lora_A.default."),)),
     _tool("N21", "LoRA on embed_tokens", "embed_tokens", extra={f"{PEFT}model.embed_tokens.lora_embedding_A": (4, 16)}),
     _tool("N22", "embeddings saved whole", "vocabulary", extra={f"{PEFT}model.embed_tokens.weight": (40, 16)}),
-    _tool(
+    Case(
         "N23",
+        "llama",
         "lm_head adapted, and its own weight beside",
+        extra={f"{PEFT}lm_head.base_layer.weight": (16, 16)},
+    ),
+    _tool(
+        "N23b",
+        "the head's own weight alone",
         "save_embedding_layers=False",
         extra={f"{PEFT}lm_head.base_layer.weight": (16, 16)},
+    ),
+    Case(
+        "N23c",
+        "llama",
+        "lm_head adapted, of an enlarged vocabulary",
+        extra={f"{PEFT}lm_head.base_layer.weight": (40, 16)},
+        code="wrong_shape",
+        words=("40×16", "16×16", "vocabulary"),
+    ),
+    _tool(
+        "N23d",
+        "the embeddings' own weight beside",
+        "save_embedding_layers=False",
+        extra={f"{PEFT}model.embed_tokens.base_layer.weight": (16, 16)},
+    ),
+    Case(
+        "N23e",
+        "llama",
+        "the head's own weight by another spelling",
+        rename=((PEFT + "lm_head", PEFT + "language_model.lm_head"),),
+        extra={f"{PEFT}language_model.lm_head.base_layer.weight": (16, 16)},
     ),
     _tool(
         "N24", "DoRA's magnitudes", "DoRA", extra={f"{PEFT}model.layers.0.mlp.up_proj.lora_magnitude_vector": (1, 16)}

@@ -52,6 +52,7 @@ MODELS: Final[Mapping[str, list[str]]] = {
     "opt": _layers("model.decoder.layers", (*ATTENTION[:3], "self_attn.out_proj", "fc1", "fc2")),
     "granitemoehybrid": _layers("model.layers", (*ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear")),
     "mixtral": _layers("model.layers", ATTENTION),
+    "phimoe": _layers("model.layers", (*ATTENTION, "block_sparse_moe.gate")),
 }
 
 

@@ -1,12 +1,10 @@
 """Contract with vLLM: whatever an upload's spelling, the engine's own loader reads the artefact's names as its modules."""
 
-import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import vllm
 from safetensors.torch import save_file
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
@@ -15,6 +13,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 from app.domain.lora import ServingDtype, Shape, TargetModel
 from app.prune.canonical import KEY_PREFIX, config_bytes
 from tests.support.adapters import Upload, key
+from tests.support.vllm_models import mapper
 
 TAIL = "layers.0.self_attn.q_proj"
 NEW, HUB, PLAIN = "model.language_model", "language_model.model", "model"
@@ -32,16 +31,9 @@ CLASSES: list[tuple[str, str, str, tuple[str, ...]]] = [
 
 
 def mapper_of(module: str, name: str) -> WeightsMapper:
-    """The class's own mapper, from its source: importing the class needs torchvision, which an engine for text has not."""
-    source = Path(vllm.__file__).parent / "model_executor" / "models" / f"{module}.py"
-    classes = (node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef))
-    body = next(node.body for node in classes if node.name == name)
-    (value,) = (
-        node.value
-        for node in body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "hf_to_vllm_mapper"
-    )
-    found: WeightsMapper = eval(ast.unparse(value), {"WeightsMapper": WeightsMapper})
+    """The class's own mapper."""
+    found = mapper(name)
+    assert found is not None, f"{module}.{name}"
     return found
 
 
@@ -57,8 +49,8 @@ def engine_names(directory: Path, mapper: Any) -> set[str]:
 def test_the_engine_reads_every_spelling_as_its_own_module(
     tmp_path: Path, module: str, name: str, hub: str, spellings: tuple[str, ...]
 ) -> None:
-    mapper = mapper_of(module, name).get_rename_mapper()
-    mapped = mapper.map_name(f"{hub}.{TAIL}.weight")
+    renames = mapper_of(module, name).get_rename_mapper()
+    mapped = renames.map_name(f"{hub}.{TAIL}.weight")
     assert mapped is not None
     served = mapped.removesuffix(".weight")
     target = TargetModel("served", {f"{hub}.{TAIL}": Shape(16, 16)}, ServingDtype.FLOAT32, 8)
@@ -75,4 +67,4 @@ def test_the_engine_reads_every_spelling_as_its_own_module(
             {f"{KEY_PREFIX}{lora.name}.lora_{side}.weight": tensor for side, tensor in sides.items()},
             written / "adapter_model.safetensors",
         )
-        assert engine_names(written, mapper) == {served}
+        assert engine_names(written, renames) == {served}

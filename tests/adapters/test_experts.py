@@ -28,6 +28,7 @@ from app.domain.errors import (
 )
 from app.domain.lora import Adapter, Received, Shape, TargetModel
 from app.domain.policy import Action, Policy, Unscorable
+from app.domain.spellings import is_router
 from app.domain.verdict import Decision, Outcome
 from app.prune.canonical import canonicalise
 from app.prune.canonical_check import check_form
@@ -103,6 +104,37 @@ def test_what_peft_makes_of_the_old_names_on_todays_classes_is_read_as_it_means_
     assert {one.rank for one in ours.values()} == {4, 8}
     for module, one in ours.items():
         assert float((one.b.double() @ one.a.double() - theirs[module].double()).abs().max()) <= 1e-6
+    reference.close()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_all_linear_of_a_mixture_is_read_router_included(tmp_path: Path, name: str) -> None:
+    """PEFT adapts the router as a parameter, and its patterns refer to that; vLLM has a linear module for it."""
+    reference, model = reference_of(name, tmp_path)
+    settings = {"target_modules": "all-linear", "target_parameters": None, "alpha_pattern": {"mlp.gate.weight": 9}}
+    deltas = save_adapter(model, tmp_path / "adapter", **settings)
+    theirs = split(deltas, name)
+    artefact, heard = measured(tmp_path / "adapter", reference, NOTHING)
+    assert artefact is not None
+    assert heard.verdict is not None
+    path = MIXTURES[name][1].partition(".")[0]
+    routers = {f"model.layers.{i}.{path}.gate": deltas[f"model.layers.{i}.mlp.gate.weight"] for i in range(2)}
+    assert {one.name for one in heard.verdict.modules} == set(reference.modules) - {"lm_head"}
+    assert {*routers, *theirs} < set(reference.modules)
+    adapter = read(tmp_path / "adapter", target(reference))
+    ours = {one.name: one.b.double() @ one.a.double() for one in adapter.modules}
+    loaded = LoRAModel.from_local_checkpoint(
+        str(written(artefact, tmp_path / "written")),
+        {"q_proj", "k_proj", "v_proj", "o_proj", "gate", *(module.partition(f"{path}.")[2] for module in theirs)},
+        PEFTHelper.from_local_dir(str(tmp_path / "written"), None),
+        lora_model_id=1,
+        device="cpu",
+        weights_mapper=mapper_of(*VLLM[name]).get_rename_mapper(),
+    )
+    for module, delta in {**routers, **theirs}.items():
+        assert float((ours[module] - delta.double()).abs().max()) <= 1e-6
+        made: Any = loaded.get_lora(module)
+        assert float((made.lora_b.double() @ made.lora_a.double() * made.scaling - delta.double()).abs().max()) <= 1e-6
     reference.close()
 
 
@@ -336,7 +368,7 @@ def test_without_measured_experts_all_of_it_is_refused(mixture: tuple[str, Refer
     attention = {module: shape for module, shape in reference.modules.items() if ".experts." not in module}
     model = replace(target(reference), modules=attention)
     config, weights = files_of(directory)
-    refused(config, load(weights), model, UNSUPPORTED_CONFIG, "measures no experts", "build the reference")
+    refused(config, load(weights), model, UNSUPPORTED_CONFIG, "measures no experts", "a reference with experts")
     refused(*by_expert(directory, name, reference), model, UNKNOWN_MODULE)
 
 
@@ -345,6 +377,9 @@ def test_the_zero_adapter_is_on_no_expert(mixture: tuple[str, Reference, Path]) 
     model = target(reference)
     (module,) = zero_adapter(model).modules
     assert ".experts." not in module.name
+    assert not is_router(module.name)
+    towers = replace(model, modules={"a.visual": Shape(4, 4), "visual.blocks.0.proj": Shape(4, 4), **model.modules})
+    assert zero_adapter(towers).modules[0].name == "a.visual"
     experts = {module: shape for module, shape in model.modules.items() if ".experts." in module}
     adapter = balance_all(zero_adapter(replace(model, modules=experts)))
     verdict = screen(adapter, reference, NOTHING)

@@ -24,6 +24,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"),
     "opt": ("OPTConfig", "OPTForCausalLM"),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+    "phimoe": ("PhimoeConfig", "PhimoeForCausalLM"),
 }
 
 

@@ -21,6 +21,8 @@ def test_a_decoders_modules_are_found_by_any_spelling(model: str, upload: str) -
         ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv"),
         ("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_1"),
         ("lm_head", "language_model.lm_head"),
+        ("model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate"),
+        ("model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.router"),
     ],
 )
 def test_towers_and_heads_too(one: str, other: str) -> None:

@@ -28,8 +28,10 @@ from transformers import (
 from app.domain.errors import UNPAIRED_TENSOR, Refused
 from app.domain.lora import Adapter, ServingDtype, Shape, TargetModel
 from app.domain.policy import Comparison, Policy, Unscorable
+from app.domain.spellings import is_router
 from app.domain.verdict import Outcome, Verdict
 from app.screen.reference.build import BuildOptions, build_reference
+from app.screen.reference.linears import serves_head
 from app.screen.reference.open import Reference, open_reference
 from app.screen.screen import screen
 from app.validate.adapter import ValidateLimits, validate
@@ -57,6 +59,7 @@ KV_SHAPE = Shape(HIDDEN * KV_HEADS // HEADS, HIDDEN)
 ARCHITECTURES: Final[dict[str, tuple[Any, tuple[str, ...]]]] = {
     "llama": (LlamaConfig(**SIZES), ATTENTION + MLP),
     "llama_with_biases": (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True), ATTENTION + MLP),
+    "llama_with_a_tied_head": (LlamaConfig(**SIZES, tie_word_embeddings=True), ATTENTION + MLP),
     "mistral": (MistralConfig(**SIZES), ATTENTION + MLP),
     "qwen2": (Qwen2Config(**SIZES), ATTENTION + MLP),
     "qwen3": (Qwen3Config(**SIZES, head_dim=12), ATTENTION + MLP),  # heads wider than the model
@@ -94,7 +97,7 @@ def save_adapter(model: nn.Module, directory: Path, settings: Mapping[str, Any])
     for name, parameter in tuned.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.1)
-    tuned.save_pretrained(directory, save_embedding_layers=False)
+    tuned.save_pretrained(directory)  # with the head's own weight where lm_head is adapted
     merged = tuned.merge_and_unload()
     after = {name: m.weight.detach() for name, m in merged.named_modules() if isinstance(m, nn.Linear)}
     return {name: after[name] - w for name, w in before.items() if not torch.equal(after[name], w)}
@@ -112,8 +115,8 @@ def screened(directory: Path, reference: Reference, policy: Policy = POLICY) -> 
 def test_lora_on_every_linear_module_is_scored(architecture: str, tmp_path: Path) -> None:
     config, kinds = ARCHITECTURES[architecture]
     reference, model = reference_of(config, tmp_path)
-    head = () if config.tie_word_embeddings else ("lm_head",)
-    dense = {name for name in reference.modules if ".experts." not in name}
+    head = ("lm_head",) if serves_head(config, [type(model).__name__]) else ()
+    dense = {name for name in reference.modules if ".experts." not in name and not is_router(name)}
     assert {name.rsplit(".", 1)[-1] for name in dense} == {*kinds, *head}
     assert len(dense) == LAYERS * len(kinds) + len(head)
     settings = {"r": 4, "lora_alpha": 6, "target_modules": [*kinds, *head]}

@@ -135,9 +135,15 @@ def test_the_same_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "also in")
 
 
-def test_integers_and_doubles_are_refused_by_name(tmp_path: Path) -> None:
-    save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2, dtype=torch.int8)}, tmp_path / "m.safetensors")
-    refused(tmp_path, "up_proj", "I8")
+@pytest.mark.parametrize(
+    ("dtype", "word"),
+    [(torch.float8_e4m3fn, "quantised"), (torch.int8, "quantised"), (torch.int64, "I64"), (torch.float64, "F64")],
+)
+def test_quantised_weights_integers_and_doubles_are_refused_as_such(
+    tmp_path: Path, dtype: torch.dtype, word: str
+) -> None:
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(2, 2).to(dtype)}, tmp_path / "m.safetensors")
+    refused(tmp_path, "up_proj", word)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nothing", "a/b/c"])

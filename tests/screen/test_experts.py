@@ -1,13 +1,11 @@
 """Experts of a mixture are measured matrix by matrix, whichever way a checkpoint holds them."""
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import vllm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,10 +15,11 @@ from app.domain.experts import layers_of
 from app.domain.lora import Shape
 from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.checkpoint import Checkpoint
-from app.screen.reference.experts import UNREAD
+from app.screen.reference.experts import STACKED_ONLY
 from app.screen.reference.open import Reference, open_reference
 from app.screen.served import difference
 from tests.support.mixtures import MIXTURES, by_expert, fused, made, split
+from tests.support.vllm_models import attribute, registry
 
 OPTIONS = BuildOptions(top_k=4, dtype=torch.float32)
 
@@ -89,7 +88,7 @@ def test_fused_tensors_of_other_shapes_are_left_out(tmp_path: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
     checkpoint = Checkpoint(directory)
     assert name in checkpoint.left_out
-    assert not [module for module in checkpoint.modules if "layers.0.mlp" in module]
+    assert not [module for module in checkpoint.modules if "layers.0.mlp.experts" in module]
 
 
 def test_experts_of_prediction_layers_are_left_out(tmp_path: Path) -> None:
@@ -113,40 +112,28 @@ def test_some_experts_of_a_layer_cannot_be_chosen(tmp_path: Path) -> None:
     reference.close()
 
 
-@pytest.mark.parametrize("architecture", sorted(UNREAD))
-def test_experts_that_the_engine_reads_from_stacked_tensors_are_left_out(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize("architecture", sorted(STACKED_ONLY))
+def test_experts_that_the_engine_reads_from_stacked_tensors_are_so_measured(tmp_path: Path, architecture: str) -> None:
+    """Gate and up are one matrix; experts that the checkpoint holds one by one are left out."""
     model, _ = made("qwen3_moe")
+    found = []
     for save in (by_expert, fused):
         directory = save(model, tmp_path / save.__name__)
         (directory / "config.json").write_text(json.dumps({"architectures": [architecture]}))
         checkpoint = Checkpoint(directory)
-        assert len(checkpoint.modules) == 2 * 4
-        assert [name for name in checkpoint.left_out if ".experts." in name]
+        found.append({name: shape for name, shape in checkpoint.modules.items() if ".experts." in name})
+        assert len(checkpoint.modules) - len(found[-1]) == 2 * 4
+        assert bool(found[-1]) is not bool([name for name in checkpoint.left_out if ".experts." in name])
+    assert not found[0]
+    kinds = (("gate_up_proj", Shape(48, 32)), ("down_proj", Shape(32, 24)))
+    path = "model.layers.{}.mlp.experts.{}.{}"
+    assert found[1] == {path.format(i, e, kind): shape for i in range(2) for e in range(3) for kind, shape in kinds}
 
 
 def test_the_list_of_those_is_that_of_the_engines_classes() -> None:
-    """Contract with vLLM: its classes with `is_3d_moe_weight`, and those that inherit it, by the names of its registry."""
-    folder = Path(vllm.__file__).parent / "model_executor" / "models"
-    bases: dict[str, set[str]] = {}
-    stacked: set[str] = set()
-    for path in folder.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                bases[node.name] = {ast.unparse(base) for base in node.bases}
-                said = [ast.unparse(one) for one in node.body]
-                if any(one.startswith("is_3d_moe_weight") and one.endswith("True") for one in said):
-                    stacked.add(node.name)
-    while more := {name for name, of in bases.items() if of & stacked} - stacked:
-        stacked |= more
-    registry = ast.parse((folder / "registry.py").read_text())
-    named = {
-        key.value: value.elts[-1].value
-        for node in ast.walk(registry)
-        if isinstance(node, ast.Dict)
-        for key, value in zip(node.keys, node.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(value, ast.Tuple) and isinstance(value.elts[-1], ast.Constant)
-    }
-    assert {architecture for architecture, name in named.items() if name in stacked} == UNREAD
+    """Contract with vLLM: its classes with `is_3d_moe_weight`, by the names of its registry."""
+    stacked = {name for name, cls in registry().items() if attribute(cls, "is_3d_moe_weight") == "True"}
+    assert stacked == STACKED_ONLY
 
 
 def test_layers_are_those_with_every_matrix_of_every_expert() -> None:

@@ -6,20 +6,23 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.screen.reference.build import BuildOptions, build_reference
 from app.screen.reference.checkpoint import Checkpoint
+from app.screen.reference.linears import HEADS
 from app.screen.reference.open import open_reference
 from tests.support.mixtures import TINY
 from tests.support.references import aligned_from, weights, write_checkpoint
+from tests.support.vllm_models import attribute, registry
 
 MHA = {name: value for name, value in TINY.items() if name != "num_key_value_heads"}
 OPT = {"word_embed_proj_dim": 32, "ffn_dim": 48}
 
 MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "phi": ("PhiConfig", TINY, {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"}),
+    "phi": ("PhiConfig", TINY, {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}),
     "gpt_neox": ("GPTNeoXConfig", MHA, {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
     "starcoder2": ("Starcoder2Config", TINY, {"q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"}),
     "opt": ("OPTConfig", {**MHA, **OPT}, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
@@ -44,7 +47,7 @@ def test_every_linear_of_the_class_is_a_module(tmp_path: Path, name: str) -> Non
     model = saved(tmp_path / "c", config, fields)
     checkpoint = Checkpoint(tmp_path / "c")
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    stored = {name for name in linear if f"{name}.weight" in checkpoint.shapes}
+    stored = {name for name in linear if f"{name}.weight" in checkpoint.shapes and name.rsplit(".", 1)[-1] in kinds}
     assert set(checkpoint.modules) == stored
     assert {module.rsplit(".", 1)[-1] for module in stored} == kinds
     for module, shape in checkpoint.modules.items():
@@ -67,6 +70,40 @@ def test_a_class_that_transformers_does_not_know_goes_by_names(tmp_path: Path) -
     for text in ('{"model_type": "chatglm", "architectures": ["ChatGLMModel"]}', "{", "[]"):
         (path / "config.json").write_text(text)
         assert set(Checkpoint(path).modules) == linear
+
+
+def test_heads_are_measured_where_the_engine_loads_a_lora_on_them(tmp_path: Path) -> None:
+    """Contract with vLLM: classes with a head in `embedding_modules`, drafts of speculative decoding aside."""
+    with_head = {name for name, cls in registry().items() if "lm_head" in attribute(cls, "embedding_modules")}
+    assert {name for name in with_head if name.endswith("ForCausalLM") and "agle" not in name} == HEADS
+    for config in ("LlamaConfig", "Qwen2Config", "MistralConfig", "Qwen3Config", "GPTNeoXConfig"):
+        model = saved(tmp_path / config, config, TINY)
+        heads = {name for name in Checkpoint(tmp_path / config).modules if name.endswith(("lm_head", "embed_out"))}
+        assert bool(heads) is (type(model).__name__ in HEADS)
+
+
+def test_a_tied_head_is_measured_by_the_embeddings(tmp_path: Path) -> None:
+    """The engine uses them, whatever the checkpoint holds besides."""
+    tied = {**TINY, "tie_word_embeddings": True}
+    before = saved(tmp_path / "base", "LlamaConfig", tied)
+    first = before.get_parameter("model.embed_tokens.weight").detach().clone()
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    before.save_pretrained(tmp_path / "aligned")  # type: ignore[operator]
+    path = tmp_path / "aligned" / "model.safetensors"
+    save_file(load_file(path) | {"lm_head.weight": torch.ones(40, 32)}, path)
+    options = BuildOptions(top_k=4, dtype=torch.float32)
+    build_reference(tmp_path / "base", tmp_path / "aligned", tmp_path / "r", options)
+    opened = open_reference(tmp_path / "r", None)
+    v = opened.v("lm_head")
+    assert v is not None
+    last = before.get_parameter("model.embed_tokens.weight").detach()
+    assert torch.equal(v, (last.double() - first.double()).float())
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(opened.manifest.left_out)
+    opened.close()
+    saved(tmp_path / "other", "Qwen2Config", tied)
+    assert not [name for name in Checkpoint(tmp_path / "other").modules if "head" in name]
 
 
 def test_a_head_of_another_vocabulary_is_left_out_and_the_layers_are_measured(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def made(name: str) -> tuple[nn.Module, nn.Module]:
 def changed(config: Any) -> tuple[nn.Module, nn.Module]:
     """A model of this configuration before and after every value has changed."""
     torch.manual_seed(0)
-    base, aligned = (transformers.AutoModelForCausalLM.from_config(config) for _ in range(2))
+    sees = hasattr(config, "vision_config")
+    auto = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+    base, aligned = (auto.from_config(config) for _ in range(2))
     with torch.no_grad():
         for before, after in zip(base.parameters(), aligned.parameters(), strict=True):
             before.normal_(std=0.02)

@@ -159,7 +159,7 @@ WRONG: list[tuple[str, Any, Code]] = [
     ("use_dora", 0, BAD_CONFIG),
     ("modules_to_save", ["score"], UNSUPPORTED_CONFIG),
     ("trainable_token_indices", [1], UNSUPPORTED_CONFIG),
-    ("target_parameters", ["mlp.experts.gate_up_proj", "mlp.gate.weight"], UNSUPPORTED_CONFIG),
+    ("target_parameters", ["mlp.experts.gate_up_proj", "mlp.gate.bias"], UNSUPPORTED_CONFIG),
     ("target_parameters", "self_attn.q_proj.weight", UNSUPPORTED_CONFIG),
     ("target_parameters", ["mlp.experts.gate_up_proj_bias"], UNSUPPORTED_CONFIG),
     ("target_parameters", [1], BAD_CONFIG),

@@ -155,6 +155,8 @@ def _without_modules(checkpoint: Checkpoint, glob: str | None) -> str:
         return f"{checkpoint.path}: no linear module matches {glob!r}"
     if checkpoint.model_class is not None and checkpoint.model_class.transposed:
         return f"{checkpoint.path}: its weights are transposed (Conv1D, as in GPT-2); such modules are not measured"
+    if checkpoint.quantised:
+        return f"{checkpoint.path}: its weights are quantised; build from the checkpoint of 16- or 32-bit floats"
     return f"{checkpoint.path}: no linear module found"
 
 

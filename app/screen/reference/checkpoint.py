@@ -21,7 +21,8 @@ from app.domain.digest import Digest
 from app.domain.errors import BAD_REFERENCE, Unavailable
 from app.domain.experts import layer_path
 from app.domain.lora import Shape
-from app.screen.reference.experts import UNREAD, Part, architectures, fused
+from app.domain.spellings import Spellings
+from app.screen.reference.experts import STACKED_ONLY, Part, architectures, fused
 from app.screen.reference.linears import NOT_SERVED, ModelClass, model_class, module_of
 
 INDEX: Final = "model.safetensors.index.json"
@@ -29,6 +30,9 @@ PATTERNS: Final = ("*.safetensors", INDEX, "config.json", "tokenizer_config.json
 """Files downloaded from a hub repository: weights, and files that distinguish base from aligned. No pickles, no code."""
 
 DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+QUANTISED: Final = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8", "U8", "I32"})
+"""Dtypes of packed or scaled weights, as FP8, MXFP4, AWQ, GPTQ and bitsandbytes store them; none is read."""
+
 CHUNK: Final = 1 << 22
 """Bytes read at a time."""
 
@@ -96,7 +100,7 @@ class Checkpoint:
             for name, shape in self.shapes.items()
             if len(shape) == 2 and all(shape) and (known.holds(name) if known else module_of(name) is not None)
         }
-        if self._architectures & UNREAD:
+        if self._architectures & STACKED_ONLY:
             found = {name: shape for name, shape in found.items() if layer_path(name) is None}
         for name, part in self._fused.items():
             if NOT_SERVED.search(name):
@@ -104,10 +108,17 @@ class Checkpoint:
             if name in found:
                 raise fail(f"{self.path}: {name} is also a part of {part.tensor}; keep one of them")
             found[name] = part.shape
-        return found
+        return found | {name: part.shape for name, part in self._tied.items()}
+
+    @property
+    def quantised(self) -> bool:
+        """Return whether weights are stored in a form that is not read."""
+        return any(entry.dtype in QUANTISED for entry in self._entries.values())
 
     def part(self, module: str) -> Part | None:
         """Return the position of a linear module's weight; None if there is none of that name."""
+        if module in self._tied:
+            return self._tied[module]
         shape = self.shapes.get(f"{module}.weight", ())
         return Part(f"{module}.weight", Shape(*shape)) if len(shape) == 2 else self._fused.get(module)
 
@@ -121,7 +132,7 @@ class Checkpoint:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Weights of two or more dimensions outside `modules`: embeddings, routers, convolutions."""
-        held = {part.tensor for part in map(self.part, self.modules) if part is not None}
+        held = {self.weight(module).tensor for module in self.modules if module not in self._tied}
         return tuple(name for name, shape in self.shapes.items() if len(shape) > 1 and name not in held)
 
     @cached_property
@@ -131,6 +142,17 @@ class Checkpoint:
     @cached_property
     def _fused(self) -> Mapping[str, Part]:
         return dict(fused(self.shapes, self._architectures))
+
+    @cached_property
+    def _tied(self) -> Mapping[str, Part]:
+        """A head that is tied to the embeddings, with their weight."""
+        tied = None if self.model_class is None else self.model_class.tied
+        if tied is None:
+            return {}
+        head, embedding = tied
+        stored = Spellings(name.removesuffix(".weight") for name in self.shapes).find(embedding)
+        shape = self.shapes.get(f"{stored}.weight", ())
+        return {head: Part(f"{stored}.weight", Shape(*shape))} if len(shape) == 2 and all(shape) else {}
 
     def where(self, name: str) -> str:
         """Return a tensor and its file, for a message."""
@@ -187,7 +209,8 @@ class Checkpoint:
         """Return a tensor's dtype; raises for dtypes other than 16- and 32-bit floats."""
         kind = self._entries[name].dtype
         if kind not in DTYPES:
-            raise fail(f"{self.where(name)} is {kind}; only 16- and 32-bit floats are read")
+            what = "quantised" if kind in QUANTISED else kind
+            raise fail(f"{self.where(name)} is {what}; build from the checkpoint of 16- or 32-bit floats")
         return DTYPES[kind]
 
     def rows(self, part: Part, rows: int, sha: "hashlib._Hash | None" = None) -> Iterator[Tensor]:

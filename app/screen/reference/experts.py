@@ -1,8 +1,8 @@
 """Experts' matrices in a checkpoint: each a tensor of its own, or a part of one with three dimensions.
 
 Older checkpoints, and all that transformers saves by default, hold `….experts.3.gate_proj.weight`. Fused ones hold
-`….experts.gate_up_proj`, (E, 2·d_ff, d_model) with the gate's rows first, and `….experts.down_proj`, (E, d_model, d_ff); in
-some classes, such as Llama 4, the last two dimensions are exchanged.
+`….experts.gate_up_proj`, (E, 2·d_ff, d_model), with the gate's rows first (GPT-OSS interleaves them), and
+`….experts.down_proj`, (E, d_model, d_ff); in some classes, such as Llama 4, the last two dimensions are exchanged.
 """
 
 import json
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from app.domain.experts import KINDS, Kinds
+from app.domain.experts import KINDS, STACKED, Kinds
 from app.domain.lora import Shape
 
 CONFIG: Final = "config.json"
 
-UNREAD: Final = frozenset({
+STACKED_ONLY: Final = frozenset({
     "ClefOmniForJointSchema",
     "GptOssForCausalLM",
     "InternS1ProForConditionalGeneration",
@@ -27,7 +27,7 @@ UNREAD: Final = frozenset({
     "Qwen3_5MoeForConditionalGeneration",
 })  # fmt: skip
 """Architectures whose experts' factors vLLM reads from stacked tensors only (`is_3d_moe_weight`), one A for gate and up.
-Artefacts hold factors by expert, so these experts are not measured, and adapters on them are refused."""
+Both are measured as one matrix of each expert, in the order of the checkpoint's rows, if it holds them fused."""
 
 _GATE_UP: Final = ".experts.gate_up_proj"
 _MIXTRAL: Final = frozenset({"MixtralForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM", "MiniMaxM2ForCausalLM"})
@@ -63,9 +63,9 @@ def fused(shapes: Mapping[str, tuple[int, ...]], known: frozenset[str]) -> Itera
 
     Pairs of other shapes are not read: nothing says then which of their values are an expert's.
     """
-    kinds = KINDS[1 if known & _MIXTRAL else 0]
+    kinds = STACKED if known & STACKED_ONLY else KINDS[1 if known & _MIXTRAL else 0]
     for tensor, shape in shapes.items():
-        if tensor.endswith(_GATE_UP) and not known & UNREAD:
+        if tensor.endswith(_GATE_UP):
             path = tensor.removesuffix(".gate_up_proj")
             down = shapes.get(path + ".down_proj", ())
             if len(shape) == len(down) == 3 and all(shape) and shape[0] == down[0]:
@@ -82,9 +82,10 @@ def _layer(
     if not transposed and (rows, columns) != (2 * down[2], down[1]):
         return
     inner, width = (down[1], rows) if transposed else (down[2], columns)
-    into, out = Shape(inner, width), Shape(width, inner)
+    into, out = Shape(2 * inner if kinds.joint else inner, width), Shape(width, inner)
     for expert in range(count):
         both = f"{path}.gate_up_proj"
         yield f"{named}.{expert}.{kinds.gate}", Part(both, into, expert, 0, transposed)
-        yield f"{named}.{expert}.{kinds.up}", Part(both, into, expert, inner, transposed)
+        if not kinds.joint:
+            yield f"{named}.{expert}.{kinds.up}", Part(both, into, expert, inner, transposed)
         yield f"{named}.{expert}.{kinds.down}", Part(f"{path}.down_proj", out, expert, 0, transposed)

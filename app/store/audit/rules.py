@@ -13,7 +13,7 @@ from typing import Any, Final
 from app.domain.artefact import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from app.domain.digest import SHORT
 from app.domain.errors import CODES, RECORDED_LIMIT
-from app.domain.experts import layer_path
+from app.domain.experts import layer_path, pairs_of
 from app.domain.names import in_engines
 from app.domain.printable import printable
 from app.domain.verdict import Reason
@@ -104,7 +104,7 @@ def _form(at: str, seen: BlobSeen) -> Findings:
         yield Finding("I1", at, "its configuration is not in canonical form")
     modules = config.get("target_modules")
     named = modules if isinstance(modules, list) else []
-    wanted = {f"base_model.model.{module}.lora_{side}.weight" for module in named for side in "AB"}
+    wanted = {f"base_model.model.{pair}.lora_{side}.weight" for pair in pairs_of(map(str, named)) for side in "AB"}
     if not wanted or set(tensors) != wanted or not set(tensors.values()) <= SERVED_DTYPES:
         yield Finding("I1", at, "its tensors are not in canonical form")
 
