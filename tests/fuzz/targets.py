@@ -47,7 +47,7 @@ from app.validate import strict_json
 from app.validate.config import read_config
 from app.validate.config_fields import MAX_ALPHA
 from app.validate.safetensors_header import ITEM_BYTES, read_header
-from app.validate.tensor_names import PREFIX, parse_tensor_name
+from app.validate.tensor_names import PREFIX, head_of, parse_tensor_name
 from tests.support.known_fields import SENT, invented, surplus
 
 Target = Callable[[bytes], None]
@@ -120,6 +120,7 @@ _SLOW_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9]|\.|_|-)*", re.ASCII)
 def names(data: bytes) -> None:
     """A tensor's name, an adapter's name and a `model` field, of the same text."""
     text = data.decode("utf-8", "surrogateescape")
+    head = head_of(text)
     try:
         module, side = parse_tensor_name(text)
     except GatewayError as error:
@@ -128,6 +129,11 @@ def names(data: bytes) -> None:
         assert text == f"{PREFIX}{module}.lora_{side}.weight"
         assert text.isascii()
         assert all(re.fullmatch(_PART, part) for part in module.split("."))
+        assert head is None
+    if head is not None:
+        assert text == f"{PREFIX}{head}.base_layer.weight"
+        assert all(re.fullmatch(_PART, part) for part in head.split("."))
+        assert head.split(".")[-1] == "lm_head"
     try:
         name = AdapterName.parse(text, frozenset({"Served"}))
     except GatewayError as error:
@@ -290,6 +296,13 @@ def answer(data: bytes) -> None:
     run(data)
 
 
+def adapter(data: bytes) -> None:
+    """Names and shapes of an adapter's tensors; see `adapter_target`."""
+    from tests.fuzz.adapter_target import adapter as run  # torch comes with it
+
+    run(data)
+
+
 def framing(data: bytes) -> None:
     """A connection's bytes; see `framing_target`."""
     from tests.fuzz.framing_target import framing as run  # FastAPI and uvicorn come with it
@@ -301,6 +314,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "header": header,
     "config": config,
     "names": names,
+    "adapter": adapter,
     "json": jsons,
     "multipart": multipart,
     "chat": chat,
@@ -314,6 +328,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     "header": 2048,
     "config": 2048,
     "names": 600,
+    "adapter": 2048,
     "json": 1024,
     "multipart": 320,
     "chat": 2048,
@@ -324,5 +339,8 @@ MAX_BYTES: Final[Mapping[str, int]] = {
 }
 """The longest input tried: room for several of everything, short enough to be fast."""
 
-JSON_AFTER: Final[Mapping[str, int]] = {"header": 3, "config": 0, "json": 0, "chat": 0, "responses": 0, "schema": 0}
+JSON_AFTER: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("config", "adapter", "json", "chat", "responses", "schema"), 0),
+    "header": 3,
+}
 """Where the input is JSON, and after how many bytes it begins: there the fuzzer changes values too, not only bytes."""
