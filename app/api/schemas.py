@@ -180,12 +180,13 @@ class Warmed(View):
 
 
 class Resolved(View):
-    """Artefact behind an engine name. bytes: size of each of its files."""
+    """Artefact behind an engine name. bytes: size of each of its files. statement: signed envelope about it, if any."""
 
     model: str
     engine_name: str
     digest: str
     bytes: dict[str, int]
+    statement: dict[str, Any] | None
 
 
 class Health(View):

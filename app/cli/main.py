@@ -24,6 +24,7 @@ from app.cli.gateway import chat, status
 from app.cli.keys import keys
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
+from app.cli.store_sign import sign_command
 from app.cli.tenants import tenants
 from app.cli.usage import usage
 from app.cli.verify import verify
@@ -67,6 +68,7 @@ cli.add_typer(bench, name="bench")
 cli.add_typer(store, name="store")
 cli.add_typer(canaries, name="canaries")
 store.command("move")(move_command)
+store.command("sign")(sign_command)
 cli.command("status")(status)
 cli.command("chat")(chat)
 cli.command("verify")(verify)

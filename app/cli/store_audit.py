@@ -39,7 +39,7 @@ REMOVED: Final = "that no version needs were removed by the gateway meanwhile"
 
 _STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-store = typer.Typer(no_args_is_help=True, help="Audit or move a gateway's store.")
+store = typer.Typer(no_args_is_help=True, help="Audit, move or sign a gateway's store.")
 out = Console()
 
 

@@ -314,6 +314,7 @@ def _place(settings: Settings, parameters: str) -> Place:
         patience_s=settings.catalogue_wait_seconds,
         parameters=parameters,
         copies_bytes=settings.copies_mib * MIB,
+        signatures=settings.signatures,
     )
 
 

@@ -15,6 +15,7 @@ from app.store.artefacts.local import BlobStore
 from app.store.artefacts.local_copies import Copies
 from app.store.artefacts.s3 import RemoteBlobs
 from app.store.artefacts.s3_client import Objects
+from app.store.artefacts.signatures import UNSIGNED, Signatures
 from app.store.artefacts.staging import mark_of
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import is_shared, sqlite_url
@@ -34,7 +35,7 @@ class Place:
 
     data: directory of this gateway alone. artefacts: directory of artefacts outside it, which may be shared.
     patience_s: seconds to wait for a catalogue's server at start. parameters: key of everything this gateway's verdicts
-    depend on. copies_bytes: most bytes of local copies of artefacts in object storage.
+    depend on. copies_bytes: most bytes of local copies of artefacts in object storage. signatures: of artefacts.
     """
 
     data: Path
@@ -44,6 +45,7 @@ class Place:
     patience_s: float = 0.0
     parameters: str = ""
     copies_bytes: int | None = None
+    signatures: Signatures = UNSIGNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,12 @@ def open_store(place: Place, closers: ExitStack) -> Store:
         closers.callback(peers.leave)
     if place.artefacts is None:
         blobs = closers.enter_context(
-            open_blobs(place.data, place.store_url, place.catalogue_url, peers, place.copies_bytes)
+            open_blobs(place.data, place.store_url, place.catalogue_url, peers, place.copies_bytes, place.signatures)
         )
     else:
-        blobs = closers.enter_context(BlobStore(place.artefacts, peers, shared=peers is not None))
+        blobs = closers.enter_context(
+            BlobStore(place.artefacts, peers, shared=peers is not None, signatures=place.signatures)
+        )
     if peers is not None and place.store_url is None:
         peers.same_store(mark_of(blobs.root))
     catalogue = Catalogue(url, gateway=peers.id, beats=peers.beats) if peers else Catalogue(url)
@@ -84,16 +88,22 @@ def open_store(place: Place, closers: ExitStack) -> Store:
 
 
 def open_blobs(
-    data: Path, url: str | None, catalogue_url: str | None, peers: Peers | None = None, copies_bytes: int | None = None
+    data: Path,
+    url: str | None,
+    catalogue_url: str | None,
+    peers: Peers | None = None,
+    copies_bytes: int | None = None,
+    signatures: Signatures = UNSIGNED,
 ) -> BlobStore:
     """Open artefacts in a folder of the data directory or, given an `s3://bucket/prefix`, in object storage.
 
     The folder then holds copies. Raises Unavailable, as BlobStore and RemoteBlobs do.
     """
     if url is None:
-        return BlobStore(data / ARTEFACTS, peers, shared=peers is not None)
+        return BlobStore(data / ARTEFACTS, peers, shared=peers is not None, signatures=signatures)
     owner = owner_of(data, catalogue_at(data, catalogue_url))
-    return RemoteBlobs(data / ARTEFACTS, Objects(url), owner, claims=peers, copies=Copies(copies_bytes))
+    copies = Copies(copies_bytes)
+    return RemoteBlobs(data / ARTEFACTS, Objects(url), owner, claims=peers, copies=copies, signatures=signatures)
 
 
 def owner_of(data: Path, catalogue_url: str) -> str:

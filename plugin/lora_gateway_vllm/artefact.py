@@ -27,11 +27,15 @@ _ASKED = re.compile(rf"{_ADAPTER}@[0-9a-f]{{1,12}}(?:-[0-9]{{1,9}})?")
 
 @dataclass(frozen=True)
 class Artefact:
-    """engine_name: `<adapter>@<digest12>`. digest: SHA-256 in hex. sizes: bytes of each file."""
+    """engine_name: `<adapter>@<digest12>`. digest: SHA-256 in hex. sizes: bytes of each file.
+
+    statement: the signed envelope as the gateway answered it, unchecked (signed.py); None if there is none.
+    """
 
     engine_name: str
     digest: str
     sizes: Mapping[str, int]
+    statement: object = None
 
     @property
     def bytes(self) -> int:
@@ -58,7 +62,7 @@ def parse(told: object) -> Artefact:
         raise ValueError("other files than an adapter has")
     if not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise ValueError("a size that is none")
-    return Artefact(match[0], digest, sizes)
+    return Artefact(match[0], digest, sizes, told.get("statement"))
 
 
 def digest_of(hashes: Mapping[str, str]) -> str:

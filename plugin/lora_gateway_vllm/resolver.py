@@ -18,6 +18,7 @@ from lora_gateway_vllm.errors import Damaged, Full, Trouble
 from lora_gateway_vllm.gateway import Gateway
 from lora_gateway_vllm.mounted import copied
 from lora_gateway_vllm.settings import Settings
+from lora_gateway_vllm.signed import objection
 
 UNKNOWN_LIMIT: Final = 10_000
 """Unknown names that are remembered: strangers choose them, so they must not fill the memory."""
@@ -55,6 +56,9 @@ class GatewayResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is skipped: m
         if artefact is None:
             self._remember_unknown(name)
             return None
+        keys = self._settings.public_keys
+        if keys and (why := objection(artefact.statement, artefact.digest, keys)):
+            raise Damaged(f"{artefact.engine_name}: {why}")
         if artefact.bytes > self._settings.artefact_bytes:
             raise Full(f"{artefact.engine_name} has {artefact.bytes} bytes, more than this engine takes")
         home = await self._brought(artefact)

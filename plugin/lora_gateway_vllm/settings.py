@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from lora_gateway_vllm.signed import read_keys
+
+if TYPE_CHECKING:
+    from lora_gateway_vllm.signed import Key
 
 PREFIX: Final = "LORA_GATEWAY_"
 URL: Final = PREFIX + "URL"
@@ -21,7 +26,8 @@ class Settings:
     url: the gateway, http(s)://host:port. cache: directory of this engine alone. key: of the role `engine`. store: where
     the gateway's artefacts are mounted, None to fetch them over HTTP. cache_bytes: the most that is kept.
     artefact_bytes: the most that one artefact may have. connect_s, ask_s, fetch_s: seconds to connect, for one question,
-    for one artefact. forget_s: seconds that "there is no such name" is remembered.
+    for one artefact. forget_s: seconds that "there is no such name" is remembered. public_keys: keys of which one must
+    have signed an artefact's statement; none: no statement is asked for.
     """
 
     url: str
@@ -34,6 +40,7 @@ class Settings:
     ask_s: float = 5.0
     fetch_s: float = 120.0
     forget_s: float = 5.0
+    public_keys: tuple[Key, ...] = ()
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -56,6 +63,7 @@ class Settings:
             ask_s=_number(given, "ASK_S", cls.ask_s),
             fetch_s=_number(given, "FETCH_S", cls.fetch_s),
             forget_s=_number(given, "FORGET_S", cls.forget_s),
+            public_keys=_public_keys(given),
         )
         if given:
             raise ValueError(f"{PREFIX}{min(given)} is no setting of this plugin")
@@ -70,6 +78,14 @@ def _key(given: dict[str, str]) -> str | None:
         return Path(file).read_text(encoding="utf-8").strip() or None
     except OSError as error:
         raise ValueError(f"{PREFIX}KEY_FILE: {error.strerror}") from error
+
+
+def _public_keys(given: dict[str, str]) -> tuple[Key, ...]:
+    paths = [Path(part.strip()) for part in given.pop("PUBLIC_KEYS", "").split(",") if part.strip()]
+    try:
+        return read_keys(paths)
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}PUBLIC_KEYS: {error}") from error
 
 
 def _number(given: dict[str, str], name: str, default: float) -> float:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from app.domain.digest import digest_of
 from app.server.settings import Settings
+from tests.gateway.test_races import until
 from tests.support.gateway import OpenHouse, Running, form
 from tests.support.signing import signing_key
 
@@ -137,3 +138,65 @@ async def test_the_same_version_is_stated_in_the_same_bytes(open_gateway: OpenHo
 def test_a_key_that_cannot_sign_refuses_the_start(private: Path, public: Path) -> None:
     with pytest.raises(ValidationError, match="no unencrypted private key"):
         Settings.model_validate({"model": "m", "reference": "r", "open": True, "signing_key": public})
+
+
+async def test_the_manifest_carries_a_statement_that_is_verified_by_itself(
+    open_gateway: OpenHouse, private: Path, public: Path, tmp_path: Path
+) -> None:
+    async with open_gateway(signing_key=private) as running:
+        directory = await signed(running, "first", tmp_path / "first")
+    (directory / "attestation.json").unlink()
+    done = verify(directory, public)
+    assert done.returncode == 0, done.stderr
+    assert "says nothing about them" in done.stdout
+    another = signing_key(tmp_path / "another.pem").with_suffix(".pub")
+    assert verify(directory, another).returncode == 2
+
+
+def sign(data: Path, key: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", "store", "sign", "--data", str(data), "--key", str(key)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+async def test_an_artefact_without_a_trusted_signature_is_not_loaded(
+    open_gateway: OpenHouse, private: Path, tmp_path: Path
+) -> None:
+    async with open_gateway() as running:
+        assert (await running.http.post("/adapters", files=form("old"))).status_code == 201
+        running.simulator.loaded.clear()  # as a new engine
+    required = {"signing_key": private, "require_signed": True}
+    async with open_gateway(**required) as running:
+        assert (await running.http.post("/adapters", files=form("new", 1))).status_code == 201
+        assert {name.partition("@")[0] for name in running.simulator.loaded} == {"new"}
+        chat = {"model": "old", "messages": [{"role": "user", "content": "hello"}]}
+        answer = await running.http.post("/v1/chat/completions", json=chat)
+        assert answer.status_code == 503, answer.text
+    done = sign(running.data, private)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 artefacts are signed" in done.stdout
+    async with open_gateway(**required) as running:
+        await until(running, "old", 200)
+
+
+async def test_what_an_audit_does_not_find_intact_is_not_signed(open_gateway: OpenHouse, private: Path) -> None:
+    async with open_gateway() as running:
+        pushed = (await running.http.post("/adapters", files=form("first"))).json()
+    weights = running.data / "artefacts" / pushed["digest"] / "adapter_model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    done = sign(running.data, private)
+    assert done.returncode == 1
+    assert "nothing was signed" in done.stdout
+    assert "statement" not in json.loads((weights.parent / "manifest.json").read_bytes())
+
+
+def test_signatures_are_not_asked_for_where_nothing_can_be_signed(private: Path, public: Path) -> None:
+    given = {"model": "m", "reference": "r", "open": True}
+    with pytest.raises(ValidationError, match="require_signed needs signing_key"):
+        Settings.model_validate({**given, "require_signed": True})
+    with pytest.raises(ValidationError, match="no public key"):
+        Settings.model_validate({**given, "signing_key": private, "trusted_keys": str(private)})
+    settings = Settings.model_validate(
+        {**given, "signing_key": private, "require_signed": True, "trusted_keys": f"{public}, {public}"}
+    )
+    assert len(settings.signatures.trusted or ()) == 3

@@ -158,4 +158,5 @@ KINDS: Final[dict[str, str]] = {
     "T03": "tokens that choose how they are verified: their algorithm or their key",
     "T04": "an issuer that is away, slow, endless, redirects or lies",
     "T05": "sign-ins that were begun by somebody else",
+    "T06": "statements that are forged, by an unknown key, or about another artefact",
 }

@@ -15,12 +15,18 @@ import pytest_asyncio
 from aiohttp import web
 from fastapi import HTTPException
 
-from app.domain.artefact import content_digest
+from app.domain.artefact import Artefact, content_digest
+from app.domain.statement import PAYLOAD_TYPE, Statement
+from app.store.artefacts.signatures import Signatures, statement_in
+from app.store.envelope import Signer
 from lora_gateway_vllm.artefact import FILES
 from lora_gateway_vllm.resolver import UNKNOWN_LIMIT, GatewayResolver
 from lora_gateway_vllm.settings import Settings
-from tests.support.gateway import KEY, Running, form
+from lora_gateway_vllm.signed import objection, read_keys
+from tests.store.test_signatures import made
+from tests.support.gateway import KEY, OpenHouse, Running, form
 from tests.support.served import on_a_port
+from tests.support.signing import signing_key
 
 BASE = "served"
 
@@ -319,3 +325,68 @@ async def test_unknown_names_are_remembered_for_a_while_and_never_too_many(cache
         for number in range(UNKNOWN_LIMIT + 10):
             resolver._remember_unknown(f"x@{number}")
         assert len(resolver._unknown) == UNKNOWN_LIMIT
+
+
+async def test_an_engine_that_asks_for_signatures_serves_only_what_a_key_of_its_own_signed(
+    open_gateway: OpenHouse, cache: Path, tmp_path: Path
+) -> None:
+    key, another = (signing_key(tmp_path / f"{name}.pem") for name in ("ours", "theirs"))
+    async with open_gateway(signing_key=key) as running:
+        assert (await running.http.post("/adapters", files=form("bard"))).status_code == 201
+        async with on_a_port(running) as port:
+            given = {
+                "LORA_GATEWAY_URL": f"http://127.0.0.1:{port}",
+                "LORA_GATEWAY_KEY": KEY,
+                "LORA_GATEWAY_CACHE": str(cache),
+            }
+            both = ",".join(str(one.with_suffix(".pub")) for one in (another, key))
+            async with resolver_for(Settings.read({**given, "LORA_GATEWAY_PUBLIC_KEYS": both})) as resolver:
+                assert await resolver.resolve_lora(BASE, "bard@1") is not None
+            theirs = {**given, "LORA_GATEWAY_PUBLIC_KEYS": str(another.with_suffix(".pub"))}
+            async with resolver_for(Settings.read(theirs)) as resolver:
+                with pytest.raises(HTTPException, match="no trusted key") as raised:  # though it is in the cache
+                    await resolver.resolve_lora(BASE, "bard@1")
+    assert raised.value.status_code == 502
+
+
+async def test_an_unsigned_artefact_is_refused_by_an_engine_that_asks_for_signatures(
+    running: Running, settings: Settings, tmp_path: Path
+) -> None:
+    public = signing_key(tmp_path / "key.pem").with_suffix(".pub")
+    async with resolver_for(replace(settings, public_keys=read_keys([public]))) as resolver:
+        with pytest.raises(HTTPException, match="no signed statement"):
+            await resolver.resolve_lora(BASE, "bard@1")
+    assert not settings.cache.exists()
+
+
+def _signed_for(key: Path, one: Artefact) -> dict[str, Any] | None:
+    return statement_in(Signatures(Signer.read(key)).signed(one.manifest))
+
+
+def test_a_statement_counts_for_its_own_artefact_only(tmp_path: Path) -> None:
+    key = signing_key(tmp_path / "key.pem")
+    keys, one, other = read_keys([key.with_suffix(".pub")]), made(1), made(2)
+    right = _signed_for(key, one)
+    assert objection(right, one.digest.hex, keys) is None
+    assert "something else" in str(objection(right, other.digest.hex, keys))
+    version = Signer.read(key).sign(Statement({}, {}).encode(), PAYLOAD_TYPE)
+    assert "something else" in str(objection(version, one.digest.hex, keys))
+    for odd in (
+        {},
+        [],
+        "x",
+        1,
+        {"payload": "!", "payloadType": "", "signatures": []},
+        {**(right or {}), "signatures": [1]},
+    ):
+        assert objection(odd, one.digest.hex, keys) is not None
+    assert "no trusted key" in str(objection({**(right or {}), "signatures": []}, one.digest.hex, keys))
+
+
+def test_a_public_key_that_is_none_stops_the_engine_at_its_start(tmp_path: Path) -> None:
+    given = {"LORA_GATEWAY_URL": "http://g", "LORA_GATEWAY_CACHE": "/cache"}
+    with pytest.raises(ValueError, match=r"PUBLIC_KEYS: .*No such file"):
+        Settings.read({**given, "LORA_GATEWAY_PUBLIC_KEYS": str(tmp_path / "missing.pub")})
+    private = signing_key(tmp_path / "key.pem")
+    with pytest.raises(ValueError, match=r"PUBLIC_KEYS: .*no public key"):
+        Settings.read({**given, "LORA_GATEWAY_PUBLIC_KEYS": str(private)})

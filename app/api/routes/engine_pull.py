@@ -5,7 +5,7 @@ Plain adapter names are not resolved: vLLM caches the first answer for a name fo
 """
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse, Response
@@ -17,6 +17,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.digest import Digest
 from app.domain.errors import MODEL_NOT_FOUND, STORE_FAILED, Refused, Unavailable
 from app.domain.printable import printable
+from app.store.artefacts.signatures import statement_in
 
 router = APIRouter(tags=["fleet"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -29,7 +30,8 @@ EngineFile = Literal["adapter_config.json", "adapter_model.safetensors"]
 
 @router.get("/resolve/{model}", response_model=Resolved)
 async def resolve(model: str, ctx: Ctx) -> Response:
-    """Resolve `name@<digest12>` or `name@3`: the engine's name for it, its digest, and the size of each file in bytes.
+    """Resolve `name@<digest12>` or `name@3`: the engine's name for it, its digest, the size of each file in bytes, and the
+    signed statement about it.
 
     404 for every version that is not served: unknown, deleted, rejected, withheld by the policy in force, emptied (the
     served model itself answers for those), and for names without a version.
@@ -38,8 +40,8 @@ async def resolve(model: str, ctx: Ctx) -> Response:
     path = ctx.uploads.components.desired.state.adapters.get(name) if name else None
     if name is None or path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(model, 80)!r}", param="model")
-    sizes = await ctx.uploads.components.pools.fetching(_sizes, ctx, path)
-    return Resolved(model=model, engine_name=name, digest=path.name, bytes=sizes).response()
+    sizes, statement = await ctx.uploads.components.pools.fetching(_described, ctx, path)
+    return Resolved(model=model, engine_name=name, digest=path.name, bytes=sizes, statement=statement).response()
 
 
 @router.get(
@@ -61,6 +63,11 @@ def _engine_name(ctx: Context, model: str) -> str | None:
         return model
     target = ctx.routing_table.snapshot.targets.get(model)
     return target.engine_name if target is not None and "@" in model else None
+
+
+def _described(ctx: Context, path: Path) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Return `_sizes` and the envelope in the artefact's manifest, None if it has none. Raises as `_sizes`."""
+    return _sizes(ctx, path), statement_in(ctx.uploads.components.blobs.manifest(Digest(path.name)))
 
 
 def _sizes(ctx: Context, path: Path) -> dict[str, int]:

@@ -37,6 +37,7 @@ from app.store.artefacts.files import (
     sync_directory,
     write_durably,
 )
+from app.store.artefacts.signatures import UNSIGNED, Signatures
 from app.store.artefacts.staging import Staging
 from app.store.failpoints import failpoint
 
@@ -62,15 +63,23 @@ _log = logging.getLogger("gateway")
 class BlobStore:
     """Directory of artefacts, held by one process or by gateways that share it. Thread-safe."""
 
-    def __init__(self, root: Path, claims: Claims | None = None, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        claims: Claims | None = None,
+        *,
+        shared: bool = False,
+        signatures: Signatures = UNSIGNED,
+    ) -> None:
         """Open or create `root`: take its lock, sweep the leftovers of a crash, prove that the disk keeps written data.
 
         claims: those that gateways with one catalogue share; None: claims of this process alone. shared: whether these
-        gateways also share this directory. Raises Unavailable: STORE_BUSY if another gateway holds it, NO_SPACE or
-        STORE_FAILED on disk errors.
+        gateways also share this directory. signatures: keys that sign artefacts, and keys that must have. Raises
+        Unavailable: STORE_BUSY if another gateway holds it, NO_SPACE or STORE_FAILED on disk errors.
         """
         self.root: Final = root
         self._claims: Final = claims or LocalClaims()
+        self._signatures: Final = signatures
         with disk_errors(f"store directory {root}"):
             root.mkdir(parents=True, exist_ok=True)
             sync_directory(root.parent)
@@ -182,8 +191,18 @@ class BlobStore:
     def verify(self, digest: Digest) -> None:
         """Read the artefact back from the disk and check that its bytes are those of its digest.
 
-        The manifest must name this digest and these files. Raises Unavailable STORE_FAILED, naming the damaged file.
+        The manifest must name this digest and these files, and be signed where signatures are asked for. Raises
+        Unavailable STORE_FAILED, naming the damaged file.
         """
+        self._check_bytes(digest)
+        self._check_signature(digest, BlobStore.manifest(self, digest))
+
+    def _check_signature(self, digest: Digest, manifest: bytes) -> None:
+        """Raise Unavailable STORE_FAILED if no engine may read an artefact with this manifest."""
+        if why := self._signatures.objection(manifest):
+            raise _damaged(digest, MANIFEST_FILE, f"{why}; `python -m app store sign` signs what an audit finds intact")
+
+    def _check_bytes(self, digest: Digest) -> None:
         directory = self.path(digest)
         with disk_errors(f"artefact {digest.short}"):
             present = set(os.listdir(directory))
@@ -220,6 +239,23 @@ class BlobStore:
         except (Unavailable, ValueError, LookupError, TypeError, RecursionError):
             return 0
 
+    def sign(self, digest: Digest) -> None:
+        """Check the artefact's bytes and replace its manifest by one that is signed with the key in force.
+
+        Raises Unavailable STORE_FAILED or NO_SPACE.
+        """
+        self._check_bytes(digest)
+        directory, staged = self.path(digest), self._staging.fresh()
+        try:
+            with disk_errors(f"sign artefact {digest.short}"):
+                write_durably(staged, self._signatures.signed(BlobStore.manifest(self, digest)), FILE_MODE)
+                directory.chmod(_OPEN_MODE)
+                os.replace(staged, directory / MANIFEST_FILE)
+                sync_directory(directory)
+                directory.chmod(DIRECTORY_MODE)
+        finally:
+            staged.unlink(missing_ok=True)
+
     def remove(self, digest: Digest) -> None:
         """Remove the artefact in one step; nothing happens if it does not exist.
 
@@ -250,7 +286,8 @@ class BlobStore:
     def _stage(self, artefact: Artefact, staged: Path) -> None:
         staged.mkdir(mode=0o700)
         failpoint("store.after_mkdir")
-        for name, data in zip(FILES, (artefact.config, artefact.weights, artefact.manifest), strict=True):
+        manifest = self._signatures.signed(artefact.manifest)
+        for name, data in zip(FILES, (artefact.config, artefact.weights, manifest), strict=True):
             write_durably(staged / name, data, FILE_MODE)
             failpoint(f"store.after_write.{name}")
         staged.chmod(_OPEN_MODE)  # before the rename: an engine that runs as another user must be able to enter

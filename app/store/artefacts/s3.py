@@ -25,6 +25,7 @@ from app.store.artefacts.files import digests_in, discard, disk_errors, sync_dir
 from app.store.artefacts.local import FILE_MODE, FILES, BlobStore
 from app.store.artefacts.local_copies import Copies
 from app.store.artefacts.s3_client import Missing, Objects
+from app.store.artefacts.signatures import UNSIGNED, Signatures
 
 OWNER: Final = ".owner"
 """Object that names the catalogue these artefacts belong to: another catalogue's garbage must not be collected."""
@@ -52,12 +53,13 @@ class RemoteBlobs(BlobStore):
         grace: timedelta = GRACE,
         claims: Claims | None = None,
         copies: Copies | None = None,
+        signatures: Signatures = UNSIGNED,
     ) -> None:
         """Open the storage and the directory of copies.
 
         owner: name of the catalogue, the same for all gateways on it and for no others. claims: those that these
-        gateways share. copies: account of the local copies, with their limit. Raises Unavailable: STORE_BUSY if these
-        artefacts belong to another catalogue, else as BlobStore and Objects do.
+        gateways share. copies: account of the local copies, with their limit. signatures: as BlobStore. Raises
+        Unavailable: STORE_BUSY if these artefacts belong to another catalogue, else as BlobStore and Objects do.
         """
         self._objects: Final = objects
         self._grace: Final = grace
@@ -67,7 +69,7 @@ class RemoteBlobs(BlobStore):
             raise Unavailable(STORE_BUSY, why)
         self._copies: Final = copies or Copies(None)
         self._held: Callable[[], frozenset[str] | None] = lambda: None
-        super().__init__(root, claims)
+        super().__init__(root, claims, signatures=signatures)
         self._copies.found((digest, self.path(digest)) for digest in self.copies())
 
     def spare(self, held: Callable[[], frozenset[str] | None]) -> None:
@@ -89,7 +91,7 @@ class RemoteBlobs(BlobStore):
         final = super().put(artefact)  # first: a full local disk is cheap to detect
         for name, data in ((CONFIG_FILE, artefact.config), (WEIGHTS_FILE, artefact.weights)):
             self._put_file(artefact.digest, name, data)
-        self._put_manifest(artefact.digest, artefact.manifest)
+        self._put_manifest(artefact.digest, super().manifest(artefact.digest))
         self._used(artefact.digest)
         return final
 
@@ -146,6 +148,13 @@ class RemoteBlobs(BlobStore):
         if (self.path(digest) / MANIFEST_FILE).exists():
             return super().manifest(digest)
         return self._objects.read(_key(digest, MANIFEST_FILE))
+
+    def sign(self, digest: Digest) -> None:
+        """Sign as BlobStore.sign, here and in the storage. Raises Unavailable."""
+        if not self.path(digest).is_dir():
+            self._fetch(digest, signed=False)
+        super().sign(digest)
+        self._objects.replace(_key(digest, MANIFEST_FILE), super().manifest(digest))
 
     def remove(self, digest: Digest) -> None:
         """Delete the artefact from the storage, manifest first, then its copy; as BlobStore.remove. Raises Unavailable."""
@@ -212,20 +221,25 @@ class RemoteBlobs(BlobStore):
             self._objects.replace(key, data)
 
     def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
-        """Write the manifest; keep an existing one of this artefact, but renew its date, or it could pass for garbage."""
+        """Write the manifest; keep an existing one that is this artefact's and signed where signatures are asked for, but
+        renew its date, or it could pass for garbage."""
         key = _key(digest, MANIFEST_FILE)
         if self._objects.create(key, manifest):
             return
         there = self._objects.read(key)
-        self._objects.replace(key, there if _names(there, digest) else manifest)
+        keep = _names(there, digest) and self._signatures.objection(there) is None
+        self._objects.replace(key, there if keep else manifest)
 
     def _hash_of(self, key: str) -> Digest:
         hashed = hashlib.sha256()
         self._objects.stream(key, hashed.update)
         return Digest(hashed.hexdigest())
 
-    def _fetch(self, digest: Digest) -> None:
-        """Copy an artefact here, checked before it becomes visible. Raises Unavailable NO_SPACE or STORE_FAILED."""
+    def _fetch(self, digest: Digest, *, signed: bool = True) -> None:
+        """Copy an artefact here, checked before it becomes visible. Raises Unavailable NO_SPACE or STORE_FAILED.
+
+        signed: whether it must be, where signatures are asked for.
+        """
         final, staged = self.path(digest), self._staging.fresh()
         try:
             with disk_errors(f"copy artefact {digest.short}"):
@@ -235,6 +249,8 @@ class RemoteBlobs(BlobStore):
                     raise _damaged(digest, "its bytes are not those of its digest")
                 if not _names((staged / MANIFEST_FILE).read_bytes(), digest, hashes):
                     raise _damaged(digest, "its manifest is another's")
+                if signed:
+                    self._check_signature(digest, (staged / MANIFEST_FILE).read_bytes())
                 staged.chmod(0o755)
                 sync_directory(staged)
                 (self._restore if os.path.lexists(final) else self._publish)(digest, staged, final)
