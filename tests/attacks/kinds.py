@@ -1,7 +1,8 @@
 """The kinds of hostile inputs, races and faults that the gateway is held against, numbered; every one is tried by a test.
 
 U transport and upload · S safetensors container · K tensor names and values · C adapter_config.json · N names of adapters ·
-G dodging the screen · R races and lifecycle · P chat · O the operator. A kind is a class: each has several samples.
+G dodging the screen · R races and lifecycle · P chat · O the operator ·
+T tenants, tokens, statements. A kind is a class: each has several samples.
 """
 
 from typing import Final
