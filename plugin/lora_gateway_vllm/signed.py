@@ -41,10 +41,12 @@ def read_keys(paths: Sequence[Path]) -> tuple[Key, ...]:
             raise ValueError(f"{path}: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{path}: no public key in PEM") from error
-        on_p256 = isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
-        if not (on_p256 or isinstance(key, Ed25519PublicKey)):
-            raise ValueError(f"{path}: a key of another kind than Ed25519, or ECDSA on the curve P-256")
-        keys.append(key)
+        if isinstance(key, Ed25519PublicKey) or (
+            isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
+        ):
+            keys.append(key)
+            continue
+        raise ValueError(f"{path}: a key of another kind than Ed25519, or ECDSA on the curve P-256")
     return tuple(keys)
 
 

@@ -371,14 +371,8 @@ def test_a_statement_counts_for_its_own_artefact_only(tmp_path: Path) -> None:
     assert "something else" in str(objection(right, other.digest.hex, keys))
     version = Signer.read(key).sign(Statement({}, {}).encode(), PAYLOAD_TYPE)
     assert "something else" in str(objection(version, one.digest.hex, keys))
-    for odd in (
-        {},
-        [],
-        "x",
-        1,
-        {"payload": "!", "payloadType": "", "signatures": []},
-        {**(right or {}), "signatures": [1]},
-    ):
+    oddities: list[object] = [{}, [], "x", 1, {"payload": "!", "payloadType": "", "signatures": []}]
+    for odd in (*oddities, {**(right or {}), "signatures": [1]}):
         assert objection(odd, one.digest.hex, keys) is not None
     assert "no trusted key" in str(objection({**(right or {}), "signatures": []}, one.digest.hex, keys))
 
