@@ -38,6 +38,7 @@ _STAGES: Final[Mapping[tuple[str, str], frozenset[Stage]]] = {
     ("GET", "/adapters/{name}"): _STORED,
     ("GET", "/adapters/{name}/versions/{number}"): _STORED,
     ("GET", "/adapters/{name}/versions/{number}/attestation"): _STORED,
+    ("GET", "/adapters/{name}/versions/{number}/signature"): _STORED,
     ("GET", "/adapters/{name}/events"): _STORED,
     ("POST", "/adapters/{name}/warm"): _STORED | {Stage.LOAD},
     ("POST", "/adapters/{name}/rollback"): _STORED | {Stage.LOAD},

@@ -140,6 +140,14 @@ class Envelope(View):
     signatures: list[Signature]
 
 
+class SigstoreBundle(View):
+    """Sigstore bundle with a public key's hint: the file `model.sig` of OpenSSF Model Signing."""
+
+    mediaType: str  # noqa: N815 - the names in Sigstore's bundle
+    verificationMaterial: dict[str, Any]  # noqa: N815
+    dsseEnvelope: Envelope  # noqa: N815
+
+
 class Error(View):
     """OpenAI's error object. details: every fault of an upload; the first one's code is the error's."""
 

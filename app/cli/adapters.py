@@ -100,6 +100,18 @@ def attestation(
         print_json(answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}/attestation")))
 
 
+@adapters.command("signature")
+def signature(
+    name: Name,
+    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Print an OpenSSF Model Signing signature of one version's files: JSON, to keep as model.sig."""
+    with client_of(url, key) as client:
+        print_json(answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}/signature")))
+
+
 @adapters.command("rollback")
 def rollback(
     name: Name,

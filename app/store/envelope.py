@@ -49,6 +49,11 @@ class Signer:
             raise ValueError(f"{path}: a key of another kind than {WANTED}")
         return cls(key, key_id(key.public_key()))
 
+    @property
+    def public_pem(self) -> bytes:
+        """Public key in PEM, SubjectPublicKeyInfo."""
+        return self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
     def sign(self, payload: bytes, payload_type: str) -> dict[str, Any]:
         """Return the envelope as plain JSON values."""
         signed = _encoding(payload, payload_type)
@@ -95,8 +100,13 @@ def opened(envelope: bytes, payload_type: str, key: PublicKey) -> bytes:
     return payload
 
 
+def on_p256(key: PublicKey) -> bool:
+    """Return whether it is an ECDSA key on the curve P-256."""
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+
+
 def _is_taken(key: PublicKey) -> bool:
-    return isinstance(key, Ed25519PublicKey) or isinstance(key.curve, ec.SECP256R1)
+    return isinstance(key, Ed25519PublicKey) or on_p256(key)
 
 
 def _signed(key: PublicKey, signature: bytes, data: bytes) -> bool:

@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from app.api.routes.engine_pull import ENGINE_FILES
 from app.domain.digest import digest_of
+from app.domain.model_signing import envelope_in, signed_files
+from app.domain.statement import PAYLOAD_TYPE
 from app.server.settings import Settings
+from app.store.envelope import opened, read_public_key
 from tests.gateway.test_races import until
 from tests.support.gateway import OpenHouse, Running, form
-from tests.support.signing import signing_key
+from tests.support.signing import P256, signing_key
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "/adapters/{}/versions/1/attestation"
@@ -200,3 +204,21 @@ def test_signatures_are_not_asked_for_where_nothing_can_be_signed(private: Path,
         {**given, "signing_key": private, "require_signed": True, "trusted_keys": f"{public}, {public}"}
     )
     assert len(settings.signatures.trusted or ()) == 3
+
+
+async def test_a_signature_of_model_signing_needs_a_key_that_the_format_has(
+    open_gateway: OpenHouse, private: Path, tmp_path: Path
+) -> None:
+    async with open_gateway(signing_key=private) as running:
+        assert (await running.http.post("/adapters", files=form("first"))).status_code == 201
+        answer = await running.http.get("/adapters/first/versions/1/signature")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_signed")
+        assert "P-256" in answer.json()["error"]["message"]
+    key = signing_key(tmp_path / "p256.pem", P256)
+    async with open_gateway(signing_key=key) as running:
+        version = (await running.http.get("/adapters/first/versions/1")).json()
+        answer = await running.http.get("/adapters/first/versions/1/signature")
+    assert answer.status_code == 200, answer.text
+    payload = opened(envelope_in(answer.content), PAYLOAD_TYPE, read_public_key(key.with_suffix(".pub")))
+    folder = running.data / "artefacts" / version["digest"]
+    assert signed_files(payload) == {name: digest_of((folder / name).read_bytes()) for name in ENGINE_FILES}

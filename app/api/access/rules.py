@@ -53,6 +53,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/adapters/{name}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}"): _for(Role.UPLOAD),
     ("GET", "/adapters/{name}/versions/{number}/attestation"): _for(Role.UPLOAD),
+    ("GET", "/adapters/{name}/versions/{number}/signature"): _for(Role.UPLOAD),
     ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
     ("POST", "/adapters/{name}/rollback"): CHANGING,
     ("POST", "/adapters/{name}/rescreen"): CHANGING,

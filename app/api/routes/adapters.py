@@ -19,6 +19,7 @@ from app.api.schemas import (
     NewOwner,
     Owner,
     Report,
+    SigstoreBundle,
     Version,
     View,
     Warmed,
@@ -33,7 +34,7 @@ from app.domain.names import NAME_LIMIT
 from app.domain.tenants import split_name
 from app.domain.verdict import Verdict
 from app.domain.version_state import State
-from app.gateway.attestation import attestation
+from app.gateway.attestation import attestation, model_signature
 from app.gateway.uploads import Uploads
 from app.gateway.warm_up import warm
 from app.observe.log import event
@@ -183,6 +184,14 @@ async def signed_statement(name: AdapterInPath, number: Number, ctx: Ctx) -> Res
     components = ctx.uploads.components
     envelope = await components.pools.fetching(attestation, components, ctx.signer, name, number)
     return Envelope.model_validate(envelope).response()
+
+
+@router.get("/adapters/{name}/versions/{number}/signature", response_model=SigstoreBundle)
+async def model_sig(name: AdapterInPath, number: Number, ctx: Ctx) -> Response:
+    """Return the signature of one version's files in the format of OpenSSF Model Signing: keep it as `model.sig`."""
+    components = ctx.uploads.components
+    bundle = await components.pools.fetching(model_signature, components, ctx.signer, name, number)
+    return SigstoreBundle.model_validate(bundle).response()
 
 
 async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Response:
