@@ -1,4 +1,4 @@
-"""Statements of OpenSSF Model Signing: ours, and one that its own tool made (run in tests/clients/test_model_signing.py)."""
+"""Statements of OpenSSF Model Signing: ours, and one of its own tool (run in tests/clients/test_model_signing.py)."""
 
 import json
 from pathlib import Path
