@@ -21,6 +21,7 @@ from app.cli.client import (
     answer_of,
     client_of,
     err,
+    fail,
     out,
     print_json,
 )
@@ -37,6 +38,10 @@ def push_adapter(
         str,
         typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {FORM}"),
     ],
+    signature: Annotated[
+        Path | None,
+        typer.Option(help="OpenSSF Model Signing signature of its two files, as `model_signing sign key` writes it"),
+    ] = None,
     url: Url = LOCAL,
     key: Key = None,
     as_json: Json = False,
@@ -47,7 +52,7 @@ def push_adapter(
     """
     found = _found(source)
     with client_of(url, key) as client:
-        response = _sent(client, name, found)
+        response = _sent(client, name, found, signature)
     if as_json:
         print_json(response.json())
         sys.exit(_status(response))
@@ -75,7 +80,7 @@ def _found(source: str) -> AdapterFiles:
     return found
 
 
-def _sent(client: httpx.Client, name: str, found: AdapterFiles) -> httpx.Response:
+def _sent(client: httpx.Client, name: str, found: AdapterFiles, signature: Path | None) -> httpx.Response:
     """Send the upload; a terminal shows how far it is, and how fast."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
@@ -90,7 +95,17 @@ def _sent(client: httpx.Client, name: str, found: AdapterFiles) -> httpx.Respons
             "config": (found.config.name, config),
             "weights": (found.weights.name, weights),
         }
+        if signature is not None:
+            files["signature"] = (signature.name, _read(signature))
         return client.post("/adapters", files=files)
+
+
+def _read(file: Path) -> bytes:
+    """Return a file's bytes, or print the reason and exit."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        fail(f"{file}: {error.strerror}")
 
 
 def _status(response: httpx.Response) -> int:

@@ -135,6 +135,15 @@ TOO_MANY_UPLOADS = _code(
 )
 NO_SPACE = _code("no_space", 507, _U, "The operator must free disk space; try again later.", retryable=True)
 DIGEST_MISMATCH = _code("digest_mismatch", 422, _U, "Check the announced SHA-256 and send the bytes again.")
+BAD_SIGNATURE = _code(
+    "bad_signature",
+    422,
+    _U,
+    "Sign the two files as they are sent, by a key that the operator trusts for your tenant: `model_signing sign key`.",
+)
+SIGNATURE_REQUIRED = _code(
+    "signature_required", 422, _U, "Send the file that `model_signing sign key` writes in the part `signature`."
+)
 BAD_NAME = _code(
     "bad_name", 400, _U, "Use 1 to 63 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit: my-adapter.v2"
 )

@@ -6,11 +6,14 @@ from typing import Final
 
 from fastapi import Request
 
+from app.api.access.caller import caller_of
 from app.api.dependencies import holder_of
+from app.domain.errors import Refused
 from app.domain.shares import SHARED, Resource, Shares
 from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
 from app.load.embedded.command import cores, cpu_build
+from app.observe.log import event
 from app.server.open_files import half_of_open_files
 from app.server.settings import Settings
 from app.upload.limits import MIB, UploadLimits
@@ -60,8 +63,18 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
     closers.callback(quarantine.close)
     watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
+    upload_keys = settings.signed_uploads
+
     async def receive_body(request: Request) -> PendingUpload:
         caller, pool = holder_of(request), components.pools.receiving
-        return await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
+        upload = await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
+        try:
+            signed_by = upload_keys.check(caller_of(request).tenant, upload.signature, upload.received)
+        except Refused:
+            async with upload:  # frees file and slot
+                raise
+        if signed_by is not None:
+            event("upload_signed", adapter=upload.name, received=upload.received.weights_digest.hex, key=signed_by)
+        return upload
 
     return receive_body

@@ -1,10 +1,10 @@
-"""Destinations of an upload's three parts: name and config in bounded memory, weights in the quarantine."""
+"""Destinations of an upload's parts: name, config and signature in bounded memory, weights in the quarantine."""
 
 from collections.abc import Callable
 
 from app.domain.errors import BAD_NAME, TOO_LARGE, Refused
 from app.domain.names import AdapterName
-from app.upload.limits import UploadLimits
+from app.upload.limits import SIGNATURE, UploadLimits
 from app.upload.multipart import FormReader, Sink
 from app.upload.quarantine import SealedFile, UnsealedFile
 
@@ -41,21 +41,24 @@ class _File:
 
 
 class Form:
-    """The three parts of an upload while they arrive. Blocking; used by one thread at a time.
+    """The parts of an upload while they arrive. Blocking; used by one thread at a time.
 
-    name, config: set when their parts end. weights: the file being written, for the caller to discard.
+    name, config, signature: set when their parts end; signature: None if there is no such part. weights: the file being
+    written, for the caller to discard.
     """
 
     def __init__(self, boundary: bytes, limits: UploadLimits, weights: UnsealedFile) -> None:
         self.name = ""
         self.config = bytearray()
+        self.signature: bytes | None = None
         self.weights = weights
         sinks: dict[str, Sink] = {
             "name": _Bytes("name", limits.max_name_bytes, self._set_name),
             "config": _Bytes("config", limits.max_config_bytes, self._set_config),
             "weights": _File(weights, limits.max_weights_bytes),
+            SIGNATURE: _Bytes(SIGNATURE, limits.max_signature_bytes, self._set_signature),
         }
-        self._reader = FormReader(boundary, sinks, limits)
+        self._reader = FormReader(boundary, sinks, limits, optional={SIGNATURE})
 
     def feed(self, batch: bytearray) -> None:
         """Parse the next bytes of the body. Raises GatewayError."""
@@ -71,6 +74,9 @@ class Form:
             self.name = AdapterName.parse(data.decode("utf-8")).text
         except UnicodeDecodeError as error:
             raise Refused(BAD_NAME, "the name is not UTF-8", param="name") from error
+
+    def _set_signature(self, data: bytearray) -> None:
+        self.signature = bytes(data)
 
     def _set_config(self, data: bytearray) -> None:
         self.config = data

@@ -9,7 +9,10 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 PARTS: Final = ("name", "config", "weights")
-"""Names of the parts of an upload: each exactly once, in any order, and no others."""
+"""Names of the parts of an upload: each exactly once, in any order, and no others but SIGNATURE."""
+
+SIGNATURE: Final = "signature"
+"""Name of a part that may come, once."""
 
 MAX_BOUNDARY_BYTES: Final = 70
 """Most bytes of a multipart boundary (RFC 2046 §5.1.1)."""
@@ -24,6 +27,7 @@ class UploadLimits:
 
     max_weights_bytes: bytes of the weights part. Rank 64 on every linear module of a 7B model is 0.6 GiB in float32.
     max_config_bytes: bytes of the config part. PEFT writes about 1 KiB; full-name patterns for 448 modules take 30 KiB.
+    max_signature_bytes: bytes of the signature part. A bundle about two files has 2 KiB, one about a folder's hundred 20.
     max_name_bytes: bytes of the name part. A name has 63 at most; the larger limit lets a long name be refused with the
         rules for names, and only a flood with "too large".
     max_part_header_bytes: bytes of one part's headers. Clients send about 150.
@@ -40,6 +44,7 @@ class UploadLimits:
 
     max_weights_bytes: int = 2 * GIB
     max_config_bytes: int = 64 * KIB
+    max_signature_bytes: int = 64 * KIB
     max_name_bytes: int = MIB
     max_part_header_bytes: int = 4 * KIB
     max_preamble_bytes: int = KIB
@@ -60,10 +65,12 @@ class UploadLimits:
     @property
     def max_framing_bytes(self) -> int:
         """Most bytes of a body outside the parts' content: headers, boundaries, preamble and epilogue."""
-        lines = (len(PARTS) + 1) * DELIMITER_BYTES
-        return len(PARTS) * self.max_part_header_bytes + lines + 2 * self.max_preamble_bytes
+        parts = len((*PARTS, SIGNATURE))
+        lines = (parts + 1) * DELIMITER_BYTES
+        return parts * self.max_part_header_bytes + lines + 2 * self.max_preamble_bytes
 
     @property
     def max_body_bytes(self) -> int:
         """Most bytes of a whole body; a larger Content-Length is refused before a byte is read."""
-        return self.max_weights_bytes + self.max_config_bytes + self.max_name_bytes + self.max_framing_bytes
+        in_memory = self.max_config_bytes + self.max_signature_bytes + self.max_name_bytes
+        return self.max_weights_bytes + in_memory + self.max_framing_bytes

@@ -7,7 +7,7 @@ parts) is not used. Source of the format: RFC 7578, RFC 2046 §5.1.
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from python_multipart.exceptions import FormParserError
@@ -67,11 +67,14 @@ def boundary_of(content_type: str | None) -> bytes:
 class FormReader:
     """Parser that feeds each part of one body to its sink. Blocking; used by one thread at a time.
 
-    sinks: part name → sink; exactly these parts are accepted, each once, in any order.
+    sinks: part name → sink; exactly these parts are accepted, each once, in any order. optional: those that may be missing.
     """
 
-    def __init__(self, boundary: bytes, sinks: Mapping[str, Sink], limits: UploadLimits) -> None:
+    def __init__(
+        self, boundary: bytes, sinks: Mapping[str, Sink], limits: UploadLimits, optional: Collection[str] = ()
+    ) -> None:
         self._sinks = sinks
+        self._optional = optional
         self._limits = limits
         self._fed = self._inside = 0  # bytes of the body; bytes of it inside parts
         self._opened = self._ended = False
@@ -112,7 +115,7 @@ class FormReader:
         """Check that the body is complete. Raises Refused UPLOAD_INCOMPLETE if it ended early, or MISSING_PART."""
         if not self._ended and self._fed:
             raise Refused(UPLOAD_INCOMPLETE, "the body ended before its closing boundary")
-        missing = [part for part in self._sinks if part not in self._seen]
+        missing = [part for part in self._sinks if part not in self._seen and part not in self._optional]
         if missing:
             raise Refused(MISSING_PART, f"missing: {', '.join(missing)}", param=missing[0])
 

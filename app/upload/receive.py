@@ -37,13 +37,15 @@ class SealedUpload:
     Not for use on the event loop: freeing a file of gigabytes takes a file system seconds.
 
     name: a well-formed adapter name (reserved and taken names are not checked here). config: the bytes of
-    adapter_config.json. weights: the bytes of adapter_model.safetensors in the quarantine.
+    adapter_config.json. weights: the bytes of adapter_model.safetensors in the quarantine. signature: the part of that
+    name, unchecked; None if there was none.
     """
 
     name: str
     config: bytes
     weights: SealedFile
     _held: ExitStack
+    signature: bytes | None = None
 
     @property
     def received(self) -> Received:
@@ -72,6 +74,7 @@ class PendingUpload:
     def __init__(self, sealed: SealedUpload, pool: Pool) -> None:
         self.name: Final = sealed.name
         self.received: Final = sealed.received
+        self.signature: Final = sealed.signature
         self._sealed: SealedUpload | None = sealed
         self._pool = pool
 
@@ -105,7 +108,7 @@ async def receive(
     pool: Pool,
     who: str,
 ) -> PendingUpload:
-    """Read one multipart body with the parts name, config and weights, within the limits.
+    """Read one multipart body with the parts name, config, weights and perhaps signature, within the limits.
 
     pool: threads that write, and that free refused uploads. who: the caller's name in the ledger of shares.
 
@@ -125,7 +128,8 @@ async def receive(
         held.callback(weights.close)
         if announced.digest is not None and not hmac.compare_digest(announced.digest, weights.digest.hex):
             raise Refused(DIGEST_MISMATCH, f"the weights that arrived have {weights.digest}", param=DIGEST_HEADER)
-        return PendingUpload(SealedUpload(form.name, bytes(form.config), weights, held.pop_all()), pool)
+        sealed = SealedUpload(form.name, bytes(form.config), weights, held.pop_all(), form.signature)
+        return PendingUpload(sealed, pool)
 
 
 @asynccontextmanager

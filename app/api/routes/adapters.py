@@ -68,6 +68,11 @@ UPLOAD_BODY: Final = body(
             "name": {"type": "string", "description": "Adapter name"},
             "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
             "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+            "signature": {
+                "type": "string",
+                "format": "binary",
+                "description": "OpenSSF Model Signing signature of both files, by a key trusted for the tenant",
+            },
         },
     },
     "multipart/form-data",

@@ -13,6 +13,7 @@ from app.server.settings.canaries import NO_FLOOR, CanarySettings
 from app.server.settings.engine import EngineSettings
 from app.server.settings.policy import PolicySettings
 from app.server.settings.sign_on import SignOnSettings
+from app.server.settings.signing import SigningSettings
 from app.server.settings.storage import ServedModelSettings, StorageSettings
 from app.server.settings.webhooks import WebhookSettings
 
@@ -44,6 +45,7 @@ class Settings(
     SignOnSettings,
     AccessSettings,
     WebhookSettings,
+    SigningSettings,
     StorageSettings,
     ServedModelSettings,
 ):

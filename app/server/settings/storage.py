@@ -1,16 +1,14 @@
 """Settings of storage: the served model's reference, the data directory, object storage, the catalogue."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from app.domain.digest import Digest
 from app.domain.retention import DEFAULT_KEEP_VERSIONS
 from app.server.settings.parts import comma_separated
-from app.store.artefacts.signatures import Signatures
-from app.store.envelope import Signer, read_public_key
 
 
 class ServedModelSettings(BaseSettings):
@@ -91,19 +89,6 @@ class StorageSettings(BaseSettings):
     audit_file: Path | None = Field(
         None, description="File to which the audit log's entries of this gateway are appended, as JSON lines"
     )
-    signing_key: Path | None = Field(
-        None,
-        description="Private key in PEM, Ed25519 or ECDSA P-256, that signs artefacts and statements about versions; read "
-        "at start; default: nothing is signed",
-    )
-    require_signed: bool = Field(
-        False,
-        description="Let engines read only artefacts that the signing key or one of trusted_keys signed; "
-        "`python -m app store sign` signs older ones",
-    )
-    trusted_keys: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="Public keys in PEM that count besides the signing key's own, comma-separated: earlier ones"
-    )
     audit_seconds: float = Field(
         3600.0,
         ge=0,
@@ -111,38 +96,3 @@ class StorageSettings(BaseSettings):
         description="Time between the gateway's own audits, seconds (each reads every local artefact, 64 MiB a second at "
         "most); 0: never",
     )
-
-    @field_validator("signing_key")
-    @classmethod
-    def _signs(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            Signer.read(value)
-        return value
-
-    _split_trusted_keys = field_validator("trusted_keys", mode="before")(comma_separated)
-
-    @field_validator("trusted_keys")
-    @classmethod
-    def _are_public_keys(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        for path in value:
-            read_public_key(path)
-        return value
-
-    @model_validator(mode="after")
-    def _can_sign(self) -> Self:
-        if self.require_signed and self.signing_key is None:
-            raise ValueError("require_signed needs signing_key: an engine is to read new artefacts, too")
-        return self
-
-    @property
-    def signatures(self) -> Signatures:
-        """Keys that sign artefacts, and keys that must have, read anew. Raises ValueError if one is not valid any more."""
-        signer = self.signer
-        if not self.require_signed or signer is None:
-            return Signatures(signer)
-        return Signatures(signer, (signer.key.public_key(), *map(read_public_key, self.trusted_keys)))
-
-    @property
-    def signer(self) -> Signer | None:
-        """Signer with the key, which is read anew. Raises ValueError if it is not valid any more."""
-        return None if self.signing_key is None else Signer.read(self.signing_key)

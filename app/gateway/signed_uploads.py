@@ -1,0 +1,49 @@
+"""Signatures of uploads: an OpenSSF Model Signing signature by a key that the operator trusts for the caller's tenant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
+from app.domain.errors import BAD_SIGNATURE, SIGNATURE_REQUIRED, Refused
+from app.domain.lora import Received
+from app.domain.model_signing import envelope_in, signed_files
+from app.domain.statement import PAYLOAD_TYPE
+from app.store.envelope import PublicKey, key_id, opened
+
+PART = "signature"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadKeys:
+    """Keys by tenant that may sign uploads. required: whether an upload without a signature is refused."""
+
+    keys: Mapping[str, Sequence[PublicKey]] = field(default_factory=dict)
+    required: bool = False
+
+    def check(self, tenant: str, signature: bytes | None, received: Received) -> str | None:
+        """Return the id of the key that signed an upload; None if it is unsigned, which is allowed then.
+
+        signature: a Sigstore bundle as `model_signing sign key` writes it; it may cover further files. Raises Refused
+        SIGNATURE_REQUIRED or BAD_SIGNATURE.
+        """
+        if signature is None:
+            if self.required:
+                raise Refused(SIGNATURE_REQUIRED, "this gateway takes signed uploads only", param=PART)
+            return None
+        keys = self.keys.get(tenant, ())
+        if not keys:
+            raise Refused(BAD_SIGNATURE, "no key is trusted for this tenant: nothing can be checked", param=PART)
+        reason = ""
+        for key in keys:
+            try:
+                signed = signed_files(opened(envelope_in(signature), PAYLOAD_TYPE, key))
+            except Refused as refused:
+                reason = refused.message
+                continue
+            for name, digest in ((CONFIG_FILE, received.config_digest), (WEIGHTS_FILE, received.weights_digest)):
+                if signed.get(name) != digest:
+                    how = "covers other bytes of it" if name in signed else "does not cover it"
+                    raise Refused(BAD_SIGNATURE, f"{name}: the signature {how}", param=PART)
+            return key_id(key)
+        why = reason if len(keys) == 1 else f"none of the {len(keys)} keys of this tenant signed it"
+        raise Refused(BAD_SIGNATURE, why, param=PART)
