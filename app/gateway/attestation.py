@@ -45,5 +45,5 @@ def _stated(components: Components, signer: Signer | None, name: str, number: in
     if row.state not in SERVABLE or row.artefact is None or report is None or withheld is not None:
         why = f"it is withheld: {withheld}" if withheld else f"it is {row.state.value}, and no artefact of it is served"
         raise Refused(VERSION_NOT_READY, f"version {number}: {why}", param="version")
-    manifest, model = json.loads(components.blobs.manifest(row.artefact)), f"{row.name}@{number}"
+    manifest, model = json.loads(components.blobs.checked_manifest(row.artefact)), f"{row.name}@{number}"
     return signer, model, screening_statement(model, __version__, manifest, json.loads(report))

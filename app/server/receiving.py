@@ -6,12 +6,13 @@ from typing import Final
 
 from fastapi import Request
 
-from app.api.access.caller import caller_of
+from app.api.access.caller import Caller, caller_of
 from app.api.dependencies import holder_of
-from app.domain.errors import Refused
+from app.concurrency.pools import Pool
 from app.domain.shares import SHARED, Resource, Shares
 from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
+from app.gateway.signed_uploads import UploadKeys
 from app.load.embedded.command import cores, cpu_build
 from app.observe.log import event
 from app.server.open_files import half_of_open_files
@@ -52,6 +53,15 @@ def _sequences(settings: Settings, *, alone: bool) -> int:
     return max(MIN_SEQUENCES, SEQUENCES_A_CORE * cores())
 
 
+async def _check_signature(upload: PendingUpload, caller: Caller, keys: UploadKeys, pool: Pool) -> None:
+    """Check an upload's signature, and log the key that made it. Raises Refused SIGNATURE_REQUIRED or BAD_SIGNATURE."""
+    received = upload.received
+    signed_by = await pool(keys.check, caller.tenant, upload.signature, received)
+    if signed_by is not None:
+        digests = {"config": received.config_digest.hex, "weights": received.weights_digest.hex}
+        event("upload_signature_verified", adapter=caller.full(upload.name), **digests, key=signed_by)
+
+
 def receiver(settings: Settings, components: Components, shares: Shares, closers: ExitStack) -> Receive:
     """Return the receiver of uploads. `closers` closes its quarantine."""
     limits = UploadLimits(
@@ -69,12 +79,10 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
         caller, pool = holder_of(request), components.pools.receiving
         upload = await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
         try:
-            signed_by = upload_keys.check(caller_of(request).tenant, upload.signature, upload.received)
-        except Refused:
+            await _check_signature(upload, caller_of(request), upload_keys, pool)
+        except BaseException:
             async with upload:  # frees file and slot
                 raise
-        if signed_by is not None:
-            event("upload_signed", adapter=upload.name, received=upload.received.weights_digest.hex, key=signed_by)
         return upload
 
     return receive_body

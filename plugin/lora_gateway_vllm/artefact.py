@@ -17,6 +17,9 @@ FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK: Final = 1 << 20
 """Bytes read at a time."""
 
+SHORT: Final = 12
+"""Digits of the digest in an engine's name; numbers of versions have fewer."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ADAPTER = r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?~)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """An adapter's name, after its tenant and `~` if it is a tenant's."""
@@ -48,8 +51,8 @@ def may_exist(name: str) -> bool:
     return _ASKED.fullmatch(name) is not None
 
 
-def parse(told: object) -> Artefact:
-    """The gateway's answer about one name. Raises ValueError when it is not one that can be right."""
+def parse(told: object, asked: str) -> Artefact:
+    """The gateway's answer about the name that was asked. Raises ValueError when it is not one that can be right."""
     if not isinstance(told, dict):
         raise ValueError("not an object")  # noqa: TRY004 - bad input, not a bug
     name, digest, sizes = told.get("engine_name"), told.get("digest"), told.get("bytes")
@@ -58,6 +61,11 @@ def parse(told: object) -> Artefact:
     match = _ENGINE_NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None or match[1] != digest[:12]:
         raise ValueError("the engine's name is not that of the digest")
+    wanted, _, version = asked.partition("@")
+    if match[0].partition("@")[0].lower() != wanted.lower():
+        raise ValueError("it is about another adapter")
+    if len(version) >= SHORT and not digest.startswith(version[:SHORT]):
+        raise ValueError("it is about other bytes than the name says")
     if not isinstance(sizes, dict) or set(sizes) != set(FILES):
         raise ValueError("other files than an adapter has")
     if not all(type(size) is int and size >= 0 for size in sizes.values()):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 ANSWER_BYTES: Final = 65536
-"""Bytes of an answer that are read; the right one has a few hundred."""
+"""Bytes of an answer that are read; the right one has a few thousand, most of them its signed statement."""
 
 Write = Callable[[bytes], object]
 
@@ -37,7 +37,7 @@ class Gateway:
         if status != 200:
             raise Away(f"the gateway answered {status} about {name}")
         try:
-            return parse(json.loads(body))
+            return parse(json.loads(body), name)
         except (ValueError, RecursionError) as error:
             raise Away(f"the gateway's answer about {name} cannot be read: {error}") from error
 

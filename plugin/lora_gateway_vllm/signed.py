@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
+MAX_SIGNATURES: Final = 8
+"""Most signatures of an envelope that are looked at."""
+
 ARTEFACT: Final = "urn:lora-gateway:artefact:1"
 """Type of the predicate: how the gateway screened an artefact."""
 
@@ -59,33 +62,27 @@ def objection(envelope: object, digest: str, keys: Sequence[Key]) -> str | None:
         return "the gateway has no signed statement about it"
     try:
         kind, payload, signatures = _parts(envelope)
-    except (ValueError, LookupError, TypeError, binascii.Error):
+        data = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)  # the protocol's PAE
+    except (ValueError, LookupError, TypeError, RecursionError, binascii.Error):
         return "what should be a signed statement is not one"
-    if not any(_signed(key, signature, kind, payload) for key in keys for signature in signatures):
+    if not any(_signed(key, signature, data) for key in keys for signature in signatures[:MAX_SIGNATURES]):
         return "no trusted key signed the statement about it"
     return None if _is_about(kind, payload, digest) else "the signed statement is about something else"
 
 
-def _parts(envelope: object) -> tuple[str, bytes, list[bytes]]:
+def _parts(envelope: object) -> tuple[bytes, bytes, list[bytes]]:
     if not isinstance(envelope, dict):
         raise TypeError
     signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
-    return str(envelope["payloadType"]), base64.b64decode(envelope["payload"], validate=True), signatures
+    return str(envelope["payloadType"]).encode(), base64.b64decode(envelope["payload"], validate=True), signatures
 
 
-def _signed(key: Key, signature: bytes, kind: str, payload: bytes) -> bool:
+def _signed(key: Key, signature: bytes, data: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    said = kind.encode()
-    data = b"DSSEv1 %d %s %d %s" % (
-        len(said),
-        said,
-        len(payload),
-        payload,
-    )  # the protocol's pre-authentication encoding
     try:
         if isinstance(key, Ed25519PublicKey):
             key.verify(signature, data)
@@ -96,11 +93,11 @@ def _signed(key: Key, signature: bytes, kind: str, payload: bytes) -> bool:
     return True
 
 
-def _is_about(kind: str, payload: bytes, digest: str) -> bool:
+def _is_about(kind: bytes, payload: bytes, digest: str) -> bool:
     try:
         fields = json.loads(payload)
         hashes = {one["name"]: one["digest"]["sha256"] for one in fields["subject"]}
-        if (kind, fields["_type"], fields["predicateType"]) != (PAYLOAD_TYPE, STATEMENT, ARTEFACT):
+        if (kind, fields["_type"], fields["predicateType"]) != (PAYLOAD_TYPE.encode(), STATEMENT, ARTEFACT):
             return False
         return set(hashes) == set(FILES) and digest_of(hashes) == digest
     except (ValueError, LookupError, TypeError, RecursionError):

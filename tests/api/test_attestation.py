@@ -200,6 +200,8 @@ def test_signatures_are_not_asked_for_where_nothing_can_be_signed(private: Path,
         Settings.model_validate({**given, "require_signed": True})
     with pytest.raises(ValidationError, match="no public key"):
         Settings.model_validate({**given, "signing_key": private, "trusted_keys": str(private)})
+    with pytest.raises(ValidationError, match="counts only with require_signed"):
+        Settings.model_validate({**given, "signing_key": private, "trusted_keys": str(public)})
     settings = Settings.model_validate(
         {**given, "signing_key": private, "require_signed": True, "trusted_keys": f"{public}, {public}"}
     )
@@ -222,3 +224,24 @@ async def test_a_signature_of_model_signing_needs_a_key_that_the_format_has(
     payload = opened(envelope_in(answer.content), PAYLOAD_TYPE, read_public_key(key.with_suffix(".pub")))
     folder = running.data / "artefacts" / version["digest"]
     assert signed_files(payload) == {name: digest_of((folder / name).read_bytes()) for name in ENGINE_FILES}
+
+
+async def test_a_manifest_that_was_changed_in_the_store_is_not_signed(open_gateway: OpenHouse, tmp_path: Path) -> None:
+    async with open_gateway(signing_key=signing_key(tmp_path / "p256.pem", P256)) as running:
+        pushed = (await running.http.post("/adapters", files=form("first"))).json()
+        manifest = running.data / "artefacts" / pushed["digest"] / "manifest.json"
+        fields = json.loads(manifest.read_bytes())
+        fields["files"]["adapter_model.safetensors"] = "0" * 64
+        manifest.chmod(0o644)
+        manifest.write_text(json.dumps(fields))
+        for route in ("attestation", "signature"):
+            answer = await running.http.get(f"/adapters/first/versions/1/{route}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "store_failed")
+
+
+async def test_engines_that_fetch_are_not_told_of_what_nobody_signed(open_gateway: OpenHouse, private: Path) -> None:
+    async with open_gateway() as running:
+        pushed = (await running.http.post("/adapters", files=form("old"))).json()
+    async with open_gateway(signing_key=private, require_signed=True) as running:
+        for path in ("/resolve/old@1", f"/artefacts/{pushed['digest']}/adapter_config.json"):
+            assert (await running.http.get(path)).json()["error"]["code"] == "store_failed"

@@ -372,6 +372,7 @@ def test_a_statement_counts_for_its_own_artefact_only(tmp_path: Path) -> None:
     version = Signer.read(key).sign(Statement({}, {}).encode(), PAYLOAD_TYPE)
     assert "something else" in str(objection(version, one.digest.hex, keys))
     oddities: list[object] = [{}, [], "x", 1, {"payload": "!", "payloadType": "", "signatures": []}]
+    oddities.append({"payload": "", "payloadType": "\ud800", "signatures": [{"sig": ""}]})
     for odd in (*oddities, {**(right or {}), "signatures": [1]}):
         assert objection(odd, one.digest.hex, keys) is not None
     assert "no trusted key" in str(objection({**(right or {}), "signatures": []}, one.digest.hex, keys))
@@ -384,3 +385,17 @@ def test_a_public_key_that_is_none_stops_the_engine_at_its_start(tmp_path: Path)
     private = signing_key(tmp_path / "key.pem")
     with pytest.raises(ValueError, match=r"PUBLIC_KEYS: .*no public key"):
         Settings.read({**given, "LORA_GATEWAY_PUBLIC_KEYS": str(private)})
+
+
+@pytest.mark.parametrize("asked", ["judge@1", "bard@000000000000", "acme~bard@1"])
+async def test_an_answer_about_another_artefact_than_was_asked_for_is_not_taken(
+    running: Running, settings: Settings, asked: str
+) -> None:
+    told = (await running.http.get("/resolve/bard@1")).json()
+
+    async def lie(_: web.Request) -> web.Response:
+        return web.json_response(told)
+
+    async with answering(lie) as url, resolver_for(replace(settings, url=url)) as resolver:
+        with pytest.raises(HTTPException, match="cannot be read: it is about"):
+            await resolver.resolve_lora(BASE, asked)

@@ -12,6 +12,7 @@ from app.domain.artefact import MANIFEST_FILE, Artefact
 from app.domain.digest import digest_of
 from app.domain.errors import STORE_FAILED, Unavailable
 from app.domain.manifest import manifest_json
+from app.domain.statement import PAYLOAD_TYPE, artefact_statement
 from app.store.artefacts.local import BlobStore
 from app.store.artefacts.s3 import RemoteBlobs
 from app.store.artefacts.s3_client import Objects
@@ -90,11 +91,20 @@ def test_artefacts_from_before_there_was_a_key_are_signed_on_demand(opened: Open
         assert "store sign" in refusal(store, made(1))
         store.sign(made(1).digest)
         store.verify(made(1).digest)
-        store.put(made(2))  # the same upload again heals, too
+        store.put(made(2))  # the same upload again
         store.verify(made(2).digest)
     with opened(signing(ours)) as store:
         for seed in (1, 2):
             store.verify(made(seed).digest)
+
+
+def test_a_key_signs_what_comes_again_though_no_signature_is_asked_for(opened: Open, ours: Path) -> None:
+    with opened(UNSIGNED) as store:
+        store.put(made())
+    with opened(Signatures(Signer.read(ours))) as store:
+        store.put(made())
+    with opened(signing(ours)) as store:
+        store.verify(made().digest)
 
 
 def test_a_lost_key_is_replaced(opened: Open, ours: Path, theirs: Path) -> None:
@@ -118,7 +128,7 @@ def test_nothing_damaged_is_signed(opened: Open, ours: Path) -> None:
 
 
 @pytest.mark.hostile("T06")
-@pytest.mark.parametrize("field", ["verdict", "received", "statement"])
+@pytest.mark.parametrize("field", ["files", "verdict", "received", "statement"])
 def test_a_signature_covers_files_verdict_and_upload(ours: Path, field: str) -> None:
     signatures = signing(ours)
     one, other = (json.loads(signatures.signed(made(seed).manifest)) for seed in (1, 2))
@@ -145,6 +155,26 @@ def test_what_is_not_an_envelope_is_refused(ours: Path, statement: object) -> No
     fields = {**json.loads(made().manifest), "statement": statement}
     assert signatures.objection(json.dumps(fields).encode()) is not None
     assert signatures.objection(b"\xff not JSON") is not None
+
+
+def test_a_release_that_states_more_is_understood(ours: Path) -> None:
+    signer, fields = Signer.read(ours), json.loads(made().manifest)
+    statement = artefact_statement("9.9", fields)
+    more = replace(statement, predicate={**statement.predicate, "added": "later"}).encode()
+    manifest = json.dumps({**fields, "statement": signer.sign(more, PAYLOAD_TYPE)}).encode()
+    assert signing(ours).objection(manifest) is None
+
+
+def test_a_copy_from_before_the_key_tells_what_the_storage_was_given_since(
+    storage: Storage, tmp_path: Path, ours: Path
+) -> None:
+    objects, key = Objects(storage.url), Signatures(Signer.read(ours))
+    with RemoteBlobs(tmp_path / "one", objects, "catalogue") as one:
+        one.put(made())
+    with RemoteBlobs(tmp_path / "two", objects, "catalogue", signatures=key) as two:
+        two.sign(made().digest)
+    with RemoteBlobs(tmp_path / "one", objects, "catalogue", signatures=key) as one:
+        assert statement_in(one.checked_manifest(made().digest)) is not None
 
 
 @pytest.mark.hostile("T06")

@@ -38,6 +38,13 @@ def signature(key: Path, upload: Any, **changed: bytes) -> bytes:
     return json.dumps(bundle_of(signer.sign(model_statement("d", files), PAYLOAD_TYPE), signer.public_pem)).encode()
 
 
+def crowded(bundle: bytes) -> bytes:
+    """The bundle with as many signatures as fit into the part."""
+    fields = json.loads(bundle)
+    fields["dsseEnvelope"]["signatures"] *= 300
+    return json.dumps(fields).encode()
+
+
 async def sent(running: Running, upload: Any, signed: bytes | None, path: str = "/adapters") -> tuple[int, str | None]:
     part = {} if signed is None else {"signature": ("model.sig", signed)}
     answer = await running.http.post(path, files={**upload, **part})
@@ -68,6 +75,8 @@ async def test_a_signature_that_is_not_this_uploads_is_refused(
         b"",
         b"no bundle",
         b"[" * 60_000,
+        json.dumps({"dsseEnvelope": {"payloadType": "\ud800", "payload": "", "signatures": [{"sig": ""}]}}).encode(),
+        crowded(signature(stranger, upload)),
         json.dumps(
             {"dsseEnvelope": json.loads(signature(maker, upload))["dsseEnvelope"] | {"payload": "e30="}}
         ).encode(),
@@ -78,6 +87,8 @@ async def test_a_signature_that_is_not_this_uploads_is_refused(
         assert await sent(running, upload, b"x" * (65 << 10)) == (413, "too_large")
         assert (await running.http.get("/adapters")).json()["adapters"] == []
         assert not [path for path in (running.data / "quarantine").rglob("*") if path.is_file() and path.stat().st_size]
+        for _ in range(9):  # more than there are slots
+            assert (await sent(running, upload, forged[-3]))[0] == 422
         assert await sent(running, upload, None) == (201, None)  # none is asked for
 
 
@@ -98,3 +109,5 @@ def test_keys_that_are_none_stop_the_start(maker: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=why):
             Settings.model_validate({**given, "upload_keys": entry})
+    with pytest.raises(ValidationError, match="no upload would be taken"):
+        Settings.model_validate({**given, "require_signed_uploads": True})

@@ -54,7 +54,7 @@ async def artefact(digest: str, file: EngineFile, ctx: Ctx) -> FileResponse:
     path = next((path for path in ctx.uploads.components.desired.state.adapters.values() if path.name == digest), None)
     if path is None:
         raise Refused(MODEL_NOT_FOUND, f"no engine may hold {printable(digest, 80)!r}", param="digest")
-    await ctx.uploads.components.pools.fetching(_sizes, ctx, path)
+    await ctx.uploads.components.pools.fetching(_described, ctx, path)
     return FileResponse(path / file, media_type="application/octet-stream")
 
 
@@ -66,8 +66,12 @@ def _engine_name(ctx: Context, model: str) -> str | None:
 
 
 def _described(ctx: Context, path: Path) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """Return `_sizes` and the envelope in the artefact's manifest, None if it has none. Raises as `_sizes`."""
-    return _sizes(ctx, path), statement_in(ctx.uploads.components.blobs.manifest(Digest(path.name)))
+    """Return `_sizes` and the envelope in the artefact's manifest, None if it has none.
+
+    Raises Unavailable STORE_FAILED, also if signatures are asked for and it has none that counts.
+    """
+    sizes = _sizes(ctx, path)
+    return sizes, statement_in(ctx.uploads.components.blobs.checked_manifest(Digest(path.name)))
 
 
 def _sizes(ctx: Context, path: Path) -> dict[str, int]:

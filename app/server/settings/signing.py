@@ -59,6 +59,10 @@ class SigningSettings(BaseSettings):
     def _can_sign(self) -> Self:
         if self.require_signed and self.signing_key is None:
             raise ValueError("require_signed needs signing_key: an engine is to read new artefacts, too")
+        if self.trusted_keys and not self.require_signed:
+            raise ValueError("trusted_keys counts only with require_signed")
+        if self.require_signed_uploads and not self.upload_keys:
+            raise ValueError("require_signed_uploads needs upload_keys: no upload would be taken")
         return self
 
     @property

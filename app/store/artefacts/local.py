@@ -128,15 +128,17 @@ class BlobStore:
     def put(self, artefact: Artefact) -> Path:
         """Store `artefact` for ever and return its directory; the artefact is on the disk when this returns.
 
-        An intact artefact that exists already is left as it is, with the manifest of the first writer; a damaged one is
-        replaced in one step by these same bytes. Raises Unavailable NO_SPACE or STORE_FAILED; ValueError if the
-        artefact's digest is not that of its bytes (a programmer's error).
+        An intact artefact that exists already is left as it is, with the manifest of the first writer, which is signed if
+        there is a key and it was not; a damaged one is replaced in one step by these same bytes. Raises Unavailable
+        NO_SPACE or STORE_FAILED; ValueError if the artefact's digest is not that of its bytes (a programmer's error).
         """
         if content_digest(artefact.config, artefact.weights) != artefact.digest:
             raise ValueError(f"artefact {artefact.digest.short}: its digest is not that of its bytes")
         final = self.path(artefact.digest)
         there = os.path.lexists(final)
         if there and self.is_intact(artefact.digest):
+            if self._signatures.lacks(BlobStore.manifest(self, artefact.digest)):
+                self._sign(artefact.digest)
             with disk_errors(f"sync artefact {artefact.digest.short}"):
                 sync_directory(self.root)  # the writer that renamed it may not have reached its own sync yet
             return final
@@ -210,7 +212,7 @@ class BlobStore:
             raise _damaged(digest, min(missing), "missing")
         if foreign := present - set(FILES):
             raise _damaged(digest, min(foreign), "does not belong there")
-        recorded = self._recorded(digest)
+        recorded = self._recorded(digest, BlobStore.manifest(self, digest))
         config, weights = self._hash(digest, CONFIG_FILE), self._hash(digest, WEIGHTS_FILE)
         for name, found in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
             if recorded.get(name) != found.hex:
@@ -232,6 +234,16 @@ class BlobStore:
         with disk_errors(f"artefact {digest.short}: {MANIFEST_FILE}"):
             return (self.path(digest) / MANIFEST_FILE).read_bytes()
 
+    def checked_manifest(self, digest: Digest) -> bytes:
+        """Return the artefact's manifest, which names this digest and is signed where signatures are asked for.
+
+        The files' bytes are not read. Raises Unavailable STORE_FAILED.
+        """
+        manifest = self.manifest(digest)
+        self._recorded(digest, manifest)
+        self._check_signature(digest, manifest)
+        return manifest
+
     def received_bytes(self, digest: Digest) -> int:
         """Return the bytes of the uploaded weights, by the manifest; 0 if no upload made it or it is unreadable."""
         try:
@@ -245,16 +257,19 @@ class BlobStore:
         Raises Unavailable STORE_FAILED or NO_SPACE.
         """
         self._check_bytes(digest)
+        self._sign(digest)
+
+    def _sign(self, digest: Digest) -> None:
         directory, staged = self.path(digest), self._staging.fresh()
-        try:
-            with disk_errors(f"sign artefact {digest.short}"):
+        with disk_errors(f"sign artefact {digest.short}"):
+            try:
                 write_durably(staged, self._signatures.signed(BlobStore.manifest(self, digest)), FILE_MODE)
                 directory.chmod(_OPEN_MODE)
                 os.replace(staged, directory / MANIFEST_FILE)
                 sync_directory(directory)
+            finally:
                 directory.chmod(DIRECTORY_MODE)
-        finally:
-            staged.unlink(missing_ok=True)
+                staged.unlink(missing_ok=True)
 
     def remove(self, digest: Digest) -> None:
         """Remove the artefact in one step; nothing happens if it does not exist.
@@ -324,13 +339,14 @@ class BlobStore:
         final.chmod(DIRECTORY_MODE)
         sync_directory(self.root)
 
-    def _recorded(self, digest: Digest) -> dict[str, object]:
-        """Return the files' digests as the manifest records them."""
+    def _recorded(self, digest: Digest, manifest: bytes) -> dict[str, str]:
+        """Return the files' digests as the manifest records them. Raises Unavailable unless they yield this digest."""
         try:
-            manifest = json.loads(self.manifest(digest))
-            files = manifest["files"]
-            if manifest["digest"] == digest.hex and set(files) == {CONFIG_FILE, WEIGHTS_FILE}:
-                return dict(files)
+            fields = json.loads(manifest)
+            files = {name: str(fields["files"][name]) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            yields = content_digest_of(Digest(files[CONFIG_FILE]), Digest(files[WEIGHTS_FILE]))
+            if fields["digest"] == digest.hex and len(fields["files"]) == len(files) and yields == digest:
+                return files
         except (ValueError, LookupError, TypeError, RecursionError):
             pass
         raise _damaged(digest, MANIFEST_FILE, "it is not this artefact's manifest")

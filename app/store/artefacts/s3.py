@@ -144,17 +144,26 @@ class RemoteBlobs(BlobStore):
             return False
 
     def manifest(self, digest: Digest) -> bytes:
-        """Return the copy's manifest, else the storage's. Raises Unavailable STORE_FAILED."""
+        """Return the copy's manifest, else the storage's. Raises Unavailable STORE_FAILED.
+
+        A copy that no key in force signed may be older than the storage's.
+        """
         if (self.path(digest) / MANIFEST_FILE).exists():
-            return super().manifest(digest)
+            here = super().manifest(digest)
+            if not self._signatures.lacks(here):
+                return here
         return self._objects.read(_key(digest, MANIFEST_FILE))
 
     def sign(self, digest: Digest) -> None:
         """Sign as BlobStore.sign, here and in the storage. Raises Unavailable."""
-        if not self.path(digest).is_dir():
-            self._fetch(digest, signed=False)
+        self.copy_unsigned(digest)
         super().sign(digest)
         self._objects.replace(_key(digest, MANIFEST_FILE), super().manifest(digest))
+
+    def copy_unsigned(self, digest: Digest) -> None:
+        """Ensure that there is a local copy, whoever signed it: one to be audited and signed. Raises Unavailable."""
+        if not self.path(digest).is_dir():
+            self._fetch(digest, signed=False)
 
     def remove(self, digest: Digest) -> None:
         """Delete the artefact from the storage, manifest first, then its copy; as BlobStore.remove. Raises Unavailable."""
@@ -221,13 +230,15 @@ class RemoteBlobs(BlobStore):
             self._objects.replace(key, data)
 
     def _put_manifest(self, digest: Digest, manifest: bytes) -> None:
-        """Write the manifest; keep an existing one that is this artefact's and signed where signatures are asked for, but
-        renew its date, or it could pass for garbage."""
+        """Write the manifest, or renew the date of an existing one, or it could pass for garbage.
+
+        The existing one is replaced if it is another artefact's, or if there is a key and no key in force signed it.
+        """
         key = _key(digest, MANIFEST_FILE)
         if self._objects.create(key, manifest):
             return
         there = self._objects.read(key)
-        keep = _names(there, digest) and self._signatures.objection(there) is None
+        keep = _names(there, digest) and not self._signatures.lacks(there)
         self._objects.replace(key, there if keep else manifest)
 
     def _hash_of(self, key: str) -> Digest:

@@ -1,16 +1,20 @@
 """Signatures of artefacts: an artefact's manifest carries a signed statement about its files and how they were screened."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from app import __version__
 from app.domain.errors import Refused
 from app.domain.statement import ARTEFACT, PAYLOAD_TYPE, Statement, artefact_statement
-from app.store.envelope import PublicKey, Signer, opened
+from app.store.envelope import PublicKey, Signer, opened_by
 
 FIELD: Final = "statement"
 """Field of a manifest that holds the envelope."""
+
+BOUND: Final = ("received", "reference", "metric", "policy", "verdict")
+"""Fields of the statement that must be the manifest's own; releases may add others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,13 @@ class Signatures:
         """
         if self.trusted is None:
             return None
-        if (envelope := statement_in(manifest)) is None:
-            return "it carries no signed statement"
-        encoded, fields = json.dumps(envelope).encode(), json.loads(manifest)
-        reasons = {_objection(encoded, fields, key) for key in self.trusted}
-        return None if None in reasons else "no trusted key signed it" if len(reasons) != 1 else reasons.pop()
+        return None if self.trusted is None else _objection(manifest, self.trusted)
+
+    def lacks(self, manifest: bytes) -> bool:
+        """Return whether there is a key, and neither it nor a trusted one signed this manifest."""
+        if self.signer is None:
+            return False
+        return _objection(manifest, (self.signer.key.public_key(), *(self.trusted or ()))) is not None
 
 
 def statement_in(manifest: bytes) -> dict[str, Any] | None:
@@ -65,13 +71,14 @@ UNSIGNED: Final = Signatures()
 """Nothing is signed, and no signature is asked for."""
 
 
-def _objection(envelope: bytes, manifest: Any, key: PublicKey) -> str | None:
+def _objection(manifest: bytes, keys: Sequence[PublicKey]) -> str | None:
+    if (envelope := statement_in(manifest)) is None:
+        return "it carries no signed statement"
     try:
-        payload = opened(envelope, PAYLOAD_TYPE, key)
-        said = Statement.decode(payload)
-        about_this = (
-            said.kind == ARTEFACT and payload == artefact_statement(said.predicate["gateway"], manifest).encode()
-        )
+        payload, _ = opened_by(json.dumps(envelope).encode(), PAYLOAD_TYPE, keys)
+        said, wanted = Statement.decode(payload), artefact_statement("", json.loads(manifest))
+        about_this = said.kind == ARTEFACT and said.files == wanted.files
+        about_this = about_this and all(said.predicate[name] == wanted.predicate[name] for name in BOUND)
     except Refused as refused:
         return refused.message
     except (ValueError, LookupError, TypeError, RecursionError):
