@@ -3,25 +3,22 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from app.observe.fitted_table import FittedTable
 
 
-def version_table(versions: Iterable[Mapping[str, Any]]) -> Table:
+def version_table(versions: Iterable[Mapping[str, Any]]) -> FittedTable:
     """Return one row a version, as the API shows it; the one that its adapter's name points to is marked."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("adapter", overflow="fold")
-    for column in ("state", "outcome"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("changed", justify="right", no_wrap=True)
-    table.add_column("since", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for one in versions:
-        mark = "▶" if one["active"] else ""
-        since = str(one["created_at"])[:16].replace("T", " ")
-        table.add_row(mark, f"{one['name']}@{one['version']}", *_state(one), _changed(one), since, _why(one))
-    return table
+    rows = [
+        (
+            f"{'▶' if one['active'] else ' '} {one['name']}@{one['version']}",
+            *_state(one),
+            _changed(one),
+            str(one["created_at"])[:16].replace("T", " "),
+            _why(one),
+        )
+        for one in versions
+    ]
+    return FittedTable(("  adapter", "state", "outcome", "changed", "since", "why"), rows, numbers={"changed"})
 
 
 def changes(version: Mapping[str, Any]) -> str:
