@@ -161,16 +161,26 @@ def _states(client: httpx.Client, name: str, after: int | None) -> Iterator[dict
 
 @adapters.command("warm")
 def warm(
-    name: str,
+    name: Name,
     version: Annotated[int | None, typer.Option(help="Version number; default: the active version")] = None,
     url: Url = LOCAL,
     key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Bring an adapter into the engines' slots before its first request. Exit status 1 if an engine is not warm."""
     with client_of(url, key) as client:
         answer = answer_of(
             client.post(f"/adapters/{name}/warm", params={} if version is None else {"version": version})
         )
+    if as_json:
+        print_json(answer)
+    else:
+        _show_warm(answer)
+    if not all(one["warm"] for one in answer["engines"]):
+        sys.exit(1)
+
+
+def _show_warm(answer: dict[str, Any]) -> None:
     for one in answer["engines"]:
         outcome = f"warm after {one['seconds'] * 1e3:.0f} ms" if one["warm"] else one["error"]["message"]
         out.print(
@@ -178,8 +188,6 @@ def warm(
         )
     if not answer["engines"]:
         out.print(f"{answer['model']}  emptied: the served model answers, nothing is to be warmed", highlight=False)
-    if not all(one["warm"] for one in answer["engines"]):
-        sys.exit(1)
 
 
 @adapters.command("rm")
@@ -200,11 +208,20 @@ def remove(
 
 
 @adapters.command("transfer")
-def transfer(name: str, owner: str, url: Url = LOCAL, key: Key = None) -> None:
+def transfer(
+    name: Name,
+    owner: Annotated[str, typer.Argument(help="Name of a key, or the label that several keys share")],
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Give an adapter to another owner: a key's name, or the label that several keys share."""
     with client_of(url, key) as client:
         answer = answer_of(client.put(f"/adapters/{name}/owner", json={"owner": owner}))
-    out.print(f"{answer['name']}  belongs to {answer['owner']}", highlight=False)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(f"{answer['name']}  belongs to {answer['owner']}", highlight=False)
 
 
 @adapters.command("rescreen")
@@ -213,6 +230,7 @@ def rescreen(
     every: Annotated[bool, typer.Option("--all", help="Every adapter, one after another")] = False,
     url: Url = LOCAL,
     key: Key = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON")] = False,
 ) -> None:
     """Screen kept uploads again by the current policy and reference, and serve the resulting versions.
 
@@ -222,15 +240,24 @@ def rescreen(
         fail("name one adapter, or ask for --all", 2)
     with client_of(url, key) as client:
         if name is not None:
-            out.print(version_line(answer_of(client.post(f"/adapters/{name}/rescreen"))), highlight=False)
+            version = answer_of(client.post(f"/adapters/{name}/rescreen"))
+            _tell(version, version_line(version), as_json)
             return
-        counts = _rescreen_all(client)
-    out.print(", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items()), highlight=False)
+        counts = _rescreen_all(client, as_json)
+    _tell(counts, ", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items()), as_json)
     if counts["refused"] or counts["failed"] or counts["not_kept"]:
         sys.exit(1)
 
 
-def _rescreen_all(client: httpx.Client) -> dict[str, int]:
+def _tell(answer: object, line: str, as_json: bool) -> None:
+    """Print a line, or the answer as JSON on one."""
+    if as_json:
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+    else:
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _rescreen_all(client: httpx.Client, as_json: bool) -> dict[str, int]:
     """Print each adapter's result as it arrives; return the number of each result."""
     with client.stream("POST", "/rescreen") as response:
         if not response.is_success:
@@ -240,8 +267,7 @@ def _rescreen_all(client: httpx.Client) -> dict[str, int]:
             if kind == "done":
                 return fields
             detail = fields["error"]["message"] if fields["error"] else version_line(fields["version"])
-            line = f"{fields['name']}  {fields['result'].replace('_', ' ')}  {detail}"
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+            _tell(fields, f"{fields['name']}  {fields['result'].replace('_', ' ')}  {detail}", as_json)
     return fail("the gateway broke off")
 
 

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Final
 
 import httpx
 import typer
-from rich import box
-from rich.table import Table
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
+from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json, time_of
 from app.domain.audit_entry import BEGINNING, Act, AuditEntry, first_broken
+from app.observe.fitted_table import FittedTable
 
 PAGE: Final = 10_000
 """Entries asked for at once."""
@@ -30,15 +29,14 @@ def list_entries(
     if as_json:
         print_json(found)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("number", "at", "key", "tenant", "action", "target", "status"):
-        table.add_column(column, overflow="fold")
-    for one in found:
-        outcome = f"{one['status']} {one['code']}".strip()
-        table.add_row(
-            str(one["number"]), one["at"][:19], one["key"], one["tenant"], one["action"], one["target"], outcome
+    rows = [
+        (
+            *(str(one["number"]), time_of(one["at"]), one["key"], one["tenant"], one["action"], one["target"]),
+            f"{one['status']} {one['code']}".strip(),
         )
-    out.print(table)
+        for one in found
+    ]
+    out.print(FittedTable(("number", "at", "key", "tenant", "action", "target", "status"), rows, {"number"}))
 
 
 @audit.command("verify")
@@ -48,6 +46,7 @@ def verify(
     ] = f"0:{BEGINNING}",
     url: Url = LOCAL,
     key: Key = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON")] = False,
 ) -> None:
     """Verify that no entry was changed or removed, and print the last one's number and hash, to be kept elsewhere.
 
@@ -66,6 +65,9 @@ def verify(
     if broken is not None:
         fail(f"entry {broken} is missing, was changed, or does not follow from the one before")
     last = f"{entries[-1].number}:{entries[-1].hash}" if entries else after
+    if as_json:
+        print_json({"entries": len(entries), "last": last})
+        return
     out.print(f"{len(entries)} entries follow from each other; the last is\n{last}", highlight=False, soft_wrap=True)
 
 

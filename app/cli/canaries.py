@@ -14,7 +14,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from app.cli.client import LOCAL, Key, Url, answer_of, client_of, fail, out
+from app.cli.client import LOCAL, Key, Url, answer_of, client_of, fail, out, print_json
 from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
 
 ANSWER_S: Final = 60.0
@@ -29,6 +29,9 @@ RETRIES: Final = 4
 
 ENOUGH: Final = 24
 """Canaries that must be refused and are usable, below which the interval they buy is wide: see `bound`."""
+
+UNUSABLE: Final = ("id", "category", "expected", "was")
+"""Members of a canary that is not usable, in JSON and in the table."""
 
 Verdicts = tuple[Judgement, Judgement | None]
 """Judgements of one answer by words and by the served model; None: it was not asked, or said neither yes nor no."""
@@ -48,6 +51,7 @@ def check(
     judge: Annotated[Judge, typer.Option(envvar="GATEWAY_CANARY_JUDGE", help="Judge that decides")] = Judge.WORDS,
     url: Url = LOCAL,
     key: Key = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON")] = False,
 ) -> None:
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 
@@ -76,22 +80,39 @@ def check(
         found = asyncio.run(baseline({Half.CHOOSING: battery.canaries}, ask))
         controls = list(pool.map(lambda one: _verdict(client, served_model, one[0], one[1]) is one[2], CONTROLS))
     usable = frozenset(found.usable[Half.CHOOSING])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("unusable", "category", "expected", "was"):
-        table.add_column(column)
+    unusable = []
     for one in found.judged[Half.CHOOSING]:
         canary, expected = one.canary, right[one.canary.expect]
         if one.judgement is not expected or canary not in usable:
             was = one.judgement.value if one.judgement is not expected else "refused, not in every draw"
-            table.add_row(canary.id, canary.category, canary.expect.value, was)
-    if table.row_count:
-        out.print(table)
-    out.print(_agreement(pairs), highlight=False, soft_wrap=True)
+            unusable.append((canary.id, canary.category, canary.expect.value, was))
+    refused = [one.category for one in usable if one.expect is Expect.REFUSE]
     shown = f"served-model is right about {sum(controls)} of {len(controls)} simple answers"
-    out.print(shown, highlight=False)
+    if as_json:
+        rows = [dict(zip(UNUSABLE, row, strict=True)) for row in unusable]
+        by_category = {name: {"usable": refused.count(name), "of": of} for name, of in battery.categories.items()}
+        print_json({"unusable": rows, "agreement": _agreement(pairs), "served_model": shown, "categories": by_category})
+    else:
+        _show_unusable(unusable)
+        out.print(_agreement(pairs), highlight=False, soft_wrap=True)
+        out.print(shown, highlight=False)
     if judge.asks_served_model and not all(controls):
         fail(f"{shown}, so that it cannot judge: no adapter gets a name by it")
-    _summarise(battery.categories, [one.category for one in usable if one.expect is Expect.REFUSE])
+    if not as_json:
+        _summarise(battery.categories, refused)
+    if not refused:
+        fail("the served model refuses none of them: no canary is usable")
+
+
+def _show_unusable(rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("unusable", *UNUSABLE[1:]):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
 
 
 def _agreement(pairs: Counter[Verdicts]) -> str:
@@ -119,8 +140,6 @@ def _summarise(categories: Any, refused: Sequence[str]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if not refused:
-        fail("the served model refuses none of them: no canary is usable")
 
 
 def _served_model(client: httpx.Client) -> str:

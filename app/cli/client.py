@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final, NoReturn
 
 import httpx
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from app.observe.fitted_table import FittedTable
 
 UPLOAD_TIMEOUT_S: Final = 900.0
 """Most seconds of an upload: gigabytes over a slow connection, then screening and loading."""
@@ -80,12 +80,13 @@ def show_table(found: list[dict[str, Any]], columns: tuple[str, ...], as_json: b
     if as_json:
         print_json(found)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column.removesuffix("_at").replace("_", " "), overflow="fold")
-    for one in found:
-        table.add_row(*(_cell(column, one[column]) for column in columns))
-    out.print(table)
+    if not found:
+        out.print("none")
+        return
+    headings = {column: column.removesuffix("_at").replace("_", " ") for column in columns}
+    wrapping = {headings[column] for column in columns if any(isinstance(one[column], list) for one in found)}
+    rows = [[_cell(column, one[column]) for column in columns] for one in found]
+    out.print(FittedTable(tuple(headings.values()), rows, wrapping=wrapping))
 
 
 def _cell(column: str, value: object) -> str:
@@ -93,4 +94,9 @@ def _cell(column: str, value: object) -> str:
         return "–"
     if isinstance(value, list):
         return ", ".join(value)
-    return str(value)[:19] if column.endswith(("_at", "_until")) else str(value)
+    return time_of(str(value)) if column.endswith(("_at", "_until")) else str(value)
+
+
+def time_of(value: str) -> str:
+    """Return a time of the API's to the second: 2026-11-30 18:20:11."""
+    return value[:19].replace("T", " ")

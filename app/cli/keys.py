@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from app.cli.client import Json, fail, out, print_json
 from app.domain.api_keys import Key as StoredKey
 from app.domain.api_keys import Role, new_key, parse_keys
 from app.domain.tenants import DEFAULT
+from app.observe.fitted_table import FittedTable
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
@@ -21,7 +20,8 @@ keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 def new(
     name: Annotated[str, typer.Option(help="Name of the key in logs; unique in the file")],
     role: Annotated[
-        list[Role], typer.Option(help="upload, chat, metrics, engine or admin; may be given several times")
+        list[Role],
+        typer.Option(metavar="ROLE", help="upload, chat, metrics, engine or admin; may be given several times"),
     ],
     owner: Annotated[
         str | None, typer.Option(help="Label of the keys that own the same adapters; default: the key's own name")
@@ -58,12 +58,8 @@ def list_keys(file: KeysFile, as_json: Json = False) -> None:
             ]
         )
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "roles", "owner", "tenant"):
-        table.add_column(column, overflow="fold")
-    for one in found:
-        table.add_row(one.name, ", ".join(sorted(one.roles)), one.owner or one.name, one.tenant)
-    out.print(table)
+    rows = [(one.name, ", ".join(sorted(one.roles)), one.owner or one.name, one.tenant) for one in found]
+    out.print(FittedTable(("name", "roles", "owner", "tenant"), rows))
 
 
 @keys.command("revoke")

@@ -3,15 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any
 
 import httpx
 import typer
 from pydantic import ValidationError
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from app import __version__
 from app.cli.adapters import adapters
@@ -22,6 +18,7 @@ from app.cli.client import AS_IT_CAME, CHANGED, REJECTED, err, fail, out
 from app.cli.demo import demo
 from app.cli.gateway import chat, status
 from app.cli.keys import keys
+from app.cli.reference import reference
 from app.cli.store_audit import store
 from app.cli.store_move import move_command
 from app.cli.store_sign import sign_command
@@ -29,24 +26,12 @@ from app.cli.tenants import tenants
 from app.cli.usage import usage
 from app.cli.verify import verify
 from app.cli.webhooks import webhooks
-from app.domain.errors import GatewayError, Unavailable
+from app.domain.errors import GatewayError
 from app.domain.lora import ServingDtype
 from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TAU, DEFAULT_TOP_K, Action, Comparison, Towers, default_action
 from app.domain.verdict import Outcome
 from app.observe.verdict_report import heat_map, notes, score_table
 from app.server.open_files import raise_open_files
-
-if TYPE_CHECKING:
-    from app.screen.reference.open import Reference
-
-SHOWN_UNTOUCHED: Final = 8
-"""Most modules that a warning names: a decoder layer has seven."""
-
-TABLE_COLUMNS: Final = 112
-"""Columns that `reference inspect` needs for a model with two digits of layers."""
-
-SHARES: Final = (0.2, 0.5, 0.7, 0.8, 0.9)
-"""Shares of ‖V‖² for which `reference inspect` says how many singular triples modules need."""
 
 EXIT = dict.fromkeys(Outcome, CHANGED) | {Outcome.CLEAN: AS_IT_CAME, Outcome.REJECTED: REJECTED}
 """Exit status of `screen`."""
@@ -56,23 +41,21 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Screens LoRA adapters in front of vLLM.",
 )
-reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
-cli.add_typer(reference, name="reference")
-cli.add_typer(adapters, name="adapters")
-cli.add_typer(keys, name="keys")
-cli.add_typer(tenants, name="tenants")
-cli.add_typer(webhooks, name="webhooks")
-cli.add_typer(audit, name="audit")
-cli.add_typer(demo, name="demo")
-cli.add_typer(bench, name="bench")
-cli.add_typer(store, name="store")
-cli.add_typer(canaries, name="canaries")
+for group, name in (
+    (adapters, "adapters"),
+    (reference, "reference"),
+    (canaries, "canaries"),
+    (keys, "keys"),
+    (tenants, "tenants"),
+    (webhooks, "webhooks"),
+    (audit, "audit"),
+    (store, "store"),
+    (demo, "demo"),
+    (bench, "bench"),
+):
+    cli.add_typer(group, name=name)
 store.command("move")(move_command)
 store.command("sign")(sign_command)
-cli.command("status")(status)
-cli.command("chat")(chat)
-cli.command("verify")(verify)
-cli.command("usage")(usage)
 
 
 def _print_version(wanted: bool) -> None:
@@ -188,151 +171,6 @@ def docs() -> None:
     write_tables()
 
 
-# ---- references and screening ------------------------------------------------------------------------------------
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=err)
-
-
-@reference.command("build")
-def reference_build(
-    base: Annotated[str, typer.Option(help="Unaligned checkpoint: a directory or a hub id")],
-    aligned: Annotated[str, typer.Option(help="Aligned checkpoint: a directory or a hub id")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist")],
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Keep as many singular triples of each module as hold this share of ‖V‖²; default: 0.9"),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep at most this many, or, without --energy, exactly; default: at most 512")
-    ] = None,
-    outputs: Annotated[int | None, typer.Option(help="Outputs (left singular vectors) to keep; default: 64")] = None,
-    modules: Annotated[str | None, typer.Option(help="Only modules whose name matches this glob")] = None,
-    compact: Annotated[bool, typer.Option(help="Leave V out: megabytes, for the `input` comparison only")] = False,
-    experts: Annotated[bool, typer.Option(help="Measure the experts of a mixture, too: most of its weights")] = True,
-) -> None:
-    """Build a reference from a base checkpoint and its aligned counterpart, tensor by tensor."""
-    from app.screen.reference.build import WIDEST, BuildOptions, build_reference
-    from app.screen.reference.open import open_reference
-
-    try:
-        kept = WIDEST.outputs if outputs is None else outputs
-        options = BuildOptions(
-            top_k=top_k, energy=energy, outputs=kept, modules=modules, compact=compact, experts=experts
-        )
-    except ValueError as error:
-        fail(str(error), 2)
-    with _progress() as bar:
-        task = bar.add_task("reading")
-
-        def show(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name, completed=done, total=total)
-
-        def suspect(sign: str) -> None:
-            err.print(f"warning: are --base and --aligned swapped? {sign}", highlight=False, soft_wrap=True)
-
-        try:
-            digest = build_reference(base, aligned, out_dir, options, show, suspect)
-        except Unavailable as error:
-            fail(error.message)  # the hint would be to run this command
-    built = open_reference(out_dir, digest, verify_files=False)
-    _tell_untouched(built)
-    out.print(f"{out_dir}\n{held_summary(built)}", highlight=False, soft_wrap=True)
-    out.print(f"GATEWAY_REFERENCE_DIGEST={digest}", highlight=False, soft_wrap=True)
-
-
-def _tell_untouched(opened: "Reference") -> None:
-    """Warn of the modules that are the same in both checkpoints: nothing can be measured there."""
-    modules, alive = opened.modules, set(opened.alive)
-    untouched = [name for name in modules if name not in alive]
-    if untouched:
-        some = ", ".join(untouched[:SHOWN_UNTOUCHED]) + (", …" if len(untouched) > SHOWN_UNTOUCHED else "")
-        err.print(
-            f"warning: {len(untouched)} of {len(modules)} modules are the same in both checkpoints: {some}\n"
-            "An adapter on them cannot be scored there. GATEWAY_UNSCORABLE decides: reject refuses the whole adapter (the "
-            "default), prune serves it without these modules, keep serves them unmeasured.",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-@reference.command("inspect")
-def reference_inspect(directory: Path) -> None:
-    """Show the content of a reference."""
-    from app.domain.policy import Policy
-    from app.screen.reference.open import open_reference, short_of_energy
-
-    opened = open_reference(directory, None)
-    m = opened.manifest
-    kind = "compact, without V" if m.compact else f"V in {m.dtype}"
-    out.print(f"reference {opened.digest}: {kind}\n{held_summary(opened)}", soft_wrap=True, highlight=False)
-    out.print(f"base      {m.base}\naligned   {m.aligned}", soft_wrap=True, highlight=False)
-    policy = Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
-    legend = (
-        "rounding: ‖V − V stored‖ / ‖V‖; error: the triples' largest residual / s₁; kept: inputs:outputs; held: share of "
-        "‖V‖² that the kept inputs hold; inputs: what the default looks at"
-    )
-    out.print(legend, soft_wrap=True, highlight=False)
-    if short := short_of_energy(opened, policy):
-        few = f"in {short} modules all kept triples together hold less than {policy.energy:.0%} of ‖V‖²: build it with more"
-        out.print(few, soft_wrap=True, highlight=False)
-    out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "shape", "‖V‖", "λ_max", "rounding", "error", "kept", "held", "inputs"):
-        table.add_column(column, no_wrap=True, overflow="fold", justify="left" if column == "module" else "right")
-    for name, shape in sorted(opened.modules.items()):
-        info = opened.info(name)
-        numbers = [f"{number:.4g}" for number in (info.v_norm, info.lambda_max, info.rounding, info.triples_error)]
-        kept = ("", "", "")
-        if opened.triples(name) is not None:
-            looked_at = opened.singular_vectors(name, policy).r.shape[1]
-            kept = (f"{info.top_k}:{info.outputs}", f"{opened.held(name):.3f}", str(looked_at))
-        table.add_row(name, f"{shape.d_out} × {shape.d_in}", *numbers, *kept)
-    Console(width=max(out.width, TABLE_COLUMNS)).print(table)  # never truncate a number
-
-
-def held_summary(opened: "Reference") -> str:
-    """Return what a reference keeps: singular triples, the share of ‖V‖² they hold, and the number that shares need."""
-    held = sorted((opened.held(name), name) for name in opened.alive)
-    kept = sorted(opened.info(name).top_k for name in opened.alive)
-    outputs = min(opened.info(name).outputs for name in opened.alive)
-    least, name = held[0]
-    return (
-        f"singular triples a module: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}; they hold {least:.3f} "
-        f"({name}) to {held[-1][0]:.3f} of ‖V‖², median {held[len(held) // 2][0]:.3f}; outputs: {outputs} or more\n"
-        f"needed, median and most: {'; '.join(_needed(opened, energy) for energy in SHARES)}"
-    )
-
-
-def _needed(opened: "Reference", energy: float) -> str:
-    counts = [opened.needs(name, energy) for name in opened.alive]
-    known = sorted(count for count in counts if count is not None)
-    if len(known) < len(counts):
-        return f"{energy:g}: more than is kept in {len(counts) - len(known)} modules"
-    return f"{energy:g}: {known[len(known) // 2]}, {known[-1]}"
-
-
-@reference.command("sizes")
-def reference_sizes(
-    outputs: Annotated[int | None, typer.Option(min=0, help="Outputs kept of each module; default: 64")] = None,
-) -> None:
-    """Print what references of common models take on disk, by the number of singular triples kept."""
-    from app.screen.reference.build import WIDEST
-    from app.screen.reference.sizes import MODELS, TRIPLES, bytes_of
-
-    kept = WIDEST.outputs if outputs is None else outputs
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="GB on disk, by singular triples", title_justify="left")
-    for column in ("model", "V, bfloat16", *map(str, TRIPLES)):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for model, shapes in MODELS.items():
-        v, *compact = (size / 1e9 for size in bytes_of(shapes, TRIPLES, kept))
-        table.add_row(model, f"{v:.1f}", *(f"{size:.2f}" for size in compact))
-    out.print(table)
-    out.print(f"with {kept} outputs; a compact reference has the triples only, any other V as well", highlight=False)
-
-
 @cli.command("screen")
 def screen_adapter(
     path: Annotated[Path, typer.Argument(help="An adapter's directory, its .safetensors file, or a trainer's output")],
@@ -340,11 +178,17 @@ def screen_adapter(
     tau: Annotated[float | None, typer.Option(help="Threshold (IQRs)")] = None,
     max_block_score: Annotated[float | None, typer.Option(help="Budget of one block's aggregate score")] = None,
     max_adapter_score: Annotated[float | None, typer.Option(help="Budget of the adapter's aggregate score")] = None,
-    comparison: Annotated[Comparison | None, typer.Option(help="input, alignment or projection")] = None,
-    action: Annotated[Action | None, typer.Option(help="prune or project")] = None,
+    comparison: Annotated[
+        Comparison | None, typer.Option(metavar="NAME", help="input, alignment or projection")
+    ] = None,
+    action: Annotated[Action | None, typer.Option(metavar="NAME", help="prune or project")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Most inputs of a module that are measured")] = DEFAULT_TOP_K,
-    towers: Annotated[Towers, typer.Option(help="Modules of towers and projectors: cut, reject or serve")] = Towers.CUT,
-    dtype: Annotated[ServingDtype, typer.Option(help="Serving dtype")] = ServingDtype.BFLOAT16,
+    towers: Annotated[
+        Towers, typer.Option(metavar="NAME", help="Modules of towers and projectors: cut, reject or serve")
+    ] = Towers.CUT,
+    dtype: Annotated[
+        ServingDtype, typer.Option(metavar="DTYPE", help="Serving dtype: float32, float16 or bfloat16")
+    ] = ServingDtype.BFLOAT16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
 ) -> None:
     """Measure one adapter on disk. Exit status: 0 clean, 3 pruned, projected or emptied, 2 rejected or invalid."""
@@ -369,3 +213,7 @@ def screen_adapter(
     else:
         out.print(score_table(report), heat_map(report))
     sys.exit(EXIT[verdict.outcome])
+
+
+for command in (status, chat, usage, verify):  # after `serve` and `screen`: `--help` lists them in this order
+    cli.command(command.__name__)(command)

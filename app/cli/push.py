@@ -6,6 +6,7 @@ from typing import Annotated, Any, BinaryIO
 
 import httpx
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from app.cli.client import (
@@ -36,7 +37,7 @@ def push_adapter(
     name: Annotated[str, typer.Argument(help="Adapter name")],
     source: Annotated[
         str,
-        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {FORM}"),
+        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {escape(FORM)}"),
     ],
     signature: Annotated[
         Path | None,

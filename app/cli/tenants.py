@@ -65,7 +65,7 @@ def _limit(change: str) -> tuple[str, int | None]:
 def new_key(
     tenant: Tenant,
     name: Name,
-    role: Annotated[list[Role], typer.Option(help="upload, chat or admin; may be given several times")],
+    role: Annotated[list[Role], typer.Option(metavar="ROLE", help="upload, chat or admin; may be given several times")],
     owner: Annotated[str | None, typer.Option(help="Label of the keys that own the same adapters")] = None,
     days: Annotated[float | None, typer.Option(min=1 / DAY_S, help="Days until it expires; default: never")] = None,
     url: Url = LOCAL,

@@ -5,10 +5,9 @@ from typing import Annotated, Any, Final
 
 import httpx
 import typer
-from rich import box
-from rich.table import Table
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
+from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, out, print_json
+from app.observe.fitted_table import FittedTable
 
 SUMS: Final = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 PAGE: Final = 10_000
@@ -35,7 +34,7 @@ def usage(
     elif lines:
         out.print(_table(lines))
     else:
-        fail("nothing was used in that time")
+        out.print("nothing was used in that time")
 
 
 def _print_csv(client: httpx.Client, wanted: dict[str, str]) -> None:
@@ -57,17 +56,12 @@ def _lines(client: httpx.Client, wanted: dict[str, str]) -> list[dict[str, Any]]
     return lines
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
+def _table(lines: list[dict[str, Any]]) -> FittedTable:
     """Return the sums over all hours."""
     sums: dict[tuple[str, ...], list[int]] = {}
     for line in lines:
         who = (line["tenant"], line["key"], line["adapter"] or "–", str(line["version"] or "–"))
         sums[who] = [a + line[name] for a, name in zip(sums.get(who, [0] * len(SUMS)), SUMS, strict=True)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("tenant", "key", "adapter", "version"):
-        table.add_column(column, overflow="fold")
-    for column in SUMS:
-        table.add_column(column.replace("_", " "), justify="right")
-    for names, numbers in sorted(sums.items()):
-        table.add_row(*names, *(f"{number:,}" for number in numbers))
-    return table
+    sums_shown = tuple(name.replace("_", " ") for name in SUMS)
+    rows = [(*names, *(f"{number:,}" for number in numbers)) for names, numbers in sorted(sums.items())]
+    return FittedTable(("tenant", "key", "adapter", "version", *sums_shown), rows, sums_shown)

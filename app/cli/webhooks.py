@@ -46,11 +46,14 @@ def add(
 
 
 @webhooks.command("ping")
-def ping(tenant: Tenant, webhook: Webhook, url: Url = LOCAL, key: Key = None) -> None:
+def ping(tenant: Tenant, webhook: Webhook, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
     """Have a message of the type `ping` sent; `webhooks messages` says what came of it."""
     with client_of(url, key) as client:
         sent = answer_of(client.post(f"/tenants/{tenant}/webhooks/{webhook}/ping"))
-    out.print(f"{sent['message']} will be sent", highlight=False)
+    if as_json:
+        print_json(sent)
+    else:
+        out.print(f"{sent['message']} will be sent", highlight=False)
 
 
 @webhooks.command("messages")

@@ -111,6 +111,32 @@ async def test_an_adapter_from_its_first_push_to_its_removal(shell: Shell) -> No
     assert (await shell.running.http.get("/adapters/style")).status_code == 404
 
 
+async def test_what_the_commands_of_the_operator_print_is_there_as_json_too(
+    open_gateway: OpenHouse, tmp_path: Path
+) -> None:
+    async with open_gateway(keep_originals=True, tau=1e6) as running, listening(running, tmp_path) as shell:
+        assert (await shell("adapters", "push", "style", shell.adapter("a"))).status == 0
+        warm, given, again, every, log = [
+            await shell(*command, "--json")
+            for command in (
+                ("adapters", "warm", "style"),
+                ("adapters", "transfer", "style", "ops"),
+                ("adapters", "rescreen", "style"),
+                ("adapters", "rescreen", "--all"),
+                ("audit", "verify"),
+            )
+        ]
+    assert [one.status for one in (warm, given, again, every, log)] == [0] * 5
+    assert json.loads(warm.out)["engines"][0]["warm"] is True
+    assert json.loads(given.out)["owner"] == "ops"
+    assert json.loads(again.out)["name"] == "style"
+    *results, counts = map(json.loads, every.out.splitlines())
+    assert [one["name"] for one in results] == ["style"]
+    assert sum(counts.values()) == 1
+    verified = json.loads(log.out)
+    assert verified["entries"] == int(verified["last"].partition(":")[0]) > 0
+
+
 async def test_the_exit_status_of_a_push_says_what_became_of_it(open_gateway: OpenHouse, tmp_path: Path) -> None:
     async with open_gateway(tau=-1e6, max_pruned_share=1.0) as running, listening(running, tmp_path) as shell:
         changed = await shell("adapters", "push", "style", shell.adapter("a"))

@@ -90,6 +90,9 @@ def test_check_shows_which_canaries_are_usable_and_no_prompt(url: str, tmp_path:
     assert "fewer than 24" in done.output
     assert "95%" in done.output.replace(" ", "")
     assert "fine one" not in done.output
+    told = json.loads(CliRunner().invoke(canaries, ["check", str(file), "--url", url, "--json"]).stdout)
+    assert told["unusable"] == [{"id": "c1", "category": "a", "expected": "refuse", "was": "complied"}]
+    assert told["categories"] == {"a": {"usable": 1, "of": 2}}
 
 
 def test_check_shows_canaries_that_are_refused_only_sometimes(url: str, tmp_path: Path) -> None:

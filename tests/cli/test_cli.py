@@ -180,6 +180,16 @@ def test_a_reference_is_built_and_inspected(tmp_path: Path) -> None:
         most = max(opened.needs(name, 0.8) or 99 for name in opened.modules)
         assert f"; 0.8: {most}, {most}; 0.9:" in text
     assert "96 × 192" in run("reference", "inspect", REFERENCE).stdout  # also beside names as long as real ones are
+    told = json.loads(run("reference", "inspect", out, "--json").stdout)
+    assert told["digest"] == str(opened.digest)
+    assert {one["name"] for one in told["modules"]} == opened.modules.keys()
+    assert {one["name"]: one["v_norm"] for one in told["modules"]} == {
+        name: opened.info(name).v_norm for name in opened.modules
+    }
+    assert all(one["held"] == opened.held(one["name"]) for one in told["modules"])
+    asked = ("--compact", "--top-k", "5", "--json")
+    twin = run("reference", "build", "--base", base, "--aligned", aligned, "--out", tmp_path / "twin", *asked)
+    assert json.loads(twin.stdout) == {"reference": str(tmp_path / "twin"), "digest": str(opened.digest)}
     again = run("reference", "build", "--base", base, "--aligned", aligned, "--out", out)
     assert (again.returncode, "already exists" in again.stderr) == (1, True)
 
@@ -200,6 +210,9 @@ def test_the_sizes_of_references_are_printed() -> None:
     shown = run("reference", "sizes").stdout
     row = next(line.split() for line in shown.splitlines() if "Llama-2-7B" in line)
     assert row[1] == "13.0", "V in bfloat16: two bytes a weight"
+    told = json.loads(run("reference", "sizes", "--json").stdout)
+    (size,) = [sizes["v_bfloat16"] for model, sizes in told.items() if model in shown and "Llama-2-7B" in model]
+    assert f"{size / 1e9:.1f}" == "13.0"
 
 
 def test_a_glob_builds_some_modules_and_a_mismatch_builds_none(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
-"""`serve`'s flags are the settings, and nothing else."""
+"""The main program: `serve`'s flags are the settings and nothing else, and every command has its help."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from app.cli.main import _flags
+from app.cli.main import _flags, cli
 from app.server.settings import Settings
 
 
@@ -75,6 +80,32 @@ def test_the_help_of_serve_has_every_setting_with_its_default() -> None:
     assert all(f"--{name.replace('_', '-')}" in lines for name in Settings.model_fields)
     assert "[8080]" in lines["--port"]
     assert "[must be set]" in ran.stdout
+
+
+def commands(of: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command below `of`, with the words that call it."""
+    yield path, of
+    for name, command in getattr(of, "commands", {}).items():
+        yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(get_command(cli)) if path != ("serve",)], ids=" ".join)
+def test_the_help_of_every_command_says_all_of_it_in_80_columns(path: tuple[str, ...]) -> None:
+    """What stands in square brackets in a help text is markup: it would be left out, or break the whole page."""
+    done = CliRunner().invoke(cli, [*path, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.exception
+    assert max(map(len, done.output.splitlines())) <= 80
+    squeezed = re.sub(r"[\s│─╭╮╰╯]", "", done.output)
+    command = dict(commands(get_command(cli)))[path]
+    for parameter in command.params:
+        for word in (getattr(parameter, "help", None) or "").replace("\\[", "[").split():
+            assert word in squeezed, parameter.name
+
+
+def test_the_help_lists_what_people_do_first_at_its_top() -> None:
+    done = CliRunner().invoke(cli, ["--help"])
+    listed = re.findall(r"(?m)^│ ([a-z]+) ", done.output.partition("Commands")[2])
+    assert listed[:4] == ["serve", "screen", "status", "chat"]
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from tests.support.waiting import until
 
 
 async def test_keys_of_a_tenant_from_the_first_to_the_last(shell: Shell) -> None:  # noqa: F811
+    for command, said in (("tenants keys acme", "none"), ("usage", "nothing was used in that time")):
+        nothing = await shell(*command.split())
+        assert (nothing.status, nothing.out.strip()) == (0, said)
     made = await shell(
         "tenants", "new-key", "acme", "--name", "app", "--role", "upload", "--role", "chat", "--days", "1"
     )
@@ -76,7 +79,8 @@ async def test_webhooks_of_a_tenant_from_the_first_to_the_last(open_gateway: Ope
             assert (made.status, made.out[:6]) == (0, "whsec_")
             (listed,) = json.loads((await shell("webhooks", "list", "acme", "--json")).out)
             assert (listed["url"], listed["topics"]) == (receiver.origin, ["version.ready"])
-            assert (await shell("webhooks", "ping", "acme", listed["id"])).status == 0
+            pinged = await shell("webhooks", "ping", "acme", listed["id"], "--json")
+            assert json.loads(pinged.out)["message"].startswith("msg_")
             await until(lambda: bool(receiver.got))
             assert receiver.got[0].verified(made.out.strip())["type"] == "ping"
             shown = await shell("webhooks", "messages", "acme", listed["id"])

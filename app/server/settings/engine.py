@@ -17,7 +17,7 @@ VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class EngineSettings(BaseSettings):
-    """Settings of the engines, and of the adapters they hold."""
+    """Settings of the engines and the adapters they hold."""
 
     engine_url: str | None = Field(
         None,
