@@ -76,10 +76,15 @@ class Webhooks:
         self._accounting = asyncio.Semaphore()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def on(self) -> bool:
+        """Whether webhooks can be made, and messages are sent."""
+        return bool(self._master)
+
     async def create(self, tenant: str, url: str, topics: list[str] | None) -> tuple[Webhook, str]:
         """Make a webhook; return it and its secret. Raises Refused TARGET_NOT_ALLOWED, BAD_REQUEST, TOO_MANY_WEBHOOKS."""
         chosen = topics_of(topics)
-        if not self._master:
+        if not self.on:
             raise Refused(TARGET_NOT_ALLOWED, "the operator allows no target of webhooks", param="url")
         try:
             self._outside.check(url)
@@ -100,7 +105,7 @@ class Webhooks:
 
     async def ping(self, tenant: str, webhook: str) -> str:
         """Have a ping sent, and return its id. Raises Refused WEBHOOK_NOT_FOUND, RATE_LIMITED, TARGET_NOT_ALLOWED."""
-        if not self._master:
+        if not self.on:
             raise Refused(TARGET_NOT_ALLOWED, "the operator allows no target of webhooks")
         return await self._pools.store(self._store.ping, tenant, webhook)
 
@@ -110,7 +115,7 @@ class Webhooks:
 
     def start(self) -> None:
         """Start delivering, if webhooks are on. Needs a running loop."""
-        if self._master:
+        if self.on:
             self._task = asyncio.create_task(self._deliver(), name="webhooks")
 
     async def stop(self) -> None:

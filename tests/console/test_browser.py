@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
@@ -21,8 +22,11 @@ MakeFiles = Callable[[int], Files]
 
 @pytest.fixture(scope="module")
 def url(serve: Serve) -> str:
-    """A gateway without keys."""
-    return serve(open=True)
+    """A gateway without keys, with a webhook."""
+    url = serve(open=True, webhook_targets="https://hooks.example", webhook_secret="0123456789abcdef" * 2)
+    made = httpx.post(f"{url}/tenants/default/webhooks", json={"url": f"https://hooks.example/{'long' * 30}?a=b"})
+    assert made.status_code == 201, made.text
+    return url
 
 
 def upload(page: Page, url: str, name: str, files: Files) -> None:
@@ -167,6 +171,7 @@ PAGES = (
     "/console/usage",
     "/console/keys",
     "/console/limits",
+    "/console/webhooks",
     "/console/tenants",
     "/console/engines",
     "/console/audit",

@@ -1,6 +1,7 @@
 """Pages about tenants in a real browser: the operator acts in one, makes, rotates and revokes a key, and sees its usage."""
 
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,8 @@ from playwright.sync_api import Page, expect
 from app.domain.api_keys import Role, new_key
 from tests.console.conftest import Serve, Visitor
 from tests.support.gateway import KEY, SERVED, form
+from tests.support.receiver import receiving
+from tests.support.waiting import STUCK_S
 
 
 def sign_in(page: Page, url: str, key: str) -> None:
@@ -111,6 +114,52 @@ def test_the_operator_acts_in_a_tenant_from_its_first_key_on(serve: Serve, visit
     expect(page.locator("tbody tr")).to_contain_text(["acme", "default"])
 
 
+def test_a_webhook_is_made_tried_and_deleted(serve: Serve, visitor: Visitor) -> None:
+    with receiving() as receiver:
+        secret = "0123456789abcdef" * 2
+        url, page = serve(api_keys=KEY, webhook_targets=receiver.origin, webhook_secret=secret), visitor.page()
+        sign_in(page, url, KEY)
+        page.get_by_role("link", name="Webhooks").click()
+        expect(page.get_by_text("There is no webhook yet.")).to_be_visible()
+        page.get_by_label("URL").fill("https://elsewhere.example/in")
+        page.get_by_role("button", name="Make the webhook").click()
+        expect(page.locator("#notice")).to_contain_text("the url")
+        page.get_by_label("URL").fill(f"{receiver.origin}/in?token=t")
+        page.get_by_label("quota.reached").uncheck()
+        page.get_by_role("button", name="Make the webhook").click()
+        expect(page.locator("#notice")).to_be_hidden()
+        expect(page.locator("#shown-secret")).to_have_text(re.compile("^whsec_"))
+        signed_by = page.locator("#shown-secret").inner_text()
+        page.get_by_role("link", name="Go on").click()
+        expect(page.locator("#webhooks tbody th")).to_contain_text([f"{receiver.origin}/in?token=t"])
+        expect(page.locator("#webhooks tbody td").first).to_contain_text("version.canaries_failed, version.failed")
+        expect(page.locator("#webhooks")).not_to_contain_text("quota")
+        expect(page.locator("body")).not_to_contain_text(signed_by)
+
+        page.get_by_role("button", name="Try it").click()
+        page.wait_for_url(re.compile(r"/console/webhooks\?webhook=wh_"))
+        until = time.monotonic() + STUCK_S
+        while not page.locator("#messages", has_text="delivered").count():  # a page does not change by itself
+            assert time.monotonic() < until
+            page.reload()
+        expect(page.locator("#messages tbody tr")).to_contain_text([re.compile("ping.*delivered.*1.*200", re.DOTALL)])
+        assert receiver.got[0].verified(signed_by)["type"] == "ping"
+
+        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="No").click()
+        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="Yes, delete it").click()
+        page.wait_for_url(f"{url}/console/webhooks")
+        expect(page.get_by_text("There is no webhook yet.")).to_be_visible()
+
+
+def test_a_gateway_without_targets_offers_no_webhook(serve: Serve, visitor: Visitor) -> None:
+    page = visitor.page()
+    page.goto(f"{serve(open=True)}/console/webhooks")
+    expect(page.get_by_text("The operator allows no target of webhooks")).to_be_visible()
+    expect(page.get_by_role("button", name="Make the webhook")).to_have_count(0)
+
+
 def test_a_tenants_administrator_sees_its_own_pages_only(serve: Serve, visitor: Visitor, tmp_path: Path) -> None:
     key, stored = new_key("admin", [Role.ADMIN], tenant="acme")
     file = tmp_path / "keys"
@@ -124,7 +173,7 @@ def test_a_tenants_administrator_sees_its_own_pages_only(serve: Serve, visitor: 
     sign_in(page, url, key)  # another visitor at the same browser: the operator's choice is forgotten
     expect(page.locator(".elsewhere")).to_have_count(0)
     links = page.get_by_role("navigation", name="Console").get_by_role("link").all_inner_texts()
-    assert links == ["Adapters", "Upload", "Chat", "Trends", "Usage", "Keys", "Limits"]
+    assert links == ["Adapters", "Upload", "Chat", "Trends", "Usage", "Keys", "Limits", "Webhooks"]
     for path in ("/console/tenants", "/console/engines", "/console/settings", "/console/audit"):
         page.goto(url + path)
         expect(page.locator("main")).to_contain_text("for the operator's keys")

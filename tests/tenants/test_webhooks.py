@@ -112,6 +112,21 @@ async def test_a_version_that_is_ready_is_told_signed(running: Running, receiver
     assert (shown["topic"], shown["attempts"], shown["status"], shown["next_at"]) == ("version.ready", 1, 200, None)
 
 
+async def test_the_consoles_page_shows_a_tenants_own_messages_only(running: Running, receiver: Receiver) -> None:
+    made = await hook(running, receiver)
+    await ask(running, "acme", "POST", f"/tenants/acme/webhooks/{made['id']}/ping")
+    await settled(running, made, "delivered")
+    page = f"/console/webhooks?webhook={made['id']}"
+    own = await ask(running, "acme", "GET", page)
+    assert (own.status_code, "a=b" in own.text, "delivered" in own.text) == (200, True, True)
+    assert made["secret"] not in own.text
+    theirs = await ask(running, "globex", "GET", page)
+    assert theirs.status_code == 404
+    assert "a=b" not in theirs.text
+    assert (await ask(running, "globex", "GET", f"{page}&tenant=acme")).status_code == 403
+    assert (await ask(running, "operator", "GET", f"{page}&tenant=acme")).status_code == 200
+
+
 async def test_a_rejected_version_a_rollback_and_a_ping_are_told(running: Running, receiver: Receiver) -> None:
     made = await hook(running, receiver)
     assert (await ask(running, "acme", "POST", "/adapters", files=form("bad") | {"config": b"{}"})).status_code == 400

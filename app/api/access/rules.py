@@ -84,6 +84,7 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/console/keys"): ADMIN_ONLY,
     ("GET", "/console/limits"): ADMIN_ONLY,
     ("GET", "/console/usage"): ADMIN_ONLY,
+    ("GET", "/console/webhooks"): ADMIN_ONLY,
     ("GET", "/console/tenants"): OPERATOR_ONLY,
     ("GET", "/console/engines"): _for(Role.METRICS, operators=True),
     ("GET", "/console/audit"): OPERATOR_ONLY,

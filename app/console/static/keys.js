@@ -1,22 +1,8 @@
-import { GONE, byId, reason, request } from "/console/static/common.js";
+import { ask, send } from "/console/static/asking.js";
+import { byId } from "/console/static/common.js";
 
 const form = byId("new-key");
 const path = form.dataset.path;
-const notice = byId("notice");
-
-async function send(url, method, body) {
-  notice.hidden = true;
-  try {
-    const response = await request(url, { method, ...(body && { body: JSON.stringify(body) }) });
-    if (response.ok) return response.status === 204 ? {} : await response.json();
-    notice.textContent = await reason(response);
-  } catch {
-    notice.textContent = GONE;
-  }
-  notice.hidden = false;
-  notice.scrollIntoView({ block: "center" });
-  return null;
-}
 
 function show(made) {
   byId("shown-title").textContent = `The key ${made.name}`;
@@ -38,24 +24,6 @@ form.addEventListener("submit", async (event) => {
 });
 
 // ---- rotating and revoking, each after a question ----------------------------------------------------------------------
-
-const sure = byId("sure");
-let act = null;
-
-function ask(title, text, yes, then) {
-  byId("sure-title").textContent = title;
-  byId("sure-text").textContent = text;
-  byId("sure-yes").textContent = yes;
-  act = then;
-  sure.showModal();
-  byId("sure-no").focus();
-}
-
-byId("sure-no").addEventListener("click", () => sure.close());
-byId("sure-yes").addEventListener("click", () => {
-  sure.close();
-  act();
-});
 
 document.querySelectorAll("[data-rotate]").forEach((button) =>
   button.addEventListener("click", () => {
