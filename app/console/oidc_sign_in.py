@@ -10,13 +10,15 @@ import base64
 import binascii
 import secrets
 from typing import Annotated, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from app.access.code_flow import Attempt, CodeFlow
+from app.api.access.cross_site import OWN_SITE
 from app.console.cookie_auth import MAX_TOKEN_BYTES, remember
-from app.console.pages import SIGN_IN, ConsoleRoute, Ctx, local_path, show
+from app.console.pages import SIGN_IN, ConsoleRoute, Ctx, local_path, refused, show
 from app.console.render import HEADERS
 from app.domain.errors import NOT_FOUND, SIGN_IN_FAILED, Refused
 from app.domain.printable import printable
@@ -41,12 +43,18 @@ router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
 async def begin(
     request: Request, ctx: Ctx, next_path: Annotated[str, Query(alias="next", max_length=MAX_NEXT)] = "/"
 ) -> Response:
-    """Send the browser to the issuer. next: path on this gateway to open afterwards."""
+    """Send the browser to the issuer. next: path on this gateway to open afterwards.
+
+    From another site a person comes to the sign-in page first: no site signs anybody in here, or ends an attempt.
+    """
+    flow, there = _flow(ctx), local_path(next_path)
+    if not OWN_SITE.issuperset(request.headers.getlist("sec-fetch-site")):
+        return RedirectResponse(f"{SIGN_IN}?next={quote(there, safe='/')}", 303, HEADERS)
     attempt = Attempt.new()
-    response = RedirectResponse(await _flow(ctx).begin(attempt), 303, HEADERS)
-    path = local_path(next_path).encode()
-    there = base64.urlsafe_b64encode(path if len(path) <= MAX_NEXT else b"/").decode()
-    value = ".".join((attempt.state, attempt.nonce, attempt.verifier, there))
+    response = RedirectResponse(await flow.begin(attempt), 303, HEADERS)
+    path = there.encode()
+    kept = base64.urlsafe_b64encode(path if len(path) <= MAX_NEXT else b"/").decode()
+    value = ".".join((attempt.state, attempt.nonce, attempt.verifier, kept))
     response.set_cookie(
         ATTEMPT_COOKIE,
         value,
@@ -68,21 +76,35 @@ async def callback(
     error: Annotated[str, Query(max_length=MAX_ANSWER)] = "",
     iss: Annotated[str | None, Query(max_length=MAX_ANSWER)] = None,
 ) -> Response:
-    """Exchange the code, set the session cookie, forget the attempt, and go on."""
+    """Exchange the code, set the session cookie, and go on.
+
+    The attempt is forgotten, also if it is refused; but not by an answer that belongs to another one, nor while the issuer
+    is away: the same code may be brought again.
+    """
     flow = _flow(ctx)
     attempt, there = _attempt(request)
     if not secrets.compare_digest(attempt.state.encode(), state.encode()):
         raise Refused(SIGN_IN_FAILED, "the answer belongs to another attempt to sign in", param="state")
+    try:
+        token = await _token(flow, attempt, code, error, iss)
+    except Refused as refusal:
+        response = refused(request, refusal)
+    else:
+        response = show(request, ctx, "signed-in.html", next=there)
+        remember(response, token, secure=_secure(request, ctx))
+    response.delete_cookie(ATTEMPT_COOKIE, httponly=True, samesite="lax", path=BEGIN)
+    return response
+
+
+async def _token(flow: CodeFlow, attempt: Attempt, code: str, error: str, iss: str | None) -> str:
+    """Return the ID token of the issuer's answer. Raises Refused SIGN_IN_FAILED, Unavailable ISSUER_AWAY."""
     if error:
         raise Refused(SIGN_IN_FAILED, f"the issuer refused it: {printable(error, 100)}", param="error")
     token = await flow.finish(attempt, code, iss)
     if len(token) > MAX_TOKEN_BYTES:
         why = f"the ID token has {len(token)} bytes, and a cookie holds {MAX_TOKEN_BYTES}"
         raise Refused(SIGN_IN_FAILED, why, remedy="The issuer must leave claims out of ID tokens for this client.")
-    response = show(request, ctx, "signed-in.html", next=there)
-    remember(response, token, secure=_secure(request, ctx))
-    response.delete_cookie(ATTEMPT_COOKIE, httponly=True, samesite="lax", path=BEGIN)
-    return response
+    return token
 
 
 def _secure(request: Request, ctx: Ctx) -> bool:

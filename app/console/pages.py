@@ -1,10 +1,12 @@
 """Console routes. Pages only show data; changes are API requests made by the pages' scripts."""
 
 import pathlib
+import re
 from collections.abc import Callable, Coroutine
 from importlib import resources
+from posixpath import normpath
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -61,9 +63,9 @@ class ConsoleRoute(APIRoute):
             try:
                 return await handle(request)
             except GatewayError as error:
-                return _refused(request, error)
+                return refused(request, error)
             except RequestValidationError as error:
-                return _refused(request, Refused(BAD_REQUEST, str(error.errors()[0]["msg"])))
+                return refused(request, Refused(BAD_REQUEST, str(error.errors()[0]["msg"])))
 
         return handled
 
@@ -80,7 +82,7 @@ FILES: Final = {
 Ctx = Annotated[Context, Depends(context)]
 
 
-def _refused(request: Request, error: GatewayError) -> Response:
+def refused(request: Request, error: GatewayError) -> Response:
     """Redirect to the sign-in page, or render the error page."""
     if error.code is UNAUTHORIZED:
         next_path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
@@ -290,9 +292,10 @@ def sign_in(
 
 
 def local_path(path: str) -> str:
-    """Return a path on this gateway; `/` for an address elsewhere."""
+    """Return a path on this gateway; `/` for an address elsewhere, and for the pages of signing in, which would not end."""
     local = path.startswith("/") and not path.startswith("//") and path.isprintable() and "\\" not in path
-    return path if local else "/"
+    page = normpath(unquote(re.split("[?#]", path, maxsplit=1)[0]))  # as a browser and this gateway read it
+    return path if local and page != SIGN_IN and not page.startswith(f"{SIGN_IN}/") else "/"
 
 
 @public.post(SESSION)

@@ -152,6 +152,72 @@ async def test_it_leads_to_no_other_site(running: Running, there: str) -> None:
         assert "evil" not in done.text
 
 
+LOOPS: Final = (
+    BEGIN,
+    f"{BEGIN}?next=/",
+    f"{CALLBACK}?state=x&code=y",
+    "/console/sign-in",
+    "/console/sign-in/",
+    "/console/sign-in#x",
+    "/console/%73ign-in/oidc",
+    "/console/x/../sign-in/oidc",
+    "/console/x/%2e%2e/sign-in/oidc",
+    "/./console//sign-in/oidc",
+)
+
+
+@pytest.mark.parametrize("there", LOOPS)
+@pytest.mark.hostile("T05")
+async def test_it_does_not_lead_to_signing_in_again(running: Running, there: str) -> None:
+    async with visitor_of(running) as browser:
+        assert 'data-next="/"' in (await browser.get("/console/sign-in", params={"next": there})).text
+        assert 'content="0; url=/"' in (await browser.get(await at_the_issuer(browser, there))).text
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "none, cross-site", ""])
+@pytest.mark.hostile("T05")
+async def test_another_sites_page_begins_nothing(running: Running, issuer: SimulatedIssuer, site: str) -> None:
+    """It could sign its visitor in unasked, and end an attempt that is under way."""
+    async with visitor_of(running) as browser:
+        back = await at_the_issuer(browser, "/console/upload")
+        headers = {"sec-fetch-site": site}
+        answer = await browser.get(BEGIN, headers=headers, params={"next": "/console/chat?a=b&b=c"})
+        assert (answer.status_code, answer.headers["location"]) == (
+            303,
+            "/console/sign-in?next=/console/chat%3Fa%3Db%26b%3Dc",
+        )
+        assert "set-cookie" not in answer.headers
+        page = await browser.get(answer.headers["location"], headers=headers)
+        assert "Sign in with single sign-on" in page.text
+        assert "url=/console/upload" in (await browser.get(back)).text, "the attempt before it"
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+async def test_a_persons_own_click_and_address_begin(running: Running, site: str) -> None:
+    async with visitor_of(running) as browser:
+        begun = await browser.get(BEGIN, headers={"sec-fetch-site": site})
+        assert "state=" in begun.headers["location"]
+
+
+async def test_an_attempt_is_forgotten_once_it_was_answered_and_no_sooner(
+    running: Running, issuer: SimulatedIssuer
+) -> None:
+    async with visitor_of(running) as browser:
+        back = await at_the_issuer(browser)
+        assert failed(await browser.get(re.sub("state=[^&]*", "state=x", back)))
+        assert ATTEMPT_COOKIE in browser.cookies, "the answer was not its own"
+        issuer.faults.status = 503
+        assert failed(await browser.get(back), 503, ISSUER_AWAY.name)
+        assert ATTEMPT_COOKIE in browser.cookies, "the code is still good"
+        issuer.faults.status = 200
+        assert failed(await browser.get(re.sub("code=[^&]*", "code=x", back)))
+        assert ATTEMPT_COOKIE not in browser.cookies
+        assert failed(await browser.get(back))
+        refused = re.sub("code=[^&]*", "error=access_denied", await at_the_issuer(browser))
+        assert failed(await browser.get(refused))
+        assert ATTEMPT_COOKIE not in browser.cookies
+
+
 async def test_a_long_way_back_is_given_up(running: Running) -> None:
     async with visitor_of(running) as browser:
         done = await browser.get(await at_the_issuer(browser, "/" + "ü" * 1990))
