@@ -50,10 +50,15 @@ RUN: Final = {
     "openai for Node": in_node("openai-node"),
     "curl": in_a_shell,
     "Anthropic": in_python("anthropic"),
+    "OpenAI Agents SDK": in_python("openai-agents"),
+    "pydantic-ai": in_python("pydantic-ai"),
+    "instructor": in_python("instructor"),
     "LangChain": in_python("langchain-openai"),
+    "LangChain for Node": in_node("langchain-js"),
     "LlamaIndex": in_python("llama-index"),
     "LiteLLM": in_python("litellm"),
     "Vercel AI SDK": in_node("ai-sdk"),
+    "Vercel AI SDK for OpenAI": in_node("ai-sdk"),
 }
 INSTALLED: Final = {"openai for Python", "curl"}
 

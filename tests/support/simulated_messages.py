@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tests.support.simulated_events import WORDS, knows, model_of, received, streamed, words
+from tests.support.simulated_forms import called_tool, wants_schema
 
 if TYPE_CHECKING:
     from tests.support.simulator import Simulator
@@ -24,8 +25,15 @@ async def simulate_message(simulator: "Simulator", request: web.Request) -> web.
     model = model_of(body, fault)
     if not body.get("stream"):
         await simulator.core()
-        block = {"type": "text", "text": f"words of {body['model'].partition('@')[0]}"}
-        return web.json_response(_message(model, [block], "end_turn"), dumps=_dumps)
+        block: dict[str, Any] = {"type": "text", "text": f"words of {body['model'].partition('@')[0]}"}
+        stop = "end_turn"
+        if simulator.form is not None and (tool := called_tool(body)) is not None:
+            block, stop = {"type": "tool_use", "id": "call_1", "name": tool, "input": simulator.form}, "tool_use"
+        elif simulator.form is not None and wants_schema(body):
+            block["text"] = _dumps(simulator.form)
+        thought = {"type": "thinking", "thinking": simulator.reasons, "signature": "s"}
+        blocks = [block] if simulator.reasons is None else [thought, block]
+        return web.json_response(_message(model, blocks, stop), dumps=_dumps)
     return await streamed(simulator, request, _events(model, fault), fault)
 
 

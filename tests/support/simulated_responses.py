@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tests.support.simulated_events import WORDS, knows, model_of, received, streamed, words
+from tests.support.simulated_forms import called_tool, wants_schema
 
 if TYPE_CHECKING:
     from tests.support.simulator import Simulator
@@ -24,8 +25,23 @@ async def simulate_response(simulator: "Simulator", request: web.Request) -> web
     model = model_of(body, fault)
     if not body.get("stream"):
         await simulator.core()
-        return web.json_response(_response(model, "completed"))
+        answer = {**_response(model, "completed"), **_formed(simulator, body)}
+        if simulator.reasons is not None:
+            texts = [{"type": "reasoning_text", "text": simulator.reasons}]
+            thought = {"id": "rs_1", "type": "reasoning", "summary": [], "content": texts, "status": None}
+            answer = {**answer, "output": [{**thought, "encrypted_content": None}, *answer["output"]]}
+        return web.json_response(answer)
     return await streamed(simulator, request, _events(model, fault), fault)
+
+
+def _formed(simulator: "Simulator", body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the output that a request demands, if the test has set one."""
+    if simulator.form is None:
+        return {}
+    if (tool := called_tool(body)) is not None:
+        call = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": tool, "status": "completed"}
+        return {"output": [{**call, "arguments": json.dumps(simulator.form)}]}
+    return {"output": [_message(json.dumps(simulator.form))]} if wants_schema(body) else {}
 
 
 def _events(model: str, fault: str | None) -> Iterator[bytes]:
@@ -54,8 +70,12 @@ def _event(kind: str, number: int, **more: Any) -> bytes:
 
 def _response(model: str, status: str) -> Mapping[str, Any]:
     done = status == "completed"
-    part: dict[str, Any] = {"type": "output_text", "text": "".join(WORDS), "annotations": [], "logprobs": None}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    message = _message("".join(WORDS))
     head = {"id": "resp_1", "object": "response", "created_at": 1, "model": model, "status": status}
     tail = {"output": [message] if done else [], "usage": USAGE if done else None, "tools": [], "tool_choice": "none"}
     return head | tail
+
+
+def _message(text: str) -> Mapping[str, Any]:
+    part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
+    return {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}

@@ -19,6 +19,7 @@ from zlib import crc32
 from aiohttp import web
 
 from tests.support.simulated_chunks import TOKENS, chunk_of, usage_of
+from tests.support.simulated_forms import called_tool, wants_schema
 from tests.support.simulated_messages import simulate_message
 from tests.support.simulated_responses import simulate_response
 from tests.support.simulated_tokens import (
@@ -65,6 +66,9 @@ ACCEPTING_TURNS = 4
 """Turns of the event loop from a connection's acceptance until the server knows of it. Python 3.11 leaves a connection open
 whose server is closed in between, so no more are accepted first."""
 
+EMPTY_MEMBERS = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
+"""Members that vLLM writes in every message of an answer. Clients keep them, and send them back."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Says = Callable[[str, Mapping[str, Any]], str | Awaitable[str]]
 """Path of the adapter that is asked, or "", and the request → the answer's text."""
@@ -84,6 +88,8 @@ class Simulator:
         self.broken_names: set[str] = set()  # load with 200, answer with NaN
         self.resolver: Callable[[str], Awaitable[str | None]] | None = None  # name → path, as the plugin's (plugin/)
         self.says: Says | None = None  # text of a chat's answer
+        self.reasons: str | None = None  # reasoning before whole answers of the chat, responses and messages routes
+        self.form: Any = None  # JSON of whole answers to requests that demand a schema or a tool
         self.without_effect: set[str] = set()  # adapters that answer as the served model
         self.embeds = False
         self.root = "/models/tiny"  # the directory that it says it serves
@@ -299,9 +305,18 @@ class Simulator:
             text = self.says(self.loaded.get(body["model"], ""), body)
             said = text if isinstance(text, str) else await text
         number = float("nan") if fault == "nan" or body["model"] in self.broken_names else -0.5
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if self.form is None else "stop"}
         if chat:
-            choice |= {"message": {"role": "assistant", "content": said}, "logprobs": None, "score": number}
+            message: dict[str, Any] = {"role": "assistant", "content": said}
+            if self.reasons is not None or self.form is not None:
+                message |= {**EMPTY_MEMBERS, "reasoning": self.reasons}
+            if self.form is not None and (tool := called_tool(body)) is not None:
+                function = {"name": tool, "arguments": json.dumps(self.form)}
+                message |= {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+                choice["finish_reason"] = "tool_calls"
+            elif self.form is not None and wants_schema(body):
+                message["content"] = json.dumps(self.form)
+            choice |= {"message": message, "logprobs": None, "score": number}
         else:
             choice |= {"text": said, "logprobs": {"token_logprobs": [number], "tokens": ["w"]}}
         usage = {"prompt_tokens": 3, "total_tokens": 3 + TOKENS, "completion_tokens": TOKENS}
