@@ -49,8 +49,9 @@ def sign_command(
         else:
             blobs = resources.enter_context(BlobStore(artefacts, signatures=signatures))
         digests = sorted(needed_of(url))
-        for digest in digests if isinstance(blobs, RemoteBlobs) else ():
-            blobs.copy_unsigned(digest)
+        if isinstance(blobs, RemoteBlobs):
+            for digest in digests:
+                blobs.copy_unsigned(digest)
         found = audit(data, url, artefacts=artefacts, store_url=store_url)
         if status_of(found):
             show(found)

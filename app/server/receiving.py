@@ -58,8 +58,13 @@ async def _check_signature(upload: PendingUpload, caller: Caller, keys: UploadKe
     received = upload.received
     signed_by = await pool(keys.check, caller.tenant, upload.signature, received)
     if signed_by is not None:
-        digests = {"config": received.config_digest.hex, "weights": received.weights_digest.hex}
-        event("upload_signature_verified", adapter=caller.full(upload.name), **digests, key=signed_by)
+        event(
+            "upload_signature_verified",
+            adapter=caller.full(upload.name),
+            config=received.config_digest.hex,
+            weights=received.weights_digest.hex,
+            key=signed_by,
+        )
 
 
 def receiver(settings: Settings, components: Components, shares: Shares, closers: ExitStack) -> Receive:
