@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from typing import Final
 
 _SAMPLE: Final = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?(.*)")
+_RANK: Final = re.compile(rb'(^|,)engine="')
+"""vLLM's own label of this name, the rank among data-parallel replicas; within a value the quote would be escaped."""
 _ABOUT: Final = re.compile(rb"# (?:HELP|TYPE) (\S+).*")
 
 
 def merged(texts: Mapping[str, bytes]) -> bytes:
-    """Merge metrics in Prometheus text format, by engine, into one such text: each family once, its lines together."""
+    """Merge metrics in Prometheus text format, by engine, into one such text: each family once, its lines together.
+
+    vLLM's own label `engine` becomes `exported_engine`, as Prometheus names a label whose name is taken.
+    """
     heads: dict[bytes, dict[bytes, None]] = {}
     samples: dict[bytes, list[bytes]] = {}
     for engine, text in texts.items():
@@ -21,7 +26,8 @@ def merged(texts: Mapping[str, bytes]) -> bytes:
                 heads.setdefault(family, {}).setdefault(line)
             elif sample := _SAMPLE.fullmatch(line):
                 name, brace, rest = sample.groups()
-                labelled = b"%s{%s%s" % (name, label, b"," + rest if brace else b"}" + rest)
+                own = _RANK.sub(rb'\1exported_engine="', rest, count=1)
+                labelled = b"%s{%s%s" % (name, label, b"," + own if brace else b"}" + rest)
                 samples.setdefault(family, []).append(labelled)
     lines = [line for family in samples for line in (*_once(heads.get(family, {})), *samples[family])]
     return b"\n".join(lines) + b"\n"
