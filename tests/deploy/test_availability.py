@@ -1,4 +1,4 @@
-"""Pods that end, nodes that are drained, nodes that die: promises of deploy/kubernetes, as it would be applied."""
+"""Pods that end, nodes that are drained, nodes that die: promises of deploy/kubernetes and deploy/helm, as applied."""
 
 from typing import Final
 
@@ -7,8 +7,9 @@ import pytest
 from app.load.fleet.dns import LOOKUP_S
 from app.server.app import SHUTDOWN_S
 from tests.deploy.test_kubernetes import Resource, check, rendered
+from tests.support.helm import SOURCES
 
-FOLDERS: Final = ("base", "fleet", "llm-d")
+FOLDERS: Final = ("base", "fleet", "llm-d", *SOURCES)
 CACHED_S: Final = 30
 """Seconds for which answers of a cluster's DNS may be cached: kubeadm's default."""
 
@@ -79,8 +80,9 @@ def test_a_gateway_that_ends_has_the_time_that_its_requests_get(folder: str) -> 
     assert unannounced(container) >= 5  # proxies and Ingress controllers hear of it within seconds
 
 
-def test_gateways_wait_longer_where_others_answer_meanwhile() -> None:
-    assert float(settings("fleet")["GATEWAY_DRAIN_SECONDS"]) > float(settings("base")["GATEWAY_DRAIN_SECONDS"])
+@pytest.mark.parametrize(("several", "one"), [("fleet", "base"), ("helm-fleet", "helm")])
+def test_gateways_wait_longer_where_others_answer_meanwhile(several: str, one: str) -> None:
+    assert float(settings(several)["GATEWAY_DRAIN_SECONDS"]) > float(settings(one)["GATEWAY_DRAIN_SECONDS"])
 
 
 @every_folder

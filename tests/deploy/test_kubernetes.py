@@ -1,7 +1,7 @@
-"""deploy/kubernetes against the published schemas, offline, and against what docs/kubernetes.md promises.
+"""deploy/kubernetes and deploy/helm against the published schemas, offline, and against what docs/kubernetes.md promises.
 
 No cluster is asked. Where `kubectl` or `kustomize` is installed, the directories are rendered as they would be applied;
-otherwise the files are looked at one by one.
+otherwise the files are looked at one by one. Installations of the chart stand among them (`helm`, …), rendered by Helm.
 """
 
 import json
@@ -22,6 +22,7 @@ from app.domain.errors import Refused
 from app.domain.names import AdapterName, engine_name
 from app.serve.relay import PATHS
 from app.server.settings import Settings
+from tests.support import helm
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "kubernetes"
@@ -47,12 +48,16 @@ def files(folder: str) -> list[Path]:
 
 @cache
 def resources(folder: str) -> tuple[Resource, ...]:
+    if folder in helm.SOURCES:
+        return helm.render(helm.SOURCES[folder])
     folders = ("base",) if folder == "base" else ("base", folder)
     return tuple(one for name in folders for file in files(name) for one in documents(file))
 
 
 @cache
 def rendered(folder: str) -> tuple[Resource, ...]:
+    if folder in helm.SOURCES:
+        return helm.render(helm.SOURCES[folder])
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
             done = subprocess.run([*command, DEPLOY / folder], capture_output=True, text=True, timeout=60)
@@ -87,14 +92,14 @@ def check(resource: Resource, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("folder", ["base", "llm-d"])
+@pytest.mark.parametrize("folder", ["base", "llm-d", *helm.SOURCES])
 def test_every_resource_is_what_the_published_schemas_say(folder: str, version: str) -> None:
     assert len(resources(folder)) > 9
     for one in resources(folder):
         check(one, version)
 
 
-@pytest.mark.parametrize("folder", ["base", "llm-d", "ingress", "reference"])
+@pytest.mark.parametrize("folder", ["base", "llm-d", "ingress", "reference", *helm.SOURCES])
 def test_so_is_what_would_be_applied(folder: str) -> None:
     found = rendered(folder)
     for one in found:
@@ -128,14 +133,21 @@ def test_a_mistake_would_be_noticed(kind: str, name: str, at: tuple[str, ...], w
 # ---- what is promised ------------------------------------------------------------------------------------------------
 
 
-def config() -> dict[str, str]:
+either = pytest.mark.parametrize("folder", ["base", "helm", "helm-changed"])
+
+
+def config(folder: str = "base") -> dict[str, str]:
     """The gateway's settings."""
+    if folder in helm.SOURCES:
+        given = get("ConfigMap", "gateway", folder)["data"]
+        assert isinstance(given, dict)
+        return given
     made = yaml.safe_load((DEPLOY / "base" / "kustomization.yaml").read_text(encoding="utf-8"))["configMapGenerator"]
     return dict(line.split("=", 1) for line in made[0]["literals"])
 
 
-def container(kind: str, name: str) -> Resource:
-    (only,) = get(kind, name)["spec"]["template"]["spec"]["containers"]
+def container(kind: str, name: str, folder: str = "base") -> Resource:
+    (only,) = get(kind, name, folder)["spec"]["template"]["spec"]["containers"]
     assert isinstance(only, dict)
     return only
 
@@ -159,21 +171,26 @@ def policies(folder: str) -> list[Resource]:
     return [one for one in resources(folder) if one["kind"] == "NetworkPolicy"]
 
 
-def test_the_engines_ports_are_closed_to_all_but_the_gateway() -> None:
-    assert allowed_in(policies("base"), "engine") == {"gateway"}
-    assert allowed_in(policies("llm-d"), "engine") == {"gateway", "inference-gateway", "endpoint-picker"}
-    everything = get("NetworkPolicy", "nothing")["spec"]
+@pytest.mark.parametrize("folder", ["base", "llm-d", *helm.SOURCES])
+def test_the_engines_ports_are_closed_to_all_but_the_gateway(folder: str) -> None:
+    picked = {"inference-gateway", "endpoint-picker"} if folder == "llm-d" else set()
+    assert allowed_in(policies(folder), "engine") == {"gateway"} | picked
+    everything = get("NetworkPolicy", "nothing", folder)["spec"]
     assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    assert get("NetworkPolicy", "engine")["spec"]["egress"] == []
+    assert get("NetworkPolicy", "engine", folder)["spec"]["egress"] == []
 
 
-def test_nothing_is_published() -> None:
-    for one in resources("llm-d"):
+@pytest.mark.parametrize("folder", ["llm-d", *helm.SOURCES])
+def test_nothing_is_published(folder: str) -> None:
+    for one in resources(folder):
         assert one["kind"] != "Ingress"
         if one["kind"] == "Service":
             assert one["spec"].get("type", "ClusterIP") == "ClusterIP"
         if one["kind"] == "HTTPRoute":
             assert one["spec"]["parentRefs"] == [{"name": "inference-gateway"}]
+
+
+def test_only_the_gateway_reaches_the_proxy() -> None:
     (peer,) = get("NetworkPolicy", "inference-gateway", "llm-d")["spec"]["ingress"][0]["from"]
     assert peer == {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}
 
@@ -184,29 +201,34 @@ def test_only_inference_goes_through_the_proxy() -> None:
     assert {match["path"]["value"] for match in rule["matches"]} == {*PATHS.values(), "/health"}
 
 
-def test_the_name_that_is_looked_up_leads_to_every_engine_and_to_no_address_of_all() -> None:
-    engines = get("StatefulSet", "engine")["spec"]
-    service, headless = engines["serviceName"], get("Service", engines["serviceName"])["spec"]
+@either
+def test_the_name_that_is_looked_up_leads_to_every_engine_and_to_no_address_of_all(folder: str) -> None:
+    engines = get("StatefulSet", "engine", folder)["spec"]
+    service, headless = engines["serviceName"], get("Service", engines["serviceName"], folder)["spec"]
     assert headless["clusterIP"] == "None"
     assert headless["publishNotReadyAddresses"] is False
     assert headless["selector"].items() <= engines["template"]["metadata"]["labels"].items()
-    (port,) = container("StatefulSet", "engine")["ports"]
+    (port,) = container("StatefulSet", "engine", folder)["ports"]
     assert headless["ports"][0]["port"] == port["containerPort"]
-    assert dns_name(config()["GATEWAY_ENGINE_URL"]) == DnsName(service, port["containerPort"])
-    (peer,) = get("NetworkPolicy", "gateway")["spec"]["egress"][0]["to"]
+    assert dns_name(config(folder)["GATEWAY_ENGINE_URL"]) == DnsName(service, port["containerPort"])
+    (peer,) = get("NetworkPolicy", "gateway", folder)["spec"]["egress"][0]["to"]
     assert peer["podSelector"]["matchLabels"].items() <= engines["template"]["metadata"]["labels"].items()
 
 
+@either
 def test_the_settings_are_settings_and_the_engine_has_the_same_limits(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in config().items():
+    for key, value in config(folder).items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("GATEWAY_API_KEYS_FILE")
     monkeypatch.setenv("GATEWAY_API_KEYS", "a-key-of-sixteen-characters")
     settings = Settings()  # type: ignore[call-arg]  # all from the environment
-    assert {key.removeprefix("GATEWAY_").lower() for key in config()} <= settings.model_fields_set | {"api_keys_file"}
-    args = dict(arg.removeprefix("--").partition("=")[::2] for arg in container("StatefulSet", "engine")["args"])
+    assert {key.removeprefix("GATEWAY_").lower() for key in config(folder)} <= settings.model_fields_set | {
+        "api_keys_file"
+    }
+    given = container("StatefulSet", "engine", folder)["args"]
+    args = dict(arg.removeprefix("--").partition("=")[::2] for arg in given)
     assert args["max-loras"] == str(settings.max_loras)
     assert args["max-lora-rank"] == str(settings.max_lora_rank)
     assert args["max-cpu-loras"] == str(settings.max_cpu_loras)
@@ -215,9 +237,10 @@ def test_the_settings_are_settings_and_the_engine_has_the_same_limits(
     assert "enable-lora" in args
 
 
-def test_engines_read_artefacts_where_the_gateway_writes_them_and_change_nothing() -> None:
+@either
+def test_engines_read_artefacts_where_the_gateway_writes_them_and_change_nothing(folder: str) -> None:
     engine, gateway = (
-        {mount["name"]: mount for mount in container(kind, name)["volumeMounts"]}
+        {mount["name"]: mount for mount in container(kind, name, folder)["volumeMounts"]}
         for kind, name in (("StatefulSet", "engine"), ("Deployment", "gateway"))
     )
     assert engine["artefacts"]["mountPath"] == gateway["artefacts"]["mountPath"] == "/data/artefacts"
@@ -225,33 +248,36 @@ def test_engines_read_artefacts_where_the_gateway_writes_them_and_change_nothing
     assert engine["model"]["readOnly"] is True
     assert "readOnly" not in gateway["artefacts"]
     claims = {
-        one["metadata"]["name"]: one["spec"]["accessModes"] for one in resources("base") if "Claim" in one["kind"]
+        one["metadata"]["name"]: one["spec"]["accessModes"] for one in resources(folder) if "Claim" in one["kind"]
     }
     assert claims["artefacts"] == ["ReadWriteMany"]
 
 
+@pytest.mark.parametrize("folder", ["base", *helm.SOURCES])
 @pytest.mark.parametrize(("kind", "name"), [("StatefulSet", "engine"), ("Deployment", "gateway")])
-def test_containers_have_few_rights(kind: str, name: str) -> None:
-    pod = get(kind, name)["spec"]["template"]["spec"]
+def test_containers_have_few_rights(kind: str, name: str, folder: str) -> None:
+    pod = get(kind, name, folder)["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is pod["enableServiceLinks"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    rights = container(kind, name)["securityContext"]
+    rights = container(kind, name, folder)["securityContext"]
     assert rights["readOnlyRootFilesystem"] is True
     assert rights["allowPrivilegeEscalation"] is False
     assert rights["capabilities"] == {"drop": ["ALL"]}
-    assert ":latest" not in container(kind, name)["image"]
+    assert ":latest" not in container(kind, name, folder)["image"]
 
 
-def test_the_engine_has_no_plugins_and_no_keys() -> None:
-    given = {one["name"]: one["value"] for one in container("StatefulSet", "engine")["env"]}
+@either
+def test_the_engine_has_no_plugins_and_no_keys(folder: str) -> None:
+    given = {one["name"]: one["value"] for one in container("StatefulSet", "engine", folder)["env"]}
     assert given["VLLM_PLUGINS"] == ""
     assert given["HF_HUB_OFFLINE"] == "1"
     assert not [name for name in given if "DEV_MODE" in name or "KEY" in name or "TOKEN" in name]
 
 
-def test_one_gateway_at_a_time() -> None:
-    gateway = get("Deployment", "gateway")["spec"]
+@either
+def test_one_gateway_at_a_time(folder: str) -> None:
+    gateway = get("Deployment", "gateway", folder)["spec"]
     assert (gateway["replicas"], gateway["strategy"]["type"]) == (1, "Recreate")
 
 

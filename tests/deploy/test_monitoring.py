@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.deploy.test_kubernetes import DEPLOY, ROOT, Resource, documents, files, rendered
+from tests.support.helm import SOURCES
 from tests.support.prometheus import HOME, RULES, Promtool
 
 MONITORING: Final = DEPLOY / "monitoring"
@@ -120,7 +121,7 @@ def test_a_mistake_would_be_noticed(kind: str, at: tuple[Any, ...], wrong: objec
         checked(changed)
 
 
-@pytest.mark.parametrize("folder", ["base", "fleet", "llm-d"])
+@pytest.mark.parametrize("folder", ["base", "fleet", "llm-d", *SOURCES])
 def test_the_monitor_finds_the_gateway_alone_and_its_port(folder: str) -> None:
     wanted = one("ServiceMonitor")["spec"]["selector"]["matchLabels"]
     services = [found for found in rendered(folder) if found["kind"] == "Service"]
@@ -156,10 +157,13 @@ def test_scrapes_are_dockers() -> None:
         assert seconds(end["scrapeTimeout"]) <= seconds(end["interval"])  # else the operator takes neither
 
 
-def test_a_cluster_without_the_operator_can_apply_the_rest() -> None:
+def test_all_of_it_is_for_the_operator() -> None:
     assert {found["apiVersion"].partition("/")[0] for found in rendered("monitoring")} == {GROUP}
-    for folder in ("base", "fleet", "llm-d", "ingress", "reference"):
-        assert not [found for found in rendered(folder) if found["apiVersion"].startswith(GROUP)]
+
+
+@pytest.mark.parametrize("folder", ["base", "fleet", "llm-d", "ingress", "reference", *SOURCES])
+def test_a_cluster_without_the_operator_can_apply_the_rest(folder: str) -> None:
+    assert not [found for found in rendered(folder) if found["apiVersion"].startswith(GROUP)]
 
 
 def test_the_guide_names_the_secret_and_the_label_that_lets_prometheus_in() -> None:
