@@ -1,7 +1,9 @@
 """PostgreSQL away at the start and under a gateway at work: told at once, nothing lost, and chat goes on."""
 
 import asyncio
+import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from app.domain.errors import STORE_AWAY, STORE_BUSY, STORE_FAILED, Unavailable
 from app.store.audit.audit import Promise
 from app.store.catalogue.catalogue import Catalogue
-from app.store.catalogue.postgres import with_patience
+from app.store.catalogue.postgres import VANISHED_SECONDS, with_patience
 from tests.store.making import NAME, published
 from tests.support.audited import rested
 from tests.support.gateway import OpenHouse, Running, form
@@ -51,6 +53,18 @@ def test_a_server_that_starts_later_is_waited_for(own_postgres: Server, caplog: 
     assert published(catalogue).number == 1
     catalogue.close()
     assert any("waiting for the catalogue's database" in line for line in caplog.messages)
+
+
+def test_a_host_that_vanishes_is_given_up_by_the_kernel(postgres: Server) -> None:
+    """Nothing can be pulled out here: the kernel's own settings of the connection say when it gives up."""
+    catalogue = Catalogue(postgres.fresh())
+    with catalogue._database.reading() as connection:
+        driver: Any = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.fileno())) as line:
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == VANISHED_SECONDS * 1000
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < VANISHED_SECONDS
+    catalogue.close()
 
 
 def test_what_is_not_a_matter_of_time_is_not_waited_for() -> None:

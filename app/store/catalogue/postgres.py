@@ -21,6 +21,10 @@ WRITERS_KEY: Final = 0x6C6F72612D676174
 CONNECT_SECONDS: Final = 5
 """Timeout of one connection attempt, seconds: a host that drops packets must not hold a request for minutes."""
 
+VANISHED_SECONDS: Final = 20
+"""Longest time without any sign of the server's host, seconds; then the connection is given up. A host that loses its power
+or its network says nothing, and the kernel alone would go on for a quarter of an hour."""
+
 STATEMENT_SECONDS: Final = 60
 """Longest statement, seconds; ours take milliseconds, a migration of a large catalogue longer."""
 
@@ -62,7 +66,12 @@ def postgres_engine(url: URL, busy_seconds: float) -> Engine:
         engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,  # a server that was restarted leaves dead connections behind
-            connect_args={"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 10, "keepalives_interval": 5},
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "tcp_user_timeout": VANISHED_SECONDS * 1000,
+            },
         )
     except ImportError as error:
         raise Unavailable(STORE_FAILED, "catalogue: PostgreSQL needs the extra `postgres` (psycopg)") from error
