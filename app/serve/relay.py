@@ -189,7 +189,8 @@ class Relay:
         target = self._routing_table.resolve(
             inference.model, asker.reach
         )  # may be another version than before the wait
-        body = addressed(written, target.engine_name, self._salt_of(asker.cache) if kind not in TOKENIZING else None)
+        salt = None if kind in TOKENIZING else self._salt_of(asker.cache, target.engine_name)
+        body = addressed(written, target.engine_name, salt)
         clock = Clock(self._hooks, target, began, waited)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
@@ -228,9 +229,15 @@ class Relay:
             return _read(kind, raw)
         return await self._pool(_read, kind, raw)
 
-    def _salt_of(self, cache: str | None) -> str | None:
-        """Return a salt that nobody outside this process can know or guess; it reveals neither a tenant nor a key."""
-        return None if cache is None else hmac.digest(self._salt_key, cache.encode(), "sha256").hex()
+    def _salt_of(self, cache: str | None, engine_name: str) -> str | None:
+        """Return a salt that nobody outside this process can know or guess; it reveals neither a tenant nor a key.
+
+        It is another for each version: vLLM's own cache keeps adapters apart, but caches outside it may go by salt and
+        tokens alone (vLLM's issue 44250, of LMCache).
+        """
+        if cache is None:
+            return None
+        return hmac.digest(self._salt_key, f"{cache}\0{engine_name}".encode(), "sha256").hex()
 
     async def _ask(
         self, name: str, path: str, body: bytes, headers: Mapping[str, str]

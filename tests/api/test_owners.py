@@ -214,8 +214,8 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-async def salt(running: Running, who: str, path: str) -> str | None:
-    answer = await ask(running, who, "POST", f"/v1/{path}", json={"model": SERVED, **ASKED[path]})
+async def salt(running: Running, who: str, path: str, model: str = SERVED) -> str | None:
+    answer = await ask(running, who, "POST", f"/v1/{path}", json={"model": model, **ASKED[path]})
     assert answer.status_code == 200, answer.text
     found: str | None = running.simulator.seen[-1].get("cache_salt")
     return found
@@ -241,6 +241,19 @@ async def test_cached_prompts_are_shared_among_the_keys_of_one_owner_only(
         assert refused(await ask(running, "bob", "POST", f"/v1/{path}", json=own)) == (400, "invalid_request")
     async with open_gateway(api_keys_file=keys) as running:
         assert await salt(running, "alice", path) != salts["alice"], "known to one process only"
+
+
+@pytest.mark.hostile("P17")
+async def test_a_cache_that_goes_by_the_salt_alone_keeps_versions_apart(open_gateway: OpenHouse, keys: Path) -> None:
+    """As LMCache's did (vLLM's issue 44250): the same tokens read by another adapter are other keys and values."""
+    async with open_gateway(api_keys_file=keys) as running:
+        for seed in range(2):
+            assert (await ask(running, "alice", "POST", "/adapters", files=form("mine", seed))).status_code == 201
+        models = (SERVED, "mine@1", "mine@2")
+        salts = [await salt(running, "alice", "completions", model) for model in models]
+        assert len({*salts}) == 3
+        assert salts[1] == await salt(running, "alice", "chat/completions", "mine@1")
+        assert salts[2] == await salt(running, "alice", "completions", "mine")
 
 
 async def test_an_open_gateway_salts_nothing(open_gateway: OpenHouse) -> None:
