@@ -33,7 +33,8 @@ class UsedBy:
 class Usage:
     """Sums over requests that reached an engine. cached_tokens: part of prompt_tokens that came from the engine's cache.
 
-    A stream whose client left before the engine told its counts has the pieces of text that were sent as completion_tokens.
+    A stream whose client left before the engine told its counts has the pieces of text that were sent as completion_tokens,
+    and the prompt_tokens that were told by then.
     """
 
     requests: int = 0

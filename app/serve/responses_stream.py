@@ -48,8 +48,8 @@ class ResponseStream(Stream):
         if parsed.get("type") == "error":
             message = str(parsed.get("message"))[:300].replace(self._target.engine_name, self._target.asked)
             raise refusal(_BROKEN, message)
-        response = parsed.get("response")
-        if isinstance(response, Mapping) and (usage := usage_of(response)) is not None:
+        labelled = parsed.get(self.LABELLED)  # a message tells its prompt's tokens at once, a response all at its end
+        if isinstance(labelled, Mapping) and (usage := usage_of(labelled)) is not None:
             self._usage = usage
         return parsed
 

@@ -107,10 +107,12 @@ class Clock:
                 self._hooks.more_tokens(self._target, self._arrived - last, first)
 
     def over(self, status: int, usage: Mapping[str, Any] | None, code: str | None = None) -> None:
-        """End the request. A stream that was cut short has no usage: its pieces of text then count as tokens."""
+        """End the request. Of a stream that was cut short the pieces of text count as tokens, unless more were told."""
         self.wait()
-        if usage is None and self._pieces:
-            usage = {"completion_tokens": self._pieces}
+        if self._pieces and (usage is None or code is not None):
+            told = (usage or {}).get("completion_tokens")
+            most = max(told, self._pieces) if isinstance(told, int) else self._pieces
+            usage = {**(usage or {}), "completion_tokens": most}
         self._hooks.answered(self._target, status, time.monotonic() - self._began, usage)
         self._hooks.own_work(self._own)
         if self.used is not None:

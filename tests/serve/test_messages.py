@@ -11,6 +11,7 @@ from app.domain.errors import SCHEMA_TOO_COSTLY, Refused
 from app.serve.request import parse
 from tests.support.gateway import Running, form
 from tests.support.simulated_events import WORDS
+from tests.support.simulated_messages import USAGE
 
 TEXT = "".join(WORDS)
 USER = {"role": "user", "content": "hello"}
@@ -119,7 +120,11 @@ async def test_a_client_that_leaves_ends_the_engines_work_and_its_tokens_are_cou
     async with asyncio.timeout(1.0):
         while running.simulator.running:
             await asyncio.sleep(0.01)
-    assert 'gateway_tokens_total{adapter="mine",kind="completion"}' in (await http.get("/metrics")).text
+    shown = (await http.get("/metrics")).text
+    assert f'gateway_tokens_total{{adapter="mine",kind="completion"}} {float(sent.count(b"text_delta"))}' in shown
+    assert f'gateway_tokens_total{{adapter="mine",kind="prompt"}} {float(USAGE["input_tokens"])}' in shown, (
+        "told at the beginning"
+    )
 
 
 @pytest.mark.parametrize(
