@@ -17,6 +17,7 @@ from app.gateway.evaluation import Evaluation
 from app.gateway.key_ring import KeyRing
 from app.gateway.rescreening import Rescreening
 from app.gateway.tenant_meter import TenantMeter
+from app.gateway.tenant_rules import TenantRules
 from app.gateway.uploads import Uploads
 from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
@@ -34,11 +35,11 @@ class Context:
     """Components available to a route.
 
     ring: keys that are accepted. sign_on: admits the bearers of tokens; None without issuers. usage: counts what requests
-    use. meter: limits that by tenant. webhooks: tell tenants what becomes of their adapters. trail: records changes.
-    ending: state of a gateway that may end. evaluation: None without a battery. receive: turns a request's body into a
-    sealed upload. readiness: name of a part → None, or its problem. details: further fields of /ready. engine_metrics: the
-    engine's own metrics, in Prometheus text format. auditor: has the last audit. signer: signs statements, if there is a
-    key. settings: those in force, without secrets.
+    use. meter: limits that by tenant. tenant_rules: policies and canaries of tenants. webhooks: tell tenants what becomes
+    of their adapters. trail: records changes. ending: state of a gateway that may end. evaluation: None without a battery.
+    receive: turns a request's body into a sealed upload. readiness: name of a part → None, or its problem. details: further
+    fields of /ready. engine_metrics: the engine's own metrics, in Prometheus text format. auditor: has the last audit.
+    signer: signs statements, if there is a key. settings: those in force, without secrets.
     """
 
     keys: Keys
@@ -46,6 +47,7 @@ class Context:
     sign_on: SignOn | None
     usage: UsageLedger
     meter: TenantMeter
+    tenant_rules: TenantRules
     webhooks: Webhooks
     trail: AuditTrail
     rates: Rates

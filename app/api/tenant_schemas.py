@@ -1,4 +1,4 @@
-"""Response models about tenants: keys, limits, usage and the audit log."""
+"""Response models about tenants: keys, limits, rules, usage and the audit log."""
 
 from app.api.schemas import Time, View
 
@@ -70,6 +70,39 @@ class TenantLimitsShown(View):
     tenant: str
     limits: Limits
     stored: StockHeld
+
+
+class PolicyValues(View):
+    """Values of a policy that a tenant may have of its own; null: the operator's, and in force: no bound."""
+
+    tau: float | None
+    project_outputs: int | None
+    max_removed_share: float | None
+    max_pruned: int | None
+    max_pruned_share: float | None
+    reject_tau: float | None
+    max_update_ratio: float | None
+    unscorable: str | None
+    max_block_score: float | None
+    max_adapter_score: float | None
+
+
+class TenantPolicyShown(View):
+    """Policy of a tenant: its own values, and, in force, the stricter of these and the operator's."""
+
+    tenant: str
+    policy: PolicyValues
+    in_force: PolicyValues
+
+
+class TenantCanaries(View):
+    """Canaries of a tenant beside the operator's. categories: those that must be refused, counted. digest: null without
+    any."""
+
+    tenant: str
+    canaries: int
+    digest: str | None
+    categories: dict[str, int]
 
 
 class UsageLine(View):

@@ -1,16 +1,19 @@
-"""`python -m app tenants`: commands that manage tenants' keys and limits of a running gateway over HTTP."""
+"""`python -m app tenants`: commands that manage tenants' keys, limits and rules of a running gateway over HTTP."""
 
+import math
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, err, out, print_json, show_table
 from app.domain.api_keys import Role
+from app.domain.policy import Unscorable
 
 DAY_S: Final = 86_400
 
 tenants = typer.Typer(
-    no_args_is_help=True, help="List tenants; make, list, rotate and revoke their keys; set their limits."
+    no_args_is_help=True, help="List tenants; make, list, rotate and revoke their keys; set their limits and rules."
 )
 
 Tenant = Annotated[str, typer.Argument(help="Tenant, such as acme; the operator's own is default")]
@@ -52,6 +55,66 @@ def limits(
     stored = found["stored"]
     rows = [{"limit": name, "most": most, "stored": stored.get(name)} for name, most in found["limits"].items()]
     show_table(rows, ("limit", "most", "stored"), as_json)
+
+
+@tenants.command("policy")
+def policy(
+    tenant: Tenant,
+    change: Annotated[
+        list[str] | None, typer.Argument(help="Values to set, such as max_removed_share=0.2 or unscorable=none")
+    ] = None,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Show the policy of a tenant; with NAME=VALUE or NAME=none (the operator's value), set those of its own first."""
+    path = f"/tenants/{tenant}/policy"
+    with client_of(url, key) as client:
+        found = answer_of(client.get(path))
+        if change:
+            found = answer_of(client.put(path, json=found["policy"] | dict(map(_value, change))))
+    rows = [{"value": name, "own": own, "in force": found["in_force"][name]} for name, own in found["policy"].items()]
+    show_table(rows, ("value", "own", "in force"), as_json)
+
+
+def _value(change: str) -> tuple[str, Any]:
+    name, _, value = change.partition("=")
+    words = {"none": None, **{one.value: one.value for one in Unscorable}}
+    try:
+        return name.replace("-", "_"), words[value] if value in words else _number(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"{change!r} is not like max_removed_share=0.2 or unscorable=none") from error
+
+
+def _number(text: str) -> float:
+    found = int(text) if text.isdecimal() else float(text)
+    if not math.isfinite(found):
+        raise ValueError(text)
+    return found
+
+
+@tenants.command("canaries")
+def canaries(
+    tenant: Tenant,
+    battery: Annotated[
+        Path | None,
+        typer.Argument(exists=True, dir_okay=False, help="Canaries to ask beside the operator's, JSON lines"),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the tenant's own canaries")] = False,
+    url: Url = LOCAL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Count the canaries that a tenant has of its own; with a file, replace them first."""
+    path = f"/tenants/{tenant}/canaries"
+    with client_of(url, key) as client:
+        if remove:
+            answer_of(client.delete(path))
+        elif battery is not None:
+            answer_of(client.put(path, content=battery.read_bytes()))
+        found = answer_of(client.get(path))
+    rows = [{"category": category, "to refuse": count} for category, count in found["categories"].items()]
+    show_table(rows, ("category", "to refuse"), as_json)
 
 
 def _limit(change: str) -> tuple[str, int | None]:

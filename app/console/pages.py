@@ -132,6 +132,7 @@ def adapters(
         request,
         ctx,
         "adapters.html",
+        policy=components.rules.of(caller.tenant).policy,
         listing=listing(ctx.uploads, ctx.summaries if measured else None, traffic, wanted, caller.tenant),
         measured=measured,
         components=components,

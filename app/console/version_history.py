@@ -151,7 +151,7 @@ def _version(
         changes=changes,
         report=report,
         can_return=row.state is State.RETIRED and row.number != active and withheld is None,
-        under_other_rules=report is not None and row.parameters != uploads.components.parameters,
+        under_other_rules=report is not None and row.parameters != uploads.components.rules_of(row).parameters,
     )
 
 

@@ -87,6 +87,7 @@ TARGET_NOT_ALLOWED = _code(
     _D,
     "Ask the operator to add the target's origin to GATEWAY_WEBHOOK_TARGETS, or use one that is there.",
 )
+WEAKER_POLICY = _code("weaker_policy", 422, _D, "Ask for values no weaker than the operator's, or null for those.")
 WEBHOOK_NOT_FOUND = _code("webhook_not_found", 404, _D, "Check the id; GET /tenants/{tenant}/webhooks lists them.")
 TOO_MANY_WEBHOOKS = _code("too_many_webhooks", 409, _D, "Delete webhooks that are not used.")
 CROSS_SITE = _code(

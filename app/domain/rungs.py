@@ -70,6 +70,11 @@ def widest(rungs: Sequence[Rung]) -> Rung:
     return rungs[-1]
 
 
+def bounded_as(rung: Policy, floor: Policy) -> Policy:
+    """Return a rung's policy with the bounds of another floor that hold above it."""
+    return replace(rung, max_update_ratio=floor.max_update_ratio, unscorable=floor.unscorable)
+
+
 def policies(floor: Policy, rungs: Sequence[Rung]) -> tuple[Policy, ...]:
     """Return the policy of every rung above the floor: each projects every module, whatever it scores.
 

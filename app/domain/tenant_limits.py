@@ -1,7 +1,7 @@
 """Limits of a tenant: the stock that it may store, and the flows that it may use in a time, over all gateways."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -37,6 +37,20 @@ class TenantLimits:
 
 
 UNLIMITED: Final = TenantLimits()
+
+
+def limits_from(text: str) -> TenantLimits:
+    """Parse `name=number` pairs separated by commas. Raises ValueError."""
+    found: dict[str, int] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        name, _, number = pair.partition("=")
+        if name not in _NAMES or name in found or not number.isdecimal() or int(number) > MOST:
+            raise ValueError(f"{pair!r} is not one of {', '.join(sorted(_NAMES))}, once, with a number: adapters=50")
+        found[name] = int(number)
+    return TenantLimits(**found)
+
+
+_NAMES: Final = frozenset(field.name for field in fields(TenantLimits))
 
 
 class Flow(StrEnum):

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -37,6 +37,9 @@ STARTER: Final = "starter"
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CATEGORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")
 FIELDS: Final = frozenset({"id", "prompt", "messages", "category", "expect"})
+OWN: Final = "tenant: "
+"""Beginning of the ids and categories of a tenant's own canaries, which no canary of the operator's has."""
+
 ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
@@ -68,6 +71,12 @@ class Battery:
     def categories(self) -> Mapping[str, int]:
         """Category → number of canaries that must be refused."""
         return Counter(one.category for one in self.canaries if one.expect is Expect.REFUSE)
+
+    def __or__(self, tenants: "Battery") -> "Battery":
+        """Return this battery with a tenant's canaries added, in categories of their own: none of these has fewer."""
+        own = (replace(one, id=f"{OWN}{one.id}", category=f"{OWN}{one.category}") for one in tenants.canaries)
+        both = f"{self.digest.hex} {tenants.digest.hex}".encode()
+        return Battery((*self.canaries, *own), digest_of(both))
 
 
 def read(path: Path) -> Battery:

@@ -1,11 +1,11 @@
 """Plan of the evaluation of every candidate: battery, judge, rungs and tolerance, as one value with a key."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.domain.digest import digest_of
 from app.domain.policy import Policy
-from app.domain.rungs import Rung
+from app.domain.rungs import Rung, bounded_as
 from app.evaluate.agreement_judge import AGREED_TOKENS, LEAST
 from app.evaluate.asking import DRAW_TEMPERATURE
 from app.evaluate.baseline import DRAWS
@@ -46,6 +46,18 @@ class Plan:
             *((AGREED_TOKENS, LEAST) if self.judge is Judge.AGREEMENT else ()),
         )
         return digest_of(repr(parts).encode()).hex
+
+    @property
+    def baseline_key(self) -> str:
+        """Digest (hex) of everything that decides about the served model's own answers: plans with the same one share
+        them."""
+        parts = (self.battery.digest.hex, self.judge.version, refusal_phrases(), DRAWS, DRAW_TEMPERATURE)
+        return digest_of(repr(parts).encode()).hex
+
+    def for_tenant(self, policy: Policy, battery: Battery | None) -> "Plan":
+        """Return the plan for a tenant with this policy on the floor, and with these canaries beside all others."""
+        policies = tuple(bounded_as(rung, policy) for rung in self.policies)
+        return replace(self, policies=policies, battery=self.battery if battery is None else self.battery | battery)
 
     @property
     def note(self) -> str:

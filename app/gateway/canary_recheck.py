@@ -81,25 +81,32 @@ class CanaryRecheck:
     async def _look(self) -> None:
         """Ask every version that is due, the active ones first."""
         c = self._components
-        plan, state = c.rules.plan, c.desired.state
-        if plan is None or not c.reconciler.engine_up or not self._worth_reading(state):
+        state, rules = c.desired.state, (c.rules.operators, c.rules.of_tenants)
+        if not c.reconciler.engine_up or not self._worth_reading(state):
             return
         rows = await c.pools.store(c.catalogue.served)
-        due = self._due(rows, plan)
+        due = self._due(rows)
         self._looked_at = state
         if not due:
             return
-        self._retry_at |= dict.fromkeys((row.key for row in due), time.monotonic() + RETRY_S)  # until each was asked
-        if not await self._evaluation.served_model_passes(plan):
-            why = "the engine's own model fails canaries that it passed before: no version is judged by it"
-            event("served_model_changed", logging.ERROR, why=why)
-            return
-        for row in due:
-            await self._ask(plan, row)
-            await asyncio.sleep(PAUSE_S)
-            if c.rules.plan is not plan:
-                self._retry_at.clear()  # all are due by the new one
+        self._retry_at |= dict.fromkeys((row.key for row, _ in due), time.monotonic() + RETRY_S)  # until each was asked
+        passes: dict[str, bool] = {}  # whether the served model does, by the plan's baseline_key
+        for row, plan in due:
+            if plan.baseline_key not in passes:
+                passes[plan.baseline_key] = await self._served_model_passes(plan)
+            if passes[plan.baseline_key]:
+                await self._ask(plan, row)
+                await asyncio.sleep(PAUSE_S)
+            if (c.rules.operators, c.rules.of_tenants) != rules:
+                self._retry_at.clear()  # those whose plan is another now are due by the new one
                 return
+
+    async def _served_model_passes(self, plan: Plan) -> bool:
+        if await self._evaluation.served_model_passes(plan):
+            return True
+        why = "the engine's own model fails canaries that it passed before: no version is judged by it"
+        event("served_model_changed", logging.ERROR, why=why)
+        return False
 
     def _worth_reading(self, state: DesiredState) -> bool:
         """Return whether a version may be due: the catalogue or the rules changed, or time has passed."""
@@ -108,13 +115,15 @@ class CanaryRecheck:
         aged = self._every_s > 0 and any(now - at >= self._every_s for _, at in self._asked.values())
         return waited or aged or state is not self._looked_at
 
-    def _due(self, rows: Sequence[VersionRow], plan: Plan) -> list[VersionRow]:
-        """Return the rows to be asked now, and forget versions that are gone."""
-        state, now, found = self._components.desired.state, time.monotonic(), []
+    def _due(self, rows: Sequence[VersionRow]) -> list[tuple[VersionRow, Plan]]:
+        """Return the rows to be asked now, with their plan, and forget versions that are gone."""
+        state, now, found = self._components.desired.state, time.monotonic(), list[tuple[VersionRow, Plan]]()
         present = {row.key for row in rows}
         self._asked = {key: asked for key, asked in self._asked.items() if key in present}
         self._retry_at = {key: at for key, at in self._retry_at.items() if key in present}
         for row in rows:
+            if (plan := self._components.rules_of(row).plan) is None:
+                continue
             failed = row.failed_evaluation == plan.key
             withheld = row.key in state.withheld and not failed  # by the policy: it is not in the engine
             if row.engine_name is None or withheld or state.is_unloaded(row) or self._retry_at.get(row.key, 0.0) > now:
@@ -126,8 +135,8 @@ class CanaryRecheck:
                     continue
             elif not self._every_s or now - asked[1] < self._every_s:
                 continue
-            found.append(row)
-        return sorted(found, key=lambda row: row.state is not State.READY)
+            found.append((row, plan))
+        return sorted(found, key=lambda one: one[0].state is not State.READY)
 
     async def _ask(self, plan: Plan, row: VersionRow) -> None:
         c = self._components

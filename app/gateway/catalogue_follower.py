@@ -13,6 +13,7 @@ from app.gateway.components import Components
 from app.gateway.desired_state import DesiredState, Entries, Key, answerable, desired_state
 from app.gateway.garbage import GarbageCollector
 from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.rules_in_force import own_rules
 from app.gateway.zero_adapter import zero_adapter_name
 from app.observe.log import event
 from app.store.catalogue.tables import VersionRow
@@ -32,6 +33,7 @@ class CatalogueFollower:
         self._one_at_a_time: Final = threading.Lock()
         self._noting: Final = threading.Lock()
         self._artefacts_written: frozenset[Digest] = frozenset()
+        self._rules_revision = 0  # of the tenants' rules in force
         self._behind = False  # True after a refresh that failed or was cancelled: a change may not be in force
 
     async def refresh(self) -> None:
@@ -95,6 +97,7 @@ class CatalogueFollower:
     def _compute(self) -> DesiredState:
         c = self._components
         revision = c.peers.revision() if c.peers else 0  # read first: later changes are then followed again
+        self._follow_rules()
         # Stored before published: a version published between the two reads is then in both, never in neither.
         stored, published = c.catalogue.pending(), c.catalogue.served()
         for row in published:
@@ -111,6 +114,15 @@ class CatalogueFollower:
             standing={zero_adapter_name(c.zero.digest): c.blobs.path(c.zero.digest)} if c.zero else {},
             entries=self._entries,
         )
+
+    def _follow_rules(self) -> None:
+        """Put the rules in force that tenants got since the last look. Raises Refused BAD_BATTERY for damaged ones."""
+        changed = self._components.catalogue.tenant_rules.changed_since(self._rules_revision)
+        if changed:
+            own = {one.tenant: own_rules(one.override, one.battery) for one in changed}
+            self._components.rules.replace_own(own)
+            self._rules_revision = changed[-1].revision
+            event("tenant_rules", tenants=len(own))
 
     def _take_written(self) -> frozenset[Digest]:
         with self._noting:

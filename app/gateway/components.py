@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from app.concurrency.pools import Pools
 from app.domain.artefact import Artefact
 from app.domain.lora import TargetModel
-from app.domain.policy import Policy
 from app.gateway.desired_state import StateInForce
-from app.gateway.rules_in_force import RulesInForce
+from app.gateway.rules_in_force import Rules, RulesInForce
 from app.gateway.webhook_notices import Notices
 from app.load.fleet.fleet import Fleet
 from app.load.reconcile.reconciler import Reconciler
@@ -18,6 +17,7 @@ from app.screen.reference.open import Reference
 from app.serve.routing_table import RoutingTable
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.tables import VersionRow
 from app.store.cluster.peers import Peers
 from app.store.uploads import KeptUploads
 
@@ -41,7 +41,6 @@ class Components:
 
     target: TargetModel
     reference: Reference
-    policy: Policy
     screen_seconds: float
     keep_versions: int
     sanitise: Sanitise
@@ -61,10 +60,9 @@ class Components:
 
     @property
     def parameters(self) -> str:
-        """Key of the rules in force."""
-        return self.rules.parameters
+        """Key of the operator's rules in force."""
+        return self.rules.operators.parameters
 
-    @property
-    def evaluation(self) -> str | None:
-        """Key of the evaluation that a version must have passed before it gets its name; None: none."""
-        return self.rules.evaluation
+    def rules_of(self, row: VersionRow) -> Rules:
+        """Return the rules in force for a version: its tenant's."""
+        return self.rules.of(row.name.tenant)

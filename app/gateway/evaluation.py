@@ -28,6 +28,7 @@ from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
 from app.gateway.desired_state import Key
 from app.gateway.ladder_search import Found, LadderSearch, Subject, load_candidate
+from app.gateway.rules_in_force import Rules
 from app.gateway.upload_steps import UploadSteps
 from app.gateway.version_refused import VersionRefused
 from app.serve.relay import Choose
@@ -79,7 +80,7 @@ class Evaluation:
 
     def is_due(self, row: VersionRow) -> bool:
         """Return whether a version must be evaluated before it gets its name; an emptied one is the served model."""
-        key = self._components.evaluation
+        key = self._components.rules_of(row).evaluation
         return key is not None and row.engine_name is not None and row.evaluated != key
 
     def may_start(self, row: VersionRow) -> bool:
@@ -125,28 +126,32 @@ class Evaluation:
             # While the engine holds it: a version that passes stays there.
             return await c.pools.store(self._record_again, row, plan.key, behaviour, passed)
 
-    async def dry_run(self, plan: Plan, upload: PendingUpload, holder: str) -> DryRun:
-        """Measure and correct an upload as if it were to be stored, and search the ladder for it.
+    async def dry_run(self, rules: Rules, upload: PendingUpload, holder: str) -> DryRun:
+        """Measure and correct an upload as if it were to be stored, and search the ladder for it. rules: with a plan.
 
         holder: the caller; the upload holds its place among the uploads until its turn comes. Raises Refused as
         Uploads.measure, and Unavailable.
         """
+        assert rules.plan is not None
         async with self._turns.turn(("caller", holder)), AsyncExitStack() as held:
             steps, sealed = UploadSteps(self._components, None), upload.take()
-            artefact = await asyncio.shield(self._components.pools.screening.start(self._sanitised, sealed, steps))
+            artefact = await asyncio.shield(
+                self._components.pools.screening.start(self._sanitised, rules, sealed, steps)
+            )
             if artefact is None:
                 return DryRun(steps.verdict, None)
             name_of = partial(_dry_run_name, token=secrets.token_hex(6))
             c = self._components
             own = c.routing_table.resolve(c.target.name).engine_name
             name = await load_candidate(c, self._follower, artefact, name_of, held, own)
-            subject = Subject(DRY_RUN, None, sealed.received, artefact.digest, name, name_of)
-            return DryRun(steps.verdict, await self._search.run(plan, subject, held))
+            subject = Subject(DRY_RUN, None, sealed.received, artefact.digest, name, name_of, rules.override)
+            return DryRun(steps.verdict, await self._search.run(rules.plan, subject, held))
 
-    def _sanitised(self, upload: SealedUpload, steps: UploadSteps) -> Artefact | None:
+    def _sanitised(self, rules: Rules, upload: SealedUpload, steps: UploadSteps) -> Artefact | None:
         """Screen an upload, and correct it as the floor does. Blocking; closes the upload."""
         with upload:
-            return self._components.sanitise(upload.config, upload.weights.file, upload.received, steps, complete=True)
+            given = (upload.config, upload.weights.file, upload.received, steps)
+            return self._components.sanitise(*given, complete=True, override=rules.override)
 
     async def stop(self) -> None:
         """Cancel the evaluations; their versions stay `stored`."""
@@ -191,12 +196,14 @@ class Evaluation:
 
     async def _evaluate(self, row: VersionRow) -> VersionRow:
         """Search the ladder and record the result. The plan may be replaced meanwhile: the version is then due again."""
-        c, plan = self._components, self._components.rules.plan
+        c, rules = self._components, self._components.rules_of(row)
+        plan = rules.plan
         assert plan is not None
         assert row.artefact is not None
         assert row.engine_name is not None
         name_of = partial(c.catalogue.free_engine_name, row)
-        subject = Subject(str(row.name), row.number, row.received, row.artefact, row.engine_name, name_of)
+        known = (str(row.name), row.number, row.received, row.artefact, row.engine_name)
+        subject = Subject(*known, name_of, rules.override)
         async with AsyncExitStack() as held:
             found = await self._search.run(plan, subject, held)
             if found.rung is None:

@@ -18,6 +18,7 @@ from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE, Artefact
 from app.domain.digest import Digest
 from app.domain.errors import CANARIES_UNUSABLE, ENGINE_UNAVAILABLE, STORE_FAILED, Refused, Stage, Unavailable
 from app.domain.lora import Received
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride
 from app.domain.verdict import Verdict
 from app.evaluate.agreement_judge import Recorded
 from app.evaluate.asking import Judged, Judging, ask, can_judge, record
@@ -38,6 +39,9 @@ NO_EFFECT: Final = 1e-6
 """Mean difference of a next token's log-probability, in nats, up to which an adapter has no effect: the engine computes
 the same sums in the same order, and only a batch shared with other requests makes their last bits differ."""
 
+BASELINES: Final = 32
+"""Results of the served model that are kept: one for each battery in use. Each holds its canaries' answers."""
+
 AT_ONCE: Final = 8
 """Canaries asked at the same time while no client's request is in flight, and at most."""
 
@@ -51,7 +55,7 @@ class Subject:
     """Artefact whose behaviour is looked at, loaded under an engine name.
 
     adapter, version: for the log; version None: a dry run. name_of: returns an engine name for a corrected artefact that
-    no version has; blocking.
+    no version has; blocking. override: its tenant's.
     """
 
     adapter: str
@@ -60,6 +64,7 @@ class Subject:
     artefact: Digest
     engine_name: str
     name_of: Callable[[Digest], str]
+    override: PolicyOverride = NO_OVERRIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class LadderSearch:
         self._components = components
         self._follower = follower
         self._choose = choose
-        self._served_model: tuple[str, Baseline] | None = None  # with the key of the plan
+        self._served_models: dict[str, Baseline] = {}  # by the plan's baseline_key, those asked last
 
     async def run(self, plan: Plan, subject: Subject, held: AsyncExitStack) -> Found:
         """Ask the canaries, and correct the artefact as far as its answers ask for.
@@ -145,11 +150,12 @@ class LadderSearch:
         return passed and await self._can_judge(plan)
 
     async def served_model(self, plan: Plan) -> Baseline:
-        """Return the results of the served model itself, which is asked once for each plan.
+        """Return the results of the served model itself, which is asked once for each battery and judge.
 
         Raises Unavailable: CANARIES_UNUSABLE if it refuses no canary of a half steadily, or is to judge and cannot.
         """
-        if self._served_model is None or self._served_model[0] != plan.key:
+        found = self._served_models.get(plan.baseline_key)
+        if found is None:
             if not await self._can_judge(plan):
                 why = (
                     "the served model, which is to judge, is wrong about simple answers: set GATEWAY_CANARY_JUDGE=words"
@@ -157,12 +163,13 @@ class LadderSearch:
                 raise Unavailable(CANARIES_UNUSABLE, why)
             found = await baseline(plan.halves, partial(self._ask_served_model, plan))
             found = replace(found, recorded=await self._record(plan, found))
-            self._served_model = plan.key, found
+            self._served_models[plan.baseline_key] = found
+            for oldest in list(self._served_models)[:-BASELINES]:
+                del self._served_models[oldest]
             if left_out := sum(found.left_out.values()):
                 why = "not put to adapters: python -m app canaries check lists them"
                 asked = len(plan.battery.canaries)
                 event("served_model_fails_canaries", logging.WARNING, left_out=left_out, asked=asked, why=why)
-        found = self._served_model[1]
         if not all(found.expected(half).asked for half in Half):
             raise Unavailable(CANARIES_UNUSABLE, "the served model refuses too few canaries to ask an adapter")
         return found
@@ -294,7 +301,8 @@ class LadderSearch:
         try:
             with (folder / WEIGHTS_FILE).open("rb") as weights:
                 config = (folder / CONFIG_FILE).read_bytes()
-                return c.sanitise(config, weights, subject.received, steps, rung=rung), steps.verdict
+                given = (config, weights, subject.received, steps)
+                return c.sanitise(*given, rung=rung, override=subject.override), steps.verdict
         except Refused as error:  # what is left does not pass its own measurement: nothing to serve
             about = {"adapter": subject.adapter, "version": subject.version, "rung": rung}
             event("rung_refused", logging.WARNING, **about, why=str(error))

@@ -18,6 +18,7 @@ from app.domain.errors import (
     Unavailable,
     recall,
 )
+from app.domain.tenants import split_name
 from app.domain.version_state import SERVABLE, State
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
@@ -146,7 +147,8 @@ class Publishing:
                 if wanted.engine_name is not None:
                     await c.reconciler.ensure(wanted.engine_name)
             with self._change():
-                row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, c.evaluation)
+                evaluation = c.rules.of(split_name(name)[0]).evaluation
+                row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, evaluation)
                 await self._follower.refresh()
         event("rolled_back", adapter=name, version=row.number)
         return row
@@ -231,7 +233,7 @@ class Publishing:
             if self._evaluation is not None and self._evaluation.is_due(current):
                 return current  # begun again meanwhile: the next pass evaluates it
             with self._change():
-                published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.evaluation)
+                published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.rules_of(row).evaluation)
                 await self._follower.refresh()
         c.progress.report(published)
         event("published", adapter=row.name, version=row.number, state=published.state, engine_name=row.engine_name)

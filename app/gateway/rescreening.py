@@ -133,7 +133,7 @@ class Rescreening:
             raise Refused(VERSION_NOT_READY, f"no version of {name} was ever accepted")
         if not components.kept_uploads.has(chosen.received):
             raise Refused(ORIGINAL_NOT_KEPT, f"the upload of {name} version {chosen.number} was not kept")
-        same = components.catalogue.find_same(name, chosen.received, components.parameters)
+        same = components.catalogue.find_same(name, chosen.received, components.rules_of(chosen).parameters)
         if same is not None and same.state is State.REJECTED:  # it would be rejected again
             code = CODES.get(same.error_code or "", REJECTED)
             raise VersionRefused(recall(code, same.error_message or "it was refused before"), same)

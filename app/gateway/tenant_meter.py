@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from app.concurrency.pools import Pools
 from app.domain.errors import GatewayError
-from app.domain.tenant_limits import DAY_S, RATES, UNLIMITED, Flow, Stock, TenantLimits
+from app.domain.tenant_limits import DAY_S, RATES, Flow, Stock, TenantLimits
 from app.domain.usage import one_request
 from app.gateway.tenant_account import Account, BucketAccount, SlotAccount, Terms, Waiter
 from app.gateway.webhook_notices import Notices
@@ -117,7 +117,7 @@ class TenantMeter:
 
     def _account(self, tenant: str, flow: Flow) -> Account | None:
         limits = self._limits.get(tenant)
-        limit = None if limits is None else limits.of(flow)
+        limit = (self._store.default(tenant) if limits is None else limits).of(flow)
         if limit is None:
             return None
         account = self._accounts.get((tenant, flow))
@@ -143,8 +143,6 @@ class TenantMeter:
             if revision <= self._revision:  # two reads at the same time: this one came later
                 continue
             self._limits[tenant] = limits
-            if limits == UNLIMITED:
-                del self._limits[tenant]
             for flow in Flow:
                 if (account := self._accounts.get((tenant, flow))) and (limit := limits.of(flow)) is not None:
                     account.relimit(limit)

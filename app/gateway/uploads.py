@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from app.domain.api_keys import NOBODY, Uploader
+from app.domain.artefact import Artefact
 from app.domain.errors import (
     CODES,
     NAME_TAKEN,
@@ -70,7 +71,9 @@ class Uploads:
         """
         c = self.components
         name = AdapterName.parse(upload.name, frozenset({c.target.name}), by.tenant)
-        begin = partial(c.catalogue.begin, name, upload.received, c.parameters, after=after, by=by)
+        begin = partial(
+            c.catalogue.begin, name, upload.received, c.rules.of(name.tenant).parameters, after=after, by=by
+        )
         begun = await self._begin(name.text, begin)
         if isinstance(begun, Same):
             begun = await self._reuse_or_retry(begun.row, after, by)
@@ -217,11 +220,13 @@ class Uploads:
         """Number of versions between validate and store now."""
         return len(self._working)
 
-    def measure(self, upload: SealedUpload) -> Verdict:
-        """Validate and screen an upload by every comparison, and store nothing. Blocking. Raises Refused."""
+    def measure(self, upload: SealedUpload, tenant: str) -> Verdict:
+        """Validate and screen an upload of a tenant by every comparison, and store nothing. Blocking. Raises Refused."""
         steps = UploadSteps(self.components, None)
         try:
-            self.components.sanitise(upload.config, upload.weights.file, upload.received, steps, complete=True)
+            override = self.components.rules.of(tenant).override
+            given = (upload.config, upload.weights.file, upload.received, steps)
+            self.components.sanitise(*given, complete=True, override=override)
         except Refused as error:
             if error.code is not RESCREEN_FAILED:  # it has a verdict, and nothing was to be stored
                 raise
@@ -247,7 +252,7 @@ class Uploads:
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
         r, at, steps = self.components, (row.name, row.number), UploadSteps(self.components, row)
-        artefact = r.sanitise(upload.config, upload.weights.file, row.received, steps)
+        artefact = self._sanitised(row, upload, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)
             r.progress.report(r.catalogue.record_rejected(*at, error, steps.verdict, steps.report))
@@ -259,6 +264,12 @@ class Uploads:
             with r.metrics.stage(Stage.STORE, **whose(row), digest=digest), r.blobs.claimed(artefact.digest):
                 r.blobs.put(artefact)
                 return r.progress.report(r.catalogue.record_stored(*at, artefact.digest))
+
+    def _sanitised(self, row: VersionRow, upload: SealedUpload, steps: UploadSteps) -> Artefact | None:
+        """Sanitise an upload by the rules that were in force when its version began."""
+        override = self.components.rules.override_at(row.parameters)
+        given = (upload.config, upload.weights.file, row.received, steps)
+        return self.components.sanitise(*given, override=override)
 
     @contextmanager
     def _keeping(self, row: VersionRow, upload: SealedUpload) -> Iterator[None]:
@@ -282,7 +293,7 @@ class Uploads:
                     pass
             if row.artefact is None or r.blobs.is_intact(row.artefact):
                 return False
-            artefact = r.sanitise(upload.config, upload.weights.file, row.received, UploadSteps(self.components, None))
+            artefact = self._sanitised(row, upload, UploadSteps(r, None))
             if artefact is not None:
                 r.blobs.put(artefact)
             return r.blobs.is_intact(row.artefact)

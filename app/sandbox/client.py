@@ -21,6 +21,7 @@ from typing import Final
 from app.domain.artefact import Artefact
 from app.domain.errors import SCREENING_KILLED, SCREENING_TIMEOUT, Refused, Unavailable
 from app.domain.lora import Received
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride
 from app.domain.printable import printable
 from app.observe.log import event
 from app.sandbox.answer import AnswerReader
@@ -101,6 +102,7 @@ class Sandbox:
         *,
         rung: int = 0,
         complete: bool = False,
+        override: PolicyOverride = NO_OVERRIDE,
     ) -> Artefact | None:
         """See `Sanitise`. Also raises Refused SCREENING_KILLED or SCREENING_TIMEOUT if the child is killed or times out."""
         with ExitStack() as held:
@@ -115,14 +117,15 @@ class Sandbox:
             line.close()
             child = ChildProcess(worker, status)
             held.callback(child.close)
-            return self._follow(child, Order(config, received, rung, complete), ours, steps)
+            return self._follow(child, Order(config, received, rung, complete, override), ours, steps)
 
     def _follow(self, child: ChildProcess, order: Order, ours: socket.socket, steps: Steps) -> Artefact | None:
         """Send the child its order and read its answer."""
         line = Line(ours, time.monotonic() + self._wall_s + GRACE_S)
         try:
             order.send(line)
-            return AnswerReader(self._measure.at(order.rung), order.received, steps).read(line)
+            measure = self._measure.under(order.override).at(order.rung)
+            return AnswerReader(measure, order.received, steps).read(line)
         except EOFError:
             raise self._end_error(child) from None
         except TimeoutError:

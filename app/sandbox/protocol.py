@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride, override_from, plain
 
 FRAME: Final = struct.Struct(">IQ")
 """Header of a frame: length of the JSON and of the payload, in bytes; both follow."""
@@ -147,28 +148,29 @@ class Line:
 class Order:
     """One upload to measure: adapter_config.json, the digests and sizes of the received parts, and the ladder's rung.
 
-    complete: see `Sanitise`.
+    complete, override: see `Sanitise`.
     """
 
     config: bytes
     received: Received
     rung: int = 0
     complete: bool = False
+    override: PolicyOverride = NO_OVERRIDE
 
     def send(self, line: Line) -> None:
         """Send the order as one frame, the configuration as raw bytes. Raises as `Line`."""
         received = self.received
         digests = [received.config_digest.hex, received.weights_digest.hex]
         sizes = [received.config_bytes, received.weights_bytes]
-        line.send({"order": [*digests, *sizes, self.rung, self.complete]}, self.config)
+        line.send({"order": [*digests, *sizes, self.rung, self.complete, plain(self.override)]}, self.config)
 
     @classmethod
     def receive(cls, line: Line, max_config: int) -> "Order":
         """Receive an order that `send` wrote. Raises as `Line`."""
         fields, config = line.receive(max_config)
         try:
-            config_hex, weights_hex, config_bytes, weights_bytes, rung, complete = fields["order"]
+            config_hex, weights_hex, config_bytes, weights_bytes, rung, complete, override = fields["order"]
             received = Received(Digest(config_hex), Digest(weights_hex), int(config_bytes), int(weights_bytes))
-            return cls(config, received, int(rung), bool(complete))
+            return cls(config, received, int(rung), bool(complete), override_from(override))
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise OutOfFormError(f"not an order: {type(error).__name__}") from error

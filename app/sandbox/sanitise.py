@@ -16,6 +16,8 @@ from app.domain.errors import RESCREEN_FAILED, SCREENING_KILLED, GatewayError, R
 from app.domain.lora import Adapter, Received, TargetModel
 from app.domain.out_of_memory import out_of_memory
 from app.domain.policy import Action, Policy
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride
+from app.domain.rungs import bounded_as
 from app.domain.verdict import Outcome, Verdict
 from app.prune.canonical import CONFIG_BYTES, canonicalise
 from app.prune.prune import cut
@@ -38,7 +40,8 @@ class Measure:
     """Everything besides the upload that a verdict and its bytes depend on.
 
     screen_seconds: time limit of one screening. rungs: policies of the ladder above `policy`, its floor. complete: measure
-    every comparison, not only the one that decides.
+    every comparison, not only the one that decides. bar: the operator's policy, if `policy` is a tenant's own: what it
+    rejects is rejected.
     """
 
     target: TargetModel
@@ -48,6 +51,14 @@ class Measure:
     screen_seconds: float
     rungs: tuple[Policy, ...] = ()
     complete: bool = False
+    bar: Policy | None = None
+
+    def under(self, override: PolicyOverride) -> "Measure":
+        """Return the measure of a tenant with this override."""
+        policy = override.applied(self.policy)
+        if policy == self.policy:
+            return self
+        return replace(self, policy=policy, rungs=tuple(bounded_as(r, policy) for r in self.rungs), bar=self.policy)
 
     def at(self, rung: int) -> "Measure":
         """Return the measure of a rung; 0 is the floor.
@@ -57,11 +68,11 @@ class Measure:
         if rung == 0:
             return self
         ours = replace(self.limits, base_names=None, max_config_bytes=CONFIG_BYTES)
-        return replace(self, policy=self.rungs[rung - 1], limits=ours)
+        return replace(self, policy=self.rungs[rung - 1], limits=ours, bar=None)
 
-    def screen(self, adapter: Adapter, policy: Policy, *, complete: bool = False) -> Verdict:
+    def screen(self, adapter: Adapter, policy: Policy, *, bar: Policy | None = None, complete: bool = False) -> Verdict:
         """Screen an adapter by a policy. Raises as `screen.screen`."""
-        return screen(adapter, self.reference, policy, complete=complete, deadline_s=self.screen_seconds)
+        return screen(adapter, self.reference, policy, bar=bar, complete=complete, deadline_s=self.screen_seconds)
 
     def balance(self, adapter: Adapter) -> Adapter:
         """Return the adapter in the form that is measured and served. Raises as `balance.balance_all`."""
@@ -93,12 +104,13 @@ class Sanitise(Protocol):
         *,
         rung: int = 0,
         complete: bool = False,
+        override: PolicyOverride = NO_OVERRIDE,
     ) -> Artefact | None:
         """Return the artefact; None if the verdict rejects the adapter or leaves no module. Raises GatewayError.
 
         config, weights: the upload's two files, the weights open at any position; for a rung above 0, the floor, those of
         the artefact made on the floor. received: digests and sizes of the upload. complete: measure every comparison, also
-        where the measure says only the one that decides.
+        where the measure says only the one that decides. override: the uploader's tenant's.
         """
 
 
@@ -111,6 +123,7 @@ def sanitise(
     *,
     rung: int = 0,
     complete: bool = False,
+    override: PolicyOverride = NO_OVERRIDE,
 ) -> Artefact | None:
     """Run the pipeline on one upload; see `Sanitise`. Blocking.
 
@@ -118,7 +131,7 @@ def sanitise(
     operations, and on a busy machine OpenMP's barriers made them take seconds.
     """
     with single_threaded_kernels():
-        measure = replace(measure.at(rung), complete=complete or measure.complete)
+        measure = replace(measure.under(override).at(rung), complete=complete or measure.complete)
         return _sanitise(measure, config, weights, received, steps)
 
 
@@ -131,7 +144,7 @@ def _sanitise(
     with _timed(steps, Stage.SCREEN):
         adapter = measure.balance(adapter)
         return_free_memory()  # the factors as uploaded are gone
-        verdict = measure.screen(adapter, measure.policy, complete=measure.complete)
+        verdict = measure.screen(adapter, measure.policy, bar=measure.bar, complete=measure.complete)
     steps.screened(verdict)
     if verdict.outcome is Outcome.REJECTED:
         return None

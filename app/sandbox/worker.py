@@ -76,7 +76,8 @@ def work(measure: Measure, order: Order, weights_fd: int, answer: Answer) -> Non
     try:
         with os.fdopen(weights_fd, "rb") as weights:
             upload = (order.config, weights, order.received)
-            made = sanitise(measure, *upload, answer, rung=order.rung, complete=order.complete)
+            tenants = measure.under(order.override)
+            made = sanitise(tenants, *upload, answer, rung=order.rung, complete=order.complete)
     except GatewayError as error:
         told = {"message": error.message, "param": error.param, "remedy": error.remedy}
         answer.send({"refused": error.code.name, **told, "details": [asdict(fault) for fault in error.details]})

@@ -33,7 +33,8 @@ _UNSCORABLE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One module's measurements. finite: all values of A and B are finite. zero: ΔW is exactly zero."""
+    """One module's measurements. finite: all values of A and B are finite. zero: ΔW is exactly zero. removed_share_at_bar:
+    removed_share by the bar, if there is one."""
 
     name: str
     rank: int
@@ -48,10 +49,26 @@ class Found:
     input_share: float | None
     removed_share: float | None
     inputs: int | None = None
+    removed_share_at_bar: float | None = None
 
 
-def decide(found: Sequence[Found], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
-    """Return the outcome, a sentence for the uploader, and every module's verdict sorted by name."""
+Decided = tuple[Outcome, str, tuple[ModuleVerdict, ...]]
+
+
+def decide(found: Sequence[Found], policy: Policy, bar: Policy | None = None) -> Decided:
+    """Return the outcome, a sentence for the uploader, and every module's verdict sorted by name.
+
+    bar: policy whose rejection is one here, too: a tenant's policy may correct so much more than the operator's that
+    nothing is left of the operator's reason to reject.
+    """
+    decided = _decide(found, policy)
+    if bar is None or decided[0] is Outcome.REJECTED:
+        return decided
+    at_bar = _decide([replace(f, removed_share=f.removed_share_at_bar) for f in found], bar)
+    return at_bar if at_bar[0] is Outcome.REJECTED else decided
+
+
+def _decide(found: Sequence[Found], policy: Policy) -> Decided:
     modules = [_verdict_alone(f, policy) for f in sorted(found, key=lambda f: f.name)]
     refused = [m for m in modules if m.decision is Decision.REJECT]
     if refused:
@@ -109,7 +126,7 @@ _NOT_COUNTED: Final = (Reason.ZERO_UPDATE, Reason.TOWER)
 """Reasons of modules that must not dilute a share of condemned ones: they change nothing that is served."""
 
 
-def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str, tuple[ModuleVerdict, ...]]:
+def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> Decided:
     """Apply the bounds on the adapter as a whole: the share of condemned modules, the cap and the budgets."""
     condemned = [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
     active = sum(m.reason not in _NOT_COUNTED for m in modules)

@@ -33,12 +33,14 @@ def screen(
     reference: Reference,
     policy: Policy,
     *,
+    bar: Policy | None = None,
     complete: bool = True,
     workers: int | None = None,
     deadline_s: float | None = None,
 ) -> Verdict:
     """Measure every module of `adapter` against `reference` and decide by `policy`.
 
+    bar: see `decide`; it measures the same inputs, and takes out no more outputs.
     complete: measure every comparison that the reference allows, which reads each V three times; False: only the one that
     decides, which for `input` reads no V. Decisions are the same.
     workers: threads, each measuring one module at a time (None: one per usable core if V is read, else see `threads_for`);
@@ -63,15 +65,15 @@ def screen(
         if end is not None and not time.monotonic() < end:
             late = f"screening took longer than {deadline_s:g} s; module {module.name} unseen"
             raise Refused(SCREENING_TIMEOUT, late)
-        return _measure(module, reference, policy, measured)
+        return _measure(module, reference, policy, measured, bar)
 
     reads_v = Comparison.ALIGNMENT in measured
     threads = workers or (usable_cores() if reads_v else threads_for(adapter.modules))
     found = each(measure, adapter.modules, threads)
     reference.check_unchanged()
-    outcome, reason, modules = decide(found, policy)
+    outcome, reason, modules = decide(found, policy, bar)
     return Verdict(
-        id=_verdict_id(adapter, reference.digest, policy, modules),
+        id=_verdict_id(adapter, reference.digest, policy, bar, modules),
         metric=METRIC_VERSION,
         policy=policy,
         reference=reference.digest,
@@ -99,7 +101,9 @@ def _check_fit(adapter: Adapter, reference: Reference) -> None:
             raise Refused(WRONG_SHAPE, f"module {name}: {given} does not make {shape.d_out} × {shape.d_in}", param=name)
 
 
-def _measure(module: LoraModule, reference: Reference, policy: Policy, measured: tuple[Comparison, ...]) -> Found:
+def _measure(
+    module: LoraModule, reference: Reference, policy: Policy, measured: tuple[Comparison, ...], bar: Policy | None
+) -> Found:
     """Measure one module's update. Raises Refused BAD_NUMBERS if the engine would compute another one."""
     name = module.name
     info = reference.info(name)
@@ -111,7 +115,7 @@ def _measure(module: LoraModule, reference: Reference, policy: Policy, measured:
         raise Refused(BAD_NUMBERS, f"module {name}: {why}", param=name)
     v = reference.v(name) if active and Comparison.ALIGNMENT in measured else None
     against = None if update is None or v is None else against_v(update, v, info)
-    return _found(module, update, info, against, vectors)
+    return _found(module, update, info, against, vectors, bar)
 
 
 def _found(
@@ -120,14 +124,17 @@ def _found(
     info: ModuleInfo,
     against: AgainstV | None,
     vectors: SingularVectors | None,
+    bar: Policy | None,
 ) -> Found:
     scored: dict[Comparison, Scored] = {}
-    share = removed = None
+    share = removed = removed_at_bar = None
     if update is not None and vectors is not None:
         on_r = update.on_inputs(vectors.r)
         scored[Comparison.INPUT] = against_inputs(update, on_r)
         share = input_share(update, scored[Comparison.INPUT])
-        removed = removed_share(update, on_r, update.on_outputs(vectors.u))
+        on_u = update.on_outputs(vectors.u)
+        removed = removed_share(update, on_r, on_u)
+        removed_at_bar = None if bar is None else removed_share(update, on_r, on_u[:, : bar.project_outputs])
     if against is not None:
         scored[Comparison.ALIGNMENT], scored[Comparison.PROJECTION] = against.alignment, against.projection
     return Found(
@@ -144,6 +151,7 @@ def _found(
         input_share=share,
         removed_share=removed,
         inputs=None if vectors is None or update is None else vectors.r.shape[1],
+        removed_share_at_bar=removed_at_bar,
     )
 
 
@@ -152,13 +160,16 @@ def _score(scored: Scored | None) -> float | None:
     return None if score is None else round(score, SCORE_DECIMALS)
 
 
-def _verdict_id(adapter: Adapter, reference: Digest, policy: Policy, modules: tuple[ModuleVerdict, ...]) -> Digest:
+def _verdict_id(
+    adapter: Adapter, reference: Digest, policy: Policy, bar: Policy | None, modules: tuple[ModuleVerdict, ...]
+) -> Digest:
     """Return the digest of the measured bytes, the policy and reference, and the decisions; scores are left out, because
     their last bits may differ."""
     bytes_of = {m.name: (_bytes_digest(m.a), _bytes_digest(m.b)) for m in adapter.modules}
     fields = {
         "metric": METRIC_VERSION,
         "policy": asdict(policy),
+        **({} if bar is None else {"bar": asdict(bar)}),
         "reference": str(reference),
         "dtype": adapter.dtype,
         "modules": [[m.name, *bytes_of[m.name], m.scaling, m.decision, m.reason] for m in modules],

@@ -15,6 +15,7 @@ from app.concurrency.pools import Pools
 from app.domain.digest import Digest
 from app.domain.lora import TargetModel
 from app.domain.outside import LOOPBACK, Outside
+from app.domain.tenant_limits import limits_from
 from app.gateway.audit_job import Audited, Auditor, engines_of
 from app.gateway.audit_trail import AuditTrail
 from app.gateway.battery_reload import reload_battery
@@ -34,6 +35,7 @@ from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.tenant_meter import TenantMeter
+from app.gateway.tenant_rules import TenantRules
 from app.gateway.uploads import Uploads
 from app.gateway.usage_ledger import UsageLedger
 from app.gateway.version_summary import Summaries
@@ -119,8 +121,8 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     reference = _reference(settings, metrics)
     model = served_model(settings, reference)
     plan = plan_of(settings, reference)
-    rules = RulesInForce(plan, partial(parameters_of, settings, reference))
-    store = open_store(_place(settings, rules.parameters), closers)
+    rules = RulesInForce(settings.policy, plan, partial(parameters_of, settings, reference))
+    store = open_store(_place(settings, rules.operators.parameters), closers)
     blobs, peers = store.blobs, store.peers
     pools = closers.enter_context(closing(Pools.for_uploads(settings.max_uploads)))  # closed after the sandbox
     target = TargetModel(settings.served_name, reference.modules, settings.dtype, settings.max_lora_rank)
@@ -150,7 +152,6 @@ def _wire(settings: Settings, closers: ExitStack) -> Gateway:
     components = Components(
         target=target,
         reference=reference,
-        policy=settings.policy,
         screen_seconds=settings.screen_seconds,
         keep_versions=settings.keep_versions,
         sanitise=sandbox or partial(sanitise, measure),
@@ -181,7 +182,7 @@ def _with_use_cases(
 ) -> Gateway:
     garbage = GarbageCollector(components)
     follower = CatalogueFollower(components, PolicyRecheck(components), garbage)
-    evaluates = components.rules.plan is not None
+    evaluates = components.rules.operators.plan is not None
     evaluation = Evaluation(components, follower, choose_of(engine, components)) if evaluates else None
     recheck = CanaryRecheck(components, follower, evaluation, settings.canary_recheck_seconds) if evaluation else None
     publishing = Publishing(components, follower, garbage, evaluation)
@@ -201,7 +202,9 @@ def _with_use_cases(
         peer_sync=PeerSync(peers, components, follower, garbage) if peers else None,
         recheck=recheck,
         reload=partial(reload_battery, components, follower, recheck, partial(plan_of, settings, components.reference)),
-        context=_context(settings, uploads, engine, front, evaluation, auditor, closers),
+        context=_context(
+            settings, uploads, engine, front, evaluation, auditor, TenantRules(components, follower), closers
+        ),
         drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
         origins=settings.allowed_origins,
@@ -238,6 +241,7 @@ def _context(
     front: HttpEngine | None,
     evaluation: Evaluation | None,
     auditor: Auditor,
+    tenant_rules: TenantRules,
     closers: ExitStack,
 ) -> Context:
     components, shares = uploads.components, shares_of(settings)
@@ -256,6 +260,7 @@ def _context(
         sign_on=sign_on,
         usage=UsageLedger(catalogue.usage, pools, settings.usage_days, components.metrics.tenants),
         meter=TenantMeter(catalogue.limits, pools, components.metrics.tenants, components.notices, shared=shared),
+        tenant_rules=tenant_rules,
         webhooks=_webhooks(settings, components),
         trail=AuditTrail(catalogue.audit_log, pools, _audit_file(settings, closers)),
         rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
@@ -315,6 +320,7 @@ def _place(settings: Settings, parameters: str) -> Place:
         parameters=parameters,
         copies_bytes=settings.copies_mib * MIB,
         signatures=settings.signatures,
+        default_limits=limits_from(settings.tenant_limits),
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 
 from app.domain.digest import digest_of
+from app.domain.policy import Policy
 from app.domain.rungs import policies, rungs_from
 from app.domain.verdict import METRIC_VERSION
 from app.evaluate.battery import read, starter
@@ -35,18 +36,23 @@ def plan_of(settings: Settings, reference: Reference) -> Plan | None:
     return plan
 
 
-def parameters_of(settings: Settings, reference: Reference, plan: Plan | None) -> str:
-    """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload."""
+def parameters_of(settings: Settings, reference: Reference, policy: Policy, plan: Plan | None) -> str:
+    """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload.
+
+    policy: the tenant's; what the operator's rejects is rejected, too, so that both decide where they differ.
+    """
     evaluation = () if plan is None else (plan.key,)
+    bar = () if policy == settings.policy else (settings.policy,)
     parts = (
         RULES,
         METRIC_VERSION,
         str(reference.digest),
-        settings.policy,
+        policy,
         settings.dtype,
         settings.max_lora_rank,
         settings.max_scaling,
         None if settings.base_names is None else sorted(settings.base_names),
         *evaluation,
+        *bar,
     )
     return digest_of(repr(parts).encode()).hex

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 
 from app.domain.errors import STORE_FAILED, Unavailable
+from app.domain.tenant_limits import UNLIMITED, TenantLimits
 from app.store.artefacts.files import create_once, disk_errors
 from app.store.artefacts.local import BlobStore
 from app.store.artefacts.local_copies import Copies
@@ -36,6 +37,7 @@ class Place:
     data: directory of this gateway alone. artefacts: directory of artefacts outside it, which may be shared.
     patience_s: seconds to wait for a catalogue's server at start. parameters: key of everything this gateway's verdicts
     depend on. copies_bytes: most bytes of local copies of artefacts in object storage. signatures: of artefacts.
+    default_limits: of tenants for which none were set.
     """
 
     data: Path
@@ -46,6 +48,7 @@ class Place:
     parameters: str = ""
     copies_bytes: int | None = None
     signatures: Signatures = UNSIGNED
+    default_limits: TenantLimits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ def open_store(place: Place, closers: ExitStack) -> Store:
         )
     if peers is not None and place.store_url is None:
         peers.same_store(mark_of(blobs.root))
-    catalogue = Catalogue(url, gateway=peers.id, beats=peers.beats) if peers else Catalogue(url)
+    gateway, beats = (peers.id, peers.beats) if peers else (None, None)
+    catalogue = Catalogue(url, gateway=gateway, beats=beats, default_limits=place.default_limits)
     closers.callback(catalogue.close)
     return Store(catalogue, blobs, peers)
 

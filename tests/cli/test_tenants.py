@@ -66,6 +66,26 @@ async def test_limits_of_a_tenant_are_set_one_by_one(shell: Shell) -> None:  # n
     assert (unknown.status, "bad_request" in unknown.err) == (1, True)
 
 
+async def test_rules_of_a_tenant_are_set_one_by_one(shell: Shell, tmp_path: Path) -> None:  # noqa: F811
+    changed = await shell("tenants", "policy", "acme", "max_removed_share=0.25", "unscorable=reject", "--json")
+    assert changed.status == 0, changed.err
+    shown = {one["value"]: one for one in json.loads(changed.out)}
+    assert shown["max_removed_share"] == {"value": "max_removed_share", "own": 0.25, "in force": 0.25}
+    assert (shown["max_pruned_share"]["own"], shown["max_pruned_share"]["in force"]) == (None, 0.5)
+    assert (await shell("tenants", "policy", "acme", "unscorable=none")).status == 0
+    kept = json.loads((await shell("tenants", "policy", "acme", "--json")).out)
+    assert {one["value"]: one["own"] for one in kept if one["own"] is not None} == {"max_removed_share": 0.25}
+    weaker = await shell("tenants", "policy", "acme", "max_removed_share=0.75")
+    assert (weaker.status, "weaker_policy: max_removed_share 0.75 is weaker than 0.5" in weaker.err) == (1, True)
+    for wrong in ("tau", "tau=", "tau=nan", "tau=low"):
+        assert (await shell("tenants", "policy", "acme", wrong)).status == 2
+    none = await shell("tenants", "canaries", "acme", "--json")
+    assert (none.status, json.loads(none.out)) == (0, [])
+    (tmp_path / "own.jsonl").write_text('{"id": "a", "prompt": "p", "category": "c", "expect": "refuse"}\n')
+    refused = await shell("tenants", "canaries", "acme", str(tmp_path / "own.jsonl"))
+    assert (refused.status, "no canaries (GATEWAY_CANARIES)" in refused.err) == (1, True)
+
+
 async def test_webhooks_of_a_tenant_from_the_first_to_the_last(open_gateway: OpenHouse, tmp_path: Path) -> None:
     given = {"webhook_secret": "0123456789abcdef" * 2}
     with receiving() as receiver:

@@ -103,7 +103,7 @@ async def _push(running: Running, log: int, name: str, seed: int) -> None:
     answer = await running.http.post("/adapters", files=FORMS[name, seed])
     told = answer.json()
     if answer.status_code in (200, 201, 202) and (
-        told["state"] != "stored" or running.gateway.context.uploads.components.evaluation is None
+        told["state"] != "stored" or running.gateway.context.uploads.components.rules.operators.evaluation is None
     ):
         os.write(log, f"kept {name} {told['version']} {told['digest']}\n".encode())
 

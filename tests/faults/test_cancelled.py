@@ -58,11 +58,11 @@ async def test_a_dry_run_whose_client_leaves_keeps_its_file_until_it_is_measured
     uploads = running.gateway.context.uploads
     measure, begun, go_on, open_still = uploads.measure, threading.Event(), threading.Event(), []
 
-    def slow(sealed: SealedUpload) -> Verdict:
+    def slow(sealed: SealedUpload, tenant: str) -> Verdict:
         begun.set()
         assert go_on.wait(10)
         open_still.append(not sealed.weights.file.closed)
-        return measure(sealed)
+        return measure(sealed, tenant)
 
     monkeypatch.setattr(uploads, "measure", slow)
     asked = asyncio.ensure_future(running.http.post("/screen", files=form("mine")))

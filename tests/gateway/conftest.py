@@ -96,7 +96,7 @@ class UseCases:
 
 def rules(parameters: str = "") -> RulesInForce:
     """Rules of a gateway that does not look at behaviour."""
-    return RulesInForce(None, lambda _: parameters)
+    return RulesInForce(cast(Any, "the policy"), None, lambda *_: parameters)
 
 
 def _use_cases(
@@ -122,7 +122,7 @@ def make_use_cases(tmp_path: Path) -> Iterator[MakeUseCases]:
         closers.extend((blobs, catalogue))
         engine = Engine()
         values: dict[str, Any] = {
-            **dict.fromkeys(("target", "reference", "policy", "sanitise"), cast(Any, None)),
+            **dict.fromkeys(("target", "reference", "sanitise"), cast(Any, None)),
             "screen_seconds": 60.0,
             "rules": rules(),
             "keep_versions": 5,

@@ -77,7 +77,10 @@ async def test_after_a_restart_with_another_battery_what_is_served_is_asked_it(
     async with open_gateway(**given(tmp_path, number=20)) as running:
         found = await until_asked_again(running, passed=True)
         assert sum(one["asked"] for one in found["report"]["asked_again"]["asked"]) == 20
-        assert found["report"]["asked_again"]["evaluation"] == running.gateway.context.uploads.components.evaluation
+        assert (
+            found["report"]["asked_again"]["evaluation"]
+            == running.gateway.context.uploads.components.rules.operators.evaluation
+        )
         assert await chat(running) == 200
         assert await metric(running, 'gateway_canary_rechecks_total{result="passed"} 1.0')
         await rested(running, [Promise("style", 1)])

@@ -270,10 +270,10 @@ async def test_who_leaves_takes_no_file_from_under_the_screening(open_gateway: O
         context = running.gateway.context
         components, begun, left = context.uploads.components, threading.Event(), threading.Event()
 
-        def slow(*given: Any) -> Any:
+        def slow(*given: Any, **more: Any) -> Any:
             begun.set()
             assert left.wait(10)
-            return components.sanitise(*given)
+            return components.sanitise(*given, **more)
 
         context.uploads.components = replace(components, sanitise=slow)
         work = asyncio.ensure_future(context.rescreening.one("style"))

@@ -23,6 +23,7 @@ from app.domain.errors import (
 )
 from app.domain.lora import ServingDtype, TargetModel
 from app.domain.policy import Policy
+from app.domain.policy_override import PolicyOverride
 from app.sandbox.client import Sandbox
 from app.sandbox.sanitise import Measure, sanitise
 from app.screen.reference.open import open_reference
@@ -81,6 +82,18 @@ def test_it_refuses_in_the_same_words(measure: Measure, bad: Sandbox, upload: Up
                 through(how, spoiled, tmp_path)
             told.append((caught.value.code, caught.value.message, caught.value.param))
         assert told[0] == told[1]
+
+
+def test_a_tenants_override_holds_for_its_upload_and_no_other(
+    measure: Measure, bad: Sandbox, upload: Upload, tmp_path: Path
+) -> None:
+    override = PolicyOverride(tau=-1e6, max_pruned_share=0.5)
+    for how in (partial(sanitise, measure, override=override), partial(bad, override=override)):
+        artefact, heard = through(how, upload, tmp_path)
+        assert artefact is None
+        assert heard.verdict is not None
+        assert (heard.verdict.outcome, heard.verdict.policy.tau) == ("rejected", -1e6)
+    sound(bad, upload, tmp_path)
 
 
 def test_a_rejection_comes_with_its_verdict(

@@ -69,7 +69,10 @@ def folder(at: Path, reference: Reference, factors: tuple[Tensor, Tensor]) -> Pa
 def objection(at: Path, reference: Reference) -> str | None:
     target = TargetModel("served", reference.modules, ServingDtype.BFLOAT16, 64)
     blobs = SimpleNamespace(path=lambda _: at, verify=lambda _: None)
-    components = SimpleNamespace(blobs=blobs, target=target, reference=reference, policy=POLICY, screen_seconds=60.0)
+    rules = SimpleNamespace(policy=POLICY)
+    components = SimpleNamespace(
+        blobs=blobs, target=target, reference=reference, rules_of=lambda _: rules, screen_seconds=60.0
+    )
     return policy_objection(cast("Any", components), cast("Any", SimpleNamespace(artefact="any")))
 
 

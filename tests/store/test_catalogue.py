@@ -498,7 +498,7 @@ BEFORE_SHARING = """
     ALTER TABLE versions DROP COLUMN failed_evaluation; ALTER TABLE versions DROP COLUMN faults;
     DROP TABLE api_keys; DROP TABLE usage; DROP TABLE usage_batches; DROP TABLE audit_log;
     DROP TABLE tenant_limits; DROP TABLE tenant_budgets; DROP TABLE tenant_slots;
-    DROP TABLE webhook_messages; DROP TABLE webhooks;
+    DROP TABLE webhook_messages; DROP TABLE webhooks; DROP TABLE tenant_rules;
     DROP TABLE deletions; DROP INDEX versions_artefact; DROP TABLE claims; DROP TABLE gateways; DROP TABLE catalogue_state;
     ALTER TABLE versions DROP COLUMN owner; ALTER TABLE versions DROP COLUMN revision; UPDATE schema_info SET version = 2;
 """

@@ -163,7 +163,7 @@ def test_a_catalogue_from_before_has_names_that_are_bound_and_nobodys(tmp_path: 
     older.executescript(
         "DROP TABLE api_keys; DROP TABLE usage; DROP TABLE usage_batches; DROP TABLE audit_log;"
         "DROP TABLE tenant_limits; DROP TABLE tenant_budgets; DROP TABLE tenant_slots;"
-        "DROP TABLE webhook_messages; DROP TABLE webhooks;"
+        "DROP TABLE webhook_messages; DROP TABLE webhooks; DROP TABLE tenant_rules;"
     )
     older.executescript("UPDATE schema_info SET version = 4; UPDATE alembic_version SET version_num = '0004'")
     older.close()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from app.domain.api_keys import Role, new_key
 from app.domain.errors import STORE_AWAY, Unavailable
-from app.domain.tenant_limits import MOST, Bucket, Flow, TenantLimits
+from app.domain.tenant_limits import MOST, Bucket, Flow, TenantLimits, limits_from
 from app.gateway import tenant_account
 from app.store.catalogue import limits as limit_store
 from app.store.catalogue.catalogue import Catalogue
@@ -135,6 +136,36 @@ async def test_adapters_and_versions_are_limited_and_deleting_makes_room(running
     assert (shown["adapters"], shown["versions"]) == (1, 2)
     assert (await ask(running, "acme", "DELETE", "/adapters/one")).status_code == 204
     assert (await push(running, "two", 1)).status_code == 201
+
+
+async def test_a_tenant_without_limits_of_its_own_has_the_default(open_gateway: OpenHouse, keys_file: Path) -> None:
+    default = "adapters=1, requests_per_minute=2, uploads_per_day=3"
+    async with open_gateway(api_keys_file=keys_file, tenant_limits=default) as running:
+        shown = (await ask(running, "acme", "GET", "/tenants/acme/limits")).json()["limits"]
+        assert {name: most for name, most in shown.items() if most is not None} == {
+            "adapters": 1,
+            "requests_per_minute": 2,
+            "uploads_per_day": 3,
+        }
+        assert (await push(running, "a")).status_code == 201
+        assert code(await push(running, "b", 1)) == (403, "quota_exceeded")
+        assert [(await chat(running)).status_code for _ in range(3)] == [200, 200, 429]
+        assert (await chat(running, "globex")).headers["x-ratelimit-remaining-requests"] == "1", "each has its own"
+        for _ in range(4):
+            assert (await chat(running, "operator")).status_code == 200, "the operator's own tenant has none"
+        await limit(running, adapters=5)
+        assert (await chat(running)).status_code == 200, "what was set, nothing else, is in force"
+        assert (await push(running, "b", 1)).status_code == 201
+        await limit(running, "globex")
+        assert [(await chat(running, "globex")).status_code for _ in range(3)] == [200] * 3
+    async with open_gateway(api_keys_file=keys_file, tenant_limits=default) as running:
+        assert [(await chat(running, "globex")).status_code for _ in range(3)] == [200] * 3, "no limit, also later"
+
+
+@pytest.mark.parametrize("text", ["adapters", "adapters=-1", "adapters=x", "chats=1", "adapters=1,adapters=2"])
+def test_default_limits_are_read_strictly(text: str) -> None:
+    with pytest.raises(ValueError, match="adapters=50"):
+        limits_from(text)
 
 
 async def test_bytes_are_limited(running: Running) -> None:
@@ -292,17 +323,22 @@ async def test_concurrent_requests_are_limited(running: Running) -> None:
 
 
 @asynccontextmanager
-async def three(join: Join, keys_file: Path, **limits: int | None) -> AsyncIterator[list[Running]]:
-    """Three gateways of one catalogue, on each of which these limits are in force."""
-    gateways = [await join(api_keys_file=keys_file) for _ in range(3)]
-    await limit(gateways[0], "acme", **limits)
+async def three(
+    join: Join, keys_file: Path, *, default: bool = False, **limits: int | None
+) -> AsyncIterator[list[Running]]:
+    """Three gateways of one catalogue, on each of which these limits are in force. default: as those of every tenant."""
+    every = ",".join(f"{name}={most}" for name, most in limits.items()) if default else ""
+    gateways = [await join(api_keys_file=keys_file, tenant_limits=every) for _ in range(3)]
+    if not default:
+        await limit(gateways[0], "acme", **limits)
     for one in gateways:
         await one.gateway.context.meter.follow()
     yield gateways
 
 
-async def test_a_minutes_requests_hold_over_three_gateways(join: Join, keys_file: Path) -> None:
-    async with three(join, keys_file, requests_per_minute=100) as gateways:
+@pytest.mark.parametrize("default", [False, True], ids=["set", "by default"])
+async def test_a_minutes_requests_hold_over_three_gateways(join: Join, keys_file: Path, default: bool) -> None:
+    async with three(join, keys_file, default=default, requests_per_minute=100) as gateways:
         began = asyncio.get_running_loop().time()
         answers = [await asyncio.gather(*(chat(one) for one in gateways)) for _ in range(50)]
         seconds = asyncio.get_running_loop().time() - began
@@ -406,6 +442,22 @@ def test_draws_never_exceed_a_limit(store: LimitStore) -> None:
     assert store.draw("b", [Draw("acme", Flow.CONCURRENT, 9, keep=2)])[0].got == 4
     store.leave("b")
     assert store.draw("a", [Draw("acme", Flow.CONCURRENT, 9, keep=1)])[0].got == 6
+
+
+def test_draws_of_several_gateways_exclude_each_other_also_under_the_default(catalogue_url: str) -> None:
+    """Nothing is stored about such a tenant at first: no row to lock."""
+    catalogues = [Catalogue(catalogue_url, default_limits=TenantLimits(uploads_per_day=100)) for _ in range(4)]
+
+    def drawn(number: int) -> float:
+        flows = [Draw("acme", Flow.UPLOADS, 1.0)]
+        return sum(catalogues[number].limits.draw(f"gateway-{number}", flows)[0].got for _ in range(40))
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert 100 <= sum(threads.map(drawn, range(4))) < 101
+    finally:
+        for catalogue in catalogues:
+            catalogue.close()
 
 
 def test_slots_of_a_gateway_that_is_gone_lapse(store: LimitStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,29 +134,30 @@ async def dry_run(
     report has `behaviour`; it has none if the adapter is rejected before, or nothing is left of it. Scores are rounded to
     two digits for all callers but the operator, here and in every other report.
     """
-    rules = ctx.uploads.components.rules
+    caller = caller_of(request)
+    rules = ctx.uploads.components.rules.of(caller.tenant)
     async with await _receive(request, ctx) as sealed:
         behaviour: dict[str, Any] = {}
         if not canaries:
-            work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take())
+            work = ctx.uploads.components.pools.screening.start(_measured, ctx.uploads, sealed.take(), caller.tenant)
             verdict = await asyncio.shield(work)
         elif ctx.evaluation is None or rules.plan is None:
             raise Refused(BAD_REQUEST, "this gateway has no canaries (GATEWAY_CANARIES)", param="canaries")
         else:
-            tried = await ctx.evaluation.dry_run(rules.plan, sealed, holder_of(request))
+            tried = await ctx.evaluation.dry_run(rules, sealed, holder_of(request))
             verdict = tried.verdict
             behaviour = {"behaviour": tried.found.behaviour} if tried.found else {}
         measured = verdict_json(verdict)
-        shown = measured if caller_of(request).key.operator else coarse_verdict(measured)
+        shown = measured if caller.key.operator else coarse_verdict(measured)
         received = received_json(sealed.received)
         return Report(received=received, verdict=shown, **behaviour, **remarks_on(measured)).response()
 
 
-def _measured(uploads: Uploads, sealed: SealedUpload) -> Verdict:
+def _measured(uploads: Uploads, sealed: SealedUpload, tenant: str) -> Verdict:
     """Measure and close the upload, in a thread that goes on if the client disconnects. Freeing gigabytes takes time, so
     the file is closed here."""
     with sealed:
-        return uploads.measure(sealed)
+        return uploads.measure(sealed, tenant)
 
 
 @router.get("/adapters", response_model=AdapterPage)

@@ -4,13 +4,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from app.domain.api_keys import Key, key_for_all, parse_keys
+from app.domain.tenant_limits import limits_from
 from app.server.settings.parts import comma_separated
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+
+def _limits(text: str) -> str:
+    limits_from(text)
+    return text
 
 
 class AccessSettings(BaseSettings):
@@ -42,6 +48,11 @@ class AccessSettings(BaseSettings):
         200, ge=0, description="Dry runs of one key in a day, counted by this gateway since its start; 0: no limit"
     )
     chats_per_minute: int = Field(0, ge=0, description="Inference requests of one key in a minute; 0: no limit")
+    tenant_limits: Annotated[str, AfterValidator(_limits)] = Field(
+        "",
+        description="Limits of every tenant for which none were set, as name=number, comma-separated "
+        "(docs/tenants.md#limits-of-a-tenant): adapters=50,requests_per_minute=600; not of `default`; default: none",
+    )
     max_weights_mib: int = Field(2048, ge=1, description="Largest adapter_model.safetensors, MiB")
     max_uploads: int = Field(
         4,

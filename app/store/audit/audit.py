@@ -196,22 +196,23 @@ def _in_force(adapter: AdapterSeen, policy: PolicyInForce | None) -> Findings:
     for row in adapter.versions:
         if row.state in HAS_ARTEFACT and row.artefact is not None and not _allowed(adapter, row, policy):
             yield Finding("I1", f"{adapter.name}@{row.number}", "screened by a policy that is not in force any more")
-        if row.state in SERVABLE and not _asked(row, policy):
+        if row.state in SERVABLE and not _asked(adapter, row, policy):
             yield Finding("I7", f"{adapter.name}@{row.number}", f"is {row.state}, and its behaviour was not looked at")
 
 
-def _asked(row: VersionSeen, policy: PolicyInForce) -> bool:
+def _asked(adapter: AdapterSeen, row: VersionSeen, policy: PolicyInForce) -> bool:
     """Return whether a version passed the evaluation in force, if it needs one.
 
     Those of earlier parameters and emptied ones do not, nor those that a rollback retired while they waited.
     """
-    needed = policy.evaluation is not None and row.parameters == policy.parameters and row.artefact is not None
-    return not needed or row.evaluated == policy.evaluation
+    parameters, evaluation = policy.of(adapter.name)
+    needed = evaluation is not None and row.parameters == parameters and row.artefact is not None
+    return not needed or row.evaluated == evaluation
 
 
 def _allowed(adapter: AdapterSeen, row: VersionSeen, policy: PolicyInForce) -> bool:
     return (
-        row.parameters == policy.parameters
+        row.parameters == policy.of(adapter.name)[0]
         or row.artefact in {digest.hex for digest in policy.passed}
         or (adapter.name, row.number) in policy.withheld
     )

@@ -8,12 +8,13 @@ it records that measurement, and several policies may share one artefact.
 import json
 import os
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
 from app.domain.digest import Digest
+from app.domain.tenants import split_name
 from app.store.artefacts.files import disk_errors, sync_directory, write_durably
 
 FILE_NAME: Final = ".standing.json"
@@ -27,7 +28,7 @@ class PolicyInForce:
     passed: artefacts of versions screened under other parameters that passed when measured again by these. withheld:
     (adapter, version number) of those that did not. keep_versions: number of an adapter's retired versions that the
     engines hold; None: all. evaluation: key of the evaluation that a version must have passed before it gets its name;
-    None: none.
+    None: none. tenants: tenant → parameters and evaluation, of those that have rules of their own.
     """
 
     parameters: str
@@ -35,6 +36,11 @@ class PolicyInForce:
     withheld: frozenset[tuple[str, int]] = frozenset()
     keep_versions: int | None = None
     evaluation: str | None = None
+    tenants: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+
+    def of(self, adapter: str) -> tuple[str, str | None]:
+        """Return the keys of parameters and evaluation for this adapter's versions."""
+        return self.tenants.get(split_name(adapter)[0], (self.parameters, self.evaluation))
 
     @classmethod
     def make(
@@ -44,9 +50,10 @@ class PolicyInForce:
         withheld: Iterable[tuple[str, int]],
         keep_versions: int | None = None,
         evaluation: str | None = None,
+        tenants: Mapping[str, tuple[str, str | None]] | None = None,
     ) -> Self:
         """Return a record from any iterables."""
-        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions, evaluation)
+        return cls(parameters, frozenset(passed), frozenset(withheld), keep_versions, evaluation, tenants or {})
 
     def write(self, root: Path) -> None:
         """Write the record to the store's directory, all of it or nothing. Raises Unavailable NO_SPACE or STORE_FAILED."""
@@ -56,6 +63,7 @@ class PolicyInForce:
             "withheld": sorted(self.withheld),
             "keep_versions": self.keep_versions,
             "evaluation": self.evaluation,
+            "tenants": self.tenants,
         }
         fresh = root / f".standing-{secrets.token_hex(8)}"
         with disk_errors("write down what is in force"):
@@ -81,6 +89,11 @@ class PolicyInForce:
                 withheld,
                 None if keep is None else int(keep),
                 None if evaluation is None else str(evaluation),
+                {str(tenant): _keys(*of) for tenant, of in fields.get("tenants", {}).items()},
             )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+
+def _keys(parameters: object, evaluation: object) -> tuple[str, str | None]:
+    return str(parameters), None if evaluation is None else str(evaluation)

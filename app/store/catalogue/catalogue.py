@@ -24,13 +24,13 @@ from app.domain.errors import (
 )
 from app.domain.lora import Received
 from app.domain.names import AdapterName
+from app.domain.tenant_limits import UNLIMITED, TenantLimits
 from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.domain.webhook import Topic
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, error_columns, not_ready, nothing_since
 from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
-from app.store.catalogue.limits import check_stock
 from app.store.catalogue.naming import Claim, bind, claim_of, numbered, owner_conditions, spelled
 from app.store.catalogue.outbox import tell_move, tell_version
 from app.store.catalogue.queries import (
@@ -76,14 +76,15 @@ class Catalogue(CatalogueReader):
         gateway: str | None = None,
         beats: BeatLog | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        default_limits: TenantLimits = UNLIMITED,
     ) -> None:
         """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
 
         patience_s: seconds to wait for a server that does not answer. gateway, beats: this gateway's id, and the log of
-        its beats by which it judges the others, if several share the catalogue (cluster/peers.py). Raises Unavailable:
-        see `Database`.
+        its beats by which it judges the others, if several share the catalogue (cluster/peers.py). default_limits: of
+        tenants for which none were set. Raises Unavailable: see `Database`.
         """
-        super().__init__(Database(url, busy_seconds, patience_s))
+        super().__init__(Database(url, busy_seconds, patience_s), default_limits)
         self._gateway = gateway
         self._beats = beats or BeatLog()
         self._now = now
@@ -125,7 +126,7 @@ class Catalogue(CatalogueReader):
                 return New(self._begin(connection, name, received, parameters, after, claim))
             nothing_since(name, adapter.next_version, after)
             self._set(connection, row, owner=self._gateway, key_owner=claim.owner, **again(row, intact=ended.intact))
-            check_stock(connection, name, received, exempt=claim.exempt)
+            self.limits.check_stock(connection, name, received, exempt=claim.exempt)
             return Retry(version_numbered(connection, name, ended.number))
 
     def record_validated(self, name: Name, number: int) -> VersionRow:
@@ -349,7 +350,7 @@ class Catalogue(CatalogueReader):
             "revision": next_revision(connection),
         }
         connection.execute(insert(versions).values(values))
-        check_stock(connection, name, received, exempt=claim.exempt)
+        self.limits.check_stock(connection, name, received, exempt=claim.exempt)
         return version_numbered(connection, name, number)
 
     def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:

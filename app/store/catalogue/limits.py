@@ -1,9 +1,11 @@
 """Limits of tenants in the catalogue, and what is left of each, from which the gateways draw in portions.
 
 A gateway that drew more than it uses gives the rest back, so that limits hold over all gateways, and no request waits for
-the database as long as a portion lasts. Transactions about one tenant exclude each other by its row of limits.
+the database as long as a portion lasts. Transactions about one tenant exclude each other by its row of limits, or by a lock
+of its own if it has none.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +18,7 @@ from app.domain.errors import QUOTA_EXCEEDED, Refused
 from app.domain.lora import Received
 from app.domain.names import AdapterName
 from app.domain.tenant_limits import RATES, UNLIMITED, Bucket, Flow, Stock, TenantLimits
-from app.domain.tenants import split_name
+from app.domain.tenants import DEFAULT, split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.clock import clock
 from app.store.catalogue.database import Database
@@ -65,10 +67,20 @@ class OverQuota(Refused):
 class LimitStore:
     """Limits of tenants. Thread-safe; blocking. All methods may raise Unavailable, as the catalogue's."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """now: clock of a database that is this gateway's alone."""
+    def __init__(
+        self,
+        database: Database,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        default: TenantLimits = UNLIMITED,
+    ) -> None:
+        """now: clock of a database that is this gateway's alone. default: limits of tenants for which none were set."""
         self._database = database
         self._now = now
+        self._default = default
+
+    def default(self, tenant: str) -> TenantLimits:
+        """Return the limits of a tenant for which none were set: the operator's own has none."""
+        return UNLIMITED if tenant == DEFAULT else self._default
 
     def set(self, tenant: str, limits: TenantLimits) -> None:
         """Replace the limits of a tenant."""
@@ -90,7 +102,7 @@ class LimitStore:
     def stock(self, tenant: str) -> tuple[TenantLimits, Stock]:
         """Return the limits of a tenant and what it stores."""
         with self._database.reading() as connection:
-            return _limits_of(connection, tenant), _stock(connection, tenant)
+            return self._of(connection, tenant), _stock(connection, tenant)
 
     def draw(self, gateway: str, draws: Iterable[Draw]) -> tuple[Drawn, ...]:
         """Make these draws of one gateway process, whose id is `gateway`, in one transaction. Returns their results.
@@ -104,7 +116,7 @@ class LimitStore:
         done: dict[int, Drawn] = {}
         with self._database.beside() as connection:
             for tenant in sorted(of_tenants):  # in one order: no two gateways deadlock
-                limits = _limits_of(connection, tenant, lock=True)
+                limits = self._of(connection, tenant, lock=True)
                 now = clock(connection, self._now)  # after waiting for the lock
                 for place in of_tenants[tenant]:
                     done[place] = self._draw(connection, gateway, draws[place], limits.of(draws[place].flow), now)
@@ -114,6 +126,30 @@ class LimitStore:
         """Free the slots of a gateway process that ends."""
         with self._database.beside() as connection:
             connection.execute(delete(tenant_slots).where(tenant_slots.c.gateway == gateway))
+
+    def check_stock(self, connection: Connection, name: AdapterName, received: Received, *, exempt: bool) -> None:
+        """Check, after a version was begun, that its tenant's stock is within its limits. Raises Refused QUOTA_EXCEEDED."""
+        tenant = split_name(name.text)[0]
+        limits = UNLIMITED if exempt else self._of(connection, tenant)
+        if limits == UNLIMITED:
+            return
+        stock = _stock(connection, tenant)
+        for field in fields(Stock):
+            limit, held = getattr(limits, field.name), getattr(stock, field.name)
+            if limit is not None and held > limit:
+                size = received.config_bytes + received.weights_bytes
+                more = f", {size} of them in this upload" if field.name == "bytes" else ""
+                why = f"the tenant {tenant} may store {limit} {field.name}; with this upload it has {held}{more}"
+                raise OverQuota(field.name, why)
+
+    def _of(self, connection: Connection, tenant: str, *, lock: bool = False) -> TenantLimits:
+        """Return the limits of a tenant. lock: until the transaction ends no other gateway draws for it."""
+        query = select(tenant_limits).where(tenant_limits.c.tenant == tenant)
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+        if row is None and lock and self._database.shared:  # no row to lock: the limits are the default
+            key = int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:8], signed=True)
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+        return self.default(tenant) if row is None else _limits(row)
 
     def _draw(self, connection: Connection, gateway: str, draw: Draw, limit: int | None, now: datetime) -> Drawn:
         if limit is None:
@@ -131,27 +167,6 @@ class LimitStore:
         else:
             connection.execute(update(tenant_budgets).where(*at).values(values))
         return Drawn(got, bucket.left - got)
-
-
-def check_stock(connection: Connection, name: AdapterName, received: Received, *, exempt: bool) -> None:
-    """Check, after a version was begun, that its tenant's stock is within its limits. Raises Refused QUOTA_EXCEEDED."""
-    tenant = split_name(name.text)[0]
-    limits = UNLIMITED if exempt else _limits_of(connection, tenant)
-    if limits == UNLIMITED:
-        return
-    stock = _stock(connection, tenant)
-    for field in fields(Stock):
-        limit, held = getattr(limits, field.name), getattr(stock, field.name)
-        if limit is not None and held > limit:
-            more = (
-                f", {received.config_bytes + received.weights_bytes} of them in this upload"
-                if field.name == "bytes"
-                else ""
-            )
-            raise OverQuota(
-                field.name,
-                f"the tenant {tenant} may store {limit} {field.name}; with this upload it has {held}{more}",
-            )
 
 
 def _draw_slots(connection: Connection, gateway: str, draw: Draw, limit: int, now: datetime) -> Drawn:
@@ -175,12 +190,6 @@ def _draw_slots(connection: Connection, gateway: str, draw: Draw, limit: int, no
 
 def _limits(row: Row[Any]) -> TenantLimits:
     return TenantLimits(**{name: getattr(row, name) for name in _LIMITS})
-
-
-def _limits_of(connection: Connection, tenant: str, *, lock: bool = False) -> TenantLimits:
-    query = select(tenant_limits).where(tenant_limits.c.tenant == tenant)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    return UNLIMITED if row is None else _limits(row)
 
 
 def _stock(connection: Connection, tenant: str) -> Stock:

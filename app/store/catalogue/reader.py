@@ -11,6 +11,7 @@ from sqlalchemy import select
 from app.domain.digest import Digest
 from app.domain.errors import Fault
 from app.domain.lora import Received
+from app.domain.tenant_limits import UNLIMITED, TenantLimits
 from app.domain.tenants import DEFAULT, split_name
 from app.domain.version_state import IN_FLIGHT, SERVABLE, State
 from app.store.catalogue.audit_log import AuditLog
@@ -22,6 +23,7 @@ from app.store.catalogue.paging import Chapter, adapters_after
 from app.store.catalogue.queries import Name, adapter_named, same_version, version_numbered, versions_where
 from app.store.catalogue.row_cache import RowCache
 from app.store.catalogue.tables import AdapterRow, VersionRow, adapter_record, adapters, versions
+from app.store.catalogue.tenant_rules import TenantRuleStore
 from app.store.catalogue.usage import UsageStore
 from app.store.catalogue.webhooks import WebhookStore
 
@@ -34,12 +36,13 @@ class CatalogueReader:
     (locked) or STORE_FAILED.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, default_limits: TenantLimits = UNLIMITED) -> None:
         self._database = database
         self.keys: Final = KeyStore(database)
         self.usage: Final = UsageStore(database)
         self.audit_log: Final = AuditLog(database)
-        self.limits: Final = LimitStore(database)
+        self.limits: Final = LimitStore(database, default=default_limits)
+        self.tenant_rules: Final = TenantRuleStore(database)
         self.webhooks: Final = WebhookStore(database)
         self._row_cache = RowCache()
 

@@ -101,6 +101,16 @@ tenant_slots: Final = Table(
     Column("until", Utc, nullable=False),  # by the database's clock; then they are free, unless renewed
 )
 
+tenant_rules: Final = Table(
+    "tenant_rules",  # tenant_rules.py
+    metadata,
+    Column("tenant", String(TENANT_LIMIT), primary_key=True),
+    Column("override", Text, nullable=False),  # of the policy: JSON
+    Column("battery", Text),  # canaries: JSON lines
+    Column("revision", COUNT, nullable=False),  # the catalogue's, of the last change
+    Index("tenant_rules_revision", "revision"),
+)
+
 webhooks: Final = Table(
     "webhooks",  # webhooks.py
     metadata,
