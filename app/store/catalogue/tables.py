@@ -26,7 +26,7 @@ from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, IN_BYTE_ORDER, Utc
 
-SCHEMA_VERSION: Final = 11
+SCHEMA_VERSION: Final = 12
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 metadata: Final = MetaData()
