@@ -2,8 +2,7 @@
 /v1/responses and /v1/embeddings; Anthropic's /v1/messages; vLLM's /tokenize and /detokenize.
 """
 
-import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Final
@@ -15,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.access.caller import caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context, context_of, holder_of
+from app.api.disconnects import unless_disconnected
 from app.api.openapi import EVENTS, body, fields
 from app.api.schemas import (
     Completion,
@@ -159,7 +159,7 @@ async def _answer(request: Request, kind: Kind) -> Response:
             asker = Asker(caller.reach, caller.cache, _counting(ctx.usage.counter(caller.key), tally))
             admit = partial(_admit, ctx, holder, tally, held)
             answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, asker)
-            answer = await _unless_disconnected(request, answering)
+            answer = await unless_disconnected(request, answering, _discard)
             if answer is None:
                 return Response(status_code=CLIENT_GONE)
             return _response(answer, held, ctx.meter.headers(caller.key.tenant))
@@ -183,28 +183,10 @@ def _counting(counted: Used, tally: Tally | None) -> Used:
     return used
 
 
-async def _unless_disconnected(request: Request, answering: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """Await the answer; return None if the client disconnects first. The body is read, so the next message is the
-    disconnect."""
-    work = asyncio.ensure_future(answering)
-    disconnected = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    except asyncio.CancelledError:
-        work.add_done_callback(_discard)
-        raise
-    finally:
-        work.cancel()
-        disconnected.cancel()
-
-
-def _discard(work: "asyncio.Future[Answer]") -> None:
-    """Close an answer that will not be sent, so that the engine is released now and not at garbage collection."""
-    if not work.cancelled() and work.exception() is None:
-        body = work.result().body
-        if isinstance(body, Stream):
-            body.close()
+def _discard(answer: Answer) -> None:
+    """Close an answer that will not be sent, so that the engine is released."""
+    if isinstance(answer.body, Stream):
+        answer.body.close()
 
 
 class _Streaming(StreamingResponse):
