@@ -15,6 +15,7 @@ One adapter's way, left to right; none of these rooms knows another:
     upload → validate → screen → prune → store → load
 
     upload       strangers' bytes → one sealed, digested file each
+    fetch        a source's name → its bytes at one commit, for upload to seal
     validate     sealed files → an Adapter, or the rule they broke
     screen       Adapter + pinned reference → a Verdict, module by module
     prune        Adapter + Verdict → canonical bytes without what it cut

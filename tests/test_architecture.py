@@ -97,7 +97,7 @@ PERMITTED: Final = {
     "transformers": {"screen", "demo", "bench"},
     "peft": {"demo", "bench"},
     "sqlalchemy": {"store"},
-    "httpx": {"load", "access", "notify", "cli", "demo", "bench"},
+    "httpx": {"load", "access", "fetch", "notify", "cli", "demo", "bench"},
     "jwt": {"access"},
     "prometheus_client": {"observe"},
     "pickle": set[str](),

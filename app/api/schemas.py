@@ -34,14 +34,16 @@ class View(BaseModel):
 class Report(View):
     """Files as received, the verdict about them, and the behaviour on canaries, as the release that measured them wrote it.
 
-    behaviour: absent if none was looked at. asked_again: canaries asked of the published version later. floor: verdict
-    about the upload, if canaries asked for a stronger correction; `verdict` is then that of the correction. remarks: what
-    the adapter may not do although it is served; absent if there are none.
+    source: origin of an import, and the commit or the ETags that were read; absent for an upload. behaviour: absent if none
+    was looked at. asked_again: canaries asked of the published version later. floor: verdict about the upload, if canaries
+    asked for a stronger correction; `verdict` is then that of the correction. remarks: what the adapter may not do although
+    it is served; absent if there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     received: dict[str, Any] = {}
+    source: dict[str, Any] = {}
     verdict: dict[str, Any] = {}
     behaviour: dict[str, Any] = {}
     floor: dict[str, Any] = {}
@@ -305,3 +307,12 @@ class NewOwner(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     owner: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+
+
+class NewImport(BaseModel):
+    """Body of an upload that the gateway fetches itself. source: where it is, such as hf://org/repository@revision."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    source: str

@@ -34,6 +34,8 @@ def default_of(field: FieldInfo) -> str:
         return "must be set"
     if value in (None, (), frozenset()) or isinstance(value, SecretStr):
         return "–"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`"
     return f"`{value.value if isinstance(value, Enum) else value}`"
 
 

@@ -34,7 +34,8 @@ READERS: Final = 4
 
 
 RESOLVERS: Final = 16
-"""Threads of the pool that resolves names: one for each message that webhook_delivery.py sends at the same time."""
+"""Threads of the pool that resolves names: one for each message that webhook_delivery.py sends at the same time; each
+import has one in addition."""
 
 
 class Pool:
@@ -102,7 +103,8 @@ class Pools:
     fetching: reading artefacts that an engine requests, possibly from object storage.
     heartbeat: signs of life for the other gateways, and looking for keys that they revoked.
     accounts: counting usage, drawing from limits, and messages to webhooks.
-    names: resolving names of webhooks' targets, which may take half a minute each; one tenant has at most four.
+    names: resolving names of webhooks' targets, which may take half a minute each (one tenant has at most four), and of
+        servers that imports read.
     readiness: /ready.
     metrics: /metrics, one scrape at a time.
     bodies: decoding and checking large inference bodies, and large answers.
@@ -137,7 +139,7 @@ class Pools:
             accounts=Pool(
                 "accounts", 4
             ),  # two for tenant_meter.py, one for usage_ledger.py and webhook_delivery.py each
-            names=Pool("names", RESOLVERS),
+            names=Pool("names", RESOLVERS + uploads),
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory

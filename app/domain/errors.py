@@ -122,6 +122,39 @@ TOO_MANY_FOLLOWERS = _code(
 SOURCE_UNAVAILABLE = _code(
     "source_unavailable", 502, _U, "Check the source's name and revision, and HF_TOKEN if it is private or gated."
 )
+BAD_SOURCE = _code(
+    "bad_source", 400, _U, "Write hf://org/repository@revision or s3://bucket/prefix; docs/importing.md has the forms."
+)
+SOURCE_NOT_ALLOWED = _code(
+    "source_not_allowed",
+    403,
+    _U,
+    "Ask the operator to allow it (GATEWAY_IMPORT_SOURCES; servers: GATEWAY_IMPORT_HOSTS), or upload the files.",
+)
+SOURCE_NOT_FOUND = _code(
+    "source_not_found",
+    404,
+    _U,
+    "Check the source's name, revision and folder; adapter_config.json and adapter_model.safetensors must be there.",
+)
+SOURCE_FORBIDDEN = _code(
+    "source_forbidden",
+    403,
+    _U,
+    "Ask the operator for a credential that may read this source, or upload the files; check its name, too.",
+)
+SOURCE_CHANGED = _code(
+    "source_changed", 409, _U, "Import it again; the source changed while it was read.", retryable=True
+)
+SOURCE_BROKEN = _code(
+    "source_broken",
+    502,
+    _U,
+    "Tell whoever runs the source: it sent something else than it announced. Or upload the files.",
+)
+SOURCE_TIMEOUT = _code(
+    "source_timeout", 504, _U, "Try again when the source answers faster, or upload the files.", retryable=True
+)
 BAD_MULTIPART = _code(
     "bad_multipart", 400, _U, "Send multipart/form-data with exactly the parts name, config and weights."
 )

@@ -45,9 +45,9 @@ class Url:
     path: str
 
     @classmethod
-    def of(cls, text: str) -> Self:
-        """Parse a URL. Raises ValueError."""
-        found = _URL.fullmatch(text) if len(text) <= MAX_URL else None
+    def of(cls, text: str, limit: int = MAX_URL) -> Self:
+        """Parse a URL of at most `limit` characters. Raises ValueError."""
+        found = _URL.fullmatch(text) if len(text) <= limit else None
         if found is None or "#" in text or "\\" in text:
             raise ValueError("is not like https://hooks.example.com/path: lower-case host, no user, no fragment")
         port = int(found["port"] or _PORTS[found["scheme"]])
@@ -106,9 +106,9 @@ class Outside:
             origins.append(_origin(entry))
         return cls(tuple(origins), tuple(networks))
 
-    def check(self, text: str) -> Url:
-        """Return the URL if its origin is on the list. Raises ValueError."""
-        url = Url.of(text)
+    def check(self, text: str, limit: int = MAX_URL) -> Url:
+        """Return the URL, of at most `limit` characters, if its origin is on the list. Raises ValueError."""
+        url = Url.of(text, limit)
         if not any(origin.covers(url) for origin in self.origins):
             raise ValueError(f"{url.scheme}://{url.authority} is not among the origins that the operator allows")
         return url

@@ -96,6 +96,7 @@ def _screened(gateway: str, source: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "gateway": gateway,
         "received": source["received"],
+        **({"source": source["source"]} if "source" in source else {}),
         "reference": verdict["reference"],
         "metric": verdict["metric"],
         "policy": verdict["policy"],

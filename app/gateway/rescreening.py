@@ -5,12 +5,14 @@ policy and reference have the same verdict (I8), so no version is made then.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from app.domain.adapter_source import Provenance
 from app.domain.api_keys import Uploader
 from app.domain.errors import (
     ADAPTER_NOT_FOUND,
@@ -143,12 +145,17 @@ class Rescreening:
 
     def _upload(self, source: _Source) -> SealedUpload:
         """Return the kept upload as if it had just arrived, its digests checked. Blocking."""
-        received = source.row.received
+        received, provenance = source.row.received, self._provenance(source.row)
         original = self._uploads.components.kept_uploads.open(received)
         weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
         held = ExitStack()
         held.callback(weights.close)
-        return SealedUpload(source.row.name.plain, original.config, weights, held)
+        return SealedUpload(source.row.name.plain, original.config, weights, held, provenance)
+
+    def _provenance(self, row: VersionRow) -> Provenance | None:
+        """Return the origin of the upload that a version was made of, if it was imported. Blocking."""
+        report = json.loads(self._uploads.components.catalogue.report(*row.key) or "{}")
+        return Provenance.read(report["source"]) if "source" in report else None
 
     def _close_abandoned(self, opening: "asyncio.Future[SealedUpload]") -> None:
         if not opening.cancelled() and opening.exception() is None:

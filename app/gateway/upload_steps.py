@@ -2,6 +2,7 @@
 
 import json
 
+from app.domain.adapter_source import Provenance
 from app.domain.errors import Stage
 from app.domain.manifest import received_json, verdict_json
 from app.domain.verdict import Outcome, Verdict
@@ -18,12 +19,13 @@ def whose(row: VersionRow) -> dict[str, object]:
 class UploadSteps:
     """Steps of one upload: reports durations to the metrics and, if it has a version, its states to the catalogue.
 
-    row: the version; None for a dry run.
+    row: the version; None for a dry run. provenance: origin of an import, for the report.
     """
 
-    def __init__(self, components: Components, row: VersionRow | None) -> None:
+    def __init__(self, components: Components, row: VersionRow | None, provenance: Provenance | None = None) -> None:
         self._components = components
         self._row = row
+        self._provenance = provenance
         self._verdict: Verdict | None = None
 
     @property
@@ -34,9 +36,10 @@ class UploadSteps:
 
     @property
     def report(self) -> str:
-        """Report for people, as JSON text: the received digests and sizes, and the verdict."""
+        """Report for people, as JSON text: the received digests and sizes, the origin of an import, and the verdict."""
         assert self._row is not None
-        fields = {"received": received_json(self._row.received), "verdict": verdict_json(self.verdict)}
+        origin = {} if self._provenance is None else {"source": self._provenance.plain()}
+        fields = {"received": received_json(self._row.received), **origin, "verdict": verdict_json(self.verdict)}
         return json.dumps(fields, allow_nan=False)
 
     def took(self, stage: Stage, seconds: float, outcome: str) -> None:

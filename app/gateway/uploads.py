@@ -251,7 +251,7 @@ class Uploads:
             raise failure from error
 
     def _measure_and_store(self, row: VersionRow, upload: SealedUpload) -> VersionRow:
-        r, at, steps = self.components, (row.name, row.number), UploadSteps(self.components, row)
+        r, at, steps = self.components, (row.name, row.number), UploadSteps(self.components, row, upload.provenance)
         artefact = self._sanitised(row, upload, steps)
         if steps.verdict.outcome is Outcome.REJECTED:
             error = Refused(REJECTED, steps.verdict.reason)

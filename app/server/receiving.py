@@ -1,30 +1,47 @@
-"""Shared resources, and the receiver of uploads with its limits and its quarantine, made from the settings."""
+"""Shared resources, and the receiver of uploads and imports with its limits and its quarantine, made from the settings."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from fastapi import Request
 
 from app.api.access.caller import Caller, caller_of
+from app.api.bodies import posted
 from app.api.dependencies import holder_of
+from app.api.disconnects import unless_disconnected
+from app.api.schemas import NewImport
 from app.concurrency.pools import Pool
+from app.domain.adapter_source import SourcePatterns, source_of
+from app.domain.errors import UPLOAD_INCOMPLETE, Refused
+from app.domain.outside import Outside, Url
 from app.domain.shares import SHARED, Resource, Shares
+from app.fetch.bucket import Storage
+from app.fetch.client import SourceClient
+from app.fetch.hub import Hub
 from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
+from app.gateway.imports import Imports
 from app.gateway.signed_uploads import UploadKeys
 from app.load.embedded.command import cores, cpu_build
+from app.notify.post import addresses_of
 from app.observe.log import event
 from app.server.open_files import half_of_open_files
 from app.server.settings import Settings
+from app.upload.imported import receive_import
 from app.upload.limits import MIB, UploadLimits
 from app.upload.quarantine import Quarantine
 from app.upload.receive import PendingUpload, receive
+from app.upload.request_headers import expected_digest
 
 SEQUENCES_A_CORE: Final = 4
 MIN_SEQUENCES: Final = 8
 """Sequences per core, and at least, in a CPU engine that several keys share. On two cores, 8 sequences made each token take
 1.4 times as long as a single one, 16 took 1.9 times, 64 took 3.5 times."""
+
+MAX_IMPORT_BODY: Final = 4096
+"""Most bytes of an import's body: a name of 63 characters and a source of 1,024, in JSON."""
 
 Receive = Callable[[Request], Awaitable[PendingUpload]]
 """Turns a request's body into a sealed upload."""
@@ -78,16 +95,56 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
     closers.callback(quarantine.close)
     watch_waiting(components.metrics, shares, quarantine, limits.free_disk_floor_bytes)
 
-    upload_keys = settings.signed_uploads
+    imports, upload_keys = imports_of(settings, components), settings.signed_uploads
 
     async def receive_body(request: Request) -> PendingUpload:
+        if _is_json(request):
+            return await receive_named(request)
         caller, pool = holder_of(request), components.pools.receiving
         upload = await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
+        return await signed(request, upload)
+
+    async def receive_named(request: Request) -> PendingUpload:
+        asked, pool = await posted(request, NewImport, MAX_IMPORT_BODY), components.pools.receiving
+        source, digest = source_of(asked.source), expected_digest(request.headers)
+        imports.check(source, caller_of(request).tenant)
+        pinned, caller = imports.pinned(source), holder_of(request)
+        work = receive_import(asked.name, pinned, limits, quarantine, shares, pool, caller, digest)
+        found = await unless_disconnected(request, work, lambda unwanted: pool.start(unwanted.take().close))
+        if found is None:
+            raise Refused(UPLOAD_INCOMPLETE, "the client left before its import ended")
+        return await signed(request, found)
+
+    async def signed(request: Request, upload: PendingUpload) -> PendingUpload:
         try:
-            await _check_signature(upload, caller_of(request), upload_keys, pool)
+            await _check_signature(upload, caller_of(request), upload_keys, components.pools.receiving)
         except BaseException:
             async with upload:  # frees file and slot
                 raise
         return upload
 
     return receive_body
+
+
+def imports_of(settings: Settings, components: Components) -> Imports:
+    """Return the imports that these settings allow."""
+    resolve = partial(components.pools.names, addresses_of)
+    networks = [entry for entry in settings.import_hosts if "://" not in entry]
+    hub = Url.of(settings.import_hub_url)
+    token, secret = settings.import_hub_token, settings.import_storage_secret_key
+    return Imports(
+        patterns=SourcePatterns.of(settings.import_sources),
+        hub=Hub(settings.import_hub_url, token.get_secret_value() if token else None),
+        hub_client=SourceClient(Outside.of([f"{hub.scheme}://{hub.authority}", *settings.import_hosts]), resolve),
+        storage=Storage(
+            settings.import_storage_url,
+            settings.import_storage_region,
+            settings.import_storage_access_key,
+            secret.get_secret_value() if secret else None,
+        ),
+        storage_client=SourceClient(Outside.of([settings.import_storage_url, *networks]), resolve),
+    )
+
+
+def _is_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"

@@ -4,7 +4,6 @@ The event loop only collects chunks and enforces time limits. Parsing, digesting
 time, so that no upload, whatever its shape, delays chat requests.
 """
 
-import hmac
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from types import TracebackType
 from typing import Final, Self
 
 from app.concurrency.pools import Pool
+from app.domain.adapter_source import Provenance
 from app.domain.digest import digest_of
-from app.domain.errors import DIGEST_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE, Refused
+from app.domain.errors import TOO_LARGE, UPLOAD_INCOMPLETE, Refused
 from app.domain.lora import Received
 from app.domain.shares import Resource, Shares
 from app.upload.form import Form
 from app.upload.limits import KIB, MIB, UploadLimits
 from app.upload.quarantine import Quarantine, SealedFile
-from app.upload.request_headers import DIGEST_HEADER, Announced
+from app.upload.request_headers import Announced, check_digest
 from app.upload.transfer_rate import pace
 
 FIRST_BATCH_BYTES: Final = 64 * KIB
@@ -38,7 +38,7 @@ class SealedUpload:
 
     name: a well-formed adapter name (reserved and taken names are not checked here). config: the bytes of
     adapter_config.json. weights: the bytes of adapter_model.safetensors in the quarantine. signature: the part of that
-    name, unchecked; None if there was none.
+    name, unchecked; None if there was none. provenance: origin of an import.
     """
 
     name: str
@@ -46,6 +46,7 @@ class SealedUpload:
     weights: SealedFile
     _held: ExitStack
     signature: bytes | None = None
+    provenance: Provenance | None = None
 
     @property
     def received(self) -> Received:
@@ -75,6 +76,7 @@ class PendingUpload:
         self.name: Final = sealed.name
         self.received: Final = sealed.received
         self.signature: Final = sealed.signature
+        self.provenance: Final = sealed.provenance
         self._sealed: SealedUpload | None = sealed
         self._pool = pool
 
@@ -118,7 +120,7 @@ async def receive(
     """
     announced = Announced.parse(headers, limits)
     holding = shares.take(Resource.UPLOADS, who)
-    async with _freed_in(pool) as held:
+    async with freed_in(pool) as held:
         held.callback(holding.close)
         quarantine.check_space(announced.length or 0)
         form = Form(announced.boundary, limits, quarantine.new())
@@ -126,14 +128,13 @@ async def receive(
         await _pump(stream, form, limits, announced.length, pool)
         weights = form.seal()
         held.callback(weights.close)
-        if announced.digest is not None and not hmac.compare_digest(announced.digest, weights.digest.hex):
-            raise Refused(DIGEST_MISMATCH, f"the weights that arrived have {weights.digest}", param=DIGEST_HEADER)
+        check_digest(announced.digest, weights.digest)
         sealed = SealedUpload(form.name, bytes(form.config), weights, held.pop_all(), form.signature)
         return PendingUpload(sealed, pool)
 
 
 @asynccontextmanager
-async def _freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
+async def freed_in(pool: Pool) -> AsyncIterator[ExitStack]:
     """Yield a stack of cleanup callbacks; if the block fails or is cancelled, a thread runs them."""
     held = ExitStack()
     try:

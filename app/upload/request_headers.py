@@ -1,10 +1,12 @@
 """Request headers that describe an upload's body, checked before a byte of it is read."""
 
+import hmac
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
+from app.domain.digest import Digest
 from app.domain.errors import BAD_MULTIPART, DIGEST_MISMATCH, TOO_LARGE, UNSUPPORTED_ENCODING, Refused
 from app.upload.limits import UploadLimits
 from app.upload.multipart import boundary_of
@@ -37,10 +39,26 @@ class Announced:
             raise Refused(
                 TOO_LARGE, f"{length} bytes announced, the cap is {limits.max_body_bytes}", param="content-length"
             )
-        digest = fields.get(DIGEST_HEADER)
-        if digest is not None and not _SHA256.fullmatch(digest := digest.strip().lower()):
-            raise Refused(DIGEST_MISMATCH, f"{DIGEST_HEADER} is no SHA-256 in hex", param=DIGEST_HEADER)
+        digest = _digest_in(fields)
         return cls(boundary_of(fields.get("content-type")), None if length is None else int(length), digest)
+
+
+def expected_digest(headers: Mapping[str, str]) -> str | None:
+    """Return the SHA-256 that the weights must have, in hex; None if none is named. Raises Refused DIGEST_MISMATCH."""
+    return _digest_in(_merged(headers.items()))
+
+
+def check_digest(expected: str | None, found: Digest) -> None:
+    """Raise Refused DIGEST_MISMATCH if the weights do not have the SHA-256 that the request named."""
+    if expected is not None and not hmac.compare_digest(expected, found.hex):
+        raise Refused(DIGEST_MISMATCH, f"the weights that arrived have {found}", param=DIGEST_HEADER)
+
+
+def _digest_in(fields: Mapping[str, str]) -> str | None:
+    digest = fields.get(DIGEST_HEADER)
+    if digest is not None and not _SHA256.fullmatch(digest := digest.strip().lower()):
+        raise Refused(DIGEST_MISMATCH, f"{DIGEST_HEADER} is no SHA-256 in hex", param=DIGEST_HEADER)
+    return digest
 
 
 def _merged(items: Iterable[tuple[str, str]]) -> dict[str, str]:

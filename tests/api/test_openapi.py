@@ -23,6 +23,7 @@ from app.domain.errors import CODES
 from app.domain.policy_override import FIELDS as POLICY_FIELDS
 from tests.console.conftest import serving
 from tests.support.gateway import form
+from tests.support.hub import REPOSITORY, running_hub
 from tests.support.signing import signing_key
 
 EXAMPLES: Final = int(os.environ.get("EXAMPLES", "12"))
@@ -43,6 +44,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "versions": {"versions": 1000},
     **{field: {"max_removed_share": 0.25} for field in POLICY_FIELDS},
     "url": {"url": "http://127.0.0.1:9/"},
+    "source": {"name": "known", "source": f"hf://{REPOSITORY}"},
     "weights": {part: data for part, (_, data) in form("known").items()},
 }
 """A right body, by the field that tells which it is."""
@@ -66,10 +68,13 @@ def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         "chats_per_minute": 0,
         "screen_sandbox": False,
     }
+    files = [form("known")[part] for part in ("config", "weights")]
     unbounded |= {"webhook_targets": ["http://127.0.0.1:9"], "webhook_secret": "0123456789abcdef" * 2}
     unbounded["signing_key"] = signing_key(tmp_path_factory.mktemp("keys") / "key.pem")
-    with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
-        yield found
+    with running_hub(dict(files)) as hub:
+        unbounded |= {"import_sources": ["hf://someone/*"], "import_hub_url": hub.url}
+        with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
+            yield found
 
 
 @pytest.fixture(scope="module")

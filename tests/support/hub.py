@@ -7,8 +7,9 @@ lists the files, and /{id}/resolve/{commit}/{file} has a file's bytes, with its 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
@@ -38,21 +39,35 @@ def answers(files: Mapping[str, bytes]) -> dict[str, tuple[bytes, Mapping[str, s
     }
 
 
+@dataclass
+class RunningHub:
+    """Hub that runs. seen: path and headers of each request. instead: handlers of paths that are answered otherwise."""
+
+    port: int
+    seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    instead: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+
 @contextmanager
-def hub(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve `files` as REPOSITORY at COMMIT, on a port of loopback: its URL."""
+def running_hub(files: Mapping[str, bytes]) -> Iterator[RunningHub]:
+    """Serve `files` as REPOSITORY at COMMIT, on a port of loopback."""
     known = answers(files)
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            made.seen.append((self.path, dict(self.headers)))
+            if path in made.instead:
+                with suppress(ConnectionError):  # the client may leave
+                    made.instead[path](self)
+                return
             data, headers = known.get(path, (b"", MISSING))
-            self.send_response(200 if path in known else 404)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
+            say(self, data, headers, 200 if path in known else 404)
 
         def do_HEAD(self) -> None:
             self.do_GET()
@@ -61,10 +76,28 @@ def hub(files: Mapping[str, bytes]) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        made = RunningHub(server.server_port)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield made
         finally:
             server.shutdown()
             thread.join()
+
+
+def say(to: BaseHTTPRequestHandler, data: bytes, headers: Mapping[str, str], status: int = 200) -> None:
+    """Answer a request. headers may hold a Content-Length that is not the data's."""
+    to.send_response(status)
+    for name, value in {"Content-Length": str(len(data)), **headers}.items():
+        to.send_header(name, value)
+    to.end_headers()
+    if to.command == "GET":
+        to.wfile.write(data)
+
+
+@contextmanager
+def hub(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Serve `files` as `running_hub` does: its URL."""
+    with running_hub(files) as made:
+        yield made.url

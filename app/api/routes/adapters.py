@@ -26,6 +26,7 @@ from app.api.schemas import (
     WarmEngine,
 )
 from app.api.views import adapters_page, one_adapter, one_version, remarks_on
+from app.domain.adapter_source import BUCKET_FORM, HUB_FORM
 from app.domain.api_keys import check_owner
 from app.domain.coarse import coarse_verdict
 from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage
@@ -59,24 +60,37 @@ MAX_OWNER_BODY: Final = 1024
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
-UPLOAD_BODY: Final = body(
-    {
-        "type": "object",
-        "required": ["name", "config", "weights"],
-        "additionalProperties": False,
-        "properties": {
-            "name": {"type": "string", "description": "Adapter name"},
-            "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
-            "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
-            "signature": {
-                "type": "string",
-                "format": "binary",
-                "description": "OpenSSF Model Signing signature of both files, by a key trusted for the tenant",
-            },
+_NAME: Final = {"type": "string", "description": "Adapter name"}
+_FORM: Final = {
+    "type": "object",
+    "required": ["name", "config", "weights"],
+    "additionalProperties": False,
+    "properties": {
+        "name": _NAME,
+        "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
+        "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
+        "signature": {
+            "type": "string",
+            "format": "binary",
+            "description": "OpenSSF Model Signing signature of both files, by a key trusted for the tenant",
         },
     },
-    "multipart/form-data",
-)
+}
+_IMPORT: Final = {
+    "type": "object",
+    "required": ["name", "source"],
+    "additionalProperties": False,
+    "properties": {
+        "name": _NAME,
+        "source": {"type": "string", "description": f"{HUB_FORM} or {BUCKET_FORM}, fetched by the gateway"},
+    },
+}
+UPLOAD_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": _FORM}, "application/json": {"schema": _IMPORT}},
+    }
+}
 """Description of an upload's body: the gateway's own parser streams it, so FastAPI cannot describe it."""
 
 VERSION_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Version} for status in (200, 202)}
@@ -87,6 +101,8 @@ async def _receive(request: Request, ctx: Context) -> PendingUpload:
     with ctx.metrics.stage(Stage.UPLOAD) as line:
         upload = await ctx.receive(request)
         line |= {"adapter": upload.name, "received": upload.received.weights_digest.hex}
+        if upload.provenance is not None:
+            line |= {"source": upload.provenance.source, "pin": ", ".join(upload.provenance.pin.values())}
         return upload
 
 
@@ -98,7 +114,8 @@ async def upload(
     ctx: Ctx,
     wait: Annotated[bool, Query(description="Answer when served (201), or as soon as stored (202)")] = True,
 ) -> Response:
-    """Register and sanitise an adapter: validate, screen, prune, store, load.
+    """Register and sanitise an adapter: validate, screen, prune, store, load. Its files come as a form, or the gateway
+    fetches them from the source that a JSON body names.
 
     201: a new version is served; 200: a version with these bytes exists already; 202: stored, and loaded once the engine is
     available.

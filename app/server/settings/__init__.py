@@ -11,6 +11,7 @@ from app.domain.rungs import Rung, rung_from, with_floor
 from app.server.settings.access import AccessSettings
 from app.server.settings.canaries import NO_FLOOR, CanarySettings
 from app.server.settings.engine import EngineSettings
+from app.server.settings.imports import ImportSettings
 from app.server.settings.policy import PolicySettings
 from app.server.settings.sign_on import SignOnSettings
 from app.server.settings.signing import SigningSettings
@@ -46,6 +47,7 @@ class Settings(
     AccessSettings,
     WebhookSettings,
     SigningSettings,
+    ImportSettings,
     StorageSettings,
     ServedModelSettings,
 ):
@@ -71,6 +73,7 @@ class Settings(
     @model_validator(mode="after")
     def _guarded_or_open(self) -> "Settings":
         self.check_sign_on()
+        self.check_imports()
         if not self.api_keys and self.api_keys_file is None and not self.oidc_issuers and not self.open:
             raise ValueError(
                 "set GATEWAY_API_KEYS (or --api-keys), GATEWAY_API_KEYS_FILE or GATEWAY_OIDC_ISSUERS, "
