@@ -26,7 +26,9 @@ from app.cli.client import (
     out,
     print_json,
 )
-from app.cli.hub_source import FORM, SCHEME, HubSource
+from app.cli.hub_source import fetched
+from app.domain.adapter_source import BUCKET, BUCKET_FORM, HUB, HUB_FORM, HubSource, source_of
+from app.domain.errors import BAD_SOURCE, Refused
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, worst_modules
 from app.observe.version_table import version_line
@@ -37,8 +39,12 @@ def push_adapter(
     name: Annotated[str, typer.Argument(help="Adapter name")],
     source: Annotated[
         str,
-        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {escape(FORM)}"),
+        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {escape(HUB_FORM)}"),
     ],
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help=f"Have the gateway fetch it itself: {escape(HUB_FORM)} or {escape(BUCKET_FORM)}"),
+    ] = False,
     signature: Annotated[
         Path | None,
         typer.Option(help="OpenSSF Model Signing signature of its two files, as `model_signing sign key` writes it"),
@@ -47,13 +53,17 @@ def push_adapter(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Upload an adapter and show its verdict and state. One on the Hugging Face hub is fetched to this machine first.
+    """Upload an adapter and show its verdict and state. One on the Hugging Face hub is fetched to this machine first, or by
+    the gateway with --remote.
 
     Exit status: 0 served as it came, 3 changed, 2 rejected or invalid, 1 if the gateway could not be asked.
     """
-    found = _found(source)
+    if remote and signature is not None:
+        raise typer.BadParameter("what the gateway fetches itself has no signature", param_hint="--signature")
+    asked = {"name": name, "source": str(source_of(source))} if remote else None
+    found = _found(source) if asked is None else None
     with client_of(url, key) as client:
-        response = _sent(client, name, found, signature)
+        response = client.post("/adapters", json=asked) if found is None else _sent(client, name, found, signature)
     if as_json:
         print_json(response.json())
         sys.exit(_status(response))
@@ -62,6 +72,9 @@ def push_adapter(
         answer_of(response, _status(response))
     version = response.json()
     report = version["report"]
+    if "source" in report:
+        pins = (f"{what} {pin}" for what, pin in report["source"]["pin"].items())
+        err.print(f"{report['source']['name']} at {', '.join(pins)}", highlight=False, soft_wrap=True)
     out.print(heat_map(report["verdict"]))
     if report.get("behaviour"):
         out.print(ladder_table(report["behaviour"]))
@@ -73,10 +86,12 @@ def push_adapter(
 
 def _found(source: str) -> AdapterFiles:
     """Return an adapter's files, fetching them from the hub if they are there."""
-    if not source.startswith(SCHEME):
+    if source.startswith(BUCKET):
+        raise Refused(BAD_SOURCE, f"{BUCKET_FORM} is fetched by the gateway only", remedy="Add --remote.")
+    if not source.startswith(HUB):
         return adapter_files(Path(source))
     hub = HubSource.parse(source)
-    found, commit = hub.fetch()
+    found, commit = fetched(hub)
     err.print(f"{hub.repository} at commit {commit}", highlight=False)
     return found
 

@@ -150,7 +150,7 @@ class Rescreening:
         weights = SealedFile(original.weights, received.weights_bytes, received.weights_digest, lambda *_: None)
         held = ExitStack()
         held.callback(weights.close)
-        return SealedUpload(source.row.name.plain, original.config, weights, held, provenance)
+        return SealedUpload(source.row.name.plain, original.config, weights, held, provenance=provenance)
 
     def _provenance(self, row: VersionRow) -> Provenance | None:
         """Return the origin of the upload that a version was made of, if it was imported. Blocking."""

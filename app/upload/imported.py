@@ -59,7 +59,7 @@ async def receive_import(
             weights = await _weights(pinned, limits, quarantine, pool, held.callback)
             check_digest(digest, weights.digest)
             provenance = pinned.provenance
-        sealed = SealedUpload(name, bytes(config), weights, held.pop_all(), provenance)
+        sealed = SealedUpload(name, bytes(config), weights, held.pop_all(), provenance=provenance)
         return PendingUpload(sealed, pool)
 
 

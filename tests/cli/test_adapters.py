@@ -244,6 +244,28 @@ async def test_what_the_hub_does_not_have_is_said_with_what_to_do(
     assert (await shell.running.http.get("/adapters")).json()["adapters"] == []
 
 
+async def test_the_gateway_fetches_it_where_that_is_asked_for(
+    open_gateway: OpenHouse, hub_url: str, tmp_path: Path
+) -> None:
+    settings = {"import_sources": ["hf://someone/*"], "import_hub_url": hub_url, "tau": 1e6}
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}  # this machine's own way to the hub
+    async with open_gateway(**settings) as running, listening(running, tmp_path) as shell:
+        done = await shell("adapters", "push", "first", f"hf://{REPOSITORY}", "--remote", given=nowhere)
+        assert done.status == AS_IT_CAME, done.err
+        assert f"hf://{REPOSITORY}@main at commit {COMMIT}" in done.err
+        report = (await running.http.get("/adapters/first/versions/1")).json()["report"]
+        assert report["received"]["weights_sha256"] == digest_of(form("any")["weights"][1]).hex
+        for source, status, said in (
+            ("hf://else/poems", NOT_ASKED, "source_not_allowed"),
+            (f"hf://{REPOSITORY}/nowhere", NOT_ASKED, "source_not_found"),
+            (str(tmp_path), 1, "is not of the form"),
+        ):
+            done = await shell("adapters", "push", "first", source, "--remote", columns=200)
+            assert (done.status, said in done.err) == (status, True), done.err
+        done = await shell("adapters", "push", "first", "s3://bucket/x", columns=200)
+        assert (done.status, "Add --remote." in done.err) == (1, True)
+
+
 async def test_a_statement_is_printed_as_the_gateway_signed_it(open_gateway: OpenHouse, tmp_path: Path) -> None:
     private = signing_key(tmp_path / "key.pem")
     async with open_gateway(signing_key=private) as running, listening(running, tmp_path) as shell:
