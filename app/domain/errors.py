@@ -11,47 +11,15 @@ responses.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any, Final
 
+from app.domain import error_code
 from app.domain.printable import MESSAGE_LIMIT, printable
 
+Stage = error_code.Stage
+Code = error_code.Code
 
-class Stage(StrEnum):
-    """Stage that raised an error; `door` comes before all others. Label `stage=` in metrics and logs."""
-
-    DOOR = "door"
-    UPLOAD = "upload"
-    VALIDATE = "validate"
-    SCREEN = "screen"
-    PRUNE = "prune"
-    STORE = "store"
-    LOAD = "load"
-    EVALUATE = "evaluate"
-    SERVE = "serve"
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """One row of the table of error codes."""
-
-    name: str
-    status: int
-    stage: Stage
-    hint: str
-    retryable: bool = False
-
-
-_TABLE: dict[str, Code] = {}
-
-
-def _code(name: str, status: int, stage: Stage, hint: str, *, retryable: bool = False) -> Code:
-    if name in _TABLE:
-        raise ValueError(f"error code {name!r} declared twice")
-    _TABLE[name] = Code(name, status, stage, hint, retryable)
-    return _TABLE[name]
-
-
+_code = error_code.declared
 _D, _U, _V = Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE
 _S, _P, _T, _L, _R = Stage.SCREEN, Stage.PRUNE, Stage.STORE, Stage.LOAD, Stage.SERVE
 
@@ -343,7 +311,7 @@ INTERNAL = _code(
     retryable=True,
 )
 
-CODES: Final[dict[str, Code]] = dict(_TABLE)
+CODES: Final[dict[str, Code]] = dict(error_code.TABLE)
 """The whole table by name; docs/api.md and the metrics are generated from it."""
 
 
