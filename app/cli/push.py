@@ -39,7 +39,9 @@ def push_adapter(
     name: Annotated[str, typer.Argument(help="Adapter name")],
     source: Annotated[
         str,
-        typer.Argument(help=f"An adapter's directory, its .safetensors file, a trainer's output, or {escape(HUB_FORM)}"),
+        typer.Argument(
+            help=f"An adapter's directory, its .safetensors file, a trainer's output, or {escape(HUB_FORM)}"
+        ),
     ],
     remote: Annotated[
         bool,

@@ -38,7 +38,11 @@ def readiness_of(engine: HttpEngine | Fleet, components: Components) -> Callable
 def details_of(components: Components) -> Callable[[], dict[str, str]]:
     """Return the details for /ready: the identity of the model behind each engine, whether behaviour is looked at, and, of
     a model with towers, whether a LoRA on them is served."""
-    towers = {"towers": _TOWERS[components.rules.operators.policy.towers]} if any(map(is_tower, components.reference.modules)) else {}
+    towers = (
+        {"towers": _TOWERS[components.rules.operators.policy.towers]}
+        if any(map(is_tower, components.reference.modules))
+        else {}
+    )
 
     def details() -> dict[str, str]:
         each = components.reconciler.each
