@@ -117,12 +117,12 @@ async def test_a_source_that_does_not_end_is_cut_off_at_the_cap(door: Door, file
 @pytest.mark.hostile("U31")
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 async def test_a_size_above_the_cap_is_refused_before_a_byte_is_read(door: Door, file: str) -> None:
-    async def unread() -> AsyncIterator[bytes]:
-        raise AssertionError("a byte was asked for")
-        yield b""
+    class Unread(AsyncIterator[bytes]):
+        async def __anext__(self) -> bytes:
+            raise AssertionError("a byte was asked for")
 
     given = source(sizes={file: SMALL.max_weights_bytes + 1})
-    given.files[file] = unread
+    given.files[file] = Unread
     assert await code_of(door, given) is TOO_LARGE
 
 
