@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Final
 
 from fastapi import Request
@@ -15,7 +14,7 @@ from app.api.schemas import NewImport
 from app.concurrency.pools import Pool
 from app.domain.adapter_source import SourcePatterns, source_of
 from app.domain.errors import UPLOAD_INCOMPLETE, Refused
-from app.domain.outside import Outside, Url
+from app.domain.outside import Address, Outside, Url
 from app.domain.shares import SHARED, Resource, Shares
 from app.fetch.bucket import Storage
 from app.fetch.client import SourceClient
@@ -128,7 +127,10 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
 
 def imports_of(settings: Settings, components: Components) -> Imports:
     """Return the imports that these settings allow."""
-    resolve = partial(components.pools.names, addresses_of)
+
+    def resolve(host: str, port: int) -> Awaitable[tuple[Address, ...]]:
+        return components.pools.names(addresses_of, host, port)
+
     networks = [entry for entry in settings.import_hosts if "://" not in entry]
     hub = Url.of(settings.import_hub_url)
     token, secret = settings.import_hub_token, settings.import_storage_secret_key

@@ -326,6 +326,6 @@ async def test_two_imports_at_once_make_one_version(open_gateway: OpenHouse, hub
     ],
 )
 def test_settings_that_would_be_misread_are_refused(tmp_path: Path, name: str, value: str) -> None:
-    rest: dict[str, Any] = {"model": "m", "reference": tmp_path, "api_keys": KEY}
+    given: dict[str, Any] = {"model": "m", "reference": tmp_path, "api_keys": KEY, name: value}
     with pytest.raises(ValidationError, match=name):
-        Settings(**rest, **{name: value})
+        Settings(**given)
