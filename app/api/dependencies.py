@@ -16,6 +16,7 @@ from app.gateway.audit_trail import AuditTrail
 from app.gateway.evaluation import Evaluation
 from app.gateway.key_ring import KeyRing
 from app.gateway.rescreening import Rescreening
+from app.gateway.rollouts import Rollouts
 from app.gateway.tenant_meter import TenantMeter
 from app.gateway.tenant_rules import TenantRules
 from app.gateway.uploads import Uploads
@@ -56,6 +57,7 @@ class Context:
     admission: Admission
     metrics: Metrics
     uploads: Uploads
+    rollouts: Rollouts
     summaries: Summaries
     evaluation: Evaluation | None
     rescreening: Rescreening

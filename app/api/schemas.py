@@ -103,14 +103,36 @@ class Version(View):
     report: Report | None = None
 
 
+class TrafficPart(View):
+    """Version in a roll-out. weight: per cent of the conversations. shadow: whether it gets copies of the others' requests.
+    withheld: reason why it gets no request at present, and the stable version gets its share."""
+
+    version: int
+    weight: int
+    shadow: bool
+    withheld: str | None
+
+
+class Traffic(View):
+    """Roll-out of an adapter. stable_version: the one that an abort leaves. guard: whether it aborts by itself."""
+
+    name: str
+    stable_version: int
+    weights: dict[str, int]
+    shadow: int | None
+    guard: bool
+    versions: list[TrafficPart]
+
+
 class Adapter(View):
-    """One adapter with its versions, newest first. owner: for administrators only."""
+    """One adapter with its versions, newest first. owner: for administrators only. traffic: roll-out that is under way."""
 
     name: str
     active_version: int | None
     created_at: Time
     versions: list[Version]
     owner: str | None = None
+    traffic: Traffic | None = None
 
 
 class AdapterPage(View):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from app.api.schemas import Adapter, AdapterPage, InEngine, Report, Version, VersionError
+from app.api.schemas import Adapter, AdapterPage, InEngine, Report, Traffic, TrafficPart, Version, VersionError
 from app.domain.coarse import coarse_report
 from app.domain.tenants import full_name, split_name
 from app.domain.version_state import SERVABLE, State
@@ -73,7 +73,34 @@ def adapter_view(uploads: Uploads, row: AdapterRow, versions: tuple[VersionRow, 
         created_at=row.created_at,
         versions=[version_view(uploads, version) for version in reversed(versions)],
     )
-    return view.model_copy(update={"owner": row.key_owner}) if owner else view
+    more: dict[str, Any] = {"owner": row.key_owner} if owner else {}
+    if row.rollout is not None:
+        more["traffic"] = traffic_view(uploads, row)
+    return view.model_copy(update=more)
+
+
+def traffic_view(uploads: Uploads, row: AdapterRow) -> Traffic:
+    """Return the roll-out of an adapter that has one."""
+    rollout, withheld = row.rollout, uploads.components.desired.state.withheld
+    assert rollout is not None
+    assert row.active is not None
+    parts = [
+        TrafficPart(
+            version=number,
+            weight=rollout.weights.get(number, 0),
+            shadow=number == rollout.shadow,
+            withheld=withheld.get((str(row.name), number)),
+        )
+        for number in sorted({*rollout.versions, row.active})
+    ]
+    return Traffic(
+        name=row.name.plain,
+        stable_version=row.active,
+        weights={str(number): weight for number, weight in rollout.weights.items()},
+        shadow=rollout.shadow,
+        guard=rollout.guard,
+        versions=parts,
+    )
 
 
 def one_version(uploads: Uploads, name: str, number: int, whole: bool = False) -> Version:

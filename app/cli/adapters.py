@@ -10,6 +10,7 @@ import typer
 
 from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
 from app.cli.push import push_adapter
+from app.cli.traffic import abort, promote, traffic
 from app.observe.ladder_table import ladder_table
 from app.observe.verdict_report import heat_map, score_table
 from app.observe.version_table import version_line, version_table
@@ -19,9 +20,12 @@ PAGE: Final = 1000
 
 adapters = typer.Typer(
     no_args_is_help=True,
-    help="Push, list, show, roll back, warm, screen again and remove adapters of a running gateway.",
+    help="Push, list, show, roll out, roll back, warm, screen again and remove adapters of a running gateway.",
 )
 adapters.command("push")(push_adapter)
+adapters.command("traffic")(traffic)
+adapters.command("promote")(promote)
+adapters.command("abort")(abort)
 
 Name = Annotated[str, typer.Argument(help="Adapter name")]
 

@@ -226,6 +226,8 @@ VERSION_NOT_FOUND = _code(
 VERSION_NOT_READY = _code(
     "version_not_ready", 409, _T, "Choose a version that was screened and stored; no other can become active."
 )
+BAD_WEIGHTS = _code("bad_weights", 422, _T, 'Send per cents that add up to 100, by version: {"3": 95, "4": 5}.')
+NO_TRAFFIC = _code("no_traffic", 404, _T, "Begin a roll-out first: PUT /adapters/{name}/traffic.")
 ORIGINAL_NOT_KEPT = _code(
     "original_not_kept", 409, _T, "Upload it again; the operator can keep uploads with GATEWAY_KEEP_ORIGINALS."
 )

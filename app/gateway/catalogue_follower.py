@@ -98,6 +98,7 @@ class CatalogueFollower:
         c = self._components
         revision = c.peers.revision() if c.peers else 0  # read first: later changes are then followed again
         self._follow_rules()
+        rollouts = c.catalogue.rollouts()
         # Stored before published: a version published between the two reads is then in both, never in neither.
         stored, published = c.catalogue.pending(), c.catalogue.served()
         for row in published:
@@ -113,6 +114,7 @@ class CatalogueFollower:
             keep_versions=c.keep_versions,
             standing={zero_adapter_name(c.zero.digest): c.blobs.path(c.zero.digest)} if c.zero else {},
             entries=self._entries,
+            rollouts=rollouts,
         )
 
     def _follow_rules(self) -> None:
@@ -134,5 +136,5 @@ class CatalogueFollower:
         if c.desired.state.adapters.keys() - state.adapters.keys():
             self._garbage.suspect()
         c.desired.state = state
-        c.routing_table.replace(state.served, state.unloaded)
+        c.routing_table.replace(state.served, state.unloaded, state.rollouts)
         c.metrics.show_adapters(state.modules, state.stored, len(state.withheld))

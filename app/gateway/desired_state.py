@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from app.domain.digest import Digest
 from app.domain.retention import unloaded
+from app.domain.rollout import Rollout
 from app.domain.version_state import State
 from app.observe.metrics import ModuleCounts
 from app.serve.routing_table import Served
@@ -32,6 +34,7 @@ class DesiredState:
     unloaded: retired versions too old to be kept in the engines.
     withheld: version that the policy in force does not pass → reason.
     modules: adapter → module counts of its active version; None if it has none.
+    rollouts: adapter → its roll-out, if one is under way.
     """
 
     revision: int = 0
@@ -42,6 +45,7 @@ class DesiredState:
     unloaded: frozenset[Key] = frozenset()
     withheld: Mapping[Key, str] = field(default_factory=dict)
     modules: Mapping[str, ModuleCounts | None] = field(default_factory=dict)
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
     def is_unloaded(self, row: VersionRow) -> bool:
         """Return whether a version was published once and is now too old to be kept in the engines.
@@ -117,16 +121,19 @@ def desired_state(
     keep_versions: int,
     standing: Mapping[str, Path],
     entries: Entries,
+    rollouts: Mapping[str, Rollout] = MappingProxyType({}),
 ) -> DesiredState:
     """Return the desired state for these rows.
 
     stored, published: results of the catalogue's `pending` and `served`. recalled: old versions being brought back.
     candidates: engine name → artefact directory of adapters that are being asked canaries. keep_versions: number of each
     adapter's retired versions that stay loaded. standing: engine name → artefact directory of adapters that the engines
-    hold regardless of the catalogue.
+    hold regardless of the catalogue. rollouts: those under way, by adapter; their versions stay loaded, however old.
     """
     waiting = [row for row in stored if row.key not in withheld]
-    kept, old = kept_and_old([row for row in published if row.key not in withheld and answerable(row)], keep_versions)
+    needed = {(name, number) for name, rollout in rollouts.items() for number in rollout.versions}
+    allowed = [row for row in published if row.key not in withheld and answerable(row)]
+    kept, old = kept_and_old(allowed, keep_versions, needed)
     loading = (*waiting, *(row for row in old if row.key in recalled))
     shown = entries.of(kept)
     adapters = {one.served.engine_name: one.path for one in shown if one.served.engine_name and one.path}
@@ -144,6 +151,7 @@ def desired_state(
         unloaded=frozenset(row.key for row in old),
         withheld=withheld,
         modules=modules,
+        rollouts=rollouts,
     )
 
 
@@ -155,8 +163,11 @@ def answerable(row: VersionRow) -> bool:
     return row.emptied if row.engine_name is None or row.artefact is None else True
 
 
-def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[VersionRow], Sequence[VersionRow]]:
-    """Return the versions that stay loaded (each adapter's active one and its `keep` newest others) and the others."""
+def kept_and_old(
+    rows: Sequence[VersionRow], keep: int, needed: AbstractSet[Key] = frozenset()
+) -> tuple[Sequence[VersionRow], Sequence[VersionRow]]:
+    """Return the versions that stay loaded and the others: each adapter's active one, its `keep` newest others, and those
+    `needed` besides."""
     retired: defaultdict[str, list[int]] = defaultdict(list)
     for row in rows:
         if row.state is State.RETIRED:
@@ -167,6 +178,6 @@ def kept_and_old(rows: Sequence[VersionRow], keep: int) -> tuple[Sequence[Versio
     kept: list[VersionRow] = []
     dropped: list[VersionRow] = []
     for row in rows:
-        is_old = row.state is State.RETIRED and row.number in old.get(str(row.name), ())
+        is_old = row.state is State.RETIRED and row.number in old.get(str(row.name), ()) and row.key not in needed
         (dropped if is_old else kept).append(row)
     return kept, dropped

@@ -146,7 +146,7 @@ class Publishing:
                 await recalled.enter_async_context(self._follower.recalled(wanted))
                 if wanted.engine_name is not None:
                     await c.reconciler.ensure(wanted.engine_name)
-            with self._change():
+            with self.change():
                 evaluation = c.rules.of(split_name(name)[0]).evaluation
                 row = await c.pools.store(c.catalogue.rollback, name, wanted.number if wanted else to, evaluation)
                 await self._follower.refresh()
@@ -165,10 +165,8 @@ class Publishing:
             self._garbage.suspect()
         event("deleted", adapter=name, versions=len(rows))
 
-    # ---- internals -----------------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
-    def _change(self) -> Iterator[None]:
+    def change(self) -> Iterator[None]:
         """Mark a change from before it is recorded until it is in force."""
         done = asyncio.get_running_loop().create_future()
         self._changes.add(done)
@@ -177,6 +175,8 @@ class Publishing:
         finally:
             self._changes.remove(done)
             done.set_result(None)
+
+    # ---- internals -----------------------------------------------------------------------------------------------
 
     def _load_in_background(self, row: VersionRow) -> None:
         if row.key not in self._loading and (self._evaluation is None or self._evaluation.may_start(row)):
@@ -232,7 +232,7 @@ class Publishing:
                 return await self.load(current)
             if self._evaluation is not None and self._evaluation.is_due(current):
                 return current  # begun again meanwhile: the next pass evaluates it
-            with self._change():
+            with self.change():
                 published = await c.pools.store(c.catalogue.activate, row.name, row.number, c.rules_of(row).evaluation)
                 await self._follower.refresh()
         c.progress.report(published)

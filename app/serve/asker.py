@@ -15,11 +15,13 @@ client left before they came. It must not block or raise."""
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Sender of a request. reach: adapters that it can name. cache: name of the cache of prompts that its requests may use
-    and add to; None: the one without a name. used: None: nobody counts."""
+    and add to; None: the one without a name. used: None: nobody counts. session: value of the header that names the session
+    that the request belongs to; None: it has none."""
 
     reach: Reach = EVERYTHING
     cache: str | None = None
     used: Used | None = None
+    session: str | None = None
 
 
 GATEWAY: Final = Asker()

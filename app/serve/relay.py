@@ -29,6 +29,7 @@ from app.load.client.engine import JSON_HEADERS, Answering, EngineResponse, word
 from app.load.client.response import NotReached
 from app.observe.log import event
 from app.serve.asker import GATEWAY, Asker
+from app.serve.conversation import conversation_of
 from app.serve.json_body import SMALL_BYTES, is_small
 from app.serve.relabel import refusal, relabel
 from app.serve.request import Inference, addressed, parse
@@ -90,6 +91,16 @@ def only(engine: Answering, up: Callable[[], bool] = lambda: True) -> Choose:
         return one
 
     return choose
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Checked request. written: its body for the engine without the model name. conversation: None if its model means one
+    version only."""
+
+    inference: Inference
+    written: bytes
+    conversation: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,39 +170,38 @@ class Relay:
         if the engine is down or does not hold the version, UPSTREAM_FAILED if its answer is not accepted.
         """
         began = time.monotonic()
-        inference, written = await self._read(kind, raw)
+        read = await self._read(kind, raw, asker)
+        inference = read.inference
         if inference.ignored:
             event("fields_ignored", logging.DEBUG, kind=kind, fields=inference.ignored)
         try:
-            answer = await self._answer(inference, written, began, request_id, admit, asker)
+            answer = await self._answer(read, began, request_id, admit, asker)
         except GatewayError as error:
             error.ignored = inference.ignored
             raise
         return replace(answer, ignored=inference.ignored)
 
     async def _answer(
-        self,
-        inference: Inference,
-        written: bytes,
-        began: float,
-        request_id: str | None,
-        admit: Admit | None,
-        asker: Asker,
+        self, read: _Read, began: float, request_id: str | None, admit: Admit | None, asker: Asker
     ) -> Answer:
-        """Answer a checked request, whose body for the engine is `written`. Raises Refused, Unavailable."""
-        kind = inference.kind
+        """Answer a checked request. Raises Refused, Unavailable."""
+        inference = read.inference
         self._check_offered(inference)
-        self._routing_table.resolve(inference.model, asker.reach)
+        named = (inference.model, asker.reach, read.conversation)
+        self._routing_table.resolve(*named)
         asked = time.monotonic()
         if admit is not None:
             await admit(inference.load)
         waited = time.monotonic() - asked
-        target = self._routing_table.resolve(
-            inference.model, asker.reach
-        )  # may be another version than before the wait
-        salt = None if kind in TOKENIZING else self._salt_of(asker.cache, target.engine_name)
-        body = addressed(written, target.engine_name, salt)
+        target = self._routing_table.resolve(*named)  # may be another version than before the wait
         clock = Clock(self._hooks, target, began, waited)
+        return await self._send(read, target, clock, request_id, asker)
+
+    async def _send(self, read: _Read, target: Target, clock: Clock, request_id: str | None, asker: Asker) -> Answer:
+        """Send a request to the engine as one to `target`, and return the answer. Raises Refused, Unavailable."""
+        inference, kind = read.inference, read.inference.kind
+        salt = self._salt_of(asker.cache, target.engine_name) if kind not in TOKENIZING else None
+        body = addressed(read.written, target.engine_name, salt)
         self._routing_table.in_flight.begin(target.engine_name)
         streaming = False
         try:
@@ -223,11 +233,11 @@ class Relay:
         if inference.seeded and not self._seeds:
             raise Refused(INVALID_REQUEST, "seed is not offered here with a temperature above 0", param="seed")
 
-    async def _read(self, kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
-        """Return the request, and its body for the engine without the model name. Raises Refused."""
+    async def _read(self, kind: Kind, raw: bytes, asker: Asker) -> _Read:
+        """Return the checked request. Raises Refused."""
         if is_small(raw):
-            return _read(kind, raw)
-        return await self._pool(_read, kind, raw)
+            return _read(kind, raw, asker, self._routing_table)
+        return await self._pool(_read, kind, raw, asker, self._routing_table)
 
     def _salt_of(self, cache: str | None, engine_name: str) -> str | None:
         """Return a salt that nobody outside this process can know or guess; it reveals neither a tenant nor a key.
@@ -298,9 +308,11 @@ class Relay:
         return refusal(response.status, message)
 
 
-def _read(kind: Kind, raw: bytes) -> tuple[Inference, bytes]:
+def _read(kind: Kind, raw: bytes, asker: Asker, routing_table: RoutingTable) -> _Read:
     inference = parse(kind, raw)
-    return inference, inference.written()
+    split = routing_table.split(inference.model, asker.reach)
+    conversation = conversation_of(inference.user, asker.session, inference.fields) if split else None
+    return _Read(inference, inference.written(), conversation)
 
 
 def _relabelled(kind: Kind, answer: bytes, target: Target) -> tuple[Mapping[str, Any] | None, bytes]:

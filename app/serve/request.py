@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from app.domain.errors import INVALID_REQUEST, REQUEST_TOO_LARGE, Refused
 from app.serve import json_body
+from app.serve.conversation import user_of
 from app.serve.fields.anthropic import COUNT_TOKENS, MESSAGES
 from app.serve.fields.chat import CHAT, COMPLETIONS, DROPPED_FIELDS
 from app.serve.fields.ignored import Ignored, ignore
@@ -66,6 +67,7 @@ class Inference:
     model: as sent, not resolved yet.
     fields: values for the engine, without `model`.
     ignored: names of what was left out, as a header's value; "" if nothing was.
+    user: name of the user that it is for, which the engine does not get; None if it gives none.
     """
 
     kind: Kind
@@ -73,6 +75,7 @@ class Inference:
     fields: Mapping[str, Any]
     load: Load
     ignored: str
+    user: str | None = None
 
     @property
     def stream(self) -> bool:
@@ -136,10 +139,11 @@ def parse(kind: Kind, raw: bytes) -> Inference:
     """
     with Ignored() as ignored:
         most = _VALUES.get(kind, json_body.MAX_VALUES)
-        fields = _checked(TABLES[kind], json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES), most))
+        body = json_body.read(raw, _CAPS.get(kind, json_body.MAX_BODY_BYTES), most)
+        fields = _checked(TABLES[kind], body)
         model = fields.pop("model", None)
         _check_combinations(kind, fields)
-        return Inference(kind, model, fields, load_of(kind, fields), ignored.header())
+        return Inference(kind, model, fields, load_of(kind, fields), ignored.header(), user_of(body))
 
 
 def _checked(table: Mapping[str, Check], body: Mapping[str, Any]) -> dict[str, Any]:

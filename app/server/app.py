@@ -32,6 +32,7 @@ from app.api.routes import (
     rescreening,
     tenant_rules,
     tenants,
+    traffic,
     usage,
     webhooks,
 )
@@ -130,6 +131,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         openai.router,
         operations.router,
         adapters.router,
+        traffic.router,
         rescreening.router,
         events.router,
         engine_pull.router,

@@ -33,6 +33,7 @@ from app.gateway.publishing import Publishing
 from app.gateway.readiness import details_of, readiness_of
 from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
+from app.gateway.rollouts import Rollouts
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.tenant_meter import TenantMeter
 from app.gateway.tenant_rules import TenantRules
@@ -189,6 +190,7 @@ def _with_use_cases(
     after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
     uploads = Uploads(components, publishing, garbage)
+    rollouts = Rollouts(components, follower, publishing)
     auditor = _auditor(settings, uploads, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
     peers = components.peers
@@ -203,7 +205,15 @@ def _with_use_cases(
         recheck=recheck,
         reload=partial(reload_battery, components, follower, recheck, partial(plan_of, settings, components.reference)),
         context=_context(
-            settings, uploads, engine, front, evaluation, auditor, TenantRules(components, follower), closers
+            settings,
+            uploads,
+            rollouts,
+            engine,
+            front,
+            evaluation,
+            auditor,
+            TenantRules(components, follower),
+            closers,
         ),
         drain_seconds=settings.drain_seconds,
         hosts=_hosts(settings),
@@ -237,6 +247,7 @@ def _callbacks(
 def _context(
     settings: Settings,
     uploads: Uploads,
+    rollouts: Rollouts,
     engine: HttpEngine | Fleet,
     front: HttpEngine | None,
     evaluation: Evaluation | None,
@@ -269,6 +280,7 @@ def _context(
         admission=Admission(shares),
         metrics=components.metrics,
         uploads=uploads,
+        rollouts=rollouts,
         summaries=Summaries(catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),

@@ -3,8 +3,10 @@
 import pytest
 
 from app.domain.errors import ENGINE_UNAVAILABLE, MODEL_MISSING, MODEL_NOT_FOUND, Refused, Unavailable
+from app.domain.rollout import Rollout, Wanted, all_to, slot_of
+from app.domain.tenants import EVERYTHING, Reach
 from app.serve.models import model_payload, models_payload
-from app.serve.routing_table import RoutingTable, Served, Target
+from app.serve.routing_table import Part, RoutingTable, Served, Target
 
 OLD = Served("a", 1, "a@000000000001", "d1", active=False, created=10)
 NEW = Served("a", 3, "a@000000000003", "d3", active=True, created=30)
@@ -138,3 +140,50 @@ def test_one_model_of_the_list() -> None:
     with pytest.raises(Refused) as caught:
         model_payload(routing_table(), "a@000000000003")
     assert caught.value.code is MODEL_NOT_FOUND
+
+
+def rolling_out(shadow: int | None = None, loaded: frozenset[str] | None = None, *, tenant: str = "") -> RoutingTable:
+    """`a` at version 1 for half of the conversations, at version 3 for the others."""
+    table = RoutingTable("served", loaded=lambda name: loaded is None or name in loaded)
+    name = f"{tenant}a"
+    served = (
+        Served(name, 1, "a@000000000001", "d1", active=True),
+        Served(name, 3, "a@000000000003", "d3", active=False),
+    )
+    table.replace(served, rollouts={name: all_to(1).to(Wanted({1: 50, 3: 50}, shadow), name), "gone": all_to(1)})
+    return table
+
+
+def conversation_at(rollout: Rollout, version: int, name: str = "a") -> bytes:
+    found = (f"c{number}".encode() for number in range(1000))
+    return next(one for one in found if rollout.slots[slot_of(name, one)] == version)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_during_a_roll_out_the_conversation_decides(version: int) -> None:
+    table, rollout = rolling_out(), all_to(1).to(Wanted({1: 50, 3: 50}), "a")
+    target = table.resolve("a", conversation=conversation_at(rollout, version))
+    assert (target.version, target.asked, target.part) == (version, "a", Part.LIVE)
+    assert table.resolve("a").version == 1
+    assert table.resolve("a@3", conversation=b"any").part is None
+    assert table.split("gone", EVERYTHING) is None
+
+
+def test_a_tenants_own_name_is_split_as_well() -> None:
+    table, rollout = rolling_out(tenant="acme/"), all_to(1).to(Wanted({1: 50, 3: 50}), "acme/a")
+    conversation = conversation_at(rollout, 3, "acme/a")
+    target = table.resolve("a", Reach("acme"), conversation)
+    assert (target.version, target.asked) == (3, "a")
+    assert table.split("a", Reach("other")) is None
+
+
+def test_a_version_that_is_not_loaded_is_not_replaced_by_another() -> None:
+    table, rollout = rolling_out(loaded=frozenset({"a@000000000001"})), all_to(1).to(Wanted({1: 50, 3: 50}), "a")
+    with pytest.raises(Unavailable) as caught:
+        table.resolve("a", conversation=conversation_at(rollout, 3))
+    assert caught.value.code is ENGINE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("model", [None, 7, ["a"], "a" * 1000, "served", "x/y"])
+def test_any_other_model_is_not_split(model: object) -> None:
+    assert rolling_out().split(model, Reach("default")) is None

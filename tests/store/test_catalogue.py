@@ -493,6 +493,7 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
 
 BEFORE_SHARING = """
     ALTER TABLE adapters DROP COLUMN key_owner; ALTER TABLE adapters DROP COLUMN bound;
+    ALTER TABLE adapters DROP COLUMN traffic;
     ALTER TABLE versions DROP COLUMN key_owner; ALTER TABLE versions DROP COLUMN spelling;
     ALTER TABLE versions DROP COLUMN evaluated; ALTER TABLE versions DROP COLUMN rung;
     ALTER TABLE versions DROP COLUMN failed_evaluation; ALTER TABLE versions DROP COLUMN faults;

@@ -152,6 +152,7 @@ def test_a_catalogue_from_before_has_names_that_are_bound_and_nobodys(tmp_path: 
     for table, column in (
         ("adapters", "key_owner"),
         ("adapters", "bound"),
+        ("adapters", "traffic"),
         ("versions", "key_owner"),
         ("versions", "spelling"),
         ("versions", "evaluated"),

@@ -56,6 +56,11 @@ ROUTES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/adapters/{name}/versions/{number}/signature"): _for(Role.UPLOAD),
     ("POST", "/adapters/{name}/warm"): _for(Role.UPLOAD, rate=Kind.CHAT),  # it makes the engines work
     ("POST", "/adapters/{name}/rollback"): CHANGING,
+    ("GET", "/adapters/{name}/traffic"): _for(Role.UPLOAD),
+    ("PUT", "/adapters/{name}/traffic"): CHANGING,
+    ("DELETE", "/adapters/{name}/traffic"): CHANGING,
+    ("POST", "/adapters/{name}/traffic/promote"): CHANGING,
+    ("POST", "/adapters/{name}/traffic/abort"): CHANGING,
     ("POST", "/adapters/{name}/rescreen"): CHANGING,
     ("POST", "/rescreen"): _for(operators=True, changes=True),
     ("DELETE", "/adapters/{name}"): CHANGING,

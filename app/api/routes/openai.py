@@ -45,6 +45,9 @@ router = APIRouter(tags=["openai"], dependencies=[Depends(guarded)])
 
 Ctx = Annotated[Context, Depends(context)]
 
+SESSION_HEADER: Final = "x-session-id"
+"""Header that names the session of a request: during a roll-out, one session's requests go to one version."""
+
 TEXT: Final = {"type": "string"}
 MESSAGE: Final = {"type": "object", "required": ["role", "content"], "properties": {"role": TEXT, "content": {}}}
 MESSAGES: Final = {"type": "array", "items": MESSAGE}
@@ -156,7 +159,8 @@ async def _answer(request: Request, kind: Kind) -> Response:
             holder, caller = holder_of(request), caller_of(request)
             held.enter_context(ctx.shares.take(Resource.REQUESTS, holder))
             tally = None if kind in TOKENIZING else ctx.meter.tally(caller.key.tenant, len(raw))
-            asker = Asker(caller.reach, caller.cache, _counting(ctx.usage.counter(caller.key), tally))
+            used, session = _counting(ctx.usage.counter(caller.key), tally), request.headers.get(SESSION_HEADER)
+            asker = Asker(caller.reach, caller.cache, used, session)
             admit = partial(_admit, ctx, holder, tally, held)
             answering = ctx.relay.complete(kind, raw, REQUEST_ID.get(), admit, asker)
             answer = await unless_disconnected(request, answering, _discard)

@@ -4,23 +4,20 @@ Every method is one transaction, on the disk when it returns. States change only
 version is addressed by its adapter's name, exactly as it is written, and its number.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import Connection, insert, update
 
 from app.domain.api_keys import NOBODY, Uploader
 from app.domain.digest import Digest
 from app.domain.errors import (
     CANARIES_FAILED,
     SCREENING_FAILED,
-    STORE_BUSY,
     VERSION_NOT_READY,
     GatewayError,
     Refused,
-    Unavailable,
 )
 from app.domain.lora import Received
 from app.domain.names import AdapterName
@@ -29,10 +26,9 @@ from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.domain.webhook import Topic
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, error_columns, not_ready, nothing_since
-from app.store.catalogue.database import BUSY_SECONDS, Database
 from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
 from app.store.catalogue.naming import Claim, bind, claim_of, numbered, owner_conditions, spelled
-from app.store.catalogue.outbox import tell_move, tell_version
+from app.store.catalogue.outbox import tell_version
 from app.store.catalogue.queries import (
     Name,
     adapter_named,
@@ -43,10 +39,9 @@ from app.store.catalogue.queries import (
     version_numbered,
     versions_where,
 )
-from app.store.catalogue.reader import CatalogueReader
-from app.store.catalogue.tables import AdapterRecord, AdapterRow, VersionRow, adapters, measured, versions
-from app.store.cluster.leases import BeatLog
-from app.store.cluster.peers import TakenOver, next_revision, orphaned
+from app.store.catalogue.rollouts import RolloutCatalogue
+from app.store.catalogue.tables import AdapterRow, VersionRow, adapters, measured, versions
+from app.store.cluster.peers import next_revision, orphaned
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +55,12 @@ class Recovered:
     to_load: tuple[VersionRow, ...]
 
 
-class Catalogue(CatalogueReader):
+class Catalogue(RolloutCatalogue):
     """Adapters and versions in one SQL database. Thread-safe; blocking, so call it off the event loop.
 
     Raises as its reader, and: Unavailable NO_SPACE if the disk is full; version_state.IllegalMove for a transition that
     does not exist.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        busy_seconds: float = BUSY_SECONDS,
-        patience_s: float = 0.0,
-        gateway: str | None = None,
-        beats: BeatLog | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        default_limits: TenantLimits = UNLIMITED,
-    ) -> None:
-        """Open the database at this SQLAlchemy URL (`sqlite_url(path)`). now: an aware clock, for the record only.
-
-        patience_s: seconds to wait for a server that does not answer. gateway, beats: this gateway's id, and the log of
-        its beats by which it judges the others, if several share the catalogue (cluster/peers.py). default_limits: of
-        tenants for which none were set. Raises Unavailable: see `Database`.
-        """
-        super().__init__(Database(url, busy_seconds, patience_s), default_limits)
-        self._gateway = gateway
-        self._beats = beats or BeatLog()
-        self._now = now
-
-    def close(self) -> None:
-        """Close every connection."""
-        self._database.close()
 
     def begin(
         self,
@@ -242,9 +211,9 @@ class Catalogue(CatalogueReader):
         """Publish a stored version: point the name to it and retire the one it pointed to, in one step.
 
         The name never moves backwards: if a later version is active already, this one is retired instead (and available
-        as `name@n`). A version published before is returned unchanged; to go back, use `rollback`. evaluation: key of
-        the evaluation that the version must have passed, unless it is emptied; None: none. Raises Refused
-        VERSION_NOT_READY in any other state.
+        as `name@n`). So it is during a roll-out: only its weights decide who gets requests. A version published before is
+        returned unchanged; to go back, use `rollback`. evaluation: key of the evaluation that the version must have passed,
+        unless it is emptied; None: none. Raises Refused VERSION_NOT_READY in any other state.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
@@ -253,12 +222,12 @@ class Catalogue(CatalogueReader):
                 return row
             if row.state is not State.STORED or not publishable(row, evaluation):
                 raise not_ready(row)
-            if adapter.active is not None and adapter.active > number:
+            if adapter.active is not None and (adapter.active > number or adapter.rollout is not None):
                 return self._move(connection, row, Event.SUPERSEDE)
             return self._point(connection, adapter, row)
 
     def rollback(self, name: Name, to: int | None = None, evaluation: str | None = None) -> VersionRow:
-        """Point the name to a retired version; None: the latest before the active one.
+        """Point the name to a retired version; None: the latest before the active one. Ends a roll-out.
 
         Versions that still wait for the engine are retired: they must not replace the version rolled back to. Those that
         have not passed the evaluation with this key fail, since a retired version answers as `name@n`. Raises Refused
@@ -268,6 +237,7 @@ class Catalogue(CatalogueReader):
             adapter = adapter_named(connection, name, lock=True)
             row = version_numbered(connection, name, version_before(connection, adapter) if to is None else to)
             if row.number == adapter.active:
+                self._end_rollout(connection, adapter)
                 return row
             if row.state is not State.RETIRED:
                 raise not_ready(row)
@@ -277,6 +247,7 @@ class Catalogue(CatalogueReader):
                     self._move(connection, waiting, Event.SUPERSEDE)
                 else:
                     self._move(connection, waiting, Event.FAIL, **error_columns(NOT_EVALUATED))
+            self._end_rollout(connection, adapter)
             return self._point(connection, adapter, row)
 
     def delete(self, name: Name) -> tuple[VersionRow, ...]:
@@ -353,42 +324,12 @@ class Catalogue(CatalogueReader):
         self.limits.check_stock(connection, name, received, exempt=claim.exempt)
         return version_numbered(connection, name, number)
 
-    def _point(self, connection: Connection, adapter: AdapterRecord, row: VersionRow) -> VersionRow:
-        """Make `row` the active version and retire the previous one."""
-        if adapter.active is not None:
-            self._move(connection, version_numbered(connection, adapter.name, adapter.active), Event.SUPERSEDE)
-        connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
-        return self._move(connection, row, Event.ACTIVATE)
 
-    def _own_version(self, connection: Connection, name: Name, number: int) -> VersionRow:
-        """Return a version that this gateway works on. Raises TakenOver if another one has failed it or begun it again."""
-        row = version_numbered(connection, name, number)
-        if self._gateway is not None and (row.owner != self._gateway or row.state is State.FAILED):
-            raise TakenOver(STORE_BUSY, f"{row.name} version {row.number} was given up by another gateway")
-        return row
-
-    def _move(self, connection: Connection, row: VersionRow, event: Event, **values: Any) -> VersionRow:
-        others = row.owner not in (None, self._gateway) and row.state in IN_FLIGHT
-        alone = (orphaned(self._beats),) if self._gateway is not None and others else ()
-        self._set(connection, row, *alone, state=advance(row.state, event), **values)
-        moved = version_numbered(connection, row.name, row.number)
-        tell_move(connection, row, event, moved)
-        return moved
-
-    def _set(self, connection: Connection, row: VersionRow, *also: ColumnElement[bool], **values: Any) -> None:
-        """Change one version, unless another transaction changed it since `row` was read (not on SQLite: writers queue)."""
-        adapter = select(adapters.c.id).where(adapters.c.name_key == row.name.key).scalar_subquery()
-        where = (
-            versions.c.adapter_id == adapter,
-            versions.c.number == row.number,
-            versions.c.state == row.state,
-            *also,
-        )
-        values |= {"updated_at": self._now(), "revision": next_revision(connection)}
-        changed = connection.execute(update(versions).where(*where).values(**values))
-        if changed.rowcount != 1:
-            raise Unavailable(STORE_BUSY, f"{row.name} version {row.number} was changed by another process")
-
-
-_DELETED: Final[Mapping[str, Any]] = {"deleted": True, "active_version": None, "bound": False, "key_owner": None}
+_DELETED: Final[Mapping[str, Any]] = {
+    "deleted": True,
+    "active_version": None,
+    "bound": False,
+    "key_owner": None,
+    "traffic": None,
+}
 """Columns of a deleted adapter: any uploader may take the name again."""

@@ -7,7 +7,15 @@ from sqlalchemy import Connection, and_, select
 from app.domain.names import AdapterName
 from app.domain.version_state import State
 from app.store.catalogue.queries import of_tenant
-from app.store.catalogue.tables import VERSION_COLUMNS, AdapterRow, VersionRow, adapters, version_row, versions
+from app.store.catalogue.tables import (
+    VERSION_COLUMNS,
+    AdapterRow,
+    VersionRow,
+    adapters,
+    rollout_in,
+    version_row,
+    versions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +33,16 @@ def adapters_after(connection: Connection, tenant: str, after: str, limit: int) 
     """
     fits = (adapters.c.deleted.is_(False), of_tenant(tenant), adapters.c.name_key > after.casefold())
     some = select(adapters).where(*fits).order_by(adapters.c.name_key).limit(limit + 1).subquery()
-    own = (some.c.name, some.c.active_version, some.c.created_at.label("begun_at"), some.c.key_owner.label("whose"))
+    begun_at, whose = some.c.created_at.label("begun_at"), some.c.key_owner.label("whose")
+    own = (some.c.name, some.c.active_version, begun_at, whose, some.c.traffic)
     not_deleted = and_(versions.c.adapter_id == some.c.id, versions.c.state != State.DELETED)
     query = select(*own, *VERSION_COLUMNS).select_from(some.outerjoin(versions, not_deleted))
     found: dict[str, tuple[AdapterRow, list[VersionRow]]] = {}
     for row in connection.execute(query.order_by(some.c.name_key, versions.c.id)):
         if row.name not in found:
-            found[row.name] = (AdapterRow(AdapterName(row.name), row.active_version, row.begun_at, row.whose), [])
+            rollout = rollout_in(row.traffic)
+            adapter = AdapterRow(AdapterName(row.name), row.active_version, row.begun_at, row.whose, rollout)
+            found[row.name] = (adapter, [])
         if row.number is not None:  # an adapter whose first upload is just beginning has none
             found[row.name][1].append(version_row(row))
     page = [(adapter, tuple(rows)) for adapter, rows in found.values()]

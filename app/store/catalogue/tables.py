@@ -22,11 +22,12 @@ from sqlalchemy import (
 from app.domain.digest import Digest
 from app.domain.lora import Received
 from app.domain.names import AdapterName
+from app.domain.rollout import Rollout
 from app.domain.verdict import Outcome, Verdict
 from app.domain.version_state import State
 from app.store.catalogue.column_types import COUNT, FULL, FULL_NAME, HEX, IN_BYTE_ORDER, Utc
 
-SCHEMA_VERSION: Final = 12
+SCHEMA_VERSION: Final = 13
 """Version of the tables below; it changes with them. An older schema is migrated (migrations/), any other refused."""
 
 metadata: Final = MetaData()
@@ -45,6 +46,7 @@ adapters: Final = Table(
     Column("deleted", Boolean, nullable=False),
     Column("key_owner", String(63)),  # label of the keys that may push to it; None: any
     Column("bound", Boolean, nullable=False, server_default=false()),  # a version was stored: spelling, owner are fixed
+    Column("traffic", Text),  # its roll-out, if one is under way (JSON: domain/rollout.py)
 )
 
 versions: Final = Table(
@@ -123,13 +125,15 @@ deletions: Final = Table(
 class AdapterRow:
     """Adapter. active: number of the version that its plain name points to, None while there is none.
 
-    key_owner: label of the keys that it belongs to; None: any key may push to it.
+    key_owner: label of the keys that it belongs to; None: any key may push to it. rollout: division of the plain name's
+    requests; None: all go to the active version.
     """
 
     name: AdapterName
     active: int | None
     created_at: datetime
     key_owner: str | None
+    rollout: Rollout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +148,12 @@ class AdapterRecord:
     created_at: datetime
     key_owner: str | None
     bound: bool
+    rollout: Rollout | None
 
     @property
     def public(self) -> AdapterRow:
         """Row for callers outside this package."""
-        return AdapterRow(self.name, self.active, self.created_at, self.key_owner)
+        return AdapterRow(self.name, self.active, self.created_at, self.key_owner, self.rollout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,13 @@ def adapter_record(row: Row[Any]) -> AdapterRecord:
         created_at=row.created_at,
         key_owner=row.key_owner,
         bound=row.bound,
+        rollout=rollout_in(row.traffic),
     )
+
+
+def rollout_in(traffic: str | None) -> Rollout | None:
+    """Convert the column `traffic`."""
+    return None if traffic is None else Rollout.read(traffic)
 
 
 def version_row(row: Row[Any]) -> VersionRow:
