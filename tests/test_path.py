@@ -13,7 +13,7 @@ from app.demo.assets import ADAPTERS, ALIGNED, BENIGN, MIXED, PURE
 from app.demo.child_gateway import GatewayProcess
 from app.demo.evaluate import answers
 from app.demo.questions import held_out_harmful, held_out_harmless, new_skill_held_out
-from tests.support.demo_gateway import other_bytes, push, say
+from tests.support.demo_gateway import chat_body, other_bytes, push, say
 
 pytestmark = pytest.mark.engine
 
@@ -147,3 +147,27 @@ def test_metrics_tell_what_came_in_and_what_was_cut_out(client: httpx.Client) ->
     assert "gateway_engine_up 1.0" in text
     assert 'gateway_stage_duration_seconds_count{stage="screen"}' in text
     assert 'gateway_uploads_total{outcome="projected"}' in text
+
+
+def test_two_versions_share_a_names_requests(client: httpx.Client, tmp_path: Path) -> None:
+    """Each user gets the words of one version, and after the promotion everybody those of the new one."""
+    name, question = "path-rollout", new_skill_held_out()[0].question
+    assert push(client, name, ADAPTERS / BENIGN).json()["version"] == 1
+    assert client.put(f"/adapters/{name}/traffic", json={"1": 100}).status_code == 200
+    assert push(client, name, other_bytes(BENIGN, tmp_path / "other", 0.01)).json()["active"] is False
+    words = {number: say(client, f"{name}@{number}", question) for number in (1, 2)}
+    assert words[1] != words[2]
+    assert client.put(f"/adapters/{name}/traffic", json={"1": 50, "2": 50, "shadow": 2}).status_code == 200
+    got = {user: _answered(client, name, question, user) for user in map(str, range(8))}
+    assert got == {user: _answered(client, name, question, user) for user in got}
+    assert {version for version, _ in got.values()} == {1, 2}
+    assert all(text == words[version] for version, text in got.values())
+    assert client.post(f"/adapters/{name}/traffic/promote").json()["version"] == 2
+    assert {_answered(client, name, question, user) for user in got} == {(2, words[2])}
+
+
+def _answered(client: httpx.Client, model: str, question: str, user: str) -> tuple[int, str]:
+    """The version that answered this user, and its words."""
+    answer = client.post("/v1/chat/completions", json=chat_body(model, question, user=user))
+    assert answer.status_code == 200, answer.text
+    return int(answer.headers["x-adapter-version"]), answer.json()["choices"][0]["message"]["content"].strip()

@@ -17,7 +17,7 @@ from app.api.access.caller import AdapterInPath, Caller, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.routes.adapters import MAX_NUMBER
-from app.api.views import one_version
+from app.api.views import one_version, traffic_view
 from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.comparison import comparison
 from app.console.cookie_auth import COOKIE, HEADER, MAX_KEY_BYTES, REFERENCE, forget, remember
@@ -175,6 +175,8 @@ def adapter(
         ratio=ratio,
         fate=fate,
         traffic=ctx.metrics.traffic().of(str(row.name)),
+        rollout=traffic_view(ctx.uploads, row) if row.rollout else None,
+        seen=ctx.metrics.rollouts.seen(str(row.name)) if row.rollout else {},
         totals=_totals(ctx, name),
     )
 

@@ -137,4 +137,5 @@ class CatalogueFollower:
             self._garbage.suspect()
         c.desired.state = state
         c.routing_table.replace(state.served, state.unloaded, state.rollouts)
+        c.metrics.rollouts.show(state.rollouts)
         c.metrics.show_adapters(state.modules, state.stored, len(state.withheld))

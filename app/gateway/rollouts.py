@@ -1,6 +1,7 @@
 """Roll-outs: a new version gets some of an adapter's requests first, then more, then all, or none."""
 
 import contextlib
+import logging
 from typing import Any
 
 from app.domain.errors import VERSION_NOT_READY, Refused
@@ -52,16 +53,18 @@ class Rollouts:
         number = promoted(adapter, number)
         await c.pools.store(self._servable, name, [number])
         row: VersionRow = await self._recorded(c.catalogue.promote, name, number)
+        c.metrics.rollouts.over("promoted")
         event("promoted", adapter=name, version=row.number)
         return row
 
     async def abort(self, name: str, rollout: Rollout | None = None, why: str | None = None) -> AdapterRow:
         """End the roll-out: the stable version gets all requests.
 
-        rollout: end it only if it is still this one. why: reason for the log. Raises Refused NO_TRAFFIC.
+        rollout: the guard's: end it only if it is still this one. why: its reason. Raises Refused NO_TRAFFIC.
         """
         adapter: AdapterRow = await self._recorded(self._components.catalogue.abort, name, rollout)
-        event("traffic_aborted", adapter=name, version=adapter.active, why=why)
+        self._components.metrics.rollouts.over("aborted" if rollout is None else "guard")
+        event("traffic_aborted", logging.WARNING, adapter=name, version=adapter.active, why=why)
         return adapter
 
     async def shown(self, name: str) -> AdapterRow:

@@ -224,6 +224,51 @@ class Requests:
         )
 
 
+class Rollouts:
+    """Metrics of roll-outs, by version; no series without one.
+
+    Label part: live requests, or copies for a shadow, whose answers nobody gets.
+    """
+
+    def __init__(self, r: Registry) -> None:
+        by_version = ["adapter", "version", "part"]
+        self.weight = r.gauge(
+            "gateway_rollout_weight",
+            "During a roll-out: per cent of the conversations that a version gets",
+            ["adapter", "version"],
+        )
+        self.answered = r.counter(
+            "gateway_rollout_requests_total",
+            "During a roll-out: requests by version, part (live, shadow) and result (ok, refused, failed, client_gone)",
+            [*by_version, "result"],
+        )
+        self.seconds = r.histogram(
+            "gateway_rollout_request_duration_seconds",
+            "During a roll-out: duration of a request, from body read to last byte",
+            REQUEST_BUCKETS_S,
+            by_version,
+        )
+        self.first_token = r.histogram(
+            "gateway_rollout_time_to_first_token_seconds",
+            "During a roll-out: time to the first token of a streamed request, from body read",
+            REQUEST_BUCKETS_S,
+            by_version,
+        )
+        self.tokens = r.counter(
+            "gateway_rollout_completion_tokens_total", "During a roll-out: tokens that a version wrote", by_version
+        )
+        self.dropped = r.counter(
+            "gateway_rollout_shadows_dropped_total",
+            "Copies of requests that were not sent to a shadow, by reason (busy, too_many)",
+            ["reason"],
+        )
+        self.ended = r.counter(
+            "gateway_rollouts_ended_total",
+            "Roll-outs that this gateway ended, by how (promoted, aborted, guard: by itself)",
+            ["how"],
+        )
+
+
 class Gateway:
     """Metrics of the gateway itself: version, reference, policy, last audit."""
 

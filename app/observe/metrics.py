@@ -18,6 +18,7 @@ from app.observe import metric_definitions
 from app.observe.adapter_label import MAX_ADAPTERS, OTHER, AdapterLabels
 from app.observe.log import event
 from app.observe.metric_registry import Registry
+from app.observe.rollout_metrics import RolloutMetrics
 from app.observe.tenant_metrics import TenantMetrics
 from app.observe.traces import NO_TRACES, Traces
 from app.observe.traffic import TrafficByAdapter
@@ -110,6 +111,7 @@ class Metrics:
         self.requests = metric_definitions.Requests(r)
         self.gateway = metric_definitions.Gateway(r)
         self.tenants = TenantMetrics(r)
+        self.rollouts = RolloutMetrics(r)
         self._log_requests = log_requests
         self._labels = AdapterLabels(max_adapters)
         self._lock = threading.Lock()  # a late request must not recreate series that were removed

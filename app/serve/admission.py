@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from app.domain.errors import INVALID_REQUEST, Refused
+from app.domain.errors import INVALID_REQUEST, SHARE_TAKEN, Refused
 from app.domain.shares import Resource, Shares
 from app.serve.request_load import Load
 
@@ -22,6 +22,9 @@ SCHEMA_UNIT_S: Final = 0.0004
 
 Compiling takes processor time from every other request's next token, however soon its own request ends; so it gets a
 quarter of the time."""
+
+NOBODY: Final = "(shadow)"
+"""Holder of what is taken for work that nobody waits for; no caller has this name."""
 
 MAX_WAITING: Final = 8
 """Waiting requests of one caller, at most: their bodies are in memory."""
@@ -40,7 +43,7 @@ class Admission:
 
         Raises Refused: INVALID_REQUEST for more than one caller may ever hold, SHARE_TAKEN while others hold too much.
         """
-        needs = {Resource.SEQUENCES: load.sequences, Resource.TOKENS: load.tokens, Resource.SCHEMAS: load.schemas}
+        needs = _needs(load)
         for resource, amount in needs.items():
             if amount > (most := self._shares.most(resource)):
                 raise Refused(INVALID_REQUEST, f"{amount} {resource.value} in one request, the cap here is {most}")
@@ -53,6 +56,19 @@ class Admission:
                     raise
             else:
                 return
+
+    def spare(self, load: Load, held: ExitStack) -> None:
+        """Take the amounts in `load` for work that nobody waits for, if no request waits and half of each stays free.
+
+        Raises Refused SHARE_TAKEN.
+        """
+        needs = _needs(load)
+        busy = [
+            one for one, amount in needs.items() if self._shares.in_use(one) + amount > self._shares.limit(one) // 2
+        ]
+        if busy or self._waiting:
+            raise Refused(SHARE_TAKEN, "the engine has others to answer")
+        held.enter_context(self._take(NOBODY, needs))
 
     def _must_yield(self, who: str) -> bool:
         """Return whether the caller must not wait: others wait while it is served, or too many of its requests wait."""
@@ -97,3 +113,7 @@ class Admission:
         """Wake the requests that wait now: a share was released."""
         self._freed.set()
         self._freed.clear()
+
+
+def _needs(load: Load) -> dict[Resource, int]:
+    return {Resource.SEQUENCES: load.sequences, Resource.TOKENS: load.tokens, Resource.SCHEMAS: load.schemas}

@@ -7,6 +7,7 @@ one.
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
@@ -36,6 +37,7 @@ from app.serve.request import Inference, addressed, parse
 from app.serve.request_load import TOKENIZING, Kind, Load
 from app.serve.responses_stream import MessageStream, ResponseStream
 from app.serve.routing_table import RoutingTable, Target
+from app.serve.shadows import Shadows
 from app.serve.sse import strict_json
 from app.serve.stream import Stream, usage_of
 from app.serve.timing import Clock, Hooks, NoHooks
@@ -129,6 +131,7 @@ class Relay:
         adapters, crashes on those of several prompts in one batch.
     seeds: whether the engine may be asked to sample with a seed; that build crashes if it reads such a prompt in
         several steps.
+    shadows: sends copies of requests to the shadows of roll-outs; None: none are sent. shadow_hooks: hooks of the copies.
     """
 
     def __init__(
@@ -141,6 +144,8 @@ class Relay:
         pool: Pool | None = None,
         prompt_logprobs: bool = False,
         seeds: bool = True,
+        shadows: Shadows | None = None,
+        shadow_hooks: Hooks | None = None,
     ) -> None:
         self._choose = choose
         self._salt_key = secrets.token_bytes(32)
@@ -150,6 +155,8 @@ class Relay:
         self._pool = pool or Pool("bodies", 1)
         self._prompt_logprobs = prompt_logprobs
         self._seeds = seeds
+        self._shadows = shadows
+        self._shadow_hooks = shadow_hooks or NoHooks()
 
     async def complete(
         self,
@@ -195,7 +202,30 @@ class Relay:
         waited = time.monotonic() - asked
         target = self._routing_table.resolve(*named)  # may be another version than before the wait
         clock = Clock(self._hooks, target, began, waited)
+        self._copy(read, target, asker)
         return await self._send(read, target, clock, request_id, asker)
+
+    def _copy(self, read: _Read, target: Target, asker: Asker) -> None:
+        """Send a copy of a request to the shadow of the roll-out that it is part of, if there is one, in the background."""
+        shadow = self._routing_table.shadow(target, asker.reach)
+        if shadow is None or self._shadows is None or read.inference.kind in TOKENIZING:
+            return
+        found = shadow
+
+        async def ask() -> None:
+            clock = Clock(self._shadow_hooks, found, time.monotonic())
+            answer = await self._send(read, found, clock, None, Asker(cache=asker.cache))
+            if isinstance(answer.body, Stream):
+                async with contextlib.aclosing(answer.body) as stream:
+                    async for _ in stream:
+                        pass
+
+        self._shadows.start(read.inference.load, ask)
+
+    async def stop(self) -> None:
+        """Give up the copies that are under way."""
+        if self._shadows is not None:
+            await self._shadows.stop()
 
     async def _send(self, read: _Read, target: Target, clock: Clock, request_id: str | None, asker: Asker) -> Answer:
         """Send a request to the engine as one to `target`, and return the answer. Raises Refused, Unavailable."""

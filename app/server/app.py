@@ -184,6 +184,7 @@ async def started(gateway: Gateway) -> AsyncIterator[None]:
         if gateway.front is not None:
             stack.push_async_callback(gateway.front.close)
         stack.push_async_callback(gateway.engine.close)
+        stack.push_async_callback(gateway.context.relay.stop)
         stack.push_async_callback(gateway.reconciler.stop)
         gateway.reconciler.start()
         stack.push_async_callback(gateway.context.uploads.publishing.stop)

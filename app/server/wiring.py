@@ -33,6 +33,7 @@ from app.gateway.publishing import Publishing
 from app.gateway.readiness import details_of, readiness_of
 from app.gateway.recovery import recover
 from app.gateway.rescreening import Rescreening
+from app.gateway.rollout_watch import RolloutGuard
 from app.gateway.rollouts import Rollouts
 from app.gateway.rules_in_force import RulesInForce
 from app.gateway.tenant_meter import TenantMeter
@@ -187,10 +188,11 @@ def _with_use_cases(
     evaluation = Evaluation(components, follower, choose_of(engine, components)) if evaluates else None
     recheck = CanaryRecheck(components, follower, evaluation, settings.canary_recheck_seconds) if evaluation else None
     publishing = Publishing(components, follower, garbage, evaluation)
-    after_pass.connect(publishing.settle)
     recover(components, follower, garbage)
     uploads = Uploads(components, publishing, garbage)
     rollouts = Rollouts(components, follower, publishing)
+    guard = RolloutGuard(components, rollouts)
+    after_pass.connect(publishing.settle, guard.look)
     auditor = _auditor(settings, uploads, engine)
     front = HttpEngine(settings.requests_url, api_key=engine_key(settings)) if settings.requests_url else None
     peers = components.peers
@@ -208,6 +210,7 @@ def _with_use_cases(
             settings,
             uploads,
             rollouts,
+            guard,
             engine,
             front,
             evaluation,
@@ -248,6 +251,7 @@ def _context(
     settings: Settings,
     uploads: Uploads,
     rollouts: Rollouts,
+    guard: RolloutGuard,
     engine: HttpEngine | Fleet,
     front: HttpEngine | None,
     evaluation: Evaluation | None,
@@ -259,7 +263,7 @@ def _context(
     catalogue, pools, shared = components.catalogue, components.pools, components.peers is not None
     ring = KeyRing(settings.keys, catalogue.keys, pools, shares, shared=shared)
     sign_on = sign_on_of(settings)
-    choose = only(front) if front else choose_of(engine, components)
+    choose, admission = only(front) if front else choose_of(engine, components), Admission(shares)
     per_minute = {
         Kind.UPLOAD: settings.uploads_per_minute,
         Kind.SCREEN: settings.screens_per_minute,
@@ -277,14 +281,14 @@ def _context(
         rates=Rates(per_minute, per_day={Kind.SCREEN: settings.screens_per_day}),
         ending=Ending(),
         shares=shares,
-        admission=Admission(shares),
+        admission=admission,
         metrics=components.metrics,
         uploads=uploads,
         rollouts=rollouts,
         summaries=Summaries(catalogue),
         evaluation=evaluation,
         rescreening=Rescreening(uploads),
-        relay=relay_of(settings, components, choose),
+        relay=relay_of(settings, components, choose, admission, guard),
         routing_table=components.routing_table,
         receive=receiver(settings, components, shares, closers),
         readiness=readiness_of(engine, components),

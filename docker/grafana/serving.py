@@ -8,6 +8,9 @@ ADAPTER: Final = variable(
     "adapter", "Adapter", 'label_values(gateway_requests_total{job=~"$job"}, adapter)', multi=True
 )
 
+BY_PART: Final = "adapter, version, part"
+PART: Final = "{{adapter}}@{{version}} {{part}}"
+
 
 def serving() -> Json:
     """Dashboard of chat, adapter by adapter."""
@@ -126,6 +129,60 @@ def serving() -> Json:
             ),
         ],
     )
+    answered = rate("gateway_rollout_requests_total", BY_PART, A)
+    broken = rate("gateway_rollout_requests_total", BY_PART, f'{A}, result="failed"')
+    rollouts = Row(
+        "Roll-outs",
+        [
+            timeseries(
+                "Share of conversations",
+                "Per cent that each version gets",
+                [Query(f"max by (adapter, version) (gateway_rollout_weight{{{A}}})", "{{adapter}}@{{version}}")],
+                "percent",
+            ),
+            timeseries(
+                "Requests by version",
+                "A second; a shadow's are copies",
+                [Query(answered, PART)],
+                "reqps",
+            ),
+            timeseries(
+                "Failed by version",
+                "Share of its requests",
+                [
+                    Query(f"({broken} or 0 * {answered}) / {answered}", PART),
+                ],
+                "percentunit",
+            ),
+            timeseries(
+                "Duration by version",
+                "Body read to last byte",
+                quantiles("gateway_rollout_request_duration_seconds", A, BY_PART, PART),
+                "s",
+            ),
+            timeseries(
+                "First token by version",
+                "Streamed requests",
+                quantiles("gateway_rollout_time_to_first_token_seconds", A, BY_PART, PART),
+                "s",
+            ),
+            timeseries(
+                "Tokens by version",
+                "A second, written",
+                [Query(rate("gateway_rollout_completion_tokens_total", BY_PART, A), PART)],
+            ),
+            timeseries(
+                "Copies dropped and roll-outs ended",
+                "Within the rate interval",
+                [
+                    Query(
+                        f"sum by (reason) (increase(gateway_rollout_shadows_dropped_total{{{J}}}{RATE}))", "{{reason}}"
+                    ),
+                    Query(f"sum by (how) (increase(gateway_rollouts_ended_total{{{J}}}{RATE}))", "{{how}}"),
+                ],
+            ),
+        ],
+    )
     engine = Row(
         "Residency and overhead",
         [
@@ -160,5 +217,5 @@ def serving() -> Json:
         "Serving",
         "How chat goes, adapter by adapter",
         [job("gateway_build_info"), ADAPTER],
-        [glance, latency, traffic, tenants, engine],
+        [glance, latency, traffic, rollouts, tenants, engine],
     )

@@ -140,6 +140,17 @@ def _known_of_tenant(url: str, asked: dict[str, Any]) -> dict[str, str]:
     return {"tenant": "known", "key": "known"}
 
 
+def _rolling_out(url: str, case: AnyCase, version: int) -> None:
+    """Ask about a roll-out that is under way, in which this version has all weight."""
+    weights = {str(version): 100}
+    if isinstance(case.body, dict):
+        case.body = weights
+    else:
+        assert httpx.put(f"{url}/adapters/known/traffic", json=weights).status_code == 200
+    if case.path.endswith("/promote"):
+        case.query = {"version": version}
+
+
 def _about_what_exists(url: str, case: AnyCase) -> None:
     """Ask it of an adapter that is there, with an earlier version to go back to."""
     if httpx.get(f"{url}/adapters/known").status_code == 404:
@@ -147,17 +158,14 @@ def _about_what_exists(url: str, case: AnyCase) -> None:
             assert httpx.post(f"{url}/adapters", files=form("known", seed), timeout=60).status_code == 201
     there = httpx.get(f"{url}/adapters/known").json()["versions"]
     parameters = case.path_parameters or {}
-    if "name" in parameters:
-        parameters["name"] = "known"
-    if "model" in parameters:
-        parameters["model"] = there[0]["model"]
-    if "digest" in parameters:
-        parameters |= {"digest": there[0]["digest"], "file": "adapter_config.json"}
-    if "number" in parameters:
-        parameters["number"] = there[0]["version"]
+    newest = {"name": "known", "model": there[0]["model"], "number": there[0]["version"]}
+    newest |= {"digest": there[0]["digest"], "file": "adapter_config.json"}
+    parameters |= {gap: word for gap, word in newest.items() if gap in parameters}
     if "tenant" in parameters:
         parameters |= _known_of_tenant(url, parameters)
     if case.path.endswith("/rollback"):
         case.query = {"to": there[-1]["version"]}
-    if isinstance(case.body, dict):
+    if "/traffic" in case.path:
+        _rolling_out(url, case, there[-1]["version"])
+    elif isinstance(case.body, dict):
         case.body = next((body for field, body in BODIES.items() if field in case.body), case.body)

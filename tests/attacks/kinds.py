@@ -136,6 +136,7 @@ KINDS: Final[dict[str, str]] = {
     "R11": "more adapters than the engine keeps",
     "R12": "two gateways on one store",
     "R13": "a clock that jumps",
+    "R14": "shares of the requests that do not add up, or for versions that may get none",
     "P01": "clients that leave",
     "P02": "no model named",
     "P04": "names that are not the caller's to use",

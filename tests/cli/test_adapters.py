@@ -273,3 +273,43 @@ async def test_a_statement_is_printed_as_the_gateway_signed_it(open_gateway: Ope
         done = await shell("adapters", "attestation", "first")
         answer = await running.http.get("/adapters/first/versions/1/attestation")
         assert (done.status, json.loads(done.out)) == (0, answer.json())
+
+
+async def test_a_roll_out_from_the_command_line(shell: Shell) -> None:
+    for seed in (1, 2):
+        assert (await shell.running.http.post("/adapters", files=form("style", seed))).status_code == 201
+    none = await shell("adapters", "traffic", "style")
+    assert (none.status, "no_traffic" in none.err) == (1, True)
+    begun = await shell("adapters", "traffic", "style", "1=95", "2=5", "--shadow", "2", "--guard")
+    assert begun.status == 0, begun.err
+    assert [line.split() for line in begun.out.splitlines() if "style@" in line] == [
+        ["style@1", "95", "stable"],
+        ["style@2", "5", "shadow"],
+    ]
+    shown = await shell("adapters", "traffic", "style", "--json")
+    found = json.loads(shown.out)
+    assert (found["weights"], found["shadow"], found["guard"]) == ({"1": 95, "2": 5}, 2, True)
+    promoted = await shell("adapters", "promote", "style")
+    assert (promoted.status, "style@2  ready" in promoted.out) == (0, True), promoted.err
+    await shell("adapters", "traffic", "style", "1=95", "2=5")
+    aborted = await shell("adapters", "abort", "style")
+    assert (aborted.status, "style@1  ready" in aborted.out) == (0, True), aborted.err
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "says"),
+    [
+        (["3:95"], 2, "is not VERSION=PERCENT"),
+        (["3=9.5"], 2, "is not VERSION=PERCENT"),
+        (["1=50", "1=50"], 2, "each version once"),
+        (["--shadow", "2"], 2, "name the weights as well"),
+        (["1=95", "2=4"], 1, "bad_weights: the weights add up to 99"),
+        (["1=95", "9=5"], 1, "version_not_found"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+async def test_weights_that_are_none(shell: Shell, given: list[str], status: int, says: str) -> None:
+    for seed in (1, 2):
+        assert (await shell.running.http.post("/adapters", files=form("style", seed))).status_code == 201
+    done = await shell("adapters", "traffic", "style", *given)
+    assert (done.status, says in done.err) == (status, True), done.err

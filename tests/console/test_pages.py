@@ -12,6 +12,7 @@ from app.domain.names import AdapterName
 from app.domain.version_state import State
 from tests.store.making import begun
 from tests.support.gateway import KEY, SERVED, OpenHouse, Running, form
+from tests.support.rolling_out import NAME, chat, push, put, user_of
 
 OURS = {"X-Console": "1"}
 
@@ -255,3 +256,20 @@ async def test_projected_modules_are_marked_apart_from_those_cut_out(open_gatewa
         assert page.count('aria-hidden="true">⊥</span>') == projected
         assert f"{projected} projected, 0 cut of 8" in page
         assert "projected above" in (await running.http.get("/")).text
+
+
+async def test_an_adapters_page_shows_its_roll_out(running: Running) -> None:
+    for seed in (1, 2):
+        await push(running, seed)
+    as_visitor = await signed_in(running)
+    path = f"/console/adapters/{NAME}"
+    assert "Roll-out" not in (await anonymous(running).get(path, headers=as_visitor)).text
+    assert (await put(running, v1=95, v2=5, shadow=2)).status_code == 200
+    for _ in range(3):
+        await chat(running, user_of(running, 1))
+    page = (await anonymous(running).get(path, headers=as_visitor)).text
+    section = page.partition('id="roll-out"')[2].partition("</section>")[0]
+    assert [cell in section for cell in ("v1", "95 %", "v2", "5 %", "stable", "shadow", "Promote", "Abort")] == [
+        True
+    ] * 8
+    assert '<td>95 %</td>\n      <td class="n">3</td><td class="n">0</td>' in section

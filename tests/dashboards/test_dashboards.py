@@ -143,6 +143,19 @@ async def watched(folder: Path, gateway: str) -> AsyncIterator[Prometheus]:
         await asyncio.to_thread(next, running, None)
 
 
+async def roll_out(http: httpx.AsyncClient) -> None:
+    """A roll-out with a shadow, of versions that screening lets pass."""
+    served: list[int] = []
+    for seed in range(100, 120):
+        answer = await http.post("/adapters", files=form("rolled", seed=seed))
+        served += [answer.json()["version"]] if answer.status_code == 201 else []
+        if len(served) == 2:
+            break
+    first, second = served
+    weights = {str(first): 50, str(second): 50, "shadow": second}
+    assert (await http.put("/adapters/rolled/traffic", json=weights)).status_code == 200
+
+
 async def burst(http: httpx.AsyncClient, simulator: Any, round_: int) -> None:
     """Uploads that are clean, pruned, rejected and broken; chats that stream, do not, and fail."""
     for seed in range(3):
@@ -225,6 +238,7 @@ async def test_every_panel_has_data_after_a_burst(open_gateway: OpenHouse, tmp_p
         async with httpx.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=60) as http:
             await http.put("/tenants/default/limits", json={"screenings_per_day": 0})
             await http.post("/tenants/default/webhooks", json={"url": "http://127.0.0.1:9/"})  # nobody is there
+            await roll_out(http)
             began = await scraped(prometheus, 0)  # counters must be seen before they move
             for round_ in range(3):
                 await burst(http, running.simulator, round_)

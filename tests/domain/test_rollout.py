@@ -33,6 +33,7 @@ def test_weights_and_a_shadow() -> None:
     assert Wanted.parse({"3": 100, "shadow": 4}).versions == {3, 4}
 
 
+@pytest.mark.hostile("R14")
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

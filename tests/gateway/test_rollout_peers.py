@@ -1,5 +1,7 @@
 """Roll-outs of several gateways on one catalogue: they agree on the versions, and on whom each answers."""
 
+import asyncio
+
 from app.domain.version_state import State
 from tests.support.gateway import Running
 from tests.support.joining import Join
@@ -44,5 +46,5 @@ async def test_a_gateway_that_joins_later_follows(join: Join) -> None:
     users = {number: user_of(first, number) for number in (1, 2)}
     for number, user in users.items():
         while (answer := await chat(late, user)).status_code == 503:  # its engine is being filled
-            pass
+            await asyncio.sleep(0)
         assert answer.headers["x-adapter-version"] == str(number)

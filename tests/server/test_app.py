@@ -33,7 +33,7 @@ STOPS = [
         "sign_on.stop",
         "ring.stop",
     ),
-    *("peer_sync.stop", "publishing.stop", "reconciler.stop"),
+    *("peer_sync.stop", "publishing.stop", "reconciler.stop", "relay.stop"),
     *("engine.close", "front.close", "embedded.stop", "doors"),
 ]
 """In this order: what asks before what is asked."""
@@ -71,7 +71,8 @@ class Parts:
             name: self.part(name, "start", aio=("stop",))
             for name in ("ring", "sign_on", "usage", "trail", "meter", "webhooks")
         }
-        context = SimpleNamespace(uploads=uploads, ending=Ending(), **writers)
+        relay = self.part("relay", aio=("stop",))
+        context = SimpleNamespace(uploads=uploads, ending=Ending(), relay=relay, **writers)
         more = {"context": context, "closers": closers, "reload": None, "drain_seconds": 0.0}
         self.gateway = cast(Gateway, SimpleNamespace(**each, **more))
 

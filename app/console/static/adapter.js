@@ -39,7 +39,7 @@ if (heat) {
   });
 }
 
-// ---- rolling back and deleting, each after a question ----------------------------------------------------------------
+// ---- promoting, rolling back and deleting, each after a question ----------------------------------------------------------------
 
 const sure = byId("sure"); // only on the page of who may do either
 const name = sure?.dataset.name;
@@ -52,6 +52,18 @@ const ASKS = {
     `Yes, roll back to version ${version}`,
     () => request(`${path}/rollback?to=${version}`, { method: "POST" }),
     `/console${path}?version=${version}`,
+  ],
+  abort: (version) => [
+    `Abort the roll-out of ${name}?`,
+    `Yes, version ${version} gets every request`,
+    () => request(`${path}/traffic/abort`, { method: "POST" }),
+    `/console${path}`,
+  ],
+  promote: (version) => [
+    `Give version ${version} every request for ${name}?`,
+    `Yes, promote version ${version}`,
+    () => request(`${path}/traffic/promote?version=${version}`, { method: "POST" }),
+    `/console${path}`,
   ],
   delete: () => [`Delete ${name}?`, `Yes, delete ${name}`, () => request(path, { method: "DELETE" }), "/"],
 };

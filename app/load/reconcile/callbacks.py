@@ -9,19 +9,19 @@ from app.load.reconcile.hung import SILENT_S
 
 
 class AfterPass:
-    """Signal after each pass that found the engine up; connected once the publishing use case exists."""
+    """Signal after each pass that found the engine up; connected once the use cases exist."""
 
     def __init__(self) -> None:
-        self._listener: Callable[[], Awaitable[None]] | None = None
+        self._listeners: tuple[Callable[[], Awaitable[None]], ...] = ()
 
-    def connect(self, listener: Callable[[], Awaitable[None]]) -> None:
-        """Await `listener` after each pass from now on."""
-        self._listener = listener
+    def connect(self, *listeners: Callable[[], Awaitable[None]]) -> None:
+        """Await these, one after the other, after each pass from now on."""
+        self._listeners = listeners
 
     async def __call__(self) -> None:
         """Send the signal."""
-        if self._listener is not None:
-            await self._listener()
+        for listener in self._listeners:
+            await listener()
 
 
 @dataclass(frozen=True, slots=True)

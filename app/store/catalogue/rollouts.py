@@ -49,14 +49,13 @@ class RolloutCatalogue(CatalogueWriter):
     def abort(self, name: Name, rollout: Rollout | None = None) -> AdapterRow:
         """End the roll-out: all requests go to the stable version.
 
-        rollout: end it only if it is still this one; then none is no error. Raises Refused NO_TRAFFIC.
+        rollout: end it only if it is still this one. Raises Refused NO_TRAFFIC.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
-            if rollout is None and adapter.rollout is None:
+            if adapter.rollout is None or rollout not in (None, adapter.rollout):
                 raise no_traffic(adapter.public)
-            if rollout in (None, adapter.rollout):
-                self._end_rollout(connection, adapter)
+            self._end_rollout(connection, adapter)
             return adapter_named(connection, name).public
 
     def rollouts(self) -> dict[str, Rollout]:
