@@ -306,7 +306,7 @@ async def test_a_roll_out_from_the_command_line(shell: Shell) -> None:
         (["1=95", "2=4"], 1, "bad_weights: the weights add up to 99"),
         (["1=95", "9=5"], 1, "version_not_found"),
     ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+    ids=["a colon", "a fraction", "twice", "a shadow alone", "99 per cent", "an unknown version"],
 )
 async def test_weights_that_are_none(shell: Shell, given: list[str], status: int, says: str) -> None:
     for seed in (1, 2):

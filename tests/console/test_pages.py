@@ -269,7 +269,6 @@ async def test_an_adapters_page_shows_its_roll_out(running: Running) -> None:
         await chat(running, user_of(running, 1))
     page = (await anonymous(running).get(path, headers=as_visitor)).text
     section = page.partition('id="roll-out"')[2].partition("</section>")[0]
-    assert [cell in section for cell in ("v1", "95 %", "v2", "5 %", "stable", "shadow", "Promote", "Abort")] == [
-        True
-    ] * 8
-    assert '<td>95 %</td>\n      <td class="n">3</td><td class="n">0</td>' in section
+    for cell in ("v1", "95 %", "v2", "5 %", "stable", "shadow", "Promote", "Abort"):
+        assert cell in section
+    assert '<td>95%</td><tdclass="n">3</td><tdclass="n">0</td>' in "".join(section.split())
