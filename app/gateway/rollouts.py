@@ -39,7 +39,7 @@ class Rollouts:
                     await recalled.enter_async_context(self._follower.recalled(row))
                 if row.engine_name is not None:
                     await c.reconciler.ensure(row.engine_name)
-            adapter = await self._recorded(c.catalogue.set_traffic, name, wanted)
+            adapter: AdapterRow = await self._recorded(c.catalogue.set_traffic, name, wanted)
         event("traffic", adapter=name, stable=adapter.active, **_described(adapter.rollout))
         return adapter
 

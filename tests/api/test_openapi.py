@@ -142,7 +142,7 @@ def _known_of_tenant(url: str, asked: dict[str, Any]) -> dict[str, str]:
 
 def _rolling_out(url: str, case: AnyCase, version: int) -> None:
     """Ask about a roll-out that is under way, in which this version has all weight."""
-    weights = {str(version): 100}
+    weights: Any = {str(version): 100}
     if isinstance(case.body, dict):
         case.body = weights
     else:
