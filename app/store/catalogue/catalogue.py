@@ -21,7 +21,6 @@ from app.domain.errors import (
 )
 from app.domain.lora import Received
 from app.domain.names import AdapterName
-from app.domain.tenant_limits import UNLIMITED, TenantLimits
 from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.domain.webhook import Topic
