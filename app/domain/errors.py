@@ -9,15 +9,15 @@ Packages raise `Refused(TOO_LARGE, "weights: 2.1 GB, the cap is 2.0 GB", param="
 responses.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
-from app.domain import error_code
+from app.domain import error_code, fault
 from app.domain.printable import MESSAGE_LIMIT, printable
 
 Stage = error_code.Stage
 Code = error_code.Code
+Fault = fault.Fault
 
 _code = error_code.declared
 _D, _U, _V = Stage.DOOR, Stage.UPLOAD, Stage.VALIDATE
@@ -315,27 +315,6 @@ INTERNAL = _code(
 
 CODES: Final[dict[str, Code]] = dict(error_code.TABLE)
 """The whole table by name; docs/api.md and the metrics are generated from it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One of several faults behind a refusal. where: the field, tensor or module. what_to_do: the remedy."""
-
-    code: str
-    where: str
-    message: str
-    what_to_do: str
-
-    @classmethod
-    def of(cls, error: "GatewayError") -> "Fault":
-        """Return the fault that an error reports."""
-        return cls(error.code.name, error.param or "", error.message, error.hint)
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> "Fault":
-        """Reverse `asdict`, for a fault from another process. Raises LookupError, TypeError or AttributeError."""
-        code = CODES[fields["code"]].name
-        return cls(code, *(printable(str(fields[key])) for key in ("where", "message", "what_to_do")))
 
 
 class GatewayError(Exception):

@@ -78,7 +78,8 @@ class Faults:
 def _listed(seen: _Seen) -> tuple[Fault, ...]:
     if seen.first.details:
         return seen.first.details
-    fault = Fault.of(seen.first)
+    first = seen.first
+    fault = Fault(first.code.name, first.param or "", first.message, first.hint)
     if seen.count == 1:
         return (fault,)
     return (Fault(fault.code, fault.where, f"{fault.message}; {seen.count - 1} more like it", fault.what_to_do),)

@@ -42,7 +42,7 @@ def linear_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: one.weight.detach().clone() for name, one in model.named_modules() if isinstance(one, nn.Linear)}
 
 
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # PEFT's own, for mixtures
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # PEFT's own, for mixtures
 @pytest.mark.parametrize("config", [*FAMILIES, *(pytest.param(one, marks=pytest.mark.long) for one in MORE)])
 def test_all_linear_is_accepted_as_peft_merges_it(tmp_path: Path, config: str) -> None:
     model = made(config, tmp_path)
