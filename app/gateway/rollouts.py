@@ -33,6 +33,8 @@ class Rollouts:
         """
         c = self._components
         rows = await c.pools.store(self._servable, name, sorted(wanted.versions))
+        if any(row.engine_name is not None and row.engine_name not in c.desired.state.adapters for row in rows):
+            await self._follower.refresh()  # another gateway may just have published it
         async with contextlib.AsyncExitStack() as recalled:
             for row in rows:
                 if c.desired.state.is_unloaded(row):
