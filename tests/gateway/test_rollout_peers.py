@@ -48,3 +48,13 @@ async def test_a_gateway_that_joins_later_follows(join: Join) -> None:
         while (answer := await chat(late, user)).status_code == 503:  # its engine is being filled
             await asyncio.sleep(0)
         assert answer.headers["x-adapter-version"] == str(number)
+
+
+async def test_a_gateway_that_has_not_heard_of_the_upload_hears_of_it_when_asked(join: Join) -> None:
+    first, second = await join(), await join()
+    assert second.gateway.peer_sync is not None
+    await second.gateway.peer_sync.stop()  # it learns nothing by itself any more
+    for seed in (1, 2):
+        await push(first, seed)
+    assert (await put(second, v1=75, v2=25)).status_code == 200
+    assert set(await versions(second)) == {1, 2}

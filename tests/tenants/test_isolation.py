@@ -139,7 +139,8 @@ async def test_anothers_name_is_answered_as_nobodys(tenants: Running) -> None:
 
     async def answers(at: tuple[str, str], name: str, **query: str) -> tuple[int, dict[str, str], str]:
         path = at[1].replace("{name}", name).replace("{number}", "1")
-        sent = {"content": b'{"owner": "me"}'} if at[0] == "PUT" else {}
+        body = b'{"1": 100}' if path.endswith("/traffic") else b'{"owner": "me"}'
+        sent = {"content": body} if at[0] == "PUT" else {}
         answer = await ask(tenants, "acme-admin", at[0], path, params=query, **sent)
         headers = {key: value for key, value in answer.headers.items() if key != "x-request-id"}
         return answer.status_code, headers, answer.text.replace(name, "<name>")
