@@ -24,7 +24,7 @@ from app.domain.policy_override import FIELDS as POLICY_FIELDS
 from tests.console.conftest import serving
 from tests.support.gateway import form
 from tests.support.hub import REPOSITORY, running_hub
-from tests.support.signing import signing_key
+from tests.support.signing import P256, signing_key
 
 EXAMPLES: Final = int(os.environ.get("EXAMPLES", "12"))
 """Requests of each kind a route gets: `make test EXAMPLES=…` for more."""
@@ -70,7 +70,7 @@ def url(tiny_reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     }
     files = [form("known")[part] for part in ("config", "weights")]
     unbounded |= {"webhook_targets": ["http://127.0.0.1:9"], "webhook_secret": "0123456789abcdef" * 2}
-    unbounded["signing_key"] = signing_key(tmp_path_factory.mktemp("keys") / "key.pem")
+    unbounded["signing_key"] = signing_key(tmp_path_factory.mktemp("keys") / "key.pem", P256)
     with running_hub(dict(files)) as hub:
         unbounded |= {"import_sources": ["hf://someone/*"], "import_hub_url": hub.url}
         with serving(tmp_path_factory.mktemp("openapi"), tiny_reference_dir, open=True, **unbounded) as found:
