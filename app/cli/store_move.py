@@ -58,7 +58,7 @@ def move_command(
         _copy_originals(source, KeptUploads(data / ORIGINALS, keep=False), originals_to)
         if to is not None:
             moved = move_catalogue(source, to, wait)
-            counted = ", ".join(f"{count} {table}" for table, count in moved.items())
+            counted = ", ".join(f"{count} {table.replace('_', ' ')}" for table, count in moved.items())
             out.print(f"{counted}: copied, read back and found equal", soft_wrap=True, highlight=False)
     names = (("GATEWAY_CATALOGUE_URL", to), ("GATEWAY_STORE_URL", artefacts_to), ("GATEWAY_DATA", originals_to))
     out.print("Start gateways with", *(f"{name}=…" for name, value in names if value), highlight=False)

@@ -69,8 +69,8 @@ def _stricter(name: str, wanted: Any, policy: Policy) -> Any:
     if wanted is None:
         return operators
     wanted = _floored(name, wanted, policy)
-    if operators is None:  # no bound at all
-        return wanted
+    if operators is None:  # no bound at all, but for reject_tau: then what is cut out is counted
+        return None if name == "reject_tau" else wanted
     stricter: Callable[..., Any] = max if name == "project_outputs" else min
     return max(operators, wanted, key=_MILD_TO_STRICT.index) if name == "unscorable" else stricter(operators, wanted)
 

@@ -60,7 +60,13 @@ class Storage:
 
         store = S3Store(
             bucket,
-            config={"endpoint": self.url, "region": self.region, "virtual_hosted_style_request": False},
+            config={
+                "endpoint": self.url,
+                "aws_endpoint_url_s3": self.url,  # or one in the environment would count, which is the store's
+                "region": self.region,
+                "virtual_hosted_style_request": False,
+                "s3_express": False,
+            },
             client_options={"allow_http": True},  # the endpoint's URL decides
             credential_provider=credential,
         )

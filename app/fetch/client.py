@@ -126,7 +126,11 @@ class Connected:
 
     def _allowed(self, url: str, base: str = "") -> Url:
         try:
-            return self._outside.check(urljoin(base, url), MAX_LOCATION)
+            joined = urljoin(base, url)
+        except ValueError:  # its text may quote a password
+            raise Refused(SOURCE_NOT_ALLOWED, "the source leads to an address that is none", param="source") from None
+        try:
+            return self._outside.check(joined, MAX_LOCATION)
         except ValueError as error:
             raise Refused(SOURCE_NOT_ALLOWED, f"the source leads elsewhere: {error}", param="source") from error
 
@@ -230,6 +234,9 @@ def _checked(answer: Answer, at: Url) -> Answer:
         raise Refused(SOURCE_FORBIDDEN, f"{at.authority} refuses this gateway ({answer.status})", param="source")
     if answer.status in (404, 410):
         raise Refused(SOURCE_NOT_FOUND, f"{at.authority} has no such source or file", param="source")
+    if 300 <= answer.status < 400:
+        why = f"{at.authority} has it under another name, or in another region (status {answer.status})"
+        raise Refused(SOURCE_NOT_FOUND, why, param="source")
     if answer.status == 412:
         raise Refused(SOURCE_CHANGED, f"{at.authority} has other bytes by now", param="source")
     if answer.status != 200:

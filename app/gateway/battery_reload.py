@@ -33,7 +33,7 @@ async def reload_battery(
     except GatewayError as error:
         event("canaries_not_reloaded", logging.ERROR, why=error.message, note="the battery in force stays")
         return
-    changed = components.rules.replace(plan)
+    changed = await components.pools.store(components.rules.replace, plan)
     event("canaries_reloaded", changed=changed)
     if not changed:
         return

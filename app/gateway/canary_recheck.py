@@ -93,13 +93,21 @@ class CanaryRecheck:
         passes: dict[str, bool] = {}  # whether the served model does, by the plan's baseline_key
         for row, plan in due:
             if plan.baseline_key not in passes:
-                passes[plan.baseline_key] = await self._served_model_passes(plan)
+                passes[plan.baseline_key] = await self._may_be_asked(plan)
             if passes[plan.baseline_key]:
                 await self._ask(plan, row)
                 await asyncio.sleep(PAUSE_S)
             if (c.rules.operators, c.rules.of_tenants) != rules:
                 self._retry_at.clear()  # those whose plan is another now are due by the new one
                 return
+
+    async def _may_be_asked(self, plan: Plan) -> bool:
+        """Return whether the served model passes a plan; False if that is not known, which must not keep others waiting."""
+        try:
+            return await self._served_model_passes(plan)
+        except Unavailable as error:
+            event("canaries_not_asked_again", logging.WARNING, battery=plan.battery.digest.short, why=error.message)
+            return False
 
     async def _served_model_passes(self, plan: Plan) -> bool:
         if await self._evaluation.served_model_passes(plan):

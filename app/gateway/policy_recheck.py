@@ -26,6 +26,9 @@ from app.validate.adapter import ValidateLimits, validate
 FAILED_CANARIES: Final = "asked again, it failed canaries that the served model passes; its report has the counts"
 """Reason why a version is withheld that failed the evaluation in force."""
 
+UNMEASURED: Final = "it cannot be measured: "
+"""How the reason begins why a version is withheld that the storage did not give."""
+
 WAITS: Final = "it waits to be measured by the policy in force"
 """Reason why a version is withheld that was not measured yet."""
 
@@ -94,7 +97,7 @@ class PolicyRecheck:
                 measured[key] = policy
                 measured_now = True
             except (Unavailable, OSError) as error:
-                why = f"it cannot be measured: {error}"
+                why = f"{UNMEASURED}{error}"
                 retry_at[key] = time.monotonic() + RETRY_S
             if why is None:
                 found.pop(key, None)
@@ -121,6 +124,11 @@ class PolicyRecheck:
         tenants = {tenant: (own.parameters, own.evaluation) for tenant, own in c.rules.of_tenants.items()}
         evaluation = c.rules.operators.evaluation
         PolicyInForce.make(c.parameters, passed, withheld, c.keep_versions, evaluation, tenants).write(c.blobs.root)
+
+
+def is_judged(why: str) -> bool:
+    """Return whether this reason for withholding a version is about the version, and not about what it waits for."""
+    return why != WAITS and not why.startswith(UNMEASURED)
 
 
 def policy_objection(components: Components, row: VersionRow) -> str | None:

@@ -9,6 +9,7 @@ from app.domain.errors import Refused, Unavailable
 from app.domain.rollout import Rollout
 from app.domain.rollout_guard import Tally, is_worse
 from app.gateway.components import Components
+from app.gateway.policy_recheck import is_judged
 from app.gateway.rollouts import Rollouts
 from app.observe.log import event
 from app.observe.metrics import Metrics
@@ -103,6 +104,7 @@ class RolloutGuard:
             if rollout.guard and (why := self._objection(name, rollout)) is not None:
                 try:
                     await self._rollouts.abort(name, rollout, why)
+                    self._guarded.pop(name, None)  # the next roll-out is judged by its own requests
                 except Refused:  # ended, changed or deleted meanwhile, perhaps by another gateway's guard
                     continue
                 except Unavailable as error:  # the catalogue is away: the next pass tries again
@@ -117,7 +119,8 @@ class RolloutGuard:
         if stable is None:  # withheld itself: an abort would help nobody
             return None
         found = ((one, withheld.get((name, one))) for one in rollout.others(stable))
-        return next((f"version {one} is withheld: {why}" for one, why in found if why is not None), None)
+        judged = (f"version {one} is withheld: {why}" for one, why in found if why is not None and is_judged(why))
+        return next(judged, None)
 
     def _stable(self, name: str) -> int | None:
         target = self._components.routing_table.snapshot.targets.get(name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.domain.errors import VERSION_NOT_READY, Refused
 from app.domain.rollout import Rollout, Wanted
+from app.domain.tenants import split_name
 from app.domain.version_state import SERVABLE
 from app.gateway.catalogue_follower import CatalogueFollower
 from app.gateway.components import Components
@@ -54,7 +55,7 @@ class Rollouts:
         adapter = await c.pools.store(c.catalogue.adapter, name)
         number = promoted(adapter, number)
         await c.pools.store(self._servable, name, [number])
-        row: VersionRow = await self._recorded(c.catalogue.promote, name, number)
+        row: VersionRow = await self._recorded(c.catalogue.promote, name, number, self._evaluation(name))
         c.metrics.rollouts.over("promoted")
         event("promoted", adapter=name, version=row.number)
         return row
@@ -64,7 +65,8 @@ class Rollouts:
 
         rollout: the guard's: end it only if it is still this one. why: its reason. Raises Refused NO_TRAFFIC.
         """
-        adapter: AdapterRow = await self._recorded(self._components.catalogue.abort, name, rollout)
+        abort = self._components.catalogue.abort
+        adapter: AdapterRow = await self._recorded(abort, name, rollout, self._evaluation(name))
         self._components.metrics.rollouts.over("aborted" if rollout is None else "guard")
         event("traffic_aborted", logging.WARNING, adapter=name, version=adapter.active, why=why)
         return adapter
@@ -75,6 +77,9 @@ class Rollouts:
         if adapter.rollout is None:
             raise no_traffic(adapter)
         return adapter
+
+    def _evaluation(self, name: str) -> str | None:
+        return self._components.rules.of(split_name(name)[0]).evaluation
 
     def _servable(self, name: str, numbers: list[int]) -> list[VersionRow]:
         """Return these versions. Blocking. Raises Refused unless every one was published and is not withheld."""

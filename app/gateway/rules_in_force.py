@@ -3,9 +3,11 @@
 A tenant may have rules of its own: a policy that is stricter than the operator's, canaries beside the operator's.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from app.domain.policy import Policy
 from app.domain.policy_override import NO_OVERRIDE, PolicyOverride
@@ -50,14 +52,15 @@ class Rules:
 
 
 class RulesInForce:
-    """Holder of the operator's rules, and of those tenants' that have any of their own. Any thread may read it; one at a
-    time may change it."""
+    """Holder of the operator's rules, and of those tenants' that have any of their own. Any thread may read and
+    change it."""
 
     def __init__(self, policy: Policy, plan: Plan | None, parameters_of: Callable[[Policy, Plan | None], str]) -> None:
         """parameters_of: returns the key of all rules with this policy and plan."""
         self._policy = policy
         self._parameters_of = parameters_of
         self._own: Mapping[str, OwnRules] = {}
+        self._changing: Final = threading.Lock()
         self._alike: defaultdict[Policy, frozenset[str]] = defaultdict(frozenset)
         self._overrides: dict[str, PolicyOverride] = {}  # by the key of all rules in force since the start
         self._set(plan)
@@ -96,13 +99,18 @@ class RulesInForce:
         return self._overrides[parameters]
 
     def replace(self, plan: Plan | None) -> bool:
-        """Put another plan in force. Returns whether that changes a rule."""
-        before = self.operators.parameters
-        self._set(plan)
-        return self.operators.parameters != before
+        """Put another plan in force. Returns whether that changes a rule. Blocking: it makes every tenant's plan anew."""
+        with self._changing:
+            before = self.operators.parameters
+            self._set(plan)
+            return self.operators.parameters != before
 
     def replace_own(self, changed: Mapping[str, OwnRules]) -> None:
-        """Put other rules of these tenants in force."""
+        """Put other rules of these tenants in force. Blocking."""
+        with self._changing:
+            self._replace_own(changed)
+
+    def _replace_own(self, changed: Mapping[str, OwnRules]) -> None:
         operators, tenants = self._rules
         own, others = {**self._own, **changed}, {one: rules for one, rules in tenants.items() if one not in changed}
         self._own = {tenant: rules for tenant, rules in own.items() if rules != NOTHING_OWN}

@@ -19,6 +19,11 @@ class UploadKeys:
     keys: Mapping[str, Sequence[PublicKey]] = field(default_factory=dict)
     required: bool = False
 
+    def check_unsigned(self) -> None:
+        """Raise Refused SIGNATURE_REQUIRED if an upload without a signature is not taken."""
+        if self.required:
+            raise Refused(SIGNATURE_REQUIRED, "this gateway takes signed uploads only", param=SIGNATURE)
+
     def check(self, tenant: str, signature: bytes | None, received: Received) -> str | None:
         """Return the id of the key that signed an upload; None if it is unsigned, which is allowed then.
 
@@ -26,8 +31,7 @@ class UploadKeys:
         SIGNATURE_REQUIRED or BAD_SIGNATURE. Blocking: 8 signatures and 5 keys take some milliseconds.
         """
         if signature is None:
-            if self.required:
-                raise Refused(SIGNATURE_REQUIRED, "this gateway takes signed uploads only", param=SIGNATURE)
+            self.check_unsigned()
             return None
         keys = self.keys.get(tenant, ())
         if not keys:

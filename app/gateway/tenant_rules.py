@@ -51,7 +51,7 @@ class TenantRules:
             why = f"{field} {wanted} is weaker than {operators}, the operator's"
             raise Refused(WEAKER_POLICY, why, param=field)
         try:
-            check_policy(c.reference, override.applied(policy), "this policy")
+            await c.pools.reading(check_policy, c.reference, override.applied(policy), "this policy")
         except Unavailable as error:
             raise Refused(BAD_REQUEST, error.message, param="project_outputs") from error
         await c.pools.store(c.catalogue.tenant_rules.set_override, tenant, override)
@@ -61,7 +61,7 @@ class TenantRules:
         """Return the canaries of a tenant, as they are in the catalogue; None if it has none. Raises Unavailable."""
         c = self._components
         stored = await c.pools.reading(c.catalogue.tenant_rules.of, tenant)
-        return None if stored.battery is None else parse(stored.battery.encode())
+        return None if stored.battery is None else await c.pools.reading(parse, stored.battery.encode())
 
     async def set_battery(self, tenant: str, lines: bytes | None) -> None:
         """Replace the canaries of a tenant; None removes them. Its versions are asked again, one after another.

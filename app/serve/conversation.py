@@ -26,6 +26,8 @@ def conversation_of(user: str | None, session: str | None, fields: Mapping[str, 
         return b"session " + session[:SESSION_LIMIT].encode(errors="replace")
     before = {name: fields[name] for name in _BEFORE if name in fields}
     spoken = next((fields[name] for name in _SPOKEN if name in fields), None)
+    if isinstance(fields.get("input"), str):  # the Responses API: the next request has it as a message
+        spoken = [{"role": "user", "content": spoken}]
     return b"beginning " + json_body.write({**before, "beginning": _beginning(spoken)})
 
 
@@ -42,5 +44,17 @@ def _beginning(spoken: Any) -> Any:
         return spoken
     for place, one in enumerate(spoken):
         if isinstance(one, Mapping) and one.get("role") == "user":
-            return spoken[: place + 1]
+            return [*map(_plainly, spoken[: place + 1])]
     return spoken
+
+
+def _plainly(message: Any) -> Any:
+    """Return role and text of a message that has only text, however its parts are written; any other as it is."""
+    if not isinstance(message, Mapping):
+        return message
+    parts = message.get("content")
+    if isinstance(parts, str):
+        parts = [{"text": parts}]
+    if not isinstance(parts, list) or not all(isinstance(one, Mapping) and "text" in one for one in parts):
+        return message
+    return {"role": message.get("role"), "text": "".join(str(one["text"]) for one in parts)}

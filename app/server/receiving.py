@@ -107,6 +107,7 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
         asked, pool = await posted(request, NewImport, MAX_IMPORT_BODY), components.pools.receiving
         source, digest = source_of(asked.source), expected_digest(request.headers)
         imports.check(source, caller_of(request).tenant)
+        upload_keys.check_unsigned()
         pinned, caller = imports.pinned(source), holder_of(request)
         work = receive_import(asked.name, pinned, limits, quarantine, shares, pool, caller, digest)
         found = await unless_disconnected(request, work, lambda unwanted: pool.start(unwanted.take().close))

@@ -19,25 +19,40 @@ from app.store.artefacts.s3 import RemoteBlobs
 from app.store.catalogue.database import Database, is_shared
 from app.store.catalogue.reader import CatalogueReader
 from app.store.catalogue.tables import adapters, catalogue_state, versions
+from app.store.catalogue.tenant_tables import (
+    api_keys,
+    audit_log,
+    tenant_limits,
+    tenant_rules,
+    usage,
+    webhook_messages,
+    webhooks,
+)
 from app.store.uploads import KeptUploads
 
 BATCH: Final = 500
 """Rows read and written at a time; a version's report is some 100 kB."""
 
-MOVED: Final = (adapters, versions)
+MOVED: Final = (
+    *(adapters, versions),
+    *(api_keys, tenant_limits, tenant_rules, usage, audit_log, webhooks, webhook_messages),
+)
 """Tables that are moved, in the order in which rows refer to each other; not those of running gateways (`gateways` …)."""
+
+NUMBERED: Final = (adapters, versions)
+"""Those whose next row's id is assigned by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Contents of a table. digest: SHA-256 over every row's values, by id."""
+    """Contents of a table. digest: sum of the SHA-256 of every row's values: databases order texts in different ways."""
 
     count: int
-    digest: str
+    digest: int
 
 
 def move_catalogue(source: str, target: str, patience_s: float = 0.0) -> dict[str, int]:
-    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database. Returns the number of rows of each table.
+    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database. Returns the number of rows of each table with any.
 
     The caller holds the source's store, so that no gateway writes to it. A target that holds the same rows already is
     success. Raises Unavailable: STORE_FAILED if the target holds anything else, or if the rows in it differ from those
@@ -57,7 +72,7 @@ def move_catalogue(source: str, target: str, patience_s: float = 0.0) -> dict[st
                 _same(wanted, _contents(new), "what arrived is not what was sent; nothing was kept of it")
         with there.reading() as new:
             _same(wanted, _contents(new), "what was kept is not what arrived")
-        return {name: rows.count for name, rows in wanted.items()}
+        return {name: rows.count for name, rows in wanted.items() if rows.count}
     finally:
         here.close()
         if there is not None:
@@ -142,6 +157,7 @@ def _copy(old: Connection, new: Connection) -> None:
     for table in MOVED:
         for rows in _batches(old, table):
             new.execute(insert(table), rows)
+    for table in NUMBERED:
         last = new.execute(select(func.max(table.c.id))).scalar_one()
         if last is not None:  # the server assigns the next row's id
             new.execute(select(func.setval(func.pg_get_serial_sequence(table.name, "id"), last)))
@@ -150,25 +166,21 @@ def _copy(old: Connection, new: Connection) -> None:
 
 
 def _batches(connection: Connection, table: Table) -> Iterator[list[dict[str, object]]]:
-    last = -1
-    while (
-        rows := connection.execute(select(table).where(table.c.id > last).order_by(table.c.id).limit(BATCH))
-        .mappings()
-        .all()
-    ):
-        last = rows[-1]["id"]
+    found = connection.execute(select(table), execution_options={"yield_per": BATCH}).mappings()
+    for rows in found.partitions():
         yield [dict(row) for row in rows]
 
 
 def _contents(connection: Connection) -> dict[str, Rows]:
     found = {}
     for table in MOVED:
-        count, hashed = 0, hashlib.sha256()
+        count, digest = 0, 0
         for rows in _batches(connection, table):
             count += len(rows)
             for row in rows:
-                hashed.update(repr(sorted((name, str(value)) for name, value in row.items())).encode())
-        found[table.name] = Rows(count, hashed.hexdigest())
+                values = repr(sorted((name, str(value)) for name, value in row.items())).encode()
+                digest = (digest + int.from_bytes(hashlib.sha256(values).digest())) % (1 << 256)
+        found[table.name] = Rows(count, digest)
     return found
 
 

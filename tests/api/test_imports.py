@@ -329,3 +329,27 @@ def test_settings_that_would_be_misread_are_refused(tmp_path: Path, name: str, v
     given: dict[str, Any] = {"model": "m", "reference": tmp_path, "api_keys": KEY, name: value}
     with pytest.raises(ValidationError, match=name):
         Settings(**given)
+
+
+async def test_a_gateway_that_takes_signed_uploads_only_fetches_nothing(
+    open_gateway: OpenHouse, hub: RunningHub, tmp_path: Path
+) -> None:
+    public = signing_key(tmp_path / "maker.pem").with_suffix(".pub")
+    signed = {"upload_keys": f"default={public}", "require_signed_uploads": True}
+    async with open_gateway(**allowed(hub), **signed) as running:
+        assert code_of(await bring(running, SOURCE)) == (422, "signature_required")
+        assert not hub.seen
+
+
+async def test_the_environment_of_the_gateways_own_store_does_not_lead_imports_elsewhere(
+    open_gateway: OpenHouse, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = S3Store(BUCKET, client_options={"allow_http": True})
+    for name, data in files().items():
+        obstore.put(store, f"lora/sql/{name}", data)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_S3_EXPRESS", "true")
+    keys = {"import_storage_access_key": "import-key", "import_storage_secret_key": "import-secret"}
+    settings = {"import_sources": ["s3://bucket/lora/*"], "import_storage_endpoint": storage.endpoint, **keys}
+    async with open_gateway(**settings) as running:
+        assert (await bring(running, "s3://bucket/lora/sql")).status_code == 201

@@ -53,9 +53,12 @@ def test_where_the_operator_sets_no_bound_any_is_stricter() -> None:
     policy = Policy()
     unbound = {name: value for name, value in asdict(policy).items() if name in FIELDS and value is None}
     assert {*unbound} == {"max_pruned", "reject_tau", "max_block_score", "max_adapter_score"}
-    override = PolicyOverride(max_pruned=10**6, reject_tau=1e6, max_block_score=1e6, max_adapter_score=1e6)
+    override = PolicyOverride(max_pruned=10**6, max_block_score=1e6, max_adapter_score=1e6)
     assert override.weaker(policy) is None
     assert override.applied(policy).max_pruned == 10**6
+    counted = PolicyOverride(reject_tau=1.0)  # instead of what is cut out, which may be more
+    assert counted.weaker(policy) == ("reject_tau", 1.0, None)
+    assert counted.applied(policy).reject_tau is None
 
 
 def test_projecting_knows_no_tau_below_zero() -> None:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.domain.errors import GatewayError
 from app.domain.names import AdapterName
+from app.domain.policy_override import PolicyOverride
+from app.domain.tenant_limits import TenantLimits
 from app.store.artefacts.local import BlobStore
 from app.store.catalogue.catalogue import Catalogue
 from app.store.catalogue.database import sqlite_url
@@ -66,6 +68,20 @@ def test_a_catalogue_is_the_same_on_the_other_side_and_goes_on(data: Path, postg
     assert new.resolve(NAME) == old.resolve(NAME)
     assert stored(new, 7).number == 3  # ids and numbers go on behind those that were moved
     assert stored(new, 3, OTHER).number == 2
+    old.close()
+    new.close()
+
+
+def test_what_tenants_were_given_moves_with_them(data: Path, postgres: Server) -> None:
+    url, old = postgres.fresh(), Catalogue(sqlite_url(data / "catalogue.sqlite"))
+    for tenant in ("acme", "Zeta", "beta"):
+        old.limits.set(tenant.lower(), TenantLimits(adapters=len(tenant)))
+        old.tenant_rules.set_override(tenant.lower(), PolicyOverride(max_removed_share=0.2))
+    said = moved(data, "--to", url)
+    assert "3 tenant limits, 3 tenant rules" in said, said
+    new = Catalogue(url)
+    assert new.tenant_rules.of("acme") == old.tenant_rules.of("acme")
+    assert new.limits.changed_since(0) == old.limits.changed_since(0)
     old.close()
     new.close()
 

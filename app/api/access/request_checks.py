@@ -34,7 +34,7 @@ API: Final = b"/v1/"
 SINGLE: Final = frozenset(
     {
         *(b"authorization", b"content-length", b"content-type", b"cookie", b"origin", b"sec-fetch-site"),
-        *(b"x-api-key", b"x-console", b"x-request-id", b"x-weights-sha256"),
+        *(b"x-api-key", b"x-console", b"x-request-id", b"x-session-id", b"x-weights-sha256"),
     }
 )
 """Headers that the gateway reads and that may occur only once: of two, one reader takes the first and another the last.

@@ -25,7 +25,7 @@ from app.domain.verdict import Verdict
 from app.domain.version_state import ENDED, IN_FLIGHT, SERVABLE, Event, State, advance
 from app.domain.webhook import Topic
 from app.store.catalogue.beginning import Begun, Ended, New, Retry, Same, again, error_columns, not_ready, nothing_since
-from app.store.catalogue.evaluated import NOT_EVALUATED, Corrected, publishable
+from app.store.catalogue.evaluated import Corrected, publishable
 from app.store.catalogue.naming import Claim, bind, claim_of, numbered, owner_conditions, spelled
 from app.store.catalogue.outbox import tell_version
 from app.store.catalogue.queries import (
@@ -240,12 +240,7 @@ class Catalogue(RolloutCatalogue):
                 return row
             if row.state is not State.RETIRED:
                 raise not_ready(row)
-            mine = versions.c.adapter_id == adapter.id
-            for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
-                if publishable(waiting, evaluation):
-                    self._move(connection, waiting, Event.SUPERSEDE)
-                else:
-                    self._move(connection, waiting, Event.FAIL, **error_columns(NOT_EVALUATED))
+            self._retire_waiting(connection, adapter, evaluation)
             self._end_rollout(connection, adapter)
             return self._point(connection, adapter, row)
 

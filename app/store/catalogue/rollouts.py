@@ -35,26 +35,30 @@ class RolloutCatalogue(CatalogueWriter):
                 self._point(connection, adapter, rows[stable])
             return adapter_named(connection, name).public
 
-    def promote(self, name: Name, number: int | None = None) -> VersionRow:
+    def promote(self, name: Name, number: int | None = None, evaluation: str | None = None) -> VersionRow:
         """Give all requests to one version of the roll-out, which ends. None: the only one besides the stable version.
 
-        Raises Refused NO_TRAFFIC, or VERSION_NOT_READY if the version has no part in it, or several have one.
+        Versions that still wait for the engine are retired, as by a rollback (evaluation: as there). Raises Refused
+        NO_TRAFFIC, or VERSION_NOT_READY if the version has no part in it, or several have one.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
             row = version_numbered(connection, name, promoted(adapter.public, number))
+            self._retire_waiting(connection, adapter, evaluation)
             self._end_rollout(connection, adapter)
             return row if row.number == adapter.active else self._point(connection, adapter, row)
 
-    def abort(self, name: Name, rollout: Rollout | None = None) -> AdapterRow:
+    def abort(self, name: Name, rollout: Rollout | None = None, evaluation: str | None = None) -> AdapterRow:
         """End the roll-out: all requests go to the stable version.
 
-        rollout: end it only if it is still this one. Raises Refused NO_TRAFFIC.
+        rollout: end it only if it is still this one. Versions that still wait for the engine are retired, as by a rollback
+        (evaluation: as there): none of them must take the name. Raises Refused NO_TRAFFIC.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)
             if adapter.rollout is None or rollout not in (None, adapter.rollout):
                 raise no_traffic(adapter.public)
+            self._retire_waiting(connection, adapter, evaluation)
             self._end_rollout(connection, adapter)
             return adapter_named(connection, name).public
 

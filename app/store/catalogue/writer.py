@@ -9,9 +9,11 @@ from sqlalchemy import ColumnElement, Connection, select, update
 from app.domain.errors import STORE_BUSY, Unavailable
 from app.domain.tenant_limits import UNLIMITED, TenantLimits
 from app.domain.version_state import IN_FLIGHT, Event, State, advance
+from app.store.catalogue.beginning import error_columns
 from app.store.catalogue.database import BUSY_SECONDS, Database
+from app.store.catalogue.evaluated import NOT_EVALUATED, publishable
 from app.store.catalogue.outbox import tell_move
-from app.store.catalogue.queries import Name, version_numbered
+from app.store.catalogue.queries import Name, version_numbered, versions_where
 from app.store.catalogue.reader import CatalogueReader
 from app.store.catalogue.tables import AdapterRecord, VersionRow, adapters, versions
 from app.store.cluster.leases import BeatLog
@@ -53,6 +55,15 @@ class CatalogueWriter(CatalogueReader):
             self._move(connection, version_numbered(connection, adapter.name, adapter.active), Event.SUPERSEDE)
         connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(active_version=row.number))
         return self._move(connection, row, Event.ACTIVATE)
+
+    def _retire_waiting(self, connection: Connection, adapter: AdapterRecord, evaluation: str | None) -> None:
+        """Retire the versions that wait for the engine; fail those that have not passed the evaluation with this key."""
+        mine = versions.c.adapter_id == adapter.id
+        for waiting in versions_where(connection, mine, versions.c.state == State.STORED):
+            if publishable(waiting, evaluation):
+                self._move(connection, waiting, Event.SUPERSEDE)
+            else:
+                self._move(connection, waiting, Event.FAIL, **error_columns(NOT_EVALUATED))
 
     def _own_version(self, connection: Connection, name: Name, number: int) -> VersionRow:
         """Return a version that this gateway works on. Raises TakenOver if another one has failed it or begun it again."""
