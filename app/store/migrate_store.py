@@ -52,7 +52,7 @@ class Rows:
 
 
 def move_catalogue(source: str, target: str, patience_s: float = 0.0) -> dict[str, int]:
-    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database. Returns the number of rows of each table with any.
+    """Copy the catalogue at SQLite's URL into an empty PostgreSQL database. Returns the rows of each table that has any.
 
     The caller holds the source's store, so that no gateway writes to it. A target that holds the same rows already is
     success. Raises Unavailable: STORE_FAILED if the target holds anything else, or if the rows in it differ from those
