@@ -157,7 +157,7 @@ async def test_a_source_that_points_to_itself_is_left(server: RunningHub) -> Non
 
 async def test_without_redirects_none_is_followed(server: RunningHub) -> None:
     server.instead["/moved"] = redirect("/a")
-    assert await code_of([server.url], f"{server.url}/moved", redirects=False) is SOURCE_UNAVAILABLE
+    assert await code_of([server.url], f"{server.url}/moved", redirects=False) is SOURCE_NOT_FOUND
     assert len(server.seen) == 1
 
 
