@@ -14,10 +14,9 @@ DECODER, TOWER = "language_model.model.layers.0.mlp.up_proj", "vision_tower.enco
 
 def told(towers: Towers, *modules: str) -> dict[str, str]:
     components: Any = SimpleNamespace(
-        policy=Policy(towers=towers),
         reference=SimpleNamespace(modules=dict.fromkeys(modules, Shape(4, 4))),
         reconciler=SimpleNamespace(each=()),
-        rules=SimpleNamespace(note="not looked at"),
+        rules=SimpleNamespace(note="not looked at", operators=SimpleNamespace(policy=Policy(towers=towers))),
     )
     return details_of(components)()
 
