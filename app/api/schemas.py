@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from app.domain.adapter_source import BUCKET_FORM, HUB_FORM
 from app.domain.errors import CODES, GatewayError, envelope
 from app.domain.version_state import State
 
@@ -337,4 +338,4 @@ class NewImport(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
-    source: str
+    source: str = Field(description=f"{HUB_FORM} or {BUCKET_FORM}, fetched by the gateway")

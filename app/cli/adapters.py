@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
+from app.cli.client import LOCAL, AdapterName, Json, Key, Url, answer_of, client_of, fail, out, print_json, show_version
 from app.cli.push import push_adapter
 from app.cli.traffic import abort, promote, traffic
 from app.observe.ladder_table import ladder_table
@@ -27,7 +27,7 @@ adapters.command("traffic")(traffic)
 adapters.command("promote")(promote)
 adapters.command("abort")(abort)
 
-Name = Annotated[str, typer.Argument(help="Adapter name")]
+VersionNumber = Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")]
 
 
 @adapters.command("list")
@@ -49,7 +49,7 @@ def list_adapters(url: Url = LOCAL, key: Key = None, as_json: Json = False) -> N
 
 
 @adapters.command("versions")
-def versions(name: Name, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+def versions(name: AdapterName, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
     """List the versions of one adapter, the newest first; the active one is marked."""
     with client_of(url, key) as client:
         adapter = answer_of(client.get(f"/adapters/{name}"))
@@ -61,15 +61,15 @@ def versions(name: Name, url: Url = LOCAL, key: Key = None, as_json: Json = Fals
 
 @adapters.command("show")
 def show(
-    name: Name,
-    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    name: AdapterName,
+    number: VersionNumber = None,
     url: Url = LOCAL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Show one version's report."""
     with client_of(url, key) as client:
-        version = answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}"))
+        version = answer_of(client.get(_path(client, name, number)))
     if as_json:
         print_json(version)
         return
@@ -83,6 +83,11 @@ def show(
         out.print(ladder_table(report["behaviour"]))
 
 
+def _path(client: httpx.Client, name: str, number: int | None) -> str:
+    """Return the path of a version; None: the active one, or the newest if none is active."""
+    return f"/adapters/{name}/versions/{number or _current(client, name)}"
+
+
 def _current(client: httpx.Client, name: str) -> int:
     """Return the number of the active version, or of the newest if none is active."""
     adapter = answer_of(client.get(f"/adapters/{name}"))
@@ -94,31 +99,31 @@ def _current(client: httpx.Client, name: str) -> int:
 
 @adapters.command("attestation")
 def attestation(
-    name: Name,
-    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    name: AdapterName,
+    number: VersionNumber = None,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Print a signed statement about one version, which `verify` reads: JSON, to keep as attestation.json."""
     with client_of(url, key) as client:
-        print_json(answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}/attestation")))
+        print_json(answer_of(client.get(f"{_path(client, name, number)}/attestation")))
 
 
 @adapters.command("signature")
 def signature(
-    name: Name,
-    number: Annotated[int | None, typer.Argument(help="Version; default: the active one, else the newest")] = None,
+    name: AdapterName,
+    number: VersionNumber = None,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Print an OpenSSF Model Signing signature of one version's files: JSON, to keep as model.sig."""
     with client_of(url, key) as client:
-        print_json(answer_of(client.get(f"/adapters/{name}/versions/{number or _current(client, name)}/signature")))
+        print_json(answer_of(client.get(f"{_path(client, name, number)}/signature")))
 
 
 @adapters.command("rollback")
 def rollback(
-    name: Name,
+    name: AdapterName,
     to: Annotated[int | None, typer.Option(help="Version number; default: the one before the active version")] = None,
     url: Url = LOCAL,
     key: Key = None,
@@ -127,15 +132,12 @@ def rollback(
     """Point an adapter's name to an earlier version."""
     with client_of(url, key) as client:
         version = answer_of(client.post(f"/adapters/{name}/rollback", params={} if to is None else {"to": to}))
-    if as_json:
-        print_json(version)
-    else:
-        out.print(version_line(version), highlight=False)
+    show_version(version, as_json)
 
 
 @adapters.command("events")
 def events(
-    name: Name,
+    name: AdapterName,
     follow: Annotated[bool, typer.Option(help="Go on with every later version, until Ctrl-C")] = False,
     url: Url = LOCAL,
     key: Key = None,
@@ -165,7 +167,7 @@ def _states(client: httpx.Client, name: str, after: int | None) -> Iterator[dict
 
 @adapters.command("warm")
 def warm(
-    name: Name,
+    name: AdapterName,
     version: Annotated[int | None, typer.Option(help="Version number; default: the active version")] = None,
     url: Url = LOCAL,
     key: Key = None,
@@ -196,7 +198,7 @@ def _show_warm(answer: dict[str, Any]) -> None:
 
 @adapters.command("rm")
 def remove(
-    name: Name,
+    name: AdapterName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
     url: Url = LOCAL,
     key: Key = None,
@@ -213,7 +215,7 @@ def remove(
 
 @adapters.command("transfer")
 def transfer(
-    name: Name,
+    name: AdapterName,
     owner: Annotated[str, typer.Argument(help="Name of a key, or the label that several keys share")],
     url: Url = LOCAL,
     key: Key = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json, time_of
+from app.cli.client import LOCAL, AsJson, Json, Key, Url, answer_of, client_of, fail, out, print_json, time_of
 from app.domain.audit_entry import BEGINNING, Act, AuditEntry, first_broken
 from app.observe.fitted_table import FittedTable
 
@@ -46,7 +46,7 @@ def verify(
     ] = f"0:{BEGINNING}",
     url: Url = LOCAL,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify that no entry was changed or removed, and print the last one's number and hash, to be kept elsewhere.
 

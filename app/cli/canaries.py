@@ -14,7 +14,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from app.cli.client import LOCAL, Key, Url, answer_of, client_of, fail, out, print_json
+from app.cli.client import LOCAL, AsJson, Key, Url, answer_of, client_of, fail, out, print_json
 from app.evaluate.judges import Answer, Judge, Judgement, judge_by_words
 
 ANSWER_S: Final = 60.0
@@ -51,7 +51,7 @@ def check(
     judge: Annotated[Judge, typer.Option(envvar="GATEWAY_CANARY_JUDGE", help="Judge that decides")] = Judge.WORDS,
     url: Url = LOCAL,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask the served model itself, and show the canaries that are not usable. Exit status 1 if none is.
 

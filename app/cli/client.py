@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.observe.fitted_table import FittedTable
+from app.observe.version_table import version_line
 
 UPLOAD_TIMEOUT_S: Final = 900.0
 """Most seconds of an upload: gigabytes over a slow connection, then screening and loading."""
@@ -34,6 +35,9 @@ err = Console(stderr=True)
 Url = Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway, such as localhost:8080")]
 Key = Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="API key of the gateway")]
 Json = Annotated[bool, typer.Option("--json", help="Print the gateway's answer as JSON")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+AdapterName = Annotated[str, typer.Argument(help="Adapter name")]
 
 TENANT: Final = "GATEWAY_TENANT"
 """Environment variable with the tenant in which an operator's commands act; default: the key's own."""
@@ -100,3 +104,11 @@ def _cell(column: str, value: object) -> str:
 def time_of(value: str) -> str:
     """Return a time of the API's to the second: 2026-11-30 18:20:11."""
     return value[:19].replace("T", " ")
+
+
+def show_version(version: dict[str, Any], as_json: bool) -> None:
+    """Print a version that the gateway answered, in one line or as JSON."""
+    if as_json:
+        print_json(version)
+    else:
+        out.print(version_line(version), highlight=False)

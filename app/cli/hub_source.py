@@ -23,7 +23,8 @@ def fetched(source: HubSource) -> tuple[AdapterFiles, str]:
         snapshot = Path(snapshot_download(source.repository, revision=source.revision, allow_patterns=names))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         why = " ".join(str(error).split())
-        raise Unavailable(SOURCE_UNAVAILABLE, f"{source}: {printable(why, 200)}") from error
+        remedy = "Check the source's name and revision, and HF_TOKEN if it is private or gated."
+        raise Unavailable(SOURCE_UNAVAILABLE, f"{source}: {printable(why, 200)}", remedy=remedy) from error
     config, weights = (snapshot / name for name in names)
     for file in (weights, config):
         if not file.is_file():

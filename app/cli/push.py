@@ -16,6 +16,7 @@ from app.cli.client import (
     NOT_ASKED,
     OURS,
     REJECTED,
+    AdapterName,
     Json,
     Key,
     Url,
@@ -36,7 +37,7 @@ from app.upload.adapter_files import AdapterFiles, adapter_files
 
 
 def push_adapter(
-    name: Annotated[str, typer.Argument(help="Adapter name")],
+    name: AdapterName,
     source: Annotated[
         str,
         typer.Argument(

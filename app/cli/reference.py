@@ -8,14 +8,13 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.client import err, fail, out, print_json
+from app.cli.client import AsJson, err, fail, out, print_json
 from app.domain.errors import Unavailable
-from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K
+from app.domain.policy import DEFAULT_ENERGY, DEFAULT_TOP_K, Policy
 from app.observe.fitted_table import FittedTable
 from app.observe.verdict_report import natural
 
 if TYPE_CHECKING:
-    from app.domain.policy import Policy
     from app.screen.reference.open import Reference
 
 SHOWN_UNTOUCHED: Final = 8
@@ -29,8 +28,6 @@ SHARES: Final = (0.2, 0.5, 0.7, 0.8, 0.9)
 
 SHOWN_FIELDS: Final = ("d_out", "d_in", "v_norm", "lambda_max", "rounding", "triples_error", "top_k", "outputs")
 """Fields of a module that `reference inspect --json` prints as they are."""
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 
 reference = typer.Typer(no_args_is_help=True, help="Build and inspect references.")
 
@@ -113,9 +110,10 @@ def reference_inspect(
     """Show the content of a reference."""
     from app.screen.reference.open import open_reference, short_of_energy
 
-    opened, policy = open_reference(directory, None), _default_policy()
+    opened, policy = open_reference(directory, None), Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
+    described = _described(opened, policy)
     if as_json:
-        print_json(_described(opened, policy))
+        print_json(described)
         return
     m = opened.manifest
     kind = "compact, without V" if m.compact else f"V in {m.dtype}"
@@ -130,25 +128,20 @@ def reference_inspect(
         few = f"in {short} modules all kept triples together hold less than {policy.energy:.0%} of ‖V‖²: build it with more"
         out.print(few, soft_wrap=True, highlight=False)
     out.print(f"left out: {', '.join(m.left_out) or 'nothing'}", soft_wrap=True, highlight=False)
-    rows = []
-    for name, shape in sorted(opened.modules.items(), key=lambda one: natural(one[0])):
-        info = opened.info(name)
-        numbers = [f"{number:.4g}" for number in (info.v_norm, info.lambda_max, info.rounding, info.triples_error)]
-        kept = ("", "", "")
-        if opened.triples(name) is not None:
-            looked_at = opened.singular_vectors(name, policy).r.shape[1]
-            kept = (f"{info.top_k}:{info.outputs}", f"{opened.held(name):.3f}", str(looked_at))
-        rows.append((name, f"{shape.d_out} × {shape.d_in}", *numbers, *kept))
+    rows = [_row(module) for module in described["modules"]]
     out.print(FittedTable(("module", *INSPECTED), rows, INSPECTED))
 
 
-def _default_policy() -> "Policy":
-    from app.domain.policy import Policy
+def _row(module: dict[str, Any]) -> tuple[str, ...]:
+    """Return a module's cells, as `INSPECTED` after its name."""
+    numbers = [f"{module[one]:.4g}" for one in ("v_norm", "lambda_max", "rounding", "triples_error")]
+    kept = ("", "", "")
+    if module["held"] is not None:
+        kept = (f"{module['top_k']}:{module['outputs']}", f"{module['held']:.3f}", str(module["looked_at"]))
+    return (module["name"], f"{module['d_out']} × {module['d_in']}", *numbers, *kept)
 
-    return Policy(energy=DEFAULT_ENERGY, top_k=DEFAULT_TOP_K)
 
-
-def _described(opened: "Reference", policy: "Policy") -> dict[str, Any]:
+def _described(opened: "Reference", policy: Policy) -> dict[str, Any]:
     """Return what `inspect` shows, by module. held, looked_at: of the triples kept; None without any."""
     m = opened.manifest
     modules = []

@@ -80,11 +80,11 @@ def audit_command(
     from app.gateway.engine_lists import PATIENCE_S, engine_lists, engines_at, in_both
     from app.store.audit.audit import ARTEFACTS, Skipped
     from app.store.audit.audit import audit as look
-    from app.store.catalogue.database import sqlite_url
+    from app.store.open import catalogue_at
 
     secrets = [key.strip() for key in (*(api_keys or "").split(","), engine_api_key or "")]
     urls = [part.strip() for part in (engine_url or "").split(",") if part.strip()]
-    url = catalogue_url or sqlite_url(data / "catalogue.sqlite")
+    url = catalogue_at(data, catalogue_url)
 
     kept = partial(look, data, url, secrets=secrets, artefacts=artefacts, store_url=store_url)
 

@@ -25,7 +25,7 @@ def sign_command(
     """Audit the store, then sign every artefact that a version names with this key, in place of any other signature.
 
     For artefacts from before GATEWAY_SIGNING_KEY was set, and after a key was lost. Refused while a gateway uses the store,
-    and where the audit finds a broken invariant (exit status 1). An audit sees whether store and catalogue agree; `store
+    or if the audit finds a broken invariant (exit status 1). An audit sees whether store and catalogue agree; `store
     audit --reference DIR` measures everything again, for when somebody may have written to both. From object storage the
     artefacts are copied to the data directory first. After an interruption, run it again.
     """

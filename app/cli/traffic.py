@@ -3,17 +3,25 @@
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
-from app.cli.client import LOCAL, Json, Key, Url, answer_of, client_of, fail, out, print_json
-from app.observe.version_table import version_line
-
-Name = Annotated[str, typer.Argument(help="Adapter name")]
+from app.cli.client import (
+    LOCAL,
+    AdapterName,
+    Json,
+    Key,
+    Url,
+    answer_of,
+    client_of,
+    fail,
+    out,
+    print_json,
+    show_version,
+)
+from app.observe.fitted_table import FittedTable
 
 
 def traffic(
-    name: Name,
+    name: AdapterName,
     weights: Annotated[
         list[str] | None, typer.Argument(metavar="[VERSION=PERCENT]...", help="Such as 3=95 4=5; default: show them")
     ] = None,
@@ -41,7 +49,7 @@ def traffic(
 
 
 def promote(
-    name: Name,
+    name: AdapterName,
     version: Annotated[int | None, typer.Argument(help="Version; default: the only candidate")] = None,
     url: Url = LOCAL,
     key: Key = None,
@@ -50,13 +58,13 @@ def promote(
     """End a roll-out by giving every request to one of its versions."""
     params = {} if version is None else {"version": version}
     with client_of(url, key) as client:
-        _print_version(answer_of(client.post(f"/adapters/{name}/traffic/promote", params=params)), as_json)
+        show_version(answer_of(client.post(f"/adapters/{name}/traffic/promote", params=params)), as_json)
 
 
-def abort(name: Name, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
+def abort(name: AdapterName, url: Url = LOCAL, key: Key = None, as_json: Json = False) -> None:
     """End a roll-out by giving every request to the stable version."""
     with client_of(url, key) as client:
-        _print_version(answer_of(client.post(f"/adapters/{name}/traffic/abort")), as_json)
+        show_version(answer_of(client.post(f"/adapters/{name}/traffic/abort")), as_json)
 
 
 def _weight(text: str) -> tuple[str, int]:
@@ -66,20 +74,11 @@ def _weight(text: str) -> tuple[str, int]:
     return version, int(weight)
 
 
-def _print_version(version: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(version)
-    else:
-        out.print(version_line(version), highlight=False)
-
-
-def _table(traffic: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("version", "per cent", "part"):
-        table.add_column(column, overflow="fold")
+def _table(traffic: dict[str, Any]) -> FittedTable:
+    rows = []
     for one in traffic["versions"]:
         parts = ["stable"] if one["version"] == traffic["stable_version"] else []
         parts += ["shadow"] if one["shadow"] else []
         parts += [f"withheld: {one['withheld']}"] if one["withheld"] else []
-        table.add_row(f"{traffic['name']}@{one['version']}", str(one["weight"]), ", ".join(parts))
-    return table
+        rows.append((f"{traffic['name']}@{one['version']}", str(one["weight"]), ", ".join(parts)))
+    return FittedTable(("version", "per cent", "part"), rows, {"per cent"})

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,15 +13,10 @@ from app.cli.client import REJECTED, Json, fail, out, print_json
 from app.domain.artefact import MANIFEST_FILE
 from app.domain.digest import Digest
 from app.domain.errors import Refused
+from app.domain.model_signing import ATTESTATION_FILE, IGNORED
 from app.domain.statement import PAYLOAD_TYPE, SCREENING, Statement
 from app.store.artefacts.signatures import statement_in
 from app.store.envelope import MAX_BYTES, key_id, opened, read_public_key
-
-ATTESTATION_FILE: Final = "attestation.json"
-"""Name of an envelope beside the files it covers."""
-
-NOT_COVERED: Final = frozenset({ATTESTATION_FILE, MANIFEST_FILE})
-"""Files that no engine reads: the statement need not cover them."""
 
 
 def verify(
@@ -43,7 +38,7 @@ def verify(
     try:
         public = read_public_key(key)
         envelope = _envelope(directory, statement)
-        found = {path.name: _digest(path) for path in directory.iterdir() if path.name not in NOT_COVERED}
+        found = {path.name: _digest(path) for path in directory.iterdir() if path.name not in IGNORED}
     except (OSError, ValueError) as error:
         fail(str(error))
     try:

@@ -34,8 +34,8 @@ READERS: Final = 4
 
 
 RESOLVERS: Final = 16
-"""Threads of the pool that resolves names: one for each message that webhook_delivery.py sends at the same time; each
-import has one in addition."""
+"""Threads that resolve names of webhooks' targets: one for each message that webhook_delivery.py sends at the same time;
+imports have READERS in addition."""
 
 
 class Pool:
@@ -139,7 +139,7 @@ class Pools:
             accounts=Pool(
                 "accounts", 4
             ),  # two for tenant_meter.py, one for usage_ledger.py and webhook_delivery.py each
-            names=Pool("names", RESOLVERS + uploads),
+            names=Pool("names", RESOLVERS + READERS),
             readiness=Pool("readiness", 2),
             metrics=Pool("metrics", 1),
             bodies=Pool("bodies", 2),  # Python runs one thread at a time: more would only hold more memory

@@ -16,7 +16,6 @@ from fastapi.routing import APIRoute
 from app.api.access.caller import AdapterInPath, Caller, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
-from app.api.routes.adapters import MAX_NUMBER
 from app.api.views import one_version, traffic_view
 from app.console.adapter_list import Column, Group, Wanted, listing
 from app.console.comparison import comparison
@@ -35,6 +34,7 @@ from app.domain.errors import (
     GatewayError,
     Refused,
 )
+from app.domain.names import MAX_NUMBER
 from app.observe.log import event
 from app.serve.models import models_payload
 from app.store.audit.rules import INVARIANTS

@@ -88,7 +88,7 @@ TOO_MANY_FOLLOWERS = _code(
 
 # upload: bytes as they arrive
 SOURCE_UNAVAILABLE = _code(
-    "source_unavailable", 502, _U, "Check the source's name and revision, and HF_TOKEN if it is private or gated."
+    "source_unavailable", 502, _U, "Try again later, or upload the files; if it stays so, tell the operator."
 )
 BAD_SOURCE = _code(
     "bad_source", 400, _U, "Write hf://org/repository@revision or s3://bucket/prefix; docs/importing.md has the forms."
@@ -111,20 +111,16 @@ SOURCE_FORBIDDEN = _code(
     _U,
     "Ask the operator for a credential that may read this source, or upload the files; check its name, too.",
 )
-SOURCE_CHANGED = _code(
-    "source_changed", 409, _U, "Import it again; the source changed while it was read.", retryable=True
-)
+SOURCE_CHANGED = _code("source_changed", 409, _U, "Import it again; the source changed while it was read.")
 SOURCE_BROKEN = _code(
     "source_broken",
     502,
     _U,
     "Tell whoever runs the source: it sent something else than it announced. Or upload the files.",
 )
-SOURCE_TIMEOUT = _code(
-    "source_timeout", 504, _U, "Try again when the source answers faster, or upload the files.", retryable=True
-)
+SOURCE_TIMEOUT = _code("source_timeout", 504, _U, "Try again when the source answers faster, or upload the files.")
 BAD_MULTIPART = _code(
-    "bad_multipart", 400, _U, "Send multipart/form-data with exactly the parts name, config and weights."
+    "bad_multipart", 400, _U, "Send multipart/form-data with the parts name, config, weights and, if any, signature."
 )
 MISSING_PART = _code("missing_part", 400, _U, "Send all three parts: name, config (adapter_config.json) and weights.")
 UNEXPECTED_PART = _code("unexpected_part", 400, _U, "Send only the parts name, config and weights, each once.")

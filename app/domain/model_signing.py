@@ -18,9 +18,12 @@ PREDICATE: Final = "https://model_signing/signature/v1.0"
 BUNDLE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 """Media type of a Sigstore bundle."""
 
+ATTESTATION_FILE: Final = "attestation.json"
+"""Name of a statement's envelope beside the files it covers."""
+
 SIGNATURE_FILE: Final = "model.sig"
-IGNORED: Final = ("attestation.json", MANIFEST_FILE, SIGNATURE_FILE)
-"""Files beside an adapter's that the signature does not cover: no engine reads them."""
+IGNORED: Final = (ATTESTATION_FILE, MANIFEST_FILE, SIGNATURE_FILE)
+"""Files beside an adapter's that no statement or signature covers: no engine reads them."""
 
 
 def model_statement(name: str, files: Mapping[str, Digest]) -> bytes:

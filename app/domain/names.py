@@ -25,7 +25,9 @@ RESERVED: Final = frozenset({"models", "health", "ready", "metrics", "base", "de
 """Words used by routes and operators; an adapter of such a name would confuse people, not code."""
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
+MAX_NUMBER: Final = 999_999_999
+"""Form of a version number, and the largest one."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,4 +86,4 @@ def parse_model(text: str) -> tuple[str, int | None] | None:
         return None
     if not at:
         return name, None
-    return (name, int(version)) if _VERSION.fullmatch(version) else None
+    return (name, int(version)) if VERSION_NUMBER.fullmatch(version) else None

@@ -1,11 +1,11 @@
 """Policy override of a tenant: values in the place of the operator's, none of which is weaker.
 
 Only fields with a clear order can be overridden: a stricter value condemns, removes or rejects no less. The others decide
-how a module is measured. What the operator's policy rejects stays rejected (`decide` takes it as a bar).
+how a module is measured. A rejection by the operator's policy stands (`decide` takes it as a bar).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from app.domain.policy import Action, Policy, Unscorable
@@ -57,11 +57,6 @@ def override_from(values: Mapping[str, Any]) -> PolicyOverride:
     """Parse an override from plain JSON values. Raises ValueError or TypeError if it is not one."""
     unscorable = values.get("unscorable")
     return PolicyOverride(**{**values, "unscorable": None if unscorable is None else Unscorable(unscorable)})
-
-
-def plain(override: PolicyOverride) -> dict[str, Any]:
-    """Return an override as plain JSON values."""
-    return {name: str(value) if isinstance(value, str) else value for name, value in asdict(override).items()}
 
 
 def _stricter(name: str, wanted: Any, policy: Policy) -> Any:

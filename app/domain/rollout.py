@@ -6,13 +6,13 @@ of the weights moves as few slots as possible, so that a conversation that need 
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from app.domain.errors import BAD_WEIGHTS, Refused
+from app.domain.names import MAX_NUMBER, VERSION_NUMBER
 
 SLOTS: Final = 100
 """Slots of an adapter: a weight is a whole number of per cent."""
@@ -20,10 +20,6 @@ SLOTS: Final = 100
 MAX_VERSIONS: Final = 8
 """Most versions of an adapter that its requests go to at one time, a shadow among them: each has metrics of its own."""
 
-MAX_NUMBER: Final = 999_999_999
-"""Largest version number."""
-
-_NUMBER: Final = re.compile("[1-9][0-9]{0,8}")
 _SHADOW: Final = "shadow"
 _GUARD: Final = "guard"
 
@@ -68,7 +64,7 @@ class Wanted:
 
 def _number(name: str) -> int:
     """Return the version that a member of the object names, in its one spelling: no two members name the same."""
-    if _NUMBER.fullmatch(name):
+    if VERSION_NUMBER.fullmatch(name):
         return int(name)
     remedy = "Name versions by their numbers: GET /adapters/{name} lists them."
     raise Refused(BAD_WEIGHTS, f"{name[:40]!r} is not the number of a version", param="weights", remedy=remedy)
@@ -155,7 +151,7 @@ def stable_version(active: int, weights: Mapping[int, int], *, begun: bool) -> i
     """Return the version that an abort leaves: the active one if it goes on in a roll-out that has begun, else the one
     with the most weight, of several the active one or the lowest.
 
-    A version uploaded last is active; whoever gives it a few per cent then wants the other one back.
+    A version uploaded last is active; an operator who gives it a few per cent then wants the other one back.
     """
     if begun and active in weights:
         return active

@@ -2,6 +2,6 @@
 
     source's name → pin ── commit, ETags ──► open(file) ── bytes ──► the quarantine (upload)
 
-Connections go to checked addresses of listed servers only (client.py). What arrives is not read here: it is sealed like an
-upload, and validate reads it.
+Connections go to checked addresses of listed servers only (client.py). The bytes are not read here: they are sealed
+like an upload's, and validate reads them.
 """

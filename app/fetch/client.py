@@ -47,8 +47,6 @@ MAX_ADDRESSES: Final = 4
 MAX_LOCATION: Final = 8190
 """Most characters of an address that a server redirects to: it may be signed, with a policy and a file name in it."""
 
-RETRY: Final = "Try again later, or upload the files; if it stays so, tell the operator."
-
 Resolve = Callable[[str, int], Awaitable[tuple[Address, ...]]]
 """Function from a name and a port to the name's addresses. Raises OSError."""
 
@@ -77,7 +75,7 @@ class Answer:
             async for chunk in self._body.iter_any():
                 yield chunk
         except (aiohttp.ClientConnectionError, OSError):
-            raise Unavailable(SOURCE_UNAVAILABLE, "the connection broke off", remedy=RETRY) from None
+            raise Unavailable(SOURCE_UNAVAILABLE, "the connection broke off") from None
         except aiohttp.ClientError:
             raise Unavailable(SOURCE_BROKEN, "the answer ended before the bytes that it announced") from None
 
@@ -247,4 +245,4 @@ def _checked(answer: Answer, at: Url) -> Answer:
 
 
 def _away(at: Url, why: str) -> GatewayError:
-    return Unavailable(SOURCE_UNAVAILABLE, f"{at.authority}: {why}", remedy=RETRY)
+    return Unavailable(SOURCE_UNAVAILABLE, f"{at.authority}: {why}")

@@ -26,7 +26,7 @@ from app.domain.printable import printable
 from app.fetch.client import HEAD_S, Connected, as_announced, number
 
 MAX_INFO: Final = 1 << 20
-"""Most bytes of the answer that has the commit: it also lists every file, at about 50 bytes each."""
+"""Most bytes of the answer that has the commit: it also lists every file."""
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256: Final = re.compile(r'"?([0-9a-f]{64})"?')

@@ -19,7 +19,7 @@ def attestation(components: Components, signer: Signer | None, name: str, number
     It is signed anew each time with the key in force, so a new key needs no other step. Raises Refused NOT_SIGNED without
     a key, VERSION_NOT_READY for a version without an artefact or one that is withheld, and what the catalogue raises.
     """
-    signer, _, statement = _stated(components, signer, name, number)
+    signer, statement = _stated(components, signer, name, number)
     return signer.sign(statement.encode(), PAYLOAD_TYPE)
 
 
@@ -28,15 +28,15 @@ def model_signature(components: Components, signer: Signer | None, name: str, nu
 
     Raises as `attestation`; also NOT_SIGNED for an Ed25519 key, which the format does not have.
     """
-    signer, model, statement = _stated(components, signer, name, number)
+    signer, statement = _stated(components, signer, name, number)
     if not on_p256(signer.key.public_key()):
         raise Refused(NOT_SIGNED, "this gateway's key is Ed25519, and OpenSSF Model Signing takes ECDSA on P-256 only")
-    envelope = signer.sign(model_statement(model, statement.files), PAYLOAD_TYPE)
+    envelope = signer.sign(model_statement(statement.predicate["model"], statement.files), PAYLOAD_TYPE)
     return bundle_of(envelope, signer.public_pem)
 
 
-def _stated(components: Components, signer: Signer | None, name: str, number: int) -> tuple[Signer, str, Statement]:
-    """Return the signer, the version's name with its number, and the statement about it. Raises as `attestation`."""
+def _stated(components: Components, signer: Signer | None, name: str, number: int) -> tuple[Signer, Statement]:
+    """Return the signer, and the statement about a version. Raises as `attestation`."""
     row = components.catalogue.version(name, number)
     if signer is None:
         raise Refused(NOT_SIGNED, "this gateway has no key to sign with")
@@ -46,4 +46,4 @@ def _stated(components: Components, signer: Signer | None, name: str, number: in
         why = f"it is withheld: {withheld}" if withheld else f"it is {row.state.value}, and no artefact of it is served"
         raise Refused(VERSION_NOT_READY, f"version {number}: {why}", param="version")
     manifest, model = json.loads(components.blobs.checked_manifest(row.artefact)), f"{row.name}@{number}"
-    return signer, model, screening_statement(model, __version__, manifest, json.loads(report))
+    return signer, screening_statement(model, __version__, manifest, json.loads(report))

@@ -104,14 +104,11 @@ class CanaryRecheck:
     async def _may_be_asked(self, plan: Plan) -> bool:
         """Return whether the served model passes a plan; False if that is not known, which must not keep others waiting."""
         try:
-            return await self._served_model_passes(plan)
+            if await self._evaluation.served_model_passes(plan):
+                return True
         except Unavailable as error:
             event("canaries_not_asked_again", logging.WARNING, battery=plan.battery.digest.short, why=error.message)
             return False
-
-    async def _served_model_passes(self, plan: Plan) -> bool:
-        if await self._evaluation.served_model_passes(plan):
-            return True
         why = "the engine's own model fails canaries that it passed before: no version is judged by it"
         event("served_model_changed", logging.ERROR, why=why)
         return False

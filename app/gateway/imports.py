@@ -24,14 +24,9 @@ class Imports:
     storage: Storage
     storage_client: SourceClient
 
-    @property
-    def on(self) -> bool:
-        """False if nothing may be imported."""
-        return bool(self.patterns.entries)
-
     def check(self, source: AdapterSource, tenant: str) -> None:
         """Raise Refused SOURCE_NOT_ALLOWED unless this tenant may import this source."""
-        if not self.on:
+        if not self.patterns.entries:
             raise Refused(SOURCE_NOT_ALLOWED, "this gateway imports nothing", param="source")
         if not self.patterns.allow(source, tenant):
             raise Refused(

@@ -27,7 +27,7 @@ FAILED_CANARIES: Final = "asked again, it failed canaries that the served model 
 """Reason why a version is withheld that failed the evaluation in force."""
 
 UNMEASURED: Final = "it cannot be measured: "
-"""How the reason begins why a version is withheld that the storage did not give."""
+"""Beginning of the reason for withholding a version whose artefact the storage did not give."""
 
 WAITS: Final = "it waits to be measured by the policy in force"
 """Reason why a version is withheld that was not measured yet."""
@@ -48,7 +48,7 @@ class PolicyRecheck:
         self._objection = objection or (lambda row: policy_objection(components, row))
         self._withheld: Mapping[Key, str] = {}
         self._measured: Mapping[Key, Policy] = {}  # the policy by which each was measured
-        self._started = self._unfinished = False
+        self._started = False
         self._retry_at: Mapping[Key, float] = {}
         self._written: tuple[Rules, Mapping[str, Rules], frozenset[Key]] | None = None
 
@@ -56,7 +56,7 @@ class PolicyRecheck:
     def due(self) -> bool:
         """True if a version must be measured now that could not be measured before, or waits for others."""
         now = time.monotonic()
-        return self._unfinished or any(at <= now for at in self._retry_at.values())
+        return WAITS in self._withheld.values() or any(at <= now for at in self._retry_at.values())
 
     def check(self, rows: Iterable[VersionRow], written: AbstractSet[Digest] = frozenset()) -> Mapping[Key, str]:
         """Measure versions if needed; return version → reason for all that the rules in force do not pass. Blocking.
@@ -80,7 +80,7 @@ class PolicyRecheck:
         measured = {key: policy for key, policy in self._measured.items() if key in older}
         before, until = dict(measured), time.monotonic() + SLICE_S if self._started else math.inf
         tried = False
-        self._started, self._unfinished = True, False
+        self._started = True
         for key, row in sorted(older.items(), key=lambda one: one[1].state is not State.READY):
             policy = rules[row.name.tenant].policy
             waits = time.monotonic() < retry_at.get(key, 0.0) and row.artefact not in written
@@ -88,7 +88,7 @@ class PolicyRecheck:
                 continue
             if tried and time.monotonic() > until:
                 found[key] = WAITS
-                self._unfinished = True
+                measured.pop(key, None)
                 continue
             retry_at.pop(key, None)
             tried, measured_now = True, False

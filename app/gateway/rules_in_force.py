@@ -108,14 +108,11 @@ class RulesInForce:
     def replace_own(self, changed: Mapping[str, OwnRules]) -> None:
         """Put other rules of these tenants in force. Blocking."""
         with self._changing:
-            self._replace_own(changed)
-
-    def _replace_own(self, changed: Mapping[str, OwnRules]) -> None:
-        operators, tenants = self._rules
-        own, others = {**self._own, **changed}, {one: rules for one, rules in tenants.items() if one not in changed}
-        self._own = {tenant: rules for tenant, rules in own.items() if rules != NOTHING_OWN}
-        made = {tenant: self._with(operators, self._own[tenant]) for tenant in changed if tenant in self._own}
-        self._put(operators, {**others, **made})
+            operators, tenants = self._rules
+            own, others = {**self._own, **changed}, {one: rules for one, rules in tenants.items() if one not in changed}
+            self._own = {tenant: rules for tenant, rules in own.items() if rules != NOTHING_OWN}
+            made = {tenant: self._with(operators, self._own[tenant]) for tenant in changed if tenant in self._own}
+            self._put(operators, {**others, **made})
 
     def _set(self, plan: Plan | None) -> None:
         operators = Rules(self._policy, NO_OVERRIDE, plan, self._parameters_of(self._policy, plan))

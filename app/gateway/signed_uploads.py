@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.concurrency.pools import Pool
 from app.domain.artefact import CONFIG_FILE, WEIGHTS_FILE
 from app.domain.errors import BAD_SIGNATURE, SIGNATURE_REQUIRED, Refused
 from app.domain.lora import Received
 from app.domain.model_signing import envelope_in, signed_files
 from app.domain.statement import PAYLOAD_TYPE
+from app.observe.log import event
 from app.store.envelope import PublicKey, key_id, opened_by
 from app.upload.limits import SIGNATURE
+from app.upload.receive import PendingUpload
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class UploadKeys:
         """Return the id of the key that signed an upload; None if it is unsigned, which is allowed then.
 
         signature: a Sigstore bundle as `model_signing sign key` writes it; it may cover further files. Raises Refused
-        SIGNATURE_REQUIRED or BAD_SIGNATURE. Blocking: 8 signatures and 5 keys take some milliseconds.
+        SIGNATURE_REQUIRED or BAD_SIGNATURE. Blocking: each signature is tried with each key.
         """
         if signature is None:
             self.check_unsigned()
@@ -46,3 +49,15 @@ class UploadKeys:
                 how = "covers other bytes of it" if name in signed else "does not cover it"
                 raise Refused(BAD_SIGNATURE, f"{name}: the signature {how}", param=SIGNATURE)
         return key_id(key)
+
+
+async def check_signature(upload: PendingUpload, tenant: str, adapter: str, keys: UploadKeys, pool: Pool) -> None:
+    """Check an upload's signature in a thread, and log the key that made it. adapter: its full name.
+
+    Raises Refused SIGNATURE_REQUIRED or BAD_SIGNATURE.
+    """
+    received = upload.received
+    signed_by = await pool(keys.check, tenant, upload.signature, received)
+    if signed_by is not None:
+        config, weights = received.config_digest.hex, received.weights_digest.hex
+        event("upload_signature_verified", adapter=adapter, key=signed_by, config=config, weights=weights)

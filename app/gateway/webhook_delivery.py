@@ -78,7 +78,7 @@ class Webhooks:
 
     @property
     def on(self) -> bool:
-        """Whether webhooks can be made, and messages are sent."""
+        """True if webhooks can be made, and messages are sent."""
         return bool(self._master)
 
     async def create(self, tenant: str, url: str, topics: list[str] | None) -> tuple[Webhook, str]:

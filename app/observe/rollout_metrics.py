@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from prometheus_client import Counter, Gauge, Histogram
 
 from app.domain.rollout import Rollout
+from app.domain.usage import one_request
 from app.observe.adapter_label import OTHER
 from app.observe.metric_definitions import Rollouts
 from app.observe.metric_registry import Registry
@@ -90,8 +91,7 @@ class RolloutMetrics:
             labels = self._labels(target)
             self._metrics.answered.labels(*labels, result_of(status)).inc()
             self._metrics.seconds.labels(*labels).observe(seconds)
-            count = (usage or {}).get("completion_tokens")
-            if isinstance(count, int) and count > 0:
+            if count := one_request(usage).completion_tokens:
                 self._metrics.tokens.labels(*labels).inc(count)
 
     def first_token(self, target: InRollout, seconds: float) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from app.domain.digest import Digest
 from app.domain.lora import Received
-from app.domain.policy_override import NO_OVERRIDE, PolicyOverride, override_from, plain
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride, override_from
 
 FRAME: Final = struct.Struct(">IQ")
 """Header of a frame: length of the JSON and of the payload, in bytes; both follow."""
@@ -162,7 +162,7 @@ class Order:
         received = self.received
         digests = [received.config_digest.hex, received.weights_digest.hex]
         sizes = [received.config_bytes, received.weights_bytes]
-        line.send({"order": [*digests, *sizes, self.rung, self.complete, plain(self.override)]}, self.config)
+        line.send({"order": [*digests, *sizes, self.rung, self.complete, asdict(self.override)]}, self.config)
 
     @classmethod
     def receive(cls, line: Line, max_config: int) -> "Order":

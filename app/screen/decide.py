@@ -128,7 +128,7 @@ _NOT_COUNTED: Final = (Reason.ZERO_UPDATE, Reason.TOWER)
 
 def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> Decided:
     """Apply the bounds on the adapter as a whole: the share of condemned modules, the cap and the budgets."""
-    condemned = [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
+    condemned = _condemned(modules)
     active = sum(m.reason not in _NOT_COUNTED for m in modules)
     counted, what = condemned, "are condemned"
     if policy.reject_tau is not None:
@@ -150,6 +150,11 @@ def _judge_together(modules: list[ModuleVerdict], policy: Policy) -> Decided:
         spent = (replace(m, decision=reject, reason=because) if m.name in over else m for m in modules)
         return Outcome.REJECTED, why, tuple(spent)
     return *_outcome(modules, policy), tuple(modules)
+
+
+def _condemned(modules: Sequence[ModuleVerdict]) -> list[ModuleVerdict]:
+    """Return the modules that are cut out for their measurements, not for being a tower's."""
+    return [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
 
 
 def _above(modules: Sequence[ModuleVerdict], policy: Policy) -> list[ModuleVerdict]:
@@ -196,7 +201,7 @@ def _over_budget(modules: Sequence[ModuleVerdict], policy: Policy) -> tuple[set[
 
 def _outcome(modules: list[ModuleVerdict], policy: Policy) -> tuple[Outcome, str]:
     dropped = [m for m in modules if m.reason is Reason.TOWER]
-    pruned = [m for m in modules if m.decision is Decision.PRUNE and m.reason is not Reason.TOWER]
+    pruned = _condemned(modules)
     projected = [m for m in modules if m.decision is Decision.PROJECT]
     also = f"; {len(dropped)} of {len(modules)} modules are dropped: {NO_TOWERS}" if dropped else ""
     what = f"E-DIEM ({policy.comparison}) above {policy.tau:g}"

@@ -210,11 +210,10 @@ class Relay:
         shadow = self._routing_table.shadow(target, asker.reach)
         if shadow is None or self._shadows is None or read.inference.kind in TOKENIZING:
             return
-        found = shadow
 
         async def ask() -> None:
-            clock = Clock(self._shadow_hooks, found, time.monotonic())
-            answer = await self._send(read, found, clock, None, Asker(cache=asker.cache))
+            clock = Clock(self._shadow_hooks, shadow, time.monotonic())
+            answer = await self._send(read, shadow, clock, None, Asker(cache=asker.cache))
             if isinstance(answer.body, Stream):
                 async with contextlib.aclosing(answer.body) as stream:
                     async for _ in stream:

@@ -156,7 +156,8 @@ class RoutingTable:
         if model == self.model:
             return self._base
         full = reach.full(model)
-        return _asked_as(model, self._snapshot.targets.get(full) if full is not None else None)
+        found = self._snapshot.targets.get(full) if full is not None else None
+        return found if found is None or found.asked == model else replace(found, asked=model)
 
     def split(self, model: object, reach: Reach) -> Split | None:
         """Return the versions that `model`, as sent in an untrusted request, means during a roll-out; None: only one."""
@@ -175,8 +176,7 @@ class RoutingTable:
         target = self.target(model, reach) if isinstance(model, str) else None
         if target is None:
             raise _unknown(model, reach, self._snapshot.unloaded)
-        split = self.split(model, reach) if conversation is not None else None
-        if split is not None and conversation is not None and target.adapter is not None:
+        if conversation is not None and target.adapter is not None and (split := self.split(model, reach)) is not None:
             target = replace(split.slots[slot_of(target.adapter, conversation)], asked=target.asked)
         if not self.is_loaded(target):
             raise Unavailable(ENGINE_UNAVAILABLE, f"{target.asked} is being loaded into the engine", param="model")
@@ -193,10 +193,6 @@ class RoutingTable:
         """Return whether the engine answers for `target` now."""
         name = target.engine_name
         return (name == self.model and not self._guarded) or self._loaded(name)
-
-
-def _asked_as(model: str, found: Target | None) -> Target | None:
-    return found if found is None or found.asked == model else replace(found, asked=model)
 
 
 def _split(targets: Mapping[str, Target], name: str, rollout: Rollout) -> Split:

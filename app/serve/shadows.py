@@ -14,7 +14,7 @@ MAX_SHADOWS: Final = 8
 """Most copies under way at one time: their bodies are in memory, and their answers take the engine's time."""
 
 SHADOW_S: Final = 300.0
-"""Seconds after which a copy is given up, whoever still writes its answer."""
+"""Seconds after which a copy is given up, also if the engine still writes its answer."""
 
 
 class Shadows:

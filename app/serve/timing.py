@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from app.domain.errors import GatewayError
+from app.domain.usage import one_request
 from app.serve.asker import Used
 from app.serve.routing_table import Target
 
@@ -110,8 +111,7 @@ class Clock:
         """End the request. Of a stream that was cut short the pieces of text count as tokens, unless more were told."""
         self.wait()
         if self._pieces and (usage is None or code is not None):
-            told = (usage or {}).get("completion_tokens")
-            most = max(told, self._pieces) if isinstance(told, int) else self._pieces
+            most = max(one_request(usage).completion_tokens, self._pieces)
             usage = {**(usage or {}), "completion_tokens": most}
         self._hooks.answered(self._target, status, time.monotonic() - self._began, usage)
         self._hooks.own_work(self._own)

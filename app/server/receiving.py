@@ -6,12 +6,11 @@ from typing import Final
 
 from fastapi import Request
 
-from app.api.access.caller import Caller, caller_of
+from app.api.access.caller import caller_of
 from app.api.bodies import posted
 from app.api.dependencies import holder_of
 from app.api.disconnects import unless_disconnected
 from app.api.schemas import NewImport
-from app.concurrency.pools import Pool
 from app.domain.adapter_source import SourcePatterns, source_of
 from app.domain.errors import UPLOAD_INCOMPLETE, Refused
 from app.domain.outside import Address, Outside, Url
@@ -22,10 +21,9 @@ from app.fetch.hub import Hub
 from app.gateway.components import Components
 from app.gateway.gauges import watch_waiting
 from app.gateway.imports import Imports
-from app.gateway.signed_uploads import UploadKeys
+from app.gateway.signed_uploads import check_signature
 from app.load.embedded.command import cores, cpu_build
 from app.notify.post import addresses_of
-from app.observe.log import event
 from app.server.open_files import half_of_open_files
 from app.server.settings import Settings
 from app.upload.imported import receive_import
@@ -69,20 +67,6 @@ def _sequences(settings: Settings, *, alone: bool) -> int:
     return max(MIN_SEQUENCES, SEQUENCES_A_CORE * cores())
 
 
-async def _check_signature(upload: PendingUpload, caller: Caller, keys: UploadKeys, pool: Pool) -> None:
-    """Check an upload's signature, and log the key that made it. Raises Refused SIGNATURE_REQUIRED or BAD_SIGNATURE."""
-    received = upload.received
-    signed_by = await pool(keys.check, caller.tenant, upload.signature, received)
-    if signed_by is not None:
-        event(
-            "upload_signature_verified",
-            adapter=caller.full(upload.name),
-            config=received.config_digest.hex,
-            weights=received.weights_digest.hex,
-            key=signed_by,
-        )
-
-
 def receiver(settings: Settings, components: Components, shares: Shares, closers: ExitStack) -> Receive:
     """Return the receiver of uploads. `closers` closes its quarantine."""
     limits = UploadLimits(
@@ -101,7 +85,13 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
             return await receive_named(request)
         caller, pool = holder_of(request), components.pools.receiving
         upload = await receive(request.stream(), request.headers, limits, quarantine, shares, pool, caller)
-        return await signed(request, upload)
+        asker = caller_of(request)
+        try:
+            await check_signature(upload, asker.tenant, asker.full(upload.name), upload_keys, pool)
+        except BaseException:
+            async with upload:  # frees file and slot
+                raise
+        return upload
 
     async def receive_named(request: Request) -> PendingUpload:
         asked, pool = await posted(request, NewImport, MAX_IMPORT_BODY), components.pools.receiving
@@ -113,15 +103,7 @@ def receiver(settings: Settings, components: Components, shares: Shares, closers
         found = await unless_disconnected(request, work, lambda unwanted: pool.start(unwanted.take().close))
         if found is None:
             raise Refused(UPLOAD_INCOMPLETE, "the client left before its import ended")
-        return await signed(request, found)
-
-    async def signed(request: Request, upload: PendingUpload) -> PendingUpload:
-        try:
-            await _check_signature(upload, caller_of(request), upload_keys, components.pools.receiving)
-        except BaseException:
-            async with upload:  # frees file and slot
-                raise
-        return upload
+        return found
 
     return receive_body
 
@@ -132,7 +114,7 @@ def imports_of(settings: Settings, components: Components) -> Imports:
     def resolve(host: str, port: int) -> Awaitable[tuple[Address, ...]]:
         return components.pools.names(addresses_of, host, port)
 
-    networks = [entry for entry in settings.import_hosts if "://" not in entry]
+    networks = map(str, Outside.of(settings.import_hosts).networks)
     hub = Url.of(settings.import_hub_url)
     token, secret = settings.import_hub_token, settings.import_storage_secret_key
     return Imports(

@@ -39,7 +39,7 @@ def plan_of(settings: Settings, reference: Reference) -> Plan | None:
 def parameters_of(settings: Settings, reference: Reference, policy: Policy, plan: Plan | None) -> str:
     """Return one key for everything that a verdict, a refusal and the written bytes depend on besides the upload.
 
-    policy: the tenant's; what the operator's rejects is rejected, too, so that both decide where they differ.
+    policy: the tenant's; a rejection by the operator's counts, too, so that both decide if they differ.
     """
     evaluation = () if plan is None else (plan.key,)
     bar = () if policy == settings.policy else (settings.policy,)

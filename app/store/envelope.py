@@ -26,7 +26,7 @@ MAX_BYTES: Final = 1 << 20
 """Most bytes of an envelope; its size does not depend on the adapter's."""
 
 MAX_SIGNATURES: Final = 8
-"""Most signatures of an envelope: each is tried with each key, at 0.1 ms."""
+"""Most signatures of an envelope: each is tried with each key."""
 
 WANTED: Final = "Ed25519, or ECDSA on the curve P-256"
 

@@ -33,14 +33,11 @@ from app.store.uploads import KeptUploads
 BATCH: Final = 500
 """Rows read and written at a time; a version's report is some 100 kB."""
 
-MOVED: Final = (
-    *(adapters, versions),
-    *(api_keys, tenant_limits, tenant_rules, usage, audit_log, webhooks, webhook_messages),
-)
-"""Tables that are moved, in the order in which rows refer to each other; not those of running gateways (`gateways` …)."""
-
 NUMBERED: Final = (adapters, versions)
-"""Those whose next row's id is assigned by the server."""
+"""Tables in which the server assigns the next row's id."""
+
+MOVED: Final = (*NUMBERED, api_keys, tenant_limits, tenant_rules, usage, audit_log, webhooks, webhook_messages)
+"""Tables that are moved, in the order in which rows refer to each other; not those of running gateways (`gateways` …)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class UploadLimits:
 
     max_weights_bytes: bytes of the weights part. Rank 64 on every linear module of a 7B model is 0.6 GiB in float32.
     max_config_bytes: bytes of the config part. PEFT writes about 1 KiB; full-name patterns for 448 modules take 30 KiB.
-    max_signature_bytes: bytes of the signature part. A bundle about two files has 2 KiB, one about a folder's hundred 20.
+    max_signature_bytes: bytes of the signature part. It grows with the number of files that a bundle covers.
     max_name_bytes: bytes of the name part. A name has 63 at most; the larger limit lets a long name be refused with the
         rules for names, and only a flood with "too large".
     max_part_header_bytes: bytes of one part's headers. Clients send about 150.

@@ -4,6 +4,7 @@
     gateway    name → artefact, and its bytes, over HTTP                gateway.py
     mounted    the same from a mounted store                            mounted.py
     cache      artefacts on this machine, verified, read-only, bounded  cache.py
+    signed     statements about artefacts, verified by public keys      signed.py
     resolver   what vLLM asks                                           resolver.py
     closed     an ASGI middleware that shuts vLLM's own doors for code and adapters   closed.py
 

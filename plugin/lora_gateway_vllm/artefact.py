@@ -24,8 +24,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ADAPTER = r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?~)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """An adapter's name, after its tenant and `~` if it is a tenant's."""
 
-_ENGINE_NAME = re.compile(rf"{_ADAPTER}@([0-9a-f]{{12}})(?:-[0-9]{{1,9}})?")
-_ASKED = re.compile(rf"{_ADAPTER}@[0-9a-f]{{1,12}}(?:-[0-9]{{1,9}})?")
+_ENGINE_NAME = re.compile(rf"{_ADAPTER}@([0-9a-f]{{{SHORT}}})(?:-[0-9]{{1,9}})?")
+_ASKED = re.compile(rf"{_ADAPTER}@[0-9a-f]{{1,{SHORT}}}(?:-[0-9]{{1,9}})?")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def parse(told: object, asked: str) -> Artefact:
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError("no digest")
     match = _ENGINE_NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None or match[1] != digest[:12]:
+    if match is None or match[1] != digest[:SHORT]:
         raise ValueError("the engine's name is not that of the digest")
     wanted, _, version = asked.partition("@")
     if match[0].partition("@")[0].lower() != wanted.lower():

@@ -27,7 +27,7 @@ async def two(running: Running) -> AsyncIterator[Running]:
 
 
 def asked(running: Running) -> Counter[str]:
-    """How many requests for each of the adapter's versions the engine got, without probes."""
+    """Requests that the engine got, counted by version of the adapter, without probes."""
     catalogue = running.gateway.context.uploads.components.catalogue
     names = {row.engine_name: f"v{row.number}" for row in catalogue.versions(NAME)}
     sent = [one for one in running.simulator.seen if one.get("messages") == [{"role": "user", "content": "hello"}]]

@@ -91,7 +91,7 @@ def commands(of: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 @pytest.mark.parametrize("path", [path for path, _ in commands(get_command(cli)) if path != ("serve",)], ids=" ".join)
 def test_the_help_of_every_command_says_all_of_it_in_80_columns(path: tuple[str, ...]) -> None:
-    """What stands in square brackets in a help text is markup: it would be left out, or break the whole page."""
+    """Text in square brackets is markup to the help's renderer: it would be left out, or break the whole page."""
     done = CliRunner().invoke(cli, [*path, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.exception
     assert max(map(len, done.output.splitlines())) <= 80

@@ -54,7 +54,7 @@ def gibibytes(spec: Resource, volume: str) -> int:
 
 
 def peers(folder: str, policy: str, way: str) -> list[tuple[dict[str, Any], set[int]]]:
-    """Who, and by which ports, as a policy says."""
+    """Peers of a policy's rules, each with its ports."""
     found = applied(folder, "NetworkPolicy", policy)
     key = {"ingress": "from", "egress": "to"}[way]
     return [(peer, {port["port"] for port in rule["ports"]}) for rule in found["spec"][way] for peer in rule[key]]

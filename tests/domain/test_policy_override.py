@@ -1,12 +1,13 @@
 """Override of a policy: stricter in every field, and refused where it is weaker."""
 
+import json
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from app.domain.policy import Action, Comparison, Policy, Unscorable
-from app.domain.policy_override import FIELDS, NO_OVERRIDE, PolicyOverride, override_from, plain
+from app.domain.policy_override import FIELDS, NO_OVERRIDE, PolicyOverride, override_from
 from app.domain.rungs import bounded_as, policies, rungs_from
 
 OPERATORS = Policy(
@@ -77,8 +78,8 @@ def test_a_tenant_with_values_of_its_own_keeps_no_spared_module() -> None:
 
 def test_it_survives_json() -> None:
     override = PolicyOverride(**{field: EACH[field][0] for field in FIELDS})
-    assert override_from(plain(override)) == override
-    assert override_from(plain(NO_OVERRIDE)) == override_from({}) == NO_OVERRIDE
+    assert override_from(json.loads(json.dumps(asdict(override)))) == override
+    assert override_from(asdict(NO_OVERRIDE)) == override_from({}) == NO_OVERRIDE
     broken: list[dict[str, Any]] = [{"unscorable": "never"}, {"energy": 0.1}]
     for values in broken:
         with pytest.raises((ValueError, TypeError)):

@@ -71,8 +71,9 @@ def publish(bucket: S3Store) -> None:
     """Write the two objects so that anybody may read them."""
     for file, data in ((CONFIG_FILE, b"{}"), (WEIGHTS_FILE, WEIGHTS)):
         url = obstore.sign(bucket, "PUT", SOURCE.path(file), timedelta(minutes=5))
-        asked = urllib.request.Request(url, data, {"x-amz-acl": "public-read"}, method="PUT")
-        urllib.request.urlopen(asked).close()
+        # as bytes: urllib's own type is a form's, which the server would read twice
+        headers = {"x-amz-acl": "public-read", "Content-Type": "application/octet-stream"}
+        urllib.request.urlopen(urllib.request.Request(url, data, headers, method="PUT"), timeout=60).close()
 
 
 async def test_without_keys_public_objects_are_read_and_no_others(storage: Server, bucket: S3Store) -> None:

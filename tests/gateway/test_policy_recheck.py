@@ -1,13 +1,17 @@
 """Policy recheck: versions of another policy are measured once, and the result is written down."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
 from app.domain.digest import digest_of
 from app.domain.errors import STORE_FAILED, Unavailable
+from app.domain.policy import Policy
+from app.domain.policy_override import PolicyOverride
 from app.domain.version_state import State
-from app.gateway.policy_recheck import PolicyRecheck
+from app.gateway.policy_recheck import WAITS, PolicyRecheck
+from app.gateway.rules_in_force import OwnRules, RulesInForce
 from app.store.audit.policy_in_force import PolicyInForce
 from app.store.catalogue.tables import VersionRow
 from tests.gateway.conftest import MakeUseCases, UseCases, rules
@@ -104,3 +108,24 @@ async def test_deleted_versions_are_withheld_no_more(make_use_cases: MakeUseCase
     use_cases.objections[row.key] = "too much"
     assert use_cases.recheck.check([row]).keys() == {row.key}
     assert use_cases.recheck.check([]) == {}
+
+
+async def test_a_policy_that_comes_back_before_all_were_measured_leaves_nobody_waiting(
+    make_use_cases: MakeUseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_force = RulesInForce(Policy(), None, lambda policy, _: f"at most {policy.max_update_ratio}")
+    use_cases = make_use_cases(rules=in_force)
+    rows = [use_cases.store(seed) for seed in (1, 2, 3)]
+    monkeypatch.setattr("app.gateway.policy_recheck.SLICE_S", 0.0)
+    first, second = (OwnRules(PolicyOverride(max_update_ratio=ratio)) for ratio in (90.0, 80.0))
+
+    def checked(own: OwnRules) -> Mapping[tuple[str, int], str]:
+        in_force.replace_own({rows[0].name.tenant: own})
+        return use_cases.recheck.check(rows)
+
+    assert checked(first) == {}, "at the start all are measured"
+    assert [*checked(second).values()] == [WAITS, WAITS]
+    for _ in rows:
+        withheld = checked(first)
+    assert withheld == {}
+    assert not is_due(use_cases.recheck)

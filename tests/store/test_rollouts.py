@@ -8,6 +8,7 @@ from app.domain.errors import NO_TRAFFIC, VERSION_NOT_FOUND, VERSION_NOT_READY, 
 from app.domain.rollout import Wanted
 from app.domain.version_state import State
 from app.store.catalogue.catalogue import Catalogue
+from app.store.catalogue.rollouts import promoted
 from tests.store.making import NAME, published, stored
 
 
@@ -38,7 +39,7 @@ def test_it_begins_changes_and_is_promoted(catalogue: Catalogue) -> None:
     adapter = catalogue.set_traffic(NAME, Wanted({2: 20, 3: 80}))
     assert adapter.active == 2
     assert catalogue.chapter("", 10).adapters[0][0] == adapter == catalogue.adapters()[0]
-    assert catalogue.promote(NAME).number == 3
+    assert catalogue.promote(NAME, 3).number == 3
     assert (catalogue.adapter(NAME).active, catalogue.adapter(NAME).rollout, catalogue.rollouts()) == (3, None, {})
     assert states(catalogue) == {1: State.RETIRED, 2: State.RETIRED, 3: State.READY}
 
@@ -50,7 +51,7 @@ def test_an_abort_leaves_the_stable_version(catalogue: Catalogue) -> None:
     with refuses(NO_TRAFFIC):
         catalogue.abort(NAME)
     with refuses(NO_TRAFFIC):
-        catalogue.promote(NAME)
+        catalogue.promote(NAME, 3)
 
 
 def test_an_abort_of_a_roll_out_that_was_changed_since_does_nothing(catalogue: Catalogue) -> None:
@@ -80,7 +81,7 @@ def test_only_published_versions_take_part_and_nothing_changes_otherwise(catalog
 def test_what_is_promoted_must_be_named_if_several_could_be(catalogue: Catalogue) -> None:
     catalogue.set_traffic(NAME, Wanted({2: 95, 3: 5}, shadow=1))
     with refuses(VERSION_NOT_READY):
-        catalogue.promote(NAME)
+        promoted(catalogue.adapter(NAME), None)
     with refuses(VERSION_NOT_READY):
         catalogue.promote(NAME, 9)
     assert catalogue.adapter(NAME).rollout is not None
@@ -92,7 +93,7 @@ def test_a_new_version_waits_for_a_weight(catalogue: Catalogue) -> None:
     row = published(catalogue, 4)
     assert (row.state, catalogue.adapter(NAME).active) == (State.RETIRED, 3)
     catalogue.set_traffic(NAME, Wanted({3: 95, 4: 5}))
-    assert catalogue.promote(NAME).number == 4
+    assert catalogue.promote(NAME, 4).number == 4
     assert published(catalogue, 5).state is State.READY  # the roll-out has ended
 
 

@@ -13,13 +13,13 @@ import yaml
 CHART: Final = Path(__file__).resolve().parents[2] / "deploy" / "helm"
 NAMESPACE: Final = "lora-gateway"
 NAMED: Final[dict[str, Any]] = {"keysSecret": "gateway-keys"}
-"""What an installation must name."""
+"""Values that an installation must set."""
 FLEET: Final[dict[str, Any]] = {
     **NAMED,
     "gateway": {"settingsSecrets": ["gateway-stores"]},
     "fleet": {"storeUrl": "s3://adapters/gateway", "engineKeySecret": "engine-key"},
 }
-"""What one of several gateways must name, beside values-fleet.yaml."""
+"""Values that one of several gateways must set, beside values-fleet.yaml."""
 MONITORED: Final[dict[str, Any]] = {**NAMED, "monitoring": {"enabled": True, "keySecret": "metrics-key"}}
 
 CHANGED: Final[dict[str, Any]] = {

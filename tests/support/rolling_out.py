@@ -41,7 +41,7 @@ async def version(running: Running, user: str | None = None, **more: Any) -> int
 
 
 async def versions(running: Running) -> Counter[int]:
-    """How many of USERS users each version answers."""
+    """Number of users, of USERS, that each version answers."""
     return Counter([await version(running, f"user {number}") for number in range(USERS)])
 
 

@@ -166,7 +166,7 @@ async def test_the_operators_policy_is_part_of_a_tenants_verdict(open_gateway: O
 
 
 async def test_many_versions_are_measured_a_few_at_a_time(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was not measured yet is withheld, and does not keep another tenant's upload from being served."""
+    """A version that was not measured yet is withheld, and keeps no other tenant's upload from being served."""
     for seed in range(3):
         assert (await push(running, "acme", f"a{seed}", seed)).status_code == 201
     monkeypatch.setattr(policy_recheck, "SLICE_S", 0.0)

@@ -22,7 +22,7 @@ NAMES: Final = ("theirs", "nobody")
 
 PAIRS: Final = 300
 FAIR: Final = (0.3, 0.7)
-"""Share of pairs in which one is the slower: a half, if both take as long. Chance alone leaves this range once in 10¹¹
+"""Share of pairs in which one is the slower: a half, if both take as long. Chance alone hardly ever leaves this range
 runs; whatever slows the machine slows either of a pair with the same chance."""
 
 

@@ -3,10 +3,10 @@ import pytest
 from app.upload.limits import GIB, UploadLimits
 
 
-def test_the_body_cap_leaves_room_for_three_full_parts_and_little_else() -> None:
+def test_the_body_cap_leaves_room_for_full_parts_and_little_else() -> None:
     limits = UploadLimits()
     assert limits.max_weights_bytes == 2 * GIB
-    parts = limits.max_weights_bytes + limits.max_config_bytes + limits.max_name_bytes
+    parts = limits.max_weights_bytes + limits.max_config_bytes + limits.max_signature_bytes + limits.max_name_bytes
     assert parts < limits.max_body_bytes < parts + 20_000
 
 

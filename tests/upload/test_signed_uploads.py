@@ -31,7 +31,7 @@ def trusting(*keys: Path, tenant: str = "default") -> str:
 
 
 def signature(key: Path, upload: Any, **changed: bytes) -> bytes:
-    """What `model_signing` would write for an upload's files (compared with it in tests/domain/test_model_signing.py)."""
+    """Signature of an upload's files in the form of `model_signing` (run in tests/clients/test_model_signing.py)."""
     parts = {"adapter_config.json": upload["config"][1], "adapter_model.safetensors": upload["weights"][1], **changed}
     files = {name: digest_of(data) for name, data in parts.items()}
     signer = Signer.read(key)

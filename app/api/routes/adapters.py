@@ -16,6 +16,7 @@ from app.api.schemas import (
     AdapterPage,
     Envelope,
     Error,
+    NewImport,
     NewOwner,
     Owner,
     Report,
@@ -26,12 +27,11 @@ from app.api.schemas import (
     WarmEngine,
 )
 from app.api.views import adapters_page, one_adapter, one_version, remarks_on
-from app.domain.adapter_source import BUCKET_FORM, HUB_FORM
 from app.domain.api_keys import check_owner
 from app.domain.coarse import coarse_verdict
 from app.domain.errors import BAD_REQUEST, GatewayError, Refused, Stage
 from app.domain.manifest import received_json, verdict_json
-from app.domain.names import NAME_LIMIT
+from app.domain.names import MAX_NUMBER, NAME_LIMIT
 from app.domain.tenants import split_name
 from app.domain.verdict import Verdict
 from app.domain.version_state import State
@@ -46,9 +46,6 @@ from app.upload.receive import PendingUpload, SealedUpload
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
 
-MAX_NUMBER: Final = 999_999_999
-"""Largest version number in `name@number`."""
-
 PAGE: Final = 100
 """Default number of adapters in one response."""
 
@@ -60,13 +57,12 @@ MAX_OWNER_BODY: Final = 1024
 
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
-_NAME: Final = {"type": "string", "description": "Adapter name"}
 _FORM: Final = {
     "type": "object",
     "required": ["name", "config", "weights"],
     "additionalProperties": False,
     "properties": {
-        "name": _NAME,
+        "name": {"type": "string", "description": "Adapter name"},
         "config": {"type": "string", "format": "binary", "description": "adapter_config.json"},
         "weights": {"type": "string", "format": "binary", "description": "adapter_model.safetensors"},
         "signature": {
@@ -76,19 +72,13 @@ _FORM: Final = {
         },
     },
 }
-_IMPORT: Final = {
-    "type": "object",
-    "required": ["name", "source"],
-    "additionalProperties": False,
-    "properties": {
-        "name": _NAME,
-        "source": {"type": "string", "description": f"{HUB_FORM} or {BUCKET_FORM}, fetched by the gateway"},
-    },
-}
 UPLOAD_BODY: Final = {
     "requestBody": {
         "required": True,
-        "content": {"multipart/form-data": {"schema": _FORM}, "application/json": {"schema": _IMPORT}},
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": NewImport.model_json_schema()},
+        },
     }
 }
 """Description of an upload's body: the gateway's own parser streams it, so FastAPI cannot describe it."""
@@ -186,19 +176,19 @@ async def index(
 ) -> Response:
     """List adapters with their versions, ordered by name; `next` is null on the last page."""
     caller = caller_of(request)
-    return await _read(ctx, adapters_page, caller.tenant, after, limit, caller.uploader.admin)
+    return await read_view(ctx, adapters_page, caller.tenant, after, limit, caller.uploader.admin)
 
 
 @router.get("/adapters/{name}", response_model=Adapter)
 async def adapter(name: AdapterInPath, request: Request, ctx: Ctx) -> Response:
     """Show one adapter with its versions."""
-    return await _read(ctx, one_adapter, name, caller_of(request).uploader.admin)
+    return await read_view(ctx, one_adapter, name, caller_of(request).uploader.admin)
 
 
 @router.get("/adapters/{name}/versions/{number}", response_model=Version)
 async def version(name: AdapterInPath, number: Number, request: Request, ctx: Ctx) -> Response:
     """Show one version with its report: every module's score and decision."""
-    return await _read(ctx, one_version, name, number, caller_of(request).key.operator)
+    return await read_view(ctx, one_version, name, number, caller_of(request).key.operator)
 
 
 @router.get("/adapters/{name}/versions/{number}/attestation", response_model=Envelope)
@@ -217,7 +207,7 @@ async def model_sig(name: AdapterInPath, number: Number, ctx: Ctx) -> Response:
     return SigstoreBundle.model_validate(bundle).response()
 
 
-async def _read(ctx: Context, view: Callable[..., View], *which: Any) -> Response:
+async def read_view(ctx: Context, view: Callable[..., View], *which: Any) -> Response:
     """Make a view and its JSON, both in a thread; what it shows as served is served when this returns."""
     response = await ctx.uploads.components.pools.reading(lambda: view(ctx.uploads, *which).response())
     await ctx.uploads.publishing.in_force()
@@ -230,7 +220,7 @@ async def rollback(
 ) -> Response:
     """Point the name to an earlier version: `to`, or the one before the active version."""
     row = await ctx.uploads.publishing.rollback(name, to)
-    return await _read(ctx, one_version, name, row.number, caller_of(request).key.operator)
+    return await read_view(ctx, one_version, name, row.number, caller_of(request).key.operator)
 
 
 @router.post("/adapters/{name}/warm", response_model=Warmed)

@@ -12,9 +12,8 @@ from starlette.types import Receive, Scope, Send
 from app.api.access.caller import AdapterInPath, guarded
 from app.api.dependencies import Context, context, holder_of
 from app.api.openapi import EVENTS
-from app.api.routes.adapters import MAX_NUMBER
 from app.domain.errors import ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, Refused
-from app.domain.names import AdapterName
+from app.domain.names import MAX_NUMBER, AdapterName
 from app.domain.shares import Resource
 from app.domain.tenants import split_name
 from app.gateway.uploads import Uploads

@@ -1,5 +1,6 @@
 """Routes for the rules that a tenant has beside the operator's: a stricter policy, and canaries of its own."""
 
+from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -11,7 +12,7 @@ from app.api.bodies import body_of, posted
 from app.api.dependencies import Context, context
 from app.api.openapi import body
 from app.api.tenant_schemas import PolicyValues, TenantCanaries, TenantPolicyShown
-from app.domain.policy_override import FIELDS, override_from, plain
+from app.domain.policy_override import FIELDS, override_from
 from app.domain.tenants import full_name
 from app.evaluate.battery import Battery
 from app.gateway.tenant_rules import MAX_BATTERY_BYTES
@@ -54,7 +55,7 @@ async def policy(tenant: str, ctx: Ctx) -> Response:
     """Show a tenant's own values, and the policy that they make with the operator's."""
     found = await ctx.tenant_rules.policy(tenant)
     in_force = PolicyValues(**{name: getattr(found.in_force, name) for name in FIELDS})
-    return TenantPolicyShown(tenant=tenant, policy=PolicyValues(**plain(found.override)), in_force=in_force).response()
+    return TenantPolicyShown(tenant=tenant, policy=PolicyValues(**asdict(found.override)), in_force=in_force).response()
 
 
 @router.put(

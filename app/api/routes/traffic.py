@@ -9,11 +9,12 @@ from app.api.access.caller import AdapterInPath, caller_of, guarded
 from app.api.bodies import body_of
 from app.api.dependencies import Context, context
 from app.api.openapi import body
+from app.api.routes.adapters import read_view
 from app.api.schemas import Traffic, Version
 from app.api.views import one_version, traffic_view
-from app.domain.rollout import MAX_NUMBER, SLOTS, Wanted
+from app.domain.names import MAX_NUMBER, VERSION_NUMBER
+from app.domain.rollout import SLOTS, Wanted
 from app.serve import json_body
-from app.store.catalogue.tables import AdapterRow
 
 router = APIRouter(tags=["adapters"], dependencies=[Depends(guarded)])
 Ctx = Annotated[Context, Depends(context)]
@@ -25,7 +26,7 @@ MAX_BODY: Final = 1024
 WEIGHTS: Final[dict[str, Any]] = {
     "type": "object",
     "description": "Per cent of the conversations, by version; they add up to 100",
-    "patternProperties": {"^[1-9][0-9]{0,8}$": {"type": "integer", "minimum": 0, "maximum": SLOTS}},
+    "patternProperties": {f"^{VERSION_NUMBER.pattern}$": {"type": "integer", "minimum": 0, "maximum": SLOTS}},
     "properties": {
         "shadow": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_NUMBER},
         "guard": {"type": "boolean"},
@@ -38,7 +39,7 @@ WEIGHTS: Final[dict[str, Any]] = {
 @router.get("/adapters/{name}/traffic", response_model=Traffic)
 async def traffic(name: AdapterInPath, ctx: Ctx) -> Response:
     """Show the roll-out of an adapter."""
-    return await _shown(ctx, await ctx.rollouts.shown(name))
+    return await read_view(ctx, traffic_view, await ctx.rollouts.shown(name))
 
 
 @router.put("/adapters/{name}/traffic", response_model=Traffic, openapi_extra=body(WEIGHTS))
@@ -50,7 +51,7 @@ async def set_traffic(name: AdapterInPath, request: Request, ctx: Ctx) -> Respon
     """
     async with body_of(request, MAX_BODY) as raw:
         wanted = Wanted.parse(json_body.read(raw))
-    return await _shown(ctx, await ctx.rollouts.set(name, wanted))
+    return await read_view(ctx, traffic_view, await ctx.rollouts.set(name, wanted))
 
 
 @router.delete("/adapters/{name}/traffic", status_code=204)
@@ -64,22 +65,11 @@ async def delete_traffic(name: AdapterInPath, ctx: Ctx) -> Response:
 async def promote(name: AdapterInPath, request: Request, ctx: Ctx, version: Number = None) -> Response:
     """End a roll-out by giving every request to one of its versions."""
     row = await ctx.rollouts.promote(name, version)
-    return await _version(ctx, request, name, row.number)
+    return await read_view(ctx, one_version, name, row.number, caller_of(request).key.operator)
 
 
 @router.post("/adapters/{name}/traffic/abort", response_model=Version)
 async def abort(name: AdapterInPath, request: Request, ctx: Ctx) -> Response:
     """End a roll-out by giving every request to the stable version, which is shown."""
     adapter = await ctx.rollouts.abort(name)
-    return await _version(ctx, request, name, adapter.active or 0)
-
-
-async def _shown(ctx: Context, adapter: AdapterRow) -> Response:
-    response = traffic_view(ctx.uploads, adapter).response()
-    await ctx.uploads.publishing.in_force()
-    return response
-
-
-async def _version(ctx: Context, request: Request, name: str, number: int) -> Response:
-    operator = caller_of(request).key.operator
-    return (await ctx.uploads.components.pools.reading(one_version, ctx.uploads, name, number, operator)).response()
+    return await read_view(ctx, one_version, name, adapter.active, caller_of(request).key.operator)

@@ -13,10 +13,10 @@ from fastapi.responses import Response, StreamingResponse
 
 from app.api.access.caller import caller_of, guarded
 from app.api.dependencies import Context, context
-from app.api.routes.adapters import MAX_NUMBER
 from app.api.tenant_schemas import UsageLine, UsagePage
 from app.concurrency.pools import Pool
 from app.domain.errors import BAD_REQUEST, Refused
+from app.domain.names import MAX_NUMBER
 from app.domain.usage import Usage, UsedBy, hour_of
 from app.store.catalogue.usage import UsageStore
 

@@ -193,7 +193,7 @@ class BlobStore:
     def verify(self, digest: Digest) -> None:
         """Read the artefact back from the disk and check that its bytes are those of its digest.
 
-        The manifest must name this digest and these files, and be signed where signatures are asked for. Raises
+        The manifest must name this digest and these files, and be signed if signatures are asked for. Raises
         Unavailable STORE_FAILED, naming the damaged file.
         """
         self._check_bytes(digest)
@@ -235,7 +235,7 @@ class BlobStore:
             return (self.path(digest) / MANIFEST_FILE).read_bytes()
 
     def checked_manifest(self, digest: Digest) -> bytes:
-        """Return the artefact's manifest, which names this digest and is signed where signatures are asked for.
+        """Return the artefact's manifest, which names this digest and is signed if signatures are asked for.
 
         The files' bytes are not read. Raises Unavailable STORE_FAILED.
         """

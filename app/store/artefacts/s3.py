@@ -249,7 +249,7 @@ class RemoteBlobs(BlobStore):
     def _fetch(self, digest: Digest, *, signed: bool = True) -> None:
         """Copy an artefact here, checked before it becomes visible. Raises Unavailable NO_SPACE or STORE_FAILED.
 
-        signed: whether it must be, where signatures are asked for.
+        signed: whether it must be, if signatures are asked for.
         """
         final, staged = self.path(digest), self._staging.fresh()
         try:

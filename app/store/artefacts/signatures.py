@@ -47,8 +47,6 @@ class Signatures:
 
         The statement must be about these files and this verdict: one that was signed for another artefact does not count.
         """
-        if self.trusted is None:
-            return None
         return None if self.trusted is None else _objection(manifest, self.trusted)
 
     def lacks(self, manifest: bytes) -> bool:

@@ -35,11 +35,11 @@ class RolloutCatalogue(CatalogueWriter):
                 self._point(connection, adapter, rows[stable])
             return adapter_named(connection, name).public
 
-    def promote(self, name: Name, number: int | None = None, evaluation: str | None = None) -> VersionRow:
-        """Give all requests to one version of the roll-out, which ends. None: the only one besides the stable version.
+    def promote(self, name: Name, number: int, evaluation: str | None = None) -> VersionRow:
+        """Give all requests to one version of the roll-out, which ends.
 
         Versions that still wait for the engine are retired, as by a rollback (evaluation: as there). Raises Refused
-        NO_TRAFFIC, or VERSION_NOT_READY if the version has no part in it, or several have one.
+        NO_TRAFFIC, or VERSION_NOT_READY if the version has no part in it.
         """
         with self._database.writing() as connection:
             adapter = adapter_named(connection, name, lock=True)

@@ -1,12 +1,12 @@
 """Rules of tenants in the catalogue: an override of the policy, and canaries."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from app.domain.policy_override import NO_OVERRIDE, PolicyOverride, override_from, plain
+from app.domain.policy_override import NO_OVERRIDE, PolicyOverride, override_from
 from app.store.catalogue.database import Database
 from app.store.catalogue.tenant_tables import tenant_rules
 from app.store.cluster.peers import next_revision
@@ -33,7 +33,7 @@ class TenantRuleStore:
 
     def set_override(self, tenant: str, override: PolicyOverride) -> None:
         """Replace the override of a tenant."""
-        self._set(tenant, override=json.dumps(plain(override)))
+        self._set(tenant, override=json.dumps(asdict(override)))
 
     def set_battery(self, tenant: str, battery: str | None) -> None:
         """Replace the canaries of a tenant."""

@@ -1,4 +1,4 @@
-"""What the programs beside this one ask for: a price, as the form of an answer and as the arguments of a tool."""
+"""Price: form of the answer, and arguments of the tool, that the programs beside this one ask for."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 RESULT = '{"coins": 2}'
-"""What the tool answers."""
+"""Answer of the tool."""
 
 
 class Price(BaseModel):
